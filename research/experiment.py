@@ -1,0 +1,129 @@
+"""What a config is: one typed value that can build its learner and its feeds. The host loop knows no more."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
+
+import tyro
+
+from research.state import Batch, Learner, State
+
+
+class Mistake(ValueError):
+    """What the user typed can't be run: one clear message that names the mend; exit status 2."""
+
+
+class Failure(RuntimeError):
+    """Something went wrong on the way: one clear message that names the mend; exit status 1."""
+
+
+class Feed(Protocol):
+    """Training data, a pure function of the step.
+
+    resident  True: a pytree whose arrays live on the device; `batch_at` is traced inside the step.
+              False: it lives on the host, which puts a chunk's batches on the device while the one before runs
+    """
+
+    resident: bool
+
+    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+        """The global batch of a step, or the part `share[0]` of its `share[1]` equal parts."""
+        ...
+
+
+class Feeds(NamedTuple):
+    """What a run reads. Evaluation batches are all of one shape, the last one masked."""
+
+    train: Feed
+    validation: Sequence[Batch]
+    test: Sequence[Batch]
+
+
+Report = Callable[[State, Feeds, Path], dict[str, float]]
+"""What is no mean, on the host: it may leave pictures in the directory, and gives numbers by name."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long, how often, and what counts.
+
+    steps           in all
+    seed            of the run: initial weights, and everything drawn on the way
+    chunk           steps a dispatch; it divides the other intervals and `steps`
+    log_every       steps between lines of training metrics
+    evaluate_every  steps between evaluations on validation data
+    save_every      steps between checkpoints
+    keep            newest checkpoints kept, at least 2; the best one is kept besides
+    metric, goal    the validation metric that "best" and early stopping go by, and its good direction
+    patience        evaluations without a new best before the run stops early, or None
+    final           the State that the test data judges
+    published       the results to reproduce, by test metric
+    """
+
+    steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 1000
+    seed: Annotated[int, tyro.conf.arg(aliases=("--seed",))] = 0
+    chunk: int = 100
+    log_every: int = 100
+    evaluate_every: int = 1000
+    save_every: int = 1000
+    keep: int = 2
+    metric: str = "accuracy"
+    goal: Literal["max", "min"] = "max"
+    patience: int | None = None
+    final: Literal["last", "best"] = "last"
+    published: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        positive(self, "run", "steps", "chunk", "log_every", "evaluate_every", "save_every")
+        if self.keep < 2:
+            raise Mistake(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
+        if self.patience is not None:
+            positive(self, "run", "patience")
+        for name in ("log_every", "evaluate_every", "save_every", "steps"):
+            interval = getattr(self, name)
+            if interval % self.chunk:
+                below, above = interval // self.chunk * self.chunk, -(-interval // self.chunk) * self.chunk
+                nearest = f"{below} or {above}" if below else f"{above}"
+                raise Mistake(
+                    f"run.{name}={interval} is not a multiple of run.chunk={self.chunk}: the nearest are {nearest} "
+                    f"(or choose a chunk that divides it, say {divisor(interval, self.chunk)})"
+                )
+
+
+class Experiment(Protocol):
+    """The typed value that a file of configs/ makes: nested frozen dataclasses, one class for each algorithm."""
+
+    @property
+    def run(self) -> Run: ...
+
+    def build(self, axis: str | None = None) -> Learner:
+        """The learner; pure, and without a branch on a float field, so that a sweep can vmap it.
+
+        axis: the mapped axis over devices that its batch and world are split over, if any.
+        """
+        ...
+
+    def feeds(self) -> Feeds:
+        """The data, or for reinforcement learning the empty feed and the seeds of the episodes to judge by."""
+        ...
+
+    def divisible(self) -> dict[str, int]:
+        """The sizes, by field name, that devices must divide: batch, environments."""
+        ...
+
+    def reports(self) -> Iterable[Report]:
+        """What is made of the final State besides its test metrics."""
+        ...
+
+
+def positive(config: Any, prefix: str, *names: str) -> None:
+    """Raises Mistake unless the fields `names` of `config` are at least 1."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise Mistake(f"{prefix}.{name} must be at least 1, not {getattr(config, name)}")
+
+
+def divisor(number: int, near: int) -> int:
+    """The largest divisor of `number` that is at most `near`."""
+    return next(d for d in range(min(near, number), 0, -1) if number % d == 0)

@@ -1,0 +1,40 @@
+"""The two calls on Flax modules that learners make: `initialise` and `forward`."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.descend import cast
+from research.state import Tree
+
+
+def on_axis(net: nn.Module, axis: str | None) -> nn.Module:
+    """`net`, told which mapped axis its batch is split over. One with statistics over the batch has a field `axis`."""
+    return net.clone(axis=axis) if any(f.name == "axis" for f in dataclasses.fields(net)) else net
+
+
+def initialise(net: nn.Module, key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:
+    """(params, collections) for inputs like `inputs` ([batch, ...]); collections: batch statistics, if any."""
+    variables = dict(on_axis(net, None).init(key, inputs))
+    return variables.pop("params", {}), variables
+
+
+def forward(
+    net: nn.Module, params: Tree, collections: dict[str, Tree], inputs: Any, key: jax.Array | None = None
+) -> tuple[Any, dict[str, Tree]]:
+    """Outputs in float32, and the collections the net has moved.
+
+    A `key` (for dropout) means training: the net is called with `train=True` and may move its own collections;
+    those it does not have (target network, averages) pass through. It computes in the dtype of `params`.
+    """
+    dtype = next((x.dtype for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)), jnp.float32)
+    variables = {"params": params, **collections}
+    if key is None:
+        return cast(net.apply(variables, cast(inputs, dtype)), jnp.float32), collections
+    outputs, moved = net.apply(
+        variables, cast(inputs, dtype), train=True, rngs={"dropout": key}, mutable=["batch_stats"]
+    )
+    return cast(outputs, jnp.float32), {**collections, **moved}
