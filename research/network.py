@@ -6,9 +6,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import tyro
 
 from research.descend import cast
 from research.state import Tree
+
+Filled = tyro.conf.Suppress
+"""Marks a net's field that `build` fills in (what the data or the place decide); no option of the command line."""
 
 
 def on_axis(net: nn.Module, axis: str | None) -> nn.Module:

@@ -1,0 +1,30 @@
+"""CIFAR-10 by a residual net of 20 layers and 0.27 M parameters.
+
+Paper: He, Zhang, Ren & Sun 2016, "Deep residual learning for image recognition" (arXiv:1512.03385), table 6:
+ResNet-20, 91.25 % (8.75 % error), 64,000 iterations of SGD; their augmentation, shift by 4 and flip. Here Muon, and
+24 passes over the data instead of 182.
+
+    python -m experiments.train cifar10_resnet20
+"""
+
+from research.data.augment import Augment
+from research.data.images import Images
+from research.experiment import Run
+from research.learners.classify import Classify
+from research.nets.cnn import ResNet
+from research.optim import Optimizer
+
+
+def config() -> Classify:
+    """The experiment."""
+    return Classify(
+        data=Images(name="cifar10", batch=128, validation=0.02),
+        net=ResNet(widths=(16, 32, 64), blocks=(3, 3, 3), shortcut="pad"),
+        augment=Augment(shift=4, flip=True),
+        optimizer=Optimizer(
+            name="muon", learning_rate=5e-3, schedule="linear", warmup=400, weight_decay=0.1, momentum=0.95
+        ),
+        run=Run(
+            steps=9200, chunk=50, log_every=100, evaluate_every=400, save_every=200, published={"accuracy": 0.9125}
+        ),
+    )

@@ -1,0 +1,25 @@
+"""Handwritten digits, 8x8 pixels, by a small convolutional net: real training that needs nothing but packages.
+
+Data: Alpaydin & Kaynak 1998, UCI Optical Recognition of Handwritten Digits, as scikit-learn bundles it.
+
+    python -m experiments.train digits_cnn
+"""
+
+from research.data.augment import Augment
+from research.data.images import Images
+from research.experiment import Run
+from research.learners.classify import Classify
+from research.nets.cnn import CNN
+from research.optim import Optimizer
+
+
+def config() -> Classify:
+    """The experiment."""
+    return Classify(
+        data=Images(name="digits", batch=64),
+        net=CNN(widths=(32, 64)),
+        augment=Augment(shift=1),
+        smoothing=0.05,
+        optimizer=Optimizer(name="adamw", learning_rate=3e-3, schedule="one_cycle", weight_decay=0.05),
+        run=Run(steps=800, chunk=50, log_every=50, evaluate_every=100, save_every=200),
+    )

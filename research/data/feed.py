@@ -1,0 +1,163 @@
+"""Feeds: where batches come from. A batch is a pure function of the step, so a feed has no state to save."""
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+from research.data.order import carved, indices
+from research.experiment import Feed, Feeds, Mistake
+from research.state import NO_BATCH, Batch, Tree
+
+FeedName = Literal["resident", "stream"]
+"""Where training data lives: all of it on the device, or on the host, a chunk of batches at a time."""
+
+
+@struct.dataclass
+class Resident:
+    """Training data on the device, as a pytree to hand to a compiled function; batches are gathered inside the step.
+
+    inputs, targets  trees of arrays, leaves [size, ...]
+    batch, seed      the global batch's size, and the seed of the order; static
+    """
+
+    inputs: Tree
+    targets: Tree
+    batch: int = struct.field(pytree_node=False)
+    seed: int = struct.field(pytree_node=False)
+    resident: bool = struct.field(pytree_node=False, default=True)
+
+    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+        """The global batch of a step (or a share of it), leaves [batch, ...]; `step` and `share[0]` may be traced."""
+        index = indices(step, self.batch, size_of(self.inputs), self.seed, jnp, share)
+        rows = lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds")
+        return Batch(
+            index, jnp.ones(index.shape, jnp.float32), jax.tree.map(rows, self.inputs), jax.tree.map(rows, self.targets)
+        )
+
+
+@struct.dataclass
+class Stream:
+    """Training data on the host: the batches of `Resident`, as NumPy arrays. `prefetched` brings them to a device."""
+
+    inputs: Tree
+    targets: Tree
+    batch: int = struct.field(pytree_node=False)
+    seed: int = struct.field(pytree_node=False)
+    resident: bool = struct.field(pytree_node=False, default=False)
+
+    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+        """The global batch of a step (or a share of it), leaves [batch, ...]."""
+        index = indices(step, self.batch, size_of(self.inputs), self.seed, np, share)
+        return _rows(index, np.ones(index.shape, np.float32), self.inputs, self.targets)
+
+
+@struct.dataclass
+class Empty:
+    """The feed of a learner that makes its own data: a pytree without leaves."""
+
+    resident: bool = struct.field(pytree_node=False, default=True)
+
+    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+        """The batch without leaves, at any step."""
+        return NO_BATCH
+
+
+@contextmanager
+def prefetched(
+    feed: Feed, start: int, stop: int, chunk: int, put: Callable[[Batch], Batch]
+) -> Iterator[Iterator[Batch]]:
+    """The batches of steps `start ... stop-1` of a host feed, `chunk` of them stacked: leaves [chunk, batch, ...].
+
+    A thread gathers a chunk and `put`s it on the device while the one before runs; never more than one is ahead.
+
+        with prefetched(feed, 0, 1000, 100, put) as chunks:
+            for batches in chunks: ...
+
+    The last chunk is the shorter for what `stop` cuts off. What goes wrong in the thread is raised where its chunk
+    is asked for; the thread has ended when the `with` has, however it is left.
+    """
+
+    def load(at: int) -> Batch:
+        batches = [feed.batch_at(step) for step in range(at, min(at + chunk, stop))]
+        return put(jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
+
+    def chunks() -> Iterator[Batch]:
+        ahead: Future[Batch] | None = None
+        for at in range(start, stop, chunk):
+            now = ahead or pool.submit(load, at)
+            ahead = pool.submit(load, at + chunk) if at + chunk < stop else None
+            yield now.result()
+
+    pool = ThreadPoolExecutor(1, "prefetch")
+    try:
+        yield chunks()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def batches(inputs: Tree, targets: Tree, size: int) -> list[Batch]:
+    """All examples in order, as NumPy batches of one shape, for evaluation; the last is padded, its padding masked.
+
+    inputs, targets  trees of arrays, leaves [examples, ...]; `index` is the example's place among them
+    """
+    count = size_of(inputs)
+
+    def one(start: int) -> Batch:
+        place = np.arange(start, start + size, dtype=np.int32)
+        # The padding repeats the last example: numbers like any other, so nothing can overflow on them.
+        return _rows(np.minimum(place, count - 1), (place < count).astype(np.float32), inputs, targets)
+
+    return [one(start) for start in range(0, count, size)]
+
+
+def episodes(first: int, count: int) -> list[Batch]:
+    """The episodes of the seeds `first ... first+count-1`, as the one evaluation batch of a learner that plays."""
+    index = np.arange(first, first + count, dtype=np.int32)
+    return [Batch(index, np.ones(count, np.float32), (), ())]
+
+
+def feeds(
+    train: tuple[Tree, Tree],
+    test: tuple[Tree, Tree],
+    batch: int,
+    evaluation_batch: int,
+    validation: float,
+    seed: int,
+    feed: FeedName = "resident",
+) -> Feeds:
+    """From host arrays to what a run reads; all that a new source of data has to call.
+
+    train, test       (inputs, targets), trees of arrays with leaves [examples, ...]
+    batch             global batch of training
+    evaluation_batch  of validation and test
+    validation        the fraction of the training examples that is carved out to validate on, at least one
+    seed              of that split, and of the order of training; a run's own seed has no part in either
+
+    Raises Mistake where there are too few training examples to carve from.
+    """
+    if size_of(train[0]) < 2:
+        raise Mistake(f"{size_of(train[0])} training examples are too few to carve validation data from")
+    rest, part = carved(size_of(train[0]), validation, seed)
+    inputs, targets = jax.tree.map(lambda x: x[rest], train)
+    held_inputs, held_targets = jax.tree.map(lambda x: x[part], train)
+    return Feeds(
+        train=(Resident if feed == "resident" else Stream)(inputs, targets, batch=batch, seed=seed),
+        validation=batches(held_inputs, held_targets, evaluation_batch),
+        test=batches(test[0], test[1], evaluation_batch),
+    )
+
+
+def size_of(tree: Tree) -> int:
+    """The number of examples in a tree of arrays [examples, ...]."""
+    return jax.tree.leaves(tree)[0].shape[0]
+
+
+def _rows(index: np.ndarray, mask: np.ndarray, inputs: Tree, targets: Tree) -> Batch:
+    take = lambda x: np.asarray(x)[index]
+    return Batch(index, mask, jax.tree.map(take, inputs), jax.tree.map(take, targets))

@@ -1,0 +1,280 @@
+"""Sets of labelled images: the bundled digits, and every image classification set of TensorFlow Datasets.
+
+A source is one function (name, dir) -> Arrays; a new one is a function like `digits` and its line in `arrays`.
+"""
+
+import contextlib
+import difflib
+import functools
+import importlib.util
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from research.data.feed import FeedName, feeds
+from research.data.order import carved
+from research.experiment import Failure, Feeds, Mistake, positive
+
+
+class Arrays(NamedTuple):
+    """What a source reads.
+
+    images  u8[examples, height, width, channels]
+    labels  i32[examples], each a place in `names`
+    names   of the classes
+    """
+
+    train_images: np.ndarray
+    train_labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+    names: tuple[str, ...]
+
+
+class ImageSpec(NamedTuple):
+    """What a learner has to know of a set of images.
+
+    shape      (height, width, channels)
+    classes    how many
+    names      of the classes
+    mean, std  of each channel over all pixels for training (validation included), scaled to [0, 1]
+    """
+
+    shape: tuple[int, int, int]
+    classes: int
+    names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set of labelled images, read into memory as uint8; inputs u8[batch, h, w, c], targets i32[batch].
+
+    name              digits, or any set of TensorFlow Datasets with an image and a label: mnist, cifar10, ...
+    dir               of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
+    batch             global batch of training
+    evaluation_batch  of validation and test
+    validation        fraction of the training examples to validate on, carved out by a shuffle; at least one
+    seed              of that split, and of the order of training
+    feed              resident: all training data on the device; stream: on the host, put there chunk by chunk
+    """
+
+    name: str = "digits"
+    dir: str | None = None
+    batch: int = 128
+    evaluation_batch: int = 500
+    validation: float = 0.1
+    seed: int = 0
+    feed: FeedName = "resident"
+
+    def __post_init__(self) -> None:
+        positive(self, "data", "batch", "evaluation_batch")
+        if not 0 < self.validation < 1:
+            raise Mistake(f"data.validation is a fraction between 0 and 1, not {self.validation}")
+
+    def spec(self) -> ImageSpec:
+        """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
+        return _spec(self.name, self._dir)
+
+    def feeds(self) -> Feeds:
+        """What a run reads. Raises as `spec` does."""
+        data = arrays(self.name, self._dir)
+        return feeds(
+            (data.train_images, data.train_labels),
+            (data.test_images, data.test_labels),
+            batch=self.batch,
+            evaluation_batch=self.evaluation_batch,
+            validation=self.validation,
+            seed=self.seed,
+            feed=self.feed,
+        )
+
+    @property
+    def _dir(self) -> str | None:
+        return self.dir or os.environ.get("TFDS_DATA_DIR") or None
+
+
+@functools.lru_cache(maxsize=2)
+def arrays(name: str, dir: str | None) -> Arrays:
+    """The set `name`, read and decoded once a process and checked; not to be written to.
+
+    Raises Mistake where it isn't there or isn't labelled images of one shape, Failure where it is damaged.
+    """
+    sources: dict[str, Callable[[str, str | None], Arrays]] = {"digits": digits}
+    data = sources.get(name, prepared)(name, dir)
+    for split, images, labels in (("training", *data[0:2]), ("test", *data[2:4])):
+        check(f"data.name {name}, {split} split", images, labels, len(data.names))
+        images.flags.writeable = labels.flags.writeable = False
+    if data.train_images.shape[1:] != data.test_images.shape[1:]:
+        shapes = f"{data.train_images.shape[1:]} for training, {data.test_images.shape[1:]} to test"
+        raise Mistake(f"data.name {name}: images of one shape expected, not {shapes}")
+    return data
+
+
+def check(what: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
+    """Raises Mistake unless images are u8[examples, h, w, c], Failure unless labels are theirs, in 0 ... classes-1."""
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        expected = "expected images uint8 [examples, height, width, channels]"
+        raise Mistake(f"{what}: {expected}, not {images.dtype} {list(images.shape)}")
+    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+        raise Failure(f"{what}: expected {len(images)} whole numbers as labels, not {labels.dtype} {labels.shape}")
+    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
+    if wrong.size:
+        example = f"example {wrong[0]} has {labels[wrong[0]]}"
+        raise Failure(f"{what}: expected labels 0 ... {classes - 1}; {wrong.size} are out of range, {example}")
+
+
+def digits(name: str, dir: str | None) -> Arrays:
+    """The 1,797 handwritten digits, 8x8x1, that scikit-learn brings along (Alpaydin & Kaynak 1998).
+
+    Their 17 shades 0 ... 16 become 0 ... 255. A fifth of them is for testing, whatever the seed.
+    """
+    found = importlib.util.find_spec("sklearn")
+    if found is None or found.origin is None:
+        raise Mistake("data.name digits: scikit-learn, which brings them along, is not installed")
+    # Its file, not its `load_digits`: importing scikit-learn takes seconds.
+    table = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
+    images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
+    return held_out(images, table[:, -1].astype(np.int32), tuple("0123456789"))
+
+
+def held_out(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Arrays:
+    """A set without a test split of its own: a fifth of it is for testing, always the same."""
+    train, test = carved(len(labels), 0.2, seed=0x7E57)
+    return Arrays(images[train], labels[train], images[test], labels[test], names)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warnings of TensorFlow Datasets: what matters of them is in the message raised."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@_quiet()
+def prepared(name: str, dir: str | None) -> Arrays:
+    """A set prepared by TensorFlow Datasets, with features `image` and `label`, read without TensorFlow.
+
+    Tests on the split `test`, else `validation`, else on a fifth of `train`. Where it isn't prepared in `dir` and
+    TensorFlow is installed, it is downloaded and prepared first.
+    """
+    import tensorflow_datasets as tfds
+
+    builder = _builder(tfds, name, dir)
+    features, splits, where = builder.info.features, builder.info.splits, builder.data_path
+    labelled = {"image", "label"} <= set(features) and isinstance(features["label"], tfds.features.ClassLabel)
+    if not labelled or "train" not in splits:
+        found = f"features {', '.join(features)}, splits {', '.join(splits)}"
+        raise Mistake(f"data.name {name}: expected features image and label, and a split train; it has {found}")
+
+    def read(split: str) -> tuple[np.ndarray, np.ndarray]:
+        return _decoded(builder.as_data_source(split=split), f"data.name {name}, split {split}", where)
+
+    names = tuple(features["label"].names)
+    try:
+        train = read("train")
+        test = next((read(split) for split in ("test", "validation") if split in splits), None)
+    except NotImplementedError as error:
+        mend = f"prepare it in another directory: {_build(name, 'OTHER')}"
+        raise Mistake(f"data.name {name}: {where} is in a format that only TensorFlow reads; {mend}") from error
+    return held_out(*train, names) if test is None else Arrays(*train, *test, names)
+
+
+def _builder(tfds: ModuleType, name: str, dir: str | None) -> Any:
+    """The builder of a prepared set; prepares it, where it can."""
+    try:
+        builder = tfds.builder(name, data_dir=dir)
+        if builder.is_prepared():
+            return builder
+    except tfds.core.DatasetNotFoundError as error:
+        # Only the text of the error knows the catalogue without TensorFlow.
+        names = ["digits", *re.findall(r"^\s*- (\w+)$", str(error), re.MULTILINE)]
+        near = "".join(f"; did you mean {n}?" for n in difflib.get_close_matches(name, names, 1))
+        raise Mistake(
+            f"data.name: TensorFlow Datasets has no set {name}, nor has {dir or 'its directory'}{near}"
+        ) from None
+    except (ValueError, AssertionError) as error:  # no such configuration, no such version
+        raise Mistake(f"data.name {name}: {_reason(error)}") from error
+    except Exception as error:
+        raise _damaged(f"data.name {name}", dir, error) from error
+    root = dir or "~/tensorflow_datasets"  # its own default
+    trouble = "TensorFlow, which can prepare it, is not installed"
+    if importlib.util.find_spec("tensorflow"):
+        try:
+            builder.download_and_prepare(file_format="array_record")
+            return builder
+        except Exception as error:
+            trouble = f"preparing it failed ({_reason(error)})"
+    raise Mistake(
+        f"data.name {name}: not found in {root}, and {trouble}. Either give the directory of TensorFlow Datasets that "
+        f"has it (--data.dir DIR or the environment's TFDS_DATA_DIR), or prepare it once, with a network: "
+        f"pip install 'samestep[prepare]' && {_build(name, root)}. --data.name digits needs nothing."
+    )
+
+
+def _build(name: str, dir: str) -> str:
+    return f"tfds build {name} --file_format=array_record --data_dir={dir}"
+
+
+def _damaged(what: str, where: Any, error: Exception) -> Failure:
+    mend = "where it is damaged, delete that directory and prepare it again"
+    return Failure(f"{what}: can't read the data in {where} ({_reason(error)}); {mend}")
+
+
+def _reason(error: Exception) -> str:
+    """One line for an error, without the arguments that TensorFlow Datasets puts before it."""
+    text = re.sub(r'^Failed to construct dataset .*?}": ', "", str(error).strip())
+    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
+
+
+def _decoded(source: Any, what: str, where: Any) -> tuple[np.ndarray, np.ndarray]:
+    """All images and labels of a data source; chunk by chunk, in threads, as decoders let go of Python's lock."""
+
+    def expect_one(shapes: set[tuple[int, ...]]) -> None:
+        if len(shapes) != 1:
+            found = " and ".join(map(str, sorted(shapes)[:2])) or "no image at all"
+            raise Mistake(f"{what}: images of one shape expected, not {found}")
+
+    def chunk(start: int) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            examples = source.__getitems__(list(range(start, min(start + 1000, len(source)))))
+            labels = np.array([example["label"] for example in examples], np.int32)
+            images = [np.asarray(example["image"]) for example in examples]
+        except Exception as error:
+            raise _damaged(what, where, error) from error
+        expect_one({image.shape for image in images})
+        return np.stack(images), labels
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+        parts = list(pool.map(chunk, range(0, len(source), 1000)))
+    expect_one({images.shape[1:] for images, _ in parts})
+    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+
+
+@functools.lru_cache(maxsize=2)
+def _spec(name: str, dir: str | None) -> ImageSpec:
+    data = arrays(name, dir)
+    height, width, channels = data.train_images.shape[1:]
+    # How often each of the 256 shades is met, image by image: exact, and in little memory.
+    shades = np.zeros((channels, 256))
+    for images in np.array_split(data.train_images, max(1, len(data.train_images) // 1000)):
+        shades += [np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)]
+    shade, weights = np.arange(256) / 255, shades / shades.sum(1, keepdims=True)
+    mean = weights @ shade
+    std = np.sqrt((weights * (shade - mean[:, None]) ** 2).sum(1))
+    std = np.where(std == 0, 1, std)  # a channel that says nothing is to be divided by 1
+    return ImageSpec((height, width, channels), len(data.names), data.names, tuple(mean.tolist()), tuple(std.tolist()))

@@ -1,0 +1,121 @@
+"""Metrics on the host: merged over steps and batches, checked, compared."""
+
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.experiment import Failure, Run
+from research.place import Place
+from research.state import Batch, Learner, Mean, Metrics, State
+
+Values = dict[str, Any]
+"""Values by metric: a float, or a list of one for each seed; None where nothing was counted, or it is not finite."""
+
+
+class Totals:
+    """Means merged on the host, in float64."""
+
+    def __init__(self) -> None:
+        self._means: dict[str, Mean] = {}
+
+    def add(self, metrics: Metrics, steps: bool = False) -> None:
+        """Merges `metrics` in; `steps`: their leading axis, steps, is summed."""
+        for name, value in metrics.items():
+            total, count = (np.asarray(x, np.float64) for x in value)
+            if steps:
+                total, count = total.sum(0), count.sum(0)
+            before = self._means.get(name, Mean(0.0, 0.0))
+            self._means[name] = Mean(before.total + total, before.count + count)
+
+    def values(self) -> Values:
+        """The means so far."""
+        return {name: _value(*mean) for name, mean in self._means.items()}
+
+
+def _value(total: Any, count: Any) -> Any:
+    if np.ndim(total):
+        return [_value(t, c) for t, c in zip(total, count, strict=True)]
+    value = float(total) / float(count) if count else math.nan
+    return value if math.isfinite(value) else None
+
+
+class Evaluator:
+    """Evaluates a State over batches; compiled once."""
+
+    def __init__(self, learner: Learner, where: Place) -> None:
+        self._evaluate = where.evaluate(learner.evaluate, 0)
+        self._where = where
+
+    def __call__(self, state: State, batches: Iterable[Batch]) -> Values:
+        """The metrics of `state` over `batches`, on the host or in their place."""
+        totals = Totals()
+        for batch in batches:
+            totals.add(jax.device_get(self._evaluate(state, self._where.put_data(batch, 0))))
+        return totals.values()
+
+
+def check_finite(metrics: Metrics, before: int, directory: Path) -> None:
+    """Raises Failure if a metric of some step, [steps] or [steps, seeds], is not finite; with seeds, if of all.
+
+    before: the steps done before these. A seed that diverges is null in the logs, and the others go on.
+    """
+    finite = {name: np.isfinite(value.total) for name, value in metrics.items()}
+    fine = np.stack(list(finite.values())).all(0)
+    if fine.ndim == 2:
+        fine = fine.any(1)
+    if fine.all():
+        return
+    step = int(np.argmin(fine))
+    names = [name for name, good in finite.items() if not np.all(good[step])]
+    raise Failure(
+        f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. The last good checkpoint is kept in "
+        f"{directory / 'checkpoints'}. Try a lower --optimizer.learning-rate, --descent.clip 1, or --debug in "
+        "another --workdir to see where it comes from"
+    )
+
+
+def score(values: Values, run: Run) -> float | None:
+    """The metric that "best" goes by: its mean over the seeds that have not diverged; None where there is none.
+
+    Raises Failure where there is no such metric.
+    """
+    if run.metric not in values:
+        raise Failure(f"there is no metric {run.metric!r}: set --run.metric to one of {', '.join(sorted(values))}")
+    value = values[run.metric]
+    each = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
+    return statistics.fmean(each) if each else None
+
+
+def best(scores: Sequence[float | None], run: Run) -> int | None:
+    """The position of the best score, the first of equals; None where there is none."""
+    sign = 1 if run.goal == "max" else -1
+    known = [(sign * score, -at) for at, score in enumerate(scores) if score is not None]
+    return -max(known)[1] if known else None
+
+
+def exhausted(scores: Sequence[float | None], run: Run) -> bool:
+    """Whether `run.patience` evaluations have passed without a new best."""
+    if run.patience is None or not scores:
+        return False
+    at = best(scores, run)
+    return len(scores) - 1 - (-1 if at is None else at) >= run.patience
+
+
+def summary(values: Values) -> dict[str, dict[str, Any]]:
+    """{metric: {"mean", "spread", "each"}} over the seeds; the spread is the sample standard deviation."""
+
+    def one(value: Any) -> dict[str, Any]:
+        each = value if isinstance(value, list) else [value]
+        known = [x for x in each if x is not None]
+        return {
+            "mean": statistics.fmean(known) if known else None,
+            "spread": statistics.stdev(known) if len(known) > 1 else None,
+            "each": each,
+        }
+
+    return {name: one(value) for name, value in values.items()}

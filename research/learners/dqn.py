@@ -1,0 +1,298 @@
+"""Deep Q-learning with experience replay (Mnih et al. 2015, doi:10.1038/nature14236; 2013, arXiv:1312.5602).
+
+`dqn` reads as their Algorithm 1 does: act epsilon-greedily, store, sample, descend, now and then reset Q̂ to Q. With it,
+where the config asks for them: double Q-learning (van Hasselt, Guez & Silver 2015, arXiv:1509.06461) and n-step returns
+(Sutton 1988; for DQN Hessel et al. 2017, arXiv:1710.02298).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from research.descend import Descent, descend
+from research.envs import replay
+from research.envs.replay import Frame, Sample
+from research.envs.vector import Environment, Vector, make
+from research.experiment import Feeds, Mistake, Report, Run, positive
+from research.nets.q import MLP
+from research.network import forward, initialise
+from research.optim import Optimizer, optimizer, schedule
+from research.state import NO_BATCH, Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
+
+
+class World(NamedTuple):
+    """What the agent acts in, leaves [environments, ...].
+
+    index        i32, each environment's global index
+    states       the environments' states
+    observation  f32, what the next actions are chosen by
+    return_      f32, the sum of the rewards of the episode so far
+    length       f32, its frames
+    ring         the replay memory, leaves [environments, slots, ...]
+    """
+
+    index: jax.Array
+    states: Tree
+    observation: jax.Array
+    return_: jax.Array
+    length: jax.Array
+    ring: Frame
+
+
+@dataclass(frozen=True)
+class DQN:
+    """An experiment in deep Q-learning. A step acts `rollout` frames in every environment, then descends.
+
+    environment       what is played
+    net               a Flax module: observations -> values, with a field `outputs` for the number of actions
+    environments      played side by side
+    rollout           frames of each environment a step
+    ring              frames remembered, of all environments together
+    stored            what the ring holds observations as; uint8 is for whole numbers from 0 to 255
+    start             frames before learning starts
+    batch             samples a descent, as many of each environment
+    updates           descents a step
+    target_every      steps between updates of the target net
+    gamma             the discount
+    n_step            rewards before the bootstrap
+    double            the action is chosen by the net, and valued by the target net
+    loss              of the temporal difference; huber is quadratic up to 1
+    epsilon_start     the probability of a random action, at first; it falls linearly
+    epsilon_end       to this
+    epsilon_fraction  over this part of the run
+    episodes          greedy episodes an evaluation
+    test_episodes     greedy episodes, of other seeds, that judge the final State
+    """
+
+    environment: Environment = field(default_factory=Environment)
+    net: nn.Module = field(default_factory=MLP)
+    environments: int = 10
+    rollout: int = 10
+    ring: int = 10_000
+    stored: Literal["float32", "uint8"] = "float32"
+    start: int = 10_000
+    batch: int = 120
+    updates: int = 10
+    target_every: int = 5
+    gamma: float = 0.99
+    n_step: int = 1
+    double: bool = False
+    loss: Literal["squared", "huber"] = "squared"
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.05
+    epsilon_fraction: float = 0.5
+    episodes: int = 32
+    test_episodes: int = 100
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    descent: Descent = field(default_factory=Descent)
+    run: Run = field(default_factory=lambda: Run(metric="return"))
+
+    def __post_init__(self) -> None:
+        counts = ("environments", "rollout", "ring", "batch", "updates", "target_every", "n_step", "episodes")
+        positive(self, "", *counts, "test_episodes")
+        multiple(self, "batch", self.environments, "environments")
+        multiple(self, "ring", self.environments * self.rollout, "environments * rollout")
+        if self.batch % self.descent.micro:
+            raise Mistake(f"descent.micro={self.descent.micro} does not divide batch={self.batch}")
+        if self.n_step > self.slots:
+            raise Mistake(f"n_step={self.n_step} is more than the {self.slots} frames that ring holds an environment")
+
+    @property
+    def slots(self) -> int:
+        """Frames remembered of each environment."""
+        return self.ring // self.environments
+
+    @property
+    def frames(self) -> int:
+        """Frames a step, of all environments together."""
+        return self.environments * self.rollout
+
+    @property
+    def waiting(self) -> int:
+        """Steps that act and don't learn."""
+        return max(-(-self.start // self.frames), -(-self.n_step // self.rollout)) - 1
+
+    def build(self, axis: str | None = None) -> Learner:
+        """See `Experiment`."""
+        return dqn(self, make(self.environment), axis)
+
+    def feeds(self) -> Feeds:
+        """Seeds of episodes: 0, 1, ... to evaluate by, and from 1,000,000 on to test by."""
+        return Feeds(
+            NoData(), episodes(0, self.episodes, self.episodes), episodes(10**6, self.test_episodes, self.episodes)
+        )
+
+    def divisible(self) -> dict[str, int]:
+        """See `Experiment`."""
+        return {"environments": self.environments, "episodes": self.episodes}
+
+    def reports(self) -> Iterable[Report]:
+        """See `Experiment`."""
+        return ()
+
+
+def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
+    """The learner: Algorithm 1 of Mnih et al. 2015.
+
+    Q is `state.params`, Q̂ is `state.collections["target"]`, D is `state.world.ring`.
+    """
+    net = config.net.clone(outputs=environment.actions)
+    descents = max((config.run.steps - config.waiting) * config.updates, 1)
+    tx, rate = optimizer(config.optimizer, descents), schedule(config.optimizer, descents)
+    share = config.batch // config.environments
+    stored = jnp.dtype(config.stored)
+
+    def q(params: Tree, observation: jax.Array) -> jax.Array:
+        return forward(net, params, {}, observation.astype(jnp.float32))[0]
+
+    def epsilon(step: jax.Array) -> jax.Array:
+        fall = step / (config.epsilon_fraction * config.run.steps)
+        return config.epsilon_start + (config.epsilon_end - config.epsilon_start) * jnp.minimum(fall, 1.0)
+
+    def init(key: jax.Array) -> State:
+        params, _ = initialise(net, key, jnp.zeros((1, *environment.shape)))
+        state = State(jnp.int32(0), key, params, tx.init(params), {"target": jax.tree.map(jnp.copy, params)}, ())
+        index = jnp.arange(config.environments)
+        states, observation = environment.reset(each(stream(state, "reset"), index))
+        pixel = jax.ShapeDtypeStruct(environment.shape, stored)
+        number, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), bool)
+        frame = Frame(pixel, jax.ShapeDtypeStruct((), jnp.int32), number, flag, flag, pixel)
+        ring = replay.empty(frame, config.environments, config.slots)
+        zeros = jnp.zeros(config.environments)
+        return state._replace(world=World(index, states, observation, zeros, zeros.copy(), ring))
+
+    def act(state: State) -> tuple[World, Metrics]:
+        """`rollout` frames of every environment into the ring."""
+
+        def frame(world: World, luck: tuple[jax.Array, jax.Array]) -> tuple[World, tuple[Frame, Metrics]]:
+            keys, draw = luck
+            # With probability epsilon select a random action, otherwise the best one. One draw decides both:
+            # below epsilon, draw / epsilon is uniform again.
+            chance = epsilon(state.step)
+            anything = (draw / jnp.maximum(chance, 1e-8) * environment.actions).astype(jnp.int32)
+            action = jnp.where(draw < chance, anything, q(state.params, world.observation).argmax(-1))
+            states, after = environment.step(keys, world.states, action)
+            over = after.terminated | after.truncated
+            seen, final = world.observation.astype(stored), after.final.astype(stored)
+            return_, length = world.return_ + after.reward, world.length + 1
+            metrics = {"return": mean(return_, over), "length": mean(length, over)}
+            world = world._replace(
+                states=states,
+                observation=after.observation,
+                return_=jnp.where(over, 0, return_),
+                length=jnp.where(over, 0, length),
+            )
+            return world, (Frame(seen, action, after.reward, after.terminated, over, final), metrics)
+
+        keys = each(stream(state, "act"), state.world.index)
+        luck = jax.vmap(lambda key: jax.random.split(key, config.rollout), out_axes=1)(keys)
+        draws = each(stream(state, "explore"), state.world.index)
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (config.rollout,)), out_axes=1)(draws)
+        ring = state.world.ring
+        world, (frames, metrics) = jax.lax.scan(frame, state.world._replace(ring=()), (luck, draws))
+        ring = replay.write(ring, jax.tree.map(lambda x: x.swapaxes(0, 1), frames), state.step)
+        return world._replace(ring=ring), jax.tree.map(lambda x: x.sum(0), metrics)
+
+    def loss(
+        params: Tree, collections: dict[str, Tree], batch: tuple[Sample, jax.Array], key: jax.Array
+    ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
+        sample, following = batch  # following: Q̂(final, ·)
+        chooser = q(params, sample.final) if config.double else following
+        best = jax.lax.stop_gradient(chooser).argmax(-1)
+        y = sample.return_ + sample.discount * chosen(following, best)
+        value = chosen(q(params, sample.observation), sample.action)
+        error = optax.squared_error(value, y) if config.loss == "squared" else optax.huber_loss(value, y)
+        return mean(error), (collections, {"q": mean(value)})
+
+    def learn(state: State) -> tuple[Tree, Tree, Metrics]:
+        """`updates` descents on samples of the ring."""
+        keys = each(stream(state, "sample"), state.world.index)
+        shape = (config.updates, share)
+        samples = replay.sample(state.world.ring, keys, state.step, config.rollout, shape, config.n_step, config.gamma)
+        # Q̂ stands still during a step, so it values all batches at once.
+        flat = samples.final.reshape(-1, *environment.shape)
+        following = q(state.collections["target"], flat).reshape(*samples.return_.shape, environment.actions)
+
+        def update(carry: tuple[Tree, Tree], batch: Any) -> tuple[tuple[Tree, Tree], Metrics]:
+            params, opt_state, _, metrics = descend(
+                loss, tx, *carry, {}, batch, stream(state, "descend"), config.descent, axis
+            )
+            return (params, opt_state), metrics
+
+        carry, metrics = jax.lax.scan(update, (state.params, state.opt_state), (samples, following))
+        return *carry, jax.tree.map(lambda x: x.sum(0), metrics)
+
+    def wait(state: State) -> tuple[Tree, Tree, Metrics]:
+        """`learn` where nothing is learnt yet: its metrics count nothing."""
+        *_, metrics = jax.eval_shape(learn, state)
+        return state.params, state.opt_state, jax.tree.map(jnp.zeros_like, metrics)
+
+    def step(state: State, _: Batch) -> tuple[State, Metrics]:
+        world, played = act(state)
+        state = state._replace(world=world)
+        params, opt_state, metrics = jax.lax.cond(state.step >= config.waiting, learn, wait, state)
+        # Every C steps reset Q̂ = Q
+        target = optax.periodic_update(params, state.collections["target"], state.step + 1, config.target_every)
+        metrics |= played
+        metrics["epsilon"] = mean(epsilon(state.step))
+        metrics["learning_rate"] = mean(rate(jnp.maximum(state.step - config.waiting, 0) * config.updates))
+        return State(state.step + 1, state.key, params, opt_state, {"target": target}, world), metrics
+
+    def evaluate(state: State, batch: Batch) -> Metrics:
+        """One whole greedy episode for each seed of `batch.index`."""
+        keys = jax.vmap(jax.random.key)(batch.index)
+
+        def going(carry: Any) -> jax.Array:
+            time, *_, over = carry
+            return (time < environment.limit) & ~over.all()
+
+        def frame(carry: Any) -> Any:
+            time, states, observation, return_, length, over = carry
+            action = q(state.params, observation).argmax(-1)
+            states, after = environment.step(jax.vmap(jax.random.fold_in, (0, None))(keys, time + 1), states, action)
+            return_, length = return_ + jnp.where(over, 0, after.reward), length + ~over
+            return time + 1, states, after.observation, return_, length, over | after.terminated | after.truncated
+
+        zeros = jnp.zeros(batch.index.shape)
+        states, observation = environment.reset(jax.vmap(jax.random.fold_in, (0, None))(keys, 0))
+        start = (jnp.int32(0), states, observation, zeros, zeros, zeros.astype(bool))
+        *_, return_, length, _ = jax.lax.while_loop(going, frame, start)
+        return {"return": mean(return_, batch.mask), "length": mean(length, batch.mask)}
+
+    return Learner(init, step, evaluate)
+
+
+def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
+    """The values [batch] of the actions i32[batch], of all actions' values [batch, actions]."""
+    return jnp.take_along_axis(values, action[:, None], -1)[:, 0]
+
+
+class NoData(NamedTuple):
+    """The feed of who makes its own data: empty batches."""
+
+    resident: bool = True
+
+    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+        """A batch without leaves."""
+        return NO_BATCH
+
+
+def episodes(first: int, count: int, size: int) -> list[Batch]:
+    """The episodes of the seeds first ... first+count-1, in batches of `size`, the last one masked."""
+    number = np.arange(-(-count // size) * size, dtype=np.int32).reshape(-1, size)
+    return [Batch(first + n, (n < count).astype(np.float32), (), ()) for n in number]
+
+
+def multiple(config: DQN, name: str, unit: int, units: str) -> None:
+    """Raises Mistake, naming the nearest right values, unless the field `name` is a multiple of `unit`."""
+    value = getattr(config, name)
+    if value % unit:
+        below, above = value // unit * unit, -(-value // unit) * unit
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise Mistake(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")

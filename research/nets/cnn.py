@@ -1,0 +1,99 @@
+"""Convolutional nets: a small one, and residual ones.
+
+They take images [batch, height, width, channels]; inside, these are [channels, height, width, batch], see `conv.py`.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.nets.conv import BatchNorm, Conv, max_pool
+from research.network import Filled
+
+
+class CNN(nn.Module):
+    """Stages of 3x3 convolutions and ReLU, each followed by 2x2 max-pooling; then a linear layer.
+
+    widths   output channels of each stage's convolutions
+    depth    convolutions a stage
+    norm     BatchNorm before each ReLU
+    hidden   width of a dense layer before the last, 0 for none
+    dropout  rate before the dense layers
+    """
+
+    widths: tuple[int, ...] = (32, 64)
+    depth: int = 2
+    norm: bool = True
+    hidden: int = 0
+    dropout: float = 0.0
+    outputs: Filled[int] = 0
+    axis: Filled[str | None] = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images f32[batch, height, width, channels] -> logits [batch, outputs]."""
+        x = x.transpose(3, 1, 2, 0)
+        for width in self.widths:
+            for _ in range(self.depth):
+                x = Conv(width, use_bias=not self.norm)(x)
+                x = nn.relu(BatchNorm(axis=self.axis)(x, train) if self.norm else x)
+            x = max_pool(x)
+        x = x.reshape(-1, x.shape[-1]).T
+        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        if self.hidden:
+            x = nn.relu(nn.Dense(self.hidden)(x))
+            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        return nn.Dense(self.outputs)(x)
+
+
+class ResNet(nn.Module):
+    """Residual net of basic blocks for small images (He, Zhang, Ren & Sun 2016, arXiv:1512.03385, section 4.2).
+
+    widths    channels of each stage; every stage but the first halves the image
+    blocks    basic blocks (two 3x3 convolutions) of each stage; (3, 3, 3) is ResNet-20, (2, 2, 2, 2) ResNet-18
+    shortcut  where the shape changes: "pad" with zeros (option A), or a 1x1 convolution (option B)
+    """
+
+    widths: tuple[int, ...] = (16, 32, 64)
+    blocks: tuple[int, ...] = (3, 3, 3)
+    shortcut: Literal["pad", "project"] = "pad"
+    outputs: Filled[int] = 0
+    axis: Filled[str | None] = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images f32[batch, height, width, channels] -> logits [batch, outputs]."""
+        x = x.transpose(3, 1, 2, 0)
+        x = nn.relu(BatchNorm(axis=self.axis)(Conv(self.widths[0], use_bias=False)(x), train))
+        for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
+            for block in range(blocks):
+                stride = 2 if stage > 0 and block == 0 else 1
+                x = BasicBlock(width, stride, self.shortcut, self.axis)(x, train)
+        return nn.Dense(self.outputs)(x.mean((1, 2)).T)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut around them; see `ResNet`."""
+
+    width: int
+    stride: int
+    shortcut: Literal["pad", "project"]
+    axis: str | None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[channels, height, width, batch] -> [self.width, height / stride, width / stride, batch]."""
+        y = Conv(self.width, stride=self.stride, use_bias=False)(x)
+        y = nn.relu(BatchNorm(axis=self.axis)(y, train))
+        y = BatchNorm(axis=self.axis)(Conv(self.width, use_bias=False)(y), train)
+        if x.shape != y.shape:
+            if self.shortcut == "pad":
+                extra = self.width - x.shape[0]
+                x = x[:, :: self.stride, :: self.stride]
+                x = jnp.pad(x, ((extra // 2, extra - extra // 2), (0, 0), (0, 0), (0, 0)))
+            else:
+                x = Conv(self.width, kernel=1, stride=self.stride, use_bias=False)(x)
+                x = BatchNorm(axis=self.axis)(x, train)
+        return nn.relu(x + y)

@@ -1,0 +1,198 @@
+"""Convolution, pooling and batch normalisation, for images laid out [channels, height, width, batch].
+
+That order is for the CPU, where the batch is then what vector units run along, and no layer has to move its data
+about. On a GPU or TPU the order in the program is not the one in memory: the compiler chooses that itself.
+
+A convolution's lowering is chosen by the platform it is compiled for, here alone.
+"""
+
+from typing import Literal
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+Padding = Literal["SAME", "VALID"]
+
+
+class Conv(nn.Module):
+    """A convolution, square and with one stride.
+
+    features  output channels
+    kernel    its side
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+    padding: Padding = "SAME"
+    use_bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[channels, height, width, batch] -> [features, height', width', batch]."""
+        shape = (self.kernel, self.kernel, x.shape[0], self.features)
+        kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_out", "normal"), shape)
+        y = convolve(x, kernel, self.stride, self.padding)
+        if not self.use_bias:
+            return y
+        return y + self.param("bias", nn.initializers.zeros, (self.features,))[:, None, None, None]
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the batch on all devices of `axis`."""
+
+    axis: str | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """[channels, height, width, batch] -> the same."""
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=0, axis_name=self.axis)(x)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """The maximum of each 2x2 square: [channels, height, width, batch] -> [channels, height // 2, width // 2, batch].
+
+    Where a square has several maxima the gradient is shared among them.
+    """
+    channels, height, width, batch = x.shape
+    x = x[:, : height // 2 * 2, : width // 2 * 2]
+    return x.reshape(channels, height // 2, 2, width // 2, 2, batch).max((2, 4))
+
+
+def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
+    """x [channels, height, width, batch] with w [height, width, channels, features]: [features, ..., ..., batch].
+
+    On the CPU, as matrix products: by Winograd's algorithm where it applies, else of patches. XLA's own convolution
+    loses its threads inside a scan there, and is slow under vmap.
+    """
+    if stride == 1 and w.shape[:2] == (3, 3) and w.shape[2] >= 8:
+        on_cpu = lambda x, w: _winograd(x, w, padding)
+    else:
+        on_cpu = lambda x, w: _patches(x, w, stride, padding)
+    return lax.platform_dependent(x, w, cpu=on_cpu, default=lambda x, w: _lax(x, w, stride, padding))
+
+
+def _lax(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=("CHWN", "HWIO", "CHWN"))
+
+
+def _patches(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """The convolution as one matrix product of the kernel with the patches [height * width * channels, pixels]."""
+    height, width, channels, features = w.shape
+    pads = lax.padtype_to_pads(x.shape[1:3], w.shape[:2], (stride, stride), padding)
+    x = jnp.pad(x, ((0, 0), *pads, (0, 0)))
+    tall, wide = ((size - side) // stride + 1 for size, side in zip(x.shape[1:3], w.shape[:2], strict=True))
+    rows = lambda i: slice(i, i + stride * (tall - 1) + 1, stride)
+    columns = lambda j: slice(j, j + stride * (wide - 1) + 1, stride)
+    patches = jnp.concatenate([x[:, rows(i), columns(j)] for i in range(height) for j in range(width)])
+    y = w.reshape(-1, features).T @ patches.reshape(height * width * channels, -1)
+    return y.reshape(features, tall, wide, -1)
+
+
+# Winograd's F(4x4, 3x3): Lavin & Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv:1509.09308).
+# Y = A^T [(G w G^T) * (B^T d B)] A for each tile d of 6x6 pixels, which overlap by 2, and its 4x4 of the output.
+_BT = np.array(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ],
+    np.float32,
+)
+_G = np.array(
+    [[1 / 4, 0, 0], [-1 / 6, -1 / 6, -1 / 6], [-1 / 6, 1 / 6, -1 / 6], [1 / 24, 1 / 12, 1 / 6],
+     [1 / 24, -1 / 12, 1 / 6], [0, 0, 1]],
+    np.float32,
+)  # fmt: skip
+_AT = np.array([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], np.float32)
+
+
+@jax.custom_vjp
+def _correlate(x: jax.Array, w: jax.Array) -> jax.Array:
+    """The 3x3 correlation of x [channels, 4m + 2, 4n + 2, batch] without padding: [features, 4m, 4n, batch]."""
+    return _forward(x, w)[0]
+
+
+def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    tiles = _cut(x)
+    return _join(jnp.einsum("abco,abc...->abo...", _kernel(w), tiles)), (tiles, w)
+
+
+def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
+    tiles, w = saved
+    products = _join_transposed(gradient)
+    dw = jnp.einsum("abcmnk,abomnk->abco", tiles, products)
+    dx = _cut_transposed(jnp.einsum("abco,abo...->abc...", _kernel(w), products))
+    return dx, jnp.einsum("ai,bj,abco->ijco", _G, _G, dw)
+
+
+_correlate.defvjp(_forward, _backward)
+
+
+def _winograd(x: jax.Array, w: jax.Array, padding: Padding) -> jax.Array:
+    (top, _), (left, _) = pads = lax.padtype_to_pads(x.shape[1:3], (3, 3), (1, 1), padding)
+    tall, wide = (size + sum(pad) - 2 for size, pad in zip(x.shape[1:3], pads, strict=True))
+    bottom = -(-tall // 4) * 4 + 2 - x.shape[1] - top
+    right = -(-wide // 4) * 4 + 2 - x.shape[2] - left
+    x = jnp.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)))
+    return _correlate(x, w)[:, :tall, :wide]
+
+
+def _kernel(w: jax.Array) -> jax.Array:
+    return jnp.einsum("ai,bj,ijco->abco", _G, _G, w)
+
+
+def _combined(matrix: np.ndarray, parts: list[jax.Array]) -> list[jax.Array]:
+    """matrix @ parts, written out: most entries are 0 or small whole numbers."""
+    return [sum(float(c) * part for c, part in zip(row, parts, strict=True) if c) for row in matrix]
+
+
+def _stack(parts: list[jax.Array], axis: int = 0) -> jax.Array:
+    # The barrier keeps XLA from fusing both passes, rows and columns, into one that does the first six times over.
+    return lax.optimization_barrier(jnp.stack(parts, axis))
+
+
+def _cut(x: jax.Array) -> jax.Array:
+    """B^T d B of every tile: [channels, 4m + 2, 4n + 2, batch] -> [6, 6, channels, m, n, batch]."""
+    tall, wide = x.shape[1] - 2, x.shape[2] - 2
+    x = _stack(_combined(_BT, [x[:, i : i + tall - 3 : 4] for i in range(6)]))
+    return jnp.stack(_combined(_BT, [x[:, :, :, j : j + wide - 3 : 4] for j in range(6)]), 1)
+
+
+def _cut_transposed(tiles: jax.Array) -> jax.Array:
+    """The adjoint of `_cut`: the tiles, added up where they overlap."""
+
+    def overlapped(parts: list[jax.Array], axis: int) -> jax.Array:
+        end = [(0, int(k == axis)) for k in range(parts[0].ndim)]
+        start = [(int(k == axis), 0) for k in range(parts[0].ndim)]
+        ends = [jnp.pad(part, end) for part in parts[:4]]
+        ends[:2] = [a + jnp.pad(b, start) for a, b in zip(ends, parts[4:], strict=False)]
+        shape = parts[0].shape
+        whole = jnp.stack(ends, axis + 1).reshape(*shape[:axis], 4 * shape[axis] + 4, *shape[axis + 1 :])
+        return lax.slice_in_dim(whole, 0, 4 * shape[axis] + 2, axis=axis)
+
+    x = lax.optimization_barrier(overlapped(_combined(_BT.T, [tiles[:, j] for j in range(6)]), 3))
+    return overlapped(_combined(_BT.T, list(x)), 1)
+
+
+def _join(tiles: jax.Array) -> jax.Array:
+    """A^T m A of every tile: [6, 6, features, m, n, batch] -> [features, 4m, 4n, batch]."""
+    features, tall, wide, batch = tiles.shape[2:]
+    x = _stack(_combined(_AT, [tiles[:, j] for j in range(6)]), 4)  # [6, features, m, n, 4, batch]
+    x = jnp.stack(_combined(_AT, list(x)), 2)
+    return x.reshape(features, 4 * tall, 4 * wide, batch)
+
+
+def _join_transposed(y: jax.Array) -> jax.Array:
+    """The adjoint of `_join`."""
+    features, tall, wide, batch = y.shape
+    y = y.reshape(features, tall // 4, 4, wide, batch)
+    y = _stack(_combined(_AT.T, [y[:, :, i] for i in range(4)]))  # [6, features, m, 4n, batch]
+    y = y.reshape(6, features, tall // 4, wide // 4, 4, batch)
+    return jnp.stack(_combined(_AT.T, [y[:, :, :, :, j] for j in range(4)]), 1)

@@ -1,0 +1,41 @@
+"""Nets that give every action's value: for vectors, and for MinAtar's images."""
+
+import flax.linen as nn
+import jax
+
+from research.network import Filled
+
+
+class MLP(nn.Module):
+    """Dense layers with ReLU; 120 and 84 wide as in CleanRL's DQN (Huang et al. 2022, arXiv:2111.08819)."""
+
+    widths: tuple[int, ...] = (120, 84)
+    outputs: Filled[int] = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """f32[batch, ...] -> f32[batch, outputs]."""
+        x = x.reshape(x.shape[0], -1)
+        for width in self.widths:
+            x = nn.relu(nn.Dense(width)(x))
+        return nn.Dense(self.outputs)(x)
+
+
+class MinAtarNet(nn.Module):
+    """A 3x3 convolution and a dense layer, as in MinAtar's own DQN (Young & Tian 2019, arXiv:1903.03176).
+
+    channels  of the convolution
+    hidden    width of the dense layer
+    """
+
+    channels: int = 16
+    hidden: int = 128
+    outputs: Filled[int] = 0
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """Images f32[batch, 10, 10, objects] -> f32[batch, outputs]."""
+        x = nn.relu(nn.Conv(self.channels, (3, 3), padding="VALID")(x))
+        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(nn.Dense(self.hidden)(x))
+        return nn.Dense(self.outputs)(x)

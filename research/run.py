@@ -1,0 +1,201 @@
+"""The one host loop: chunks of steps, evaluation, logs, checkpoints. It knows no families."""
+
+import contextlib
+import itertools
+import json
+import signal
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from research import checkpoint, config, log, plot, workdir
+from research.data.feed import prefetched
+from research.experiment import Experiment, Feed, Feeds, Mistake
+from research.judge import Evaluator, Totals, best, check_finite, exhausted, score, summary
+from research.lift import closed, many, seeds
+from research.place import Place, place
+from research.state import Learner, Metrics, State
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; it has been saved."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} and saved; the same command resumes")
+        self.number = number
+
+
+def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
+    """Trains the config called `name`, or goes on where it was left, and returns the content of summary.json.
+
+    Raises Mistake and Failure, whose texts say what to do, and Interrupted when it was asked to stop.
+    """
+    directory = command.workdir or Path("runs") / name
+    with workdir.owned(directory, name, command):
+        done = directory / "summary.json"
+        return json.loads(done.read_text()) if done.exists() else _train(command, directory)
+
+
+def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
+    """The config, learner and judged State (see Run.final) of the run kept in `directory`; it reads, never writes.
+
+    Of a run of several seeds, State and learner have their axis. Raises Mistake where there is no such run.
+    """
+    directory = Path(directory)
+    about = workdir.about(directory)
+    if about is None:
+        raise Mistake(f"{directory} holds no run: it has no config.json")
+    experiment = config.from_json(about["name"], about["config"])
+    learner, key = _learner(experiment, about["seeds"], None)
+    judged = experiment.run.final == "best"
+    found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), log.warn, best=judged)
+    if found is None:
+        raise Mistake(f"{directory} holds no checkpoint yet")
+    return experiment, learner, found[1]
+
+
+def _train(command: config.Command[Experiment], directory: Path) -> dict[str, Any]:
+    experiment, run = command.config, command.config.run
+    if command.debug:
+        jax.config.update("jax_disable_jit", True)
+        jax.config.update("jax_debug_nans", True)
+    where = place(command.place, seeds=command.seeds is not None)
+    for field, size in experiment.divisible().items():
+        if size % where.size:
+            raise Mistake(f"the {where.size} devices do not divide {field}={size}: choose a multiple, or --place jit")
+    feeds = experiment.feeds()
+    learner, key = _learner(experiment, command.seeds, where.axis)
+
+    abstract = jax.eval_shape(learner.init, key)
+    found = checkpoint.restore(directory / "checkpoints", abstract, log.warn)
+    step, state = found or (0, jax.jit(learner.init)(key))
+    if found is None and command.init_from is not None:
+        state = checkpoint.init_from(command.init_from / "checkpoints", state)
+    log.cut(directory, step)
+    scores = [score(line, run) for line in log.read(directory) if line["split"] == "validation"]
+    state = where.put(state)
+
+    evaluate = Evaluator(learner, where)
+    validation = [where.put_data(batch, 0) for batch in feeds.validation]
+    saved = checkpoint.Checkpoints(directory / "checkpoints", run.keep, step)
+    lines, bar = log.Log(directory), log.Progress(run.steps, step)
+    with saved, lines, bar, _signals() as asked, contextlib.ExitStack() as stack:
+        advance = stack.enter_context(_chunks(learner, where, feeds.train, state, run.chunk, step, run.steps))
+        totals, logged, begun, busy = Totals(), step, time.monotonic(), 0.0
+        while step < run.steps and not exhausted(scores, run):
+            started = time.monotonic()
+            state, metrics = advance(state)
+            metrics = jax.device_get(metrics)
+            busy += time.monotonic() - started
+            check_finite(metrics, step, directory)
+            totals.add(metrics, steps=True)
+            step += run.chunk
+            last = step == run.steps
+            bar.update(step)
+
+            if step % run.log_every == 0 or last:
+                now = time.monotonic()
+                timing = {"seconds": now - begun, "steps_per_second": (step - logged) / busy}
+                lines.line(step, "train", totals.values(), timing)
+                bar.say("train", totals.values())
+                totals, logged, begun, busy = Totals(), step, now, 0.0
+            if step % run.evaluate_every == 0 or last:
+                values = evaluate(state, validation)
+                lines.line(step, "validation", values)
+                bar.say("validation", values)
+                scores.append(score(values, run))
+                if best(scores, run) == len(scores) - 1:
+                    lines.flush()
+                    saved.save_best(step, state)
+            if step % run.save_every == 0 or last or exhausted(scores, run) or asked:
+                lines.flush()
+                saved.save(step, state)
+            if asked:
+                saved.wait()
+                raise Interrupted(asked[0])
+        saved.wait()
+
+    if run.final == "best":
+        step, state = checkpoint.restore(directory / "checkpoints", abstract, log.warn, best=True) or (step, state)
+        state = where.put(state)
+    return _finish(experiment, command, directory, step, state, evaluate, feeds)
+
+
+def _finish(
+    experiment: Experiment,
+    command: config.Command[Experiment],
+    directory: Path,
+    step: int,
+    state: State,
+    evaluate: Evaluator,
+    feeds: Feeds,
+) -> dict[str, Any]:
+    """Judges the State by the test data, once; makes the reports and pictures; writes summary.json."""
+    run = experiment.run
+    test = summary(evaluate(state, feeds.test))
+    reports = {
+        name: value for report in experiment.reports() for name, value in report(state, feeds, directory).items()
+    }
+    history = log.read(directory)
+    timings = [line["time"] for line in history if line["split"] == "train"]
+    seconds = sum(t["seconds"] for t in timings)
+    result = {
+        "test": test,
+        **({"reports": reports} if reports else {}),
+        "state": run.final,
+        "step": step,
+        "seeds": list(range(run.seed, run.seed + (command.seeds or 1))),
+        "seconds": seconds,
+        "steps_per_second": statistics.median(t["steps_per_second"] for t in timings),
+        "device": workdir.device(),
+        "published": run.published,
+    }
+    plot.curves({directory.name: history}, directory / "curves.png")
+    log.write_json(directory / "summary.json", result)
+    return result
+
+
+def _learner(experiment: Experiment, n: int | None, axis: str | None) -> tuple[Learner, jax.Array]:
+    """The learner, and its root key or keys."""
+    learner, seed = experiment.build(axis), experiment.run.seed
+    if n is None:
+        return learner, jax.random.key(seed)
+    return seeds(learner), jax.vmap(jax.random.key)(jnp.arange(seed, seed + n))
+
+
+@contextlib.contextmanager
+def _chunks(
+    learner: Learner, where: Place, feed: Feed, state: State, chunk: int, start: int, steps: int
+) -> Iterator[Callable[[State], tuple[State, Metrics]]]:
+    """A function that trains `chunk` steps on; compiled before the first call. Nothing moves to the device in it."""
+    if feed.resident:
+        compiled = where.train(lambda s, f: many(closed(learner.step, f, where.axis), chunk)(s, None), None)
+        batches = contextlib.nullcontext(itertools.repeat(where.put_data(feed, None)))
+    else:
+        compiled = where.train(many(learner.step, chunk), 1)
+        batches = prefetched(feed, start, steps, chunk, lambda batch: where.put_data(batch, 1))
+    with batches as data:
+
+        def advance(state: State) -> tuple[State, Metrics]:
+            batch = next(data)
+            with jax.transfer_guard("disallow"):
+                return compiled(state, batch)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGTERM and SIGINT append themselves to."""
+    asked: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: asked.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,335 @@
+import errno
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from research import checkpoint
+from research.checkpoint import Checkpoints, init_from, restore
+from research.experiment import Failure, Mistake
+from research.state import State
+
+TX = optax.adam(1e-3)
+
+
+def make(key, scale=1.0):
+    weights = scale * jax.random.normal(key, (4, 3))
+    params = {"dense": {"kernel": weights, "half": weights.astype(jnp.bfloat16)}, "none": jnp.zeros((0, 2))}
+    world = {
+        "frames": jnp.arange(16, dtype=jnp.uint8).reshape(8, 2),
+        "keys": jax.random.split(key, 8),
+        "n": jnp.arange(8),
+    }
+    collections = {"batch_stats": {"mean": scale * jnp.ones(3)}, "done": jnp.array([True, False])}
+    return State(jnp.int32(0), key, params, TX.init(params), collections, world)
+
+
+ABSTRACT = jax.eval_shape(lambda: make(jax.random.key(7)))
+
+
+@jax.jit
+def at(step):
+    """The State of a step, another one for each."""
+    return make(jax.random.key(7), 1.0 + step)._replace(step=jnp.int32(step))
+
+
+def bits(x):
+    return np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+
+
+def assert_same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype and x.shape == y.shape and bits(x).tobytes() == bits(y).tobytes()
+
+
+def saved(directory, *steps, keep=2):
+    with Checkpoints(directory, keep, 0) as checkpoints:
+        for step in steps:
+            assert checkpoints.save(step, at(step))
+    return Path(directory)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Steps 100 and 200; not to be changed."""
+    return saved(tmp_path_factory.mktemp("two"), 100, 200)
+
+
+@pytest.fixture
+def copy(two, tmp_path):
+    return Path(shutil.copytree(two, tmp_path / "copy"))
+
+
+def files(directory):
+    return {p.relative_to(directory): p.stat().st_mtime_ns for p in directory.rglob("*")}
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg"])
+def test_round_trip_is_bit_identical_and_donation_safe(tmp_path, impl):
+    key = jax.random.key(3, impl=impl)
+    state, kept = jax.jit(make)(key), jax.jit(make)(key)
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1 if x.dtype == jnp.float32 else x, s), donate_argnums=0)
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, state)
+        for _ in range(3):
+            state = step(state)
+    found = restore(tmp_path, jax.eval_shape(make, key))
+    assert found is not None and found[0] == 1
+    assert_same(found[1], kept)
+    assert_same(step(jax.device_put(found[1])), step(kept))
+
+
+def test_nothing_saved_is_none(tmp_path):
+    assert restore(tmp_path, ABSTRACT) is None
+    assert restore(tmp_path / "missing", ABSTRACT) is None
+    assert restore(saved(tmp_path, 1), ABSTRACT, best=True) is None
+
+
+def test_restore_only_reads(two):
+    before = files(two)
+    assert restore(two, ABSTRACT)[0] == 200
+    init_from(two, at(0))
+    assert files(two) == before
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    with Checkpoints(tmp_path, 3, 0) as checkpoints:
+        for step in range(1, 9):
+            save = checkpoints.save_best if step in (1, 2) else checkpoints.save
+            assert save(step, at(step))
+            assert not checkpoints.save(step, at(step))
+        assert checkpoints.steps() == [2, 6, 7, 8]
+        assert not checkpoints.save_best(7, at(7))  # it is marked
+        assert checkpoints.steps() == [6, 7, 8]
+    assert_same(restore(tmp_path, ABSTRACT, best=True)[1], at(7))
+    assert_same(restore(tmp_path, ABSTRACT)[1], at(8))
+    with Checkpoints(tmp_path, 2, 8) as checkpoints:
+        checkpoints.save(9, at(9))
+        checkpoints.save(10, at(10))
+        assert checkpoints.steps() == [7, 9, 10]
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def damages(directory):
+    step = directory / "200"
+    found = [p for p in sorted(step.rglob("*")) if p.is_file()]
+    yield from ((f"flip {p.relative_to(step)}", lambda p=p: flip(p)) for p in found)
+    largest = max(found, key=lambda p: p.stat().st_size)
+    yield "truncated", lambda: os.truncate(largest, largest.stat().st_size // 2)
+    yield "missing manifest", (step / "default" / "manifest.ocdbt").unlink
+    yield "no checksum", (directory / "200.json").unlink
+    yield "flip checksum", lambda: flip(directory / "200.json")
+    yield "empty checksum", lambda: os.truncate(directory / "200.json", 0)
+    yield "no json", lambda: (directory / "200.json").write_text("[1, 2]")
+
+
+def test_a_damaged_step_is_told_in_one_line_and_the_one_before_used(two, tmp_path):
+    for i, (name, _) in enumerate(damages(two)):
+        copy = Path(shutil.copytree(two, tmp_path / str(i)))
+        [*damages(copy)][i][1]()
+        told = []
+        step, state = restore(copy, ABSTRACT, told.append)
+        assert step == 100, name
+        assert_same(state, at(100))
+        assert len(told) == 1 and "\n" not in told[0], name
+        assert str(copy / "200") in told[0] and "using step 100 instead" in told[0]
+
+
+def test_a_damaged_step_is_saved_anew(copy):
+    flip(next((copy / "200" / "default" / "d").iterdir()))
+    step, _ = restore(copy, ABSTRACT, lambda _: None)
+    with Checkpoints(copy, 2, step) as checkpoints:
+        assert checkpoints.save(200, at(200))
+    told = []
+    assert restore(copy, ABSTRACT, told.append)[0] == 200 and not told
+
+
+def test_all_damaged_is_one_clear_failure(copy):
+    for step in (100, 200):
+        flip(copy / str(step) / "_CHECKPOINT_METADATA")
+    with pytest.raises(Failure, match=r"step 200: _CHECKPOINT_METADATA.*step 100.*--overwrite"):
+        restore(copy, ABSTRACT)
+    for step in (100, 200):
+        (copy / f"{step}.json").unlink()
+    with pytest.raises(Failure, match=r"no checksum"):
+        restore(copy, ABSTRACT)
+
+
+def test_a_foreign_checkpoint_is_a_mistake_that_names_leaves(two, capfd):
+    dense = ABSTRACT.params["dense"]
+    other = ABSTRACT._replace(params={**ABSTRACT.params, "dense": {"bias": dense["kernel"], "half": dense["half"]}})
+    with pytest.raises(Mistake, match=r"params/dense/bias is not there; params/dense/kernel is there only\)"):
+        restore(two, other)
+    half = jax.ShapeDtypeStruct((4, 3), jnp.float32)
+    other = ABSTRACT._replace(params={**ABSTRACT.params, "dense": {**dense, "half": half}})
+    with pytest.raises(Mistake, match=r"params/dense/half is bfloat16\[4,3\] there, float32\[4,3\] here"):
+        restore(two, other)
+    with pytest.raises(Mistake, match=r"key is key<fry>\[\] there, key<rbg>\[\] here"):
+        restore(two, ABSTRACT._replace(key=jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))))
+    assert capfd.readouterr() == ("", "")
+
+
+def test_init_from_takes_params_and_the_collections_that_match(two):
+    fresh = at(5)
+    changed = fresh._replace(
+        collections={"batch_stats": {"mean": jnp.zeros(9)}, "done": jnp.array([False, False]), "x": ()}
+    )
+    found = init_from(two, changed)
+    assert_same(found.params, at(200).params)
+    assert_same(found.collections["done"], at(200).collections["done"])
+    assert_same(found.collections["batch_stats"], changed.collections["batch_stats"])
+    assert_same(found._replace(params=(), collections={}), changed._replace(params=(), collections={}))
+    with pytest.raises(Mistake, match=r"params/dense/half is there only"):
+        init_from(two, fresh._replace(params={"dense": {"kernel": jnp.zeros((4, 3))}, "none": jnp.zeros((0, 2))}))
+    with pytest.raises(Mistake, match=r"no checkpoint"):
+        init_from(two / "missing", fresh)
+
+
+def test_a_sharded_state_comes_back_on_the_host(tmp_path):
+    mesh = Mesh(np.array(jax.devices()), ("devices",))
+    everywhere, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("devices"))
+    state = at(1)
+    state = State(*(jax.device_put(x, everywhere) for x in state[:5]), world=jax.device_put(state.world, split))
+    assert len(jax.tree.leaves(state.world)[0].sharding.device_set) == 8
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, state)
+    _, found = restore(tmp_path, ABSTRACT)
+    assert_same(found, at(1))
+    assert isinstance(found.world["frames"], np.ndarray)
+
+
+def test_leftovers_of_killed_saves_go(copy):
+    (copy / "300.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
+    (copy / ".300.tmp.json").write_text("{")
+    (copy / "250").mkdir()
+    (copy / "150.json").write_text("{}")
+    told = []
+    assert restore(copy, ABSTRACT, told.append)[0] == 200
+    assert len(told) == 1 and "250" in told[0]
+    with Checkpoints(copy, 2, 200):
+        pass
+    assert sorted(p.name for p in copy.iterdir()) == ["100", "100.json", "200", "200.json"]
+
+
+SAVER = """
+import sys
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_checkpoint import *
+
+def die(*_):
+    os._exit(9)
+
+def save(moment):
+    print(os.getpid(), flush=True)
+    step, _ = restore(sys.argv[1], ABSTRACT) or (0, None)
+    with Checkpoints(sys.argv[1], 2, step) as checkpoints:
+        while True:
+            step += 1
+            (checkpoints.save_best if step % 5 == 1 else checkpoints.save)(step, at(step))
+            checkpoints.wait()
+            print(step, flush=True)
+            if moment and step > 2:
+                setattr(os if moment == "replace" else shutil if moment == "rmtree" else checkpoint, moment, die)
+
+for line in sys.stdin:  # each in a process of its own, made before JAX is used and has threads
+    if not (child := os.fork()):
+        save(line.strip())
+    os.waitpid(child, 0)
+    print("dead", flush=True)
+"""
+
+
+def test_a_process_killed_at_any_moment_leaves_its_newest_save(tmp_path):
+    here = Path(__file__).parent
+    code = SAVER.format(root=str(here.parent), tests=str(here))
+    wait, last = random.Random(0), 0
+    pipe = subprocess.PIPE
+    server = subprocess.Popen(
+        [sys.executable, "-W", "ignore::RuntimeWarning", "-c", code, tmp_path], stdin=pipe, stdout=pipe, text=True
+    )
+    for moment in ("", "_sums", "_write_manifest", "", "replace", "_rotate", "rmtree", ""):
+        server.stdin.write(f"{moment}\n")
+        server.stdin.flush()
+        child, done = int(server.stdout.readline()), [last]
+        for line in server.stdout:
+            if line == "dead\n":
+                break
+            done.append(int(line))
+            if not moment and len(done) == 2:
+                time.sleep(0.3 * wait.random())
+                os.kill(child, signal.SIGKILL)
+        last = max(done)
+        told = []
+        step, state = restore(tmp_path, ABSTRACT, told.append)
+        assert last <= step <= last + 1 and step >= 1, moment
+        assert_same(state, at(step))
+        best, state = restore(tmp_path, ABSTRACT, told.append, best=True)
+        assert best % 5 == 1 and step - best <= 5, moment
+        assert_same(state, at(best))
+        assert step == 1 or len(checkpoint._steps(tmp_path)[0]) >= 2
+        assert len(told) <= 2
+    server.stdin.close()
+    assert server.wait() == 0 and last > 8
+
+
+def test_a_directory_that_cannot_be_made_is_a_failure(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
+        with pytest.raises(Failure, match=rf"could not save to {path}.*--workdir"), Checkpoints(path, 2, 0):
+            pass
+
+
+@pytest.mark.parametrize(("number", "says"), [(errno.ENOSPC, "disk is full"), (errno.EROFS, "can't be written")])
+def test_errors_in_the_background_are_failures(copy, monkeypatch, number, says):
+    def fail(*_):
+        raise OSError(number, os.strerror(number))
+
+    told = rf"could not save step 300 in {copy}.*200 is its newest.*{says}"
+    with pytest.raises(Failure, match=told), Checkpoints(copy, 2, 200) as checkpoints:
+        monkeypatch.setattr(checkpoint, "_write_manifest", fail)
+        checkpoints.save(300, at(300))
+        checkpoints.wait()
+    monkeypatch.undo()
+    assert restore(copy, ABSTRACT, lambda _: None)[0] == 200
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    path = tmp_path / "small"
+    path.mkdir()
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("no file system can be mounted here")
+    yield path
+    subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_full_disk_is_one_clear_failure(small_disk, capfd, caplog):
+    saved(small_disk / "checkpoints", 1)
+    (small_disk / "filler").write_bytes(bytes(small_disk.stat().st_blksize * 200))
+    big = at(2)._replace(world=jax.random.bits(jax.random.key(0), (1000, 100)))
+    told = r"could not save step 2 in .*step 1 is its newest.*disk is full"
+    for _ in range(2):
+        with pytest.raises(Failure, match=told), Checkpoints(small_disk / "checkpoints", 2, 1) as checkpoints:
+            checkpoints.save(2, big)
+        assert sorted(p.name for p in (small_disk / "checkpoints").iterdir()) == ["1", "1.json"]
+    assert restore(small_disk / "checkpoints", ABSTRACT)[0] == 1
+    assert capfd.readouterr() == ("", "") and not caplog.records  # of orbax's own 500 lines, none

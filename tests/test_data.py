@@ -1,0 +1,407 @@
+"""The data: its order, its feeds, its sources, its augmentation."""
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.data.augment import Augment, augment
+from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched
+from research.data.images import Images, arrays, check, held_out
+from research.data.order import carved, indices, permuted, positions
+from research.experiment import Failure, Mistake
+from research.state import NO_BATCH, each
+
+SIZES = (1, 2, 3, 10, 97, 1000)
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# ---- order
+
+
+def whole(epoch, size, seed):
+    return permuted(np.arange(size, dtype=np.uint32), np.uint32(epoch), size, seed, np)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_each_epoch_is_a_permutation(size):
+    for epoch in (0, 1, 2**32 - 1):
+        np.testing.assert_array_equal(np.sort(whole(epoch, size, seed=3)), np.arange(size))
+
+
+def test_epochs_and_seeds_differ():
+    orders = [whole(epoch, 1000, seed) for epoch, seed in ((0, 0), (1, 0), (0, 1), (1, 1), (0, -1))]
+    for i, a in enumerate(orders):
+        assert (a == np.arange(1000)).mean() < 0.02
+        for b in orders[:i]:
+            assert (a == b).mean() < 0.02
+
+
+def test_all_orders_of_four_are_about_as_frequent():
+    epochs = np.repeat(np.arange(24_000, dtype=np.uint32), 4)
+    orders = permuted(np.tile(np.arange(4, dtype=np.uint32), 24_000), epochs, 4, 0, np).reshape(-1, 4)
+    _, counts = np.unique(orders @ [64, 16, 4, 1], return_counts=True)
+    assert len(counts) == 24 and counts.min() > 850 and counts.max() < 1150
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_batches_run_on_through_epochs_on_host_and_device(size):
+    batch, epochs = 7, 3
+    steps = -(-size * epochs // batch)
+    host = np.stack([indices(step, batch, size, 5, np) for step in range(steps)])
+    device = jax.jit(lambda: jax.lax.map(lambda step: indices(step, batch, size, 5), jnp.arange(steps)))()
+    assert host.dtype == device.dtype == np.int32
+    np.testing.assert_array_equal(host, device)
+    for epoch in host.ravel()[: epochs * size].reshape(epochs, size):
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 60_000, 54_001, 2**31 - 1, 2**31])
+def test_positions_do_not_overflow(size):
+    device = jax.jit(lambda step: positions(step, 128, size))
+    for step in (0, 123_456_789, 2**31 - 1):
+        for batch in (1, 128, 10_007):
+            exact = [step * batch + i for i in range(batch)]
+            found = [positions(step, batch, size, np)]
+            if batch == 128:
+                found.append(device(step))
+            for epoch, offset in found:
+                np.testing.assert_array_equal(epoch, [p // size % 2**32 for p in exact])
+                np.testing.assert_array_equal(offset, [p % size for p in exact])
+
+
+def test_shares_make_up_the_whole():
+    expected = indices(11, 24, 100, 0, np)
+    np.testing.assert_array_equal(np.concatenate([indices(11, 24, 100, 0, np, (k, 4)) for k in range(4)]), expected)
+    traced = jax.jit(jax.vmap(lambda k: indices(11, 24, 100, 0, jnp, (k, 4))))(jnp.arange(4))
+    np.testing.assert_array_equal(traced.ravel(), expected)
+    with pytest.raises(ValueError, match="5 equal parts"):
+        indices(0, 24, 100, 0, np, (0, 5))
+
+
+def test_carved_parts_are_disjoint_and_never_empty():
+    rest, part = carved(100, 0.1, seed=1)
+    assert len(part) == 10
+    np.testing.assert_array_equal(np.sort(np.concatenate([rest, part])), np.arange(100))
+    assert not np.array_equal(part, carved(100, 0.1, seed=2)[1])
+    assert [len(x) for x in carved(2, 0.001, 0)] == [len(x) for x in carved(2, 0.999, 0)] == [1, 1]
+
+
+# ---- feeds
+
+
+def pair(batch=8, size=21):
+    x = np.arange(size * 6, dtype=np.uint8).reshape(size, 3, 2)
+    y = {"label": np.arange(size, dtype=np.int32)}
+    return Resident(x, y, batch=batch, seed=4), Stream(x, y, batch=batch, seed=4)
+
+
+def test_resident_and_stream_give_the_same_batches():
+    resident, stream = pair()
+    put = jax.device_put(resident)
+    at = jax.jit(lambda feed, step: feed.batch_at(step))
+    seen = []
+    for step in (0, 1, 2, 10**6):
+        batch = stream.batch_at(step)
+        equal(at(put, step), batch)
+        np.testing.assert_array_equal(batch.index, indices(step, 8, 21, 4, np))
+        np.testing.assert_array_equal(batch.inputs, stream.inputs[batch.index])
+        np.testing.assert_array_equal(batch.targets["label"], batch.index)
+        assert batch.mask.dtype == np.float32 and batch.mask.sum() == 8
+        equal(stream.batch_at(step, (1, 2)), jax.tree.map(lambda x: x[4:], batch))
+        seen.extend(batch.index)
+    assert sorted(seen[:21]) == list(range(21))
+    assert (resident.resident, stream.resident, Empty().resident) == (True, False, True)
+
+
+def test_empty_feed_has_no_leaves():
+    assert jax.tree.leaves(Empty()) == [] and Empty().batch_at(3) == NO_BATCH
+
+
+def test_last_evaluation_batch_is_masked():
+    x, y = np.arange(10.0), np.arange(10)
+    first, second, last = batches(x, y, 4)
+    assert {b.inputs.shape for b in (first, second, last)} == {(4,)}
+    np.testing.assert_array_equal(last.mask, [1, 1, 0, 0])
+    np.testing.assert_array_equal(last.index, [8, 9, 9, 9])
+    kept = np.concatenate([b.targets[b.mask == 1] for b in (first, second, last)])
+    np.testing.assert_array_equal(kept, y)
+    assert len(batches(x, y, 5)) == 2 and batches(x, y, 5)[-1].mask.all()
+
+
+def test_episodes_are_seeds():
+    (batch,) = episodes(100, 3)
+    np.testing.assert_array_equal(batch.index, [100, 101, 102])
+    assert batch.mask.sum() == 3 and batch.inputs == batch.targets == ()
+
+
+def workers():
+    return [t for t in threading.enumerate() if t.name.startswith("prefetch")]
+
+
+def test_prefetched_gives_chunks_in_order():
+    _, stream = pair()
+    with prefetched(stream, 3, 10, 3, jax.device_put) as chunks:
+        got = list(chunks)
+    assert [len(chunk.index) for chunk in got] == [3, 3, 1] and isinstance(got[0].inputs, jax.Array)
+    expected = [stream.batch_at(step) for step in range(3, 10)]
+    equal(jax.tree.map(lambda *x: np.concatenate(x), *got), jax.tree.map(lambda *x: np.stack(x), *expected))
+    assert not workers()
+
+
+def test_prefetched_raises_where_the_chunk_is_asked_for():
+    _, stream = pair()
+
+    def put(batch):
+        if loaded:
+            raise OSError("the disk is gone")
+        loaded.append(batch)
+        return batch
+
+    loaded = []
+    with prefetched(stream, 0, 12, 4, put) as chunks:
+        assert next(chunks).index.shape == (4, 8)
+        with pytest.raises(OSError, match="the disk is gone"):
+            next(chunks)
+    assert not workers()
+
+
+def test_prefetched_ends_when_the_consumer_stops():
+    _, stream = pair()
+    loaded = []
+    with pytest.raises(KeyError), prefetched(stream, 0, 10**9, 2, lambda b: loaded.append(0) or b) as chunks:
+        next(chunks)
+        raise KeyError
+    assert not workers() and len(loaded) <= 2
+
+
+# ---- images
+
+
+def test_digits():
+    spec = Images().spec()
+    assert (spec.shape, spec.classes, spec.names[3]) == ((8, 8, 1), 10, "3")
+    data = arrays("digits", None)
+    assert len(data.train_labels) + len(data.test_labels) == 1797 and len(data.test_labels) == 359
+    assert (data.train_images.min(), data.train_images.max()) == (0, 255)
+    pixels = data.train_images / 255
+    np.testing.assert_allclose((spec.mean[0], spec.std[0]), (pixels.mean(), pixels.std()), rtol=1e-12)
+
+
+def test_image_feeds():
+    made, other = Images(batch=32, evaluation_batch=100).feeds(), Images(seed=1, feed="stream").feeds()
+    assert isinstance(made.train, Resident) and isinstance(other.train, Stream)
+    examples = lambda split: int(sum(b.mask.sum() for b in split))
+    assert len(made.train.targets) + examples(made.validation) == 1797 - 359
+    assert examples(made.validation) == 144 and examples(made.test) == examples(other.test) == 359
+    assert {b.inputs.shape for b in (*made.validation, *made.test)} == {(100, 8, 8, 1)}
+    # The seed moves the validation split, never the test data.
+    np.testing.assert_array_equal(np.concatenate([b.inputs for b in made.test])[:359], other.test[0].inputs[:359])
+    assert not np.array_equal(made.validation[0].targets, other.validation[0].targets[:100])
+    batch = made.train.batch_at(0)
+    assert (batch.inputs.dtype, batch.inputs.shape, batch.targets.dtype) == (np.uint8, (32, 8, 8, 1), np.int32)
+
+
+def test_a_set_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(Mistake, match=r"fashion_mnist: not found in .*--data\.dir.*tfds build.*digits needs nothing"):
+        Images("fashion_mnist").spec()
+    with pytest.raises(Mistake, match="did you mean digits"):
+        Images("digts").spec()
+    with pytest.raises(Mistake, match=r"data\.batch must be at least 1"):
+        Images(batch=0)
+    with pytest.raises(Mistake, match="fraction"):
+        Images(validation=1.0)
+
+
+def test_what_is_no_set_of_labelled_images():
+    images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 2, 3], np.int32)
+    check("ok", images, labels, 4)
+    with pytest.raises(Failure, match=r"expected labels 0 \.\.\. 2; 1 are out of range, example 3 has 3"):
+        check("set", images, labels, 3)
+    with pytest.raises(Failure, match="expected 3 whole numbers"):
+        check("set", images[:3], labels, 4)
+    for wrong in (images[..., 0], images.astype(np.float32), images[:0]):
+        with pytest.raises(Mistake, match="expected images uint8"):
+            check("set", wrong, labels, 4)
+    with pytest.raises(Mistake, match="too few"):
+        feeds((images[:1], labels[:1]), (images, labels), 2, 2, 0.1, 0)
+    split = held_out(np.tile(images, (5, 1, 1, 1)), np.arange(20), ("a",) * 20)
+    np.testing.assert_array_equal(np.sort(np.concatenate([split.train_labels, split.test_labels])), np.arange(20))
+
+
+def built(directory: Path, examples):
+    """A set in the format of TFDS, made without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    tensor = tfds.features.Tensor(shape=(None, None, 1), dtype=np.uint8, encoding="zlib")
+    with tfds.core.registered.skip_registration():
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            pkg_dir_path = directory
+
+            def _info(self):
+                label = tfds.features.ClassLabel(num_classes=2)
+                features = tfds.features.FeaturesDict({"image": tensor, "label": label})
+                return tfds.core.DatasetInfo(builder=self, features=features)
+
+            def _split_generators(self, dl_manager):
+                return {"train": self._generate_examples()}
+
+            def _generate_examples(self):
+                yield from enumerate(examples)
+
+    Tiny(data_dir=directory, file_format="array_record").download_and_prepare()
+    return str(directory)
+
+
+def image(height, label):
+    return {"image": np.full((height, 4, 1), height * 10 + label, np.uint8), "label": label}
+
+
+def test_a_prepared_set_without_a_test_split(tmp_path):
+    where = built(tmp_path, [image(3, k % 2) for k in range(20)])
+    data = arrays("tiny", where)
+    assert data.train_images.shape == (16, 3, 4, 1) and data.test_images.shape == (4, 3, 4, 1)
+    np.testing.assert_array_equal(data.train_images[:, 0, 0, 0], 30 + data.train_labels)
+    assert sorted([*data.train_labels, *data.test_labels]) == [0] * 10 + [1] * 10
+
+
+def test_images_of_unequal_shapes(tmp_path):
+    where = built(tmp_path, [image(3 + k % 2, 0) for k in range(20)])
+    with pytest.raises(Mistake, match=r"tiny, split train: images of one shape expected, not \(3, 4, 1\) and \(4, 4"):
+        arrays("tiny", where)
+
+
+MNIST = Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / "mnist"
+
+
+@pytest.mark.skipif(not MNIST.exists(), reason="no mnist in TFDS_DATA_DIR")
+@pytest.mark.parametrize("damage", ["flipped", "truncated", "removed"])
+def test_damaged_records(tmp_path, damage):
+    shutil.copytree(MNIST, tmp_path / "mnist", copy_function=shutil.copyfile)
+    (shard, *_) = sorted((tmp_path / "mnist").glob("*/*train.array_record-00000*"))
+    content = bytearray(shard.read_bytes())
+    shard.unlink()
+    content[100_000] ^= 1
+    if damage != "removed":
+        shard.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
+    with pytest.raises(Failure, match=f"mnist, split train: can't read the data in {tmp_path}.*prepare it again"):
+        arrays("mnist", str(tmp_path))
+
+
+# ---- augmentation
+
+KEYS = each(jax.random.key(0), jnp.arange(64))
+
+
+augmented = jax.jit(augment, static_argnums=0)
+
+
+def run(how, images, keys=KEYS):
+    return np.asarray(augmented(how, keys, jnp.asarray(images, jnp.float32)))
+
+
+def noise(*shape):
+    return np.random.default_rng(0).random((64, *shape), np.float32)
+
+
+def test_shift_moves_a_point_within_bounds_and_never_wraps():
+    image = np.zeros((64, 9, 11, 2))
+    image[:, 4, 5] = 1, 0.5
+    seen = set()
+    for moved in run(Augment(shift=2), image):
+        ((y, x),) = np.argwhere(moved[..., 0])
+        np.testing.assert_array_equal(moved[y, x], [1, 0.5])
+        seen.add((int(y) - 4, int(x) - 5))
+    assert len(seen) > 12 and {y for y, _ in seen} == {x for _, x in seen} == {-2, -1, 0, 1, 2}
+
+    corner = np.zeros((64, 9, 11, 1))
+    corner[:, 0, 0] = 1
+    moved = run(Augment(shift=2), corner)
+    assert moved[:, 3:].sum() == moved[:, :, 3:].sum() == 0 and 0 < moved.sum() < 64
+
+
+def test_flip_is_exact_and_in_half_of_the_images():
+    images = noise(5, 6, 3)
+    flipped = run(Augment(flip=True), images)
+    same, mirrored = ((flipped == x).all((1, 2, 3)) for x in (images, images[:, :, ::-1]))
+    assert (same ^ mirrored).all() and 16 < mirrored.sum() < 48
+
+
+def test_rotation_by_nothing_is_the_identity():
+    images = noise(7, 8, 3)
+    np.testing.assert_allclose(run(Augment(rotation=0.0, scaling=0.0), images), images, atol=1e-6)
+    # Resampled or moved as whole pixels, a shift and a flip are the same.
+    both = Augment(shift=2, flip=True)
+    np.testing.assert_allclose(run(Augment(shift=2, flip=True, rotation=0.0), images), run(both, images), atol=1e-5)
+
+
+def test_rotation_and_scaling_move_a_point_as_they_should():
+    image = np.zeros((64, 41, 41, 1))
+    image[:, 17:24, 29:36] = 1  # a square whose middle is 12 to the right of the image's
+    y, x = np.mgrid[-20:21, -20:21]
+
+    def middles(how):
+        out = run(how, image)[..., 0]
+        return (out * y).sum((1, 2)) / out.sum((1, 2)), (out * x).sum((1, 2)) / out.sum((1, 2)), out.sum((1, 2))
+
+    cy, cx, _ = middles(Augment(rotation=90.0))
+    angles = np.degrees(np.arctan2(cy, cx))
+    np.testing.assert_allclose(np.hypot(cy, cx), 12, atol=0.2)
+    assert abs(angles).max() <= 91 and angles.max() > 60 and angles.min() < -60
+    cy, cx, area = middles(Augment(scaling=0.25))
+    np.testing.assert_allclose(cy, 0, atol=0.1)
+    assert 8.5 < cx.min() < 10 and 14 < cx.max() < 15.5
+    np.testing.assert_allclose(area / 49, (cx / 12) ** 2, rtol=0.1)
+
+
+def test_cutout_blacks_out_a_square():
+    images = noise(12, 12, 2) + 1
+    cut = run(Augment(cutout=4), images) == 0
+    np.testing.assert_array_equal(run(Augment(cutout=4), images)[~cut], images[~cut])
+    sizes = []
+    for hole in cut:
+        rows, columns = hole.any((1, 2)).sum(), hole.any((0, 2)).sum()
+        assert hole.sum() == rows * columns * 2 and 2 <= rows <= 4 and 2 <= columns <= 4
+        sizes.append(rows * columns)
+    assert max(sizes) == 16 and min(sizes) < 16
+
+
+def test_noise_has_its_deviation():
+    added = run(Augment(noise=0.1), np.zeros((64, 8, 8, 3)))
+    assert abs(added.std() - 0.1) < 0.003 and abs(added.mean()) < 0.003
+
+
+ALL = Augment(flip=True, rotation=10.0, scaling=0.1, shift=2, cutout=3, noise=0.01)
+
+
+@pytest.mark.parametrize("how", [ALL, Augment(flip=True, shift=2)], ids=["all", "whole pixels"])
+def test_an_example_depends_on_its_key_alone(how):
+    images = noise(8, 9, 3)
+    out = run(how, images)
+    order = np.random.default_rng(1).permutation(64)
+    np.testing.assert_allclose(run(how, images[order], KEYS[order]), out[order], atol=1e-6)
+    np.testing.assert_array_equal(run(how, images), out)
+    same = run(how, np.broadcast_to(images[:1], images.shape))
+    assert len(np.unique(same.reshape(64, -1), axis=0)) > 32
+
+
+def test_no_augmentation_changes_nothing_and_floats_may_be_traced():
+    images = noise(4, 4, 1)
+    np.testing.assert_array_equal(run(Augment(), images), images)
+    noisy = lambda std: augment(Augment(noise=std, rotation=std), KEYS, jnp.asarray(images))
+    swept = jax.jit(jax.vmap(noisy))(jnp.array([0.0, 0.5]))
+    np.testing.assert_allclose(swept[0], images, atol=1e-6)
+    assert abs(swept[1] - images).max() > 0.5
+    with pytest.raises(Mistake, match=r"augment\.shift"):
+        Augment(shift=-1)

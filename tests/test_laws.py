@@ -1,0 +1,185 @@
+"""The laws of the abstraction, over every learner there is."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from learners import EXPERIMENTS
+
+from research.data.feed import Resident, prefetched
+from research.descend import Descent
+from research.lift import closed, many, seeds
+from research.place import place
+
+pytestmark = pytest.mark.parametrize("name", EXPERIMENTS)
+KEY = 7
+N = 6
+
+
+@functools.cache
+def made(name: str, axis: str | None = None):
+    """(learner, feeds) of an experiment."""
+    return EXPERIMENTS[name].build(axis), EXPERIMENTS[name].feeds()
+
+
+def chunk(learner, axis, n):
+    return lambda state, feed: many(closed(learner.step, feed, axis), n)(state, None)
+
+
+@functools.cache
+def run(name: str, where: str = "jit", seeded: bool = False, n: int = N):
+    """(state, metrics, evaluation) after n scanned steps at a place, on the host."""
+    target = place(where, seeds=seeded)
+    learner, feeds = made(name, target.axis)
+    keys = jax.random.key(KEY)
+    if seeded:
+        learner, keys = seeds(learner), jax.vmap(jax.random.key)(jnp.arange(KEY, KEY + 3))
+    state = target.put(jax.jit(learner.init)(keys))
+    state, metrics = target.train(chunk(learner, target.axis, n), None)(state, target.put_data(feeds.train, None))
+    judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
+    return host(state), host(metrics), host(judged)
+
+
+def host(tree):
+    """The tree as NumPy arrays; keys by their data."""
+    data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+    return jax.tree.map(lambda x: np.asarray(data(x)), tree)
+
+
+def assert_close(a, b, rtol=2e-4, atol=2e-5):
+    jax.tree.map_with_path(
+        lambda path, x, y: np.testing.assert_allclose(x, y, rtol, atol, err_msg=jax.tree_util.keystr(path)), a, b
+    )
+
+
+def assert_same(a, b):
+    jax.tree.map_with_path(
+        lambda path, x, y: np.testing.assert_array_equal(x, y, err_msg=jax.tree_util.keystr(path)), a, b
+    )
+
+
+def test_endomorphism(name):
+    learner, feeds = made(name)
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    after, _ = jax.eval_shape(learner.step, state, feeds.train.batch_at(0))
+    assert jax.tree.structure(state) == jax.tree.structure(after)
+    for (path, x), y in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(after), strict=True):
+        facts = [(z.shape, z.dtype, z.weak_type) for z in (x, y)]
+        assert facts[0] == facts[1], jax.tree_util.keystr(path)
+
+
+def test_step_counts_and_learning_moves(name):
+    before = host(jax.jit(made(name)[0].init)(jax.random.key(KEY)))
+    after, metrics, _ = run(name)
+    assert after.step == N and before.step == 0
+    assert_same(before.key, after.key)
+    moved = [
+        not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)
+    ]
+    assert all(moved)
+    assert metrics["gradient_norm"].value[-1] > 0
+
+
+def test_scan_is_loop(name):
+    learner, feeds = made(name)
+    step = jax.jit(learner.step)
+    state, metrics = jax.jit(learner.init)(jax.random.key(KEY)), []
+    for k in range(N):
+        state, new = step(state, feeds.train.batch_at(k))
+        metrics.append(new)
+    scanned_state, scanned_metrics, _ = run(name)
+    assert_close(host(state), scanned_state)
+    assert_close(jax.tree.map(lambda *x: np.stack(x), *metrics), scanned_metrics)
+
+
+def test_streamed_is_resident(name):
+    learner, feeds = made(name)
+    if not isinstance(feeds.train, Resident):
+        return
+    stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="stream"))
+    target = place("shard_map")
+    learner = stream.build(target.axis)
+    state = target.put(jax.jit(learner.init)(jax.random.key(KEY)))
+    steps = target.train(many(learner.step, N), 1)
+    with prefetched(stream.feeds().train, 0, N, N, lambda b: target.put_data(b, 1)) as chunks:
+        state, metrics = steps(state, next(chunks))
+    assert_close(host(state), run(name)[0])
+    assert_close(host(metrics), run(name, "shard_map")[1])
+
+
+def test_traced_once_donated_and_without_transfers(name):
+    target = place("jit")
+    learner, feeds = made(name)
+    traces = []
+
+    def counted(state, feed):
+        traces.append(1)
+        return chunk(learner, None, 2)(state, feed)
+
+    steps = target.train(counted, None)
+    state, feed = target.put(jax.jit(learner.init)(jax.random.key(0))), target.put_data(feeds.train, None)
+    with jax.transfer_guard("disallow"):
+        for _ in range(3):
+            given = state
+            state, _ = steps(state, feed)
+            kept = [p for p, x in jax.tree.leaves_with_path(given) if not x.is_deleted()]
+            assert not kept, f"not donated: {kept}"
+    assert len(traces) == 1
+
+
+def test_resume_is_exact(name):
+    """2 x 3 steps with a copy of the State in between equal 6 steps, to the bit; see test_resume.py for processes."""
+    learner, feeds = made(name)
+    steps = jax.jit(chunk(learner, None, N // 2))
+    state = jax.jit(learner.init)(jax.random.key(KEY))
+    for _ in range(2):
+        state, _ = steps(jax.device_put(jax.device_get(state)), feeds.train)
+    other = jax.jit(learner.init)(jax.random.key(KEY))
+    for _ in range(2):
+        other, _ = steps(other, feeds.train)
+    assert_same(host(state), host(other))
+
+
+def test_seeds(name):
+    single, metrics, judged = run(name)
+    many_states, many_metrics, many_judged = run(name, seeded=True)
+    first = jax.tree.map(lambda x: x[0], many_states._replace(step=None))
+    assert many_states.step == N
+    assert_close(first, single._replace(step=None))
+    assert_close(jax.tree.map(lambda x: x[:, 0], many_metrics), metrics)
+    assert_close(jax.tree.map(lambda x: x[0], many_judged), judged)
+    for leaf in jax.tree.leaves(many_states.params):
+        assert not np.array_equal(leaf[0], leaf[1]) or not leaf[0].any()
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+@pytest.mark.parametrize("where", ["pmap", "shard_map"])
+def test_placement(name, where, seeded):
+    one, one_metrics, one_judged = run(name, seeded=seeded)
+    eight, eight_metrics, eight_judged = run(name, where, seeded)
+    assert_close(eight, one)
+    means = lambda metrics: {key: m.value for key, m in metrics.items()}
+    assert_close(means(eight_metrics), means(one_metrics))
+    assert_close(means(eight_judged), means(one_judged))
+
+
+def test_microbatches(name):
+    """micro=4 equals micro=1, ragged masks included; nets with batch statistics are exempt."""
+    experiment = EXPERIMENTS[name]
+    states = []
+    for micro in (1, 4):
+        learner = dataclasses.replace(experiment, descent=Descent(micro, experiment.descent.clip)).build()
+        state = jax.jit(learner.init)(jax.random.key(KEY))
+        if "batch_stats" in state.collections:
+            pytest.skip("batch statistics are those of a microbatch")
+        step = jax.jit(learner.step)
+        for k in range(N):
+            batch = experiment.feeds().train.batch_at(k)
+            if batch.mask != ():
+                batch = batch._replace(mask=(np.arange(batch.mask.size) < 11).astype(np.float32))
+            state, _ = step(state, batch)
+        states.append(host(state))
+    assert_close(*states)
