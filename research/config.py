@@ -16,8 +16,8 @@ from research.place import PlaceName
 
 Config = TypeVar("Config")
 
-MAY_CHANGE = ("run.log_every", "run.keep")
-"""The fields that may differ when a run is resumed: those of logging."""
+MAY_CHANGE = ("run.keep",)
+"""The fields that may differ when a run is resumed."""
 
 
 @dataclasses.dataclass(frozen=True)

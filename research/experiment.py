@@ -50,8 +50,7 @@ class Run:
 
     steps           in all
     seed            of the run: initial weights, and everything drawn on the way
-    chunk           steps a dispatch; it divides the other intervals and `steps`
-    log_every       steps between lines of training metrics
+    chunk           steps a dispatch and a line of training metrics; it divides the intervals and `steps`
     evaluate_every  steps between evaluations on validation data
     save_every      steps between checkpoints
     keep            newest checkpoints kept, at least 2; the best one is kept besides
@@ -64,7 +63,6 @@ class Run:
     steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 1000
     seed: Annotated[int, tyro.conf.arg(aliases=("--seed",))] = 0
     chunk: int = 100
-    log_every: int = 100
     evaluate_every: int = 1000
     save_every: int = 1000
     keep: int = 2
@@ -75,12 +73,12 @@ class Run:
     published: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        positive(self, "run", "steps", "chunk", "log_every", "evaluate_every", "save_every")
+        positive(self, "run", "steps", "chunk", "evaluate_every", "save_every")
         if self.keep < 2:
             raise Mistake(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
         if self.patience is not None:
             positive(self, "run", "patience")
-        for name in ("log_every", "evaluate_every", "save_every", "steps"):
+        for name in ("evaluate_every", "save_every", "steps"):
             interval = getattr(self, name)
             if interval % self.chunk:
                 below, above = interval // self.chunk * self.chunk, -(-interval // self.chunk) * self.chunk
@@ -118,10 +116,12 @@ class Experiment(Protocol):
 
 
 def positive(config: Any, prefix: str, *names: str) -> None:
-    """Raises Mistake unless the fields `names` of `config` are at least 1."""
+    """Raises Mistake unless the fields `names` of `config`, whole numbers or tuples of them, are at least 1."""
     for name in names:
-        if getattr(config, name) < 1:
-            raise Mistake(f"{prefix}.{name} must be at least 1, not {getattr(config, name)}")
+        value = getattr(config, name)
+        if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+            shown = f"{prefix}.{name}" if prefix else name
+            raise Mistake(f"{shown} must be at least 1, not {value}")
 
 
 def divisor(number: int, near: int) -> int:

@@ -9,32 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.experiment import Failure, Run
+from research.experiment import Failure, Mistake, Run
 from research.place import Place
-from research.state import Batch, Learner, Mean, Metrics, State
+from research.state import Batch, Learner, Metrics, State
 
 Values = dict[str, Any]
 """Values by metric: a float, or a list of one for each seed; None where nothing was counted, or it is not finite."""
 
 
-class Totals:
-    """Means merged on the host, in float64."""
-
-    def __init__(self) -> None:
-        self._means: dict[str, Mean] = {}
-
-    def add(self, metrics: Metrics, steps: bool = False) -> None:
-        """Merges `metrics` in; `steps`: their leading axis, steps, is summed."""
-        for name, value in metrics.items():
-            total, count = (np.asarray(x, np.float64) for x in value)
-            if steps:
-                total, count = total.sum(0), count.sum(0)
-            before = self._means.get(name, Mean(0.0, 0.0))
-            self._means[name] = Mean(before.total + total, before.count + count)
-
-    def values(self) -> Values:
-        """The means so far."""
-        return {name: _value(*mean) for name, mean in self._means.items()}
+def merged(metrics: Metrics) -> Values:
+    """The values of Means with a leading axis, of steps or of batches: merged over it, in float64."""
+    sums = {name: [np.asarray(x, np.float64).sum(0) for x in mean] for name, mean in metrics.items()}
+    return {name: _value(total, count) for name, (total, count) in sums.items()}
 
 
 def _value(total: Any, count: Any) -> Any:
@@ -53,10 +39,8 @@ class Evaluator:
 
     def __call__(self, state: State, batches: Iterable[Batch]) -> Values:
         """The metrics of `state` over `batches`, on the host or in their place."""
-        totals = Totals()
-        for batch in batches:
-            totals.add(jax.device_get(self._evaluate(state, self._where.put_data(batch, 0))))
-        return totals.values()
+        found = [self._evaluate(state, self._where.put_data(batch, 0)) for batch in batches]
+        return merged(jax.tree.map(lambda *means: np.stack(means), *jax.device_get(found)))
 
 
 def check_finite(metrics: Metrics, before: int, directory: Path) -> None:
@@ -73,19 +57,20 @@ def check_finite(metrics: Metrics, before: int, directory: Path) -> None:
     step = int(np.argmin(fine))
     names = [name for name, good in finite.items() if not np.all(good[step])]
     raise Failure(
-        f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. The last good checkpoint is kept in "
-        f"{directory / 'checkpoints'}. Try a lower --optimizer.learning-rate, --descent.clip 1, or --debug in "
-        "another --workdir to see where it comes from"
+        f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. The last good checkpoint "
+        f"is kept in {directory / 'checkpoints'}. Try a lower --optimizer.learning-rate or --descent.clip 1; --debug, "
+        "in another --workdir, shows where it comes from"
     )
 
 
-def score(values: Values, run: Run) -> float | None:
-    """The metric that "best" goes by: its mean over the seeds that have not diverged; None where there is none.
+def check_metric(names: Iterable[str], run: Run) -> None:
+    """Raises Mistake unless `run.metric`, which "best" goes by, is one of the validation metrics `names`."""
+    if run.metric not in names:
+        raise Mistake(f"there is no metric {run.metric!r}: set --run.metric to one of {', '.join(sorted(names))}")
 
-    Raises Failure where there is no such metric.
-    """
-    if run.metric not in values:
-        raise Failure(f"there is no metric {run.metric!r}: set --run.metric to one of {', '.join(sorted(values))}")
+
+def score(values: Values, run: Run) -> float | None:
+    """The metric that "best" goes by: its mean over the seeds that have not diverged; None where there is none."""
     value = values[run.metric]
     each = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
     return statistics.fmean(each) if each else None

@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
+from rich.table import Column
 from rich.text import Text
 from tensorboardX import summary as tensorboard
 from tensorboardX.proto.event_pb2 import Event
@@ -223,9 +224,9 @@ class Progress:
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
-                _Speed(),
+                _Speed(table_column=Column(no_wrap=True)),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}", markup=False),
+                TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
                 console=console,
             )
             self._task = self._bar.add_task(description, total=steps, completed=start, text="")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from research import checkpoint, config, log, plot, workdir
 from research.data.feed import prefetched
 from research.experiment import Experiment, Feed, Feeds, Mistake
-from research.judge import Evaluator, Totals, best, check_finite, exhausted, score, summary
+from research.judge import Evaluator, best, check_finite, check_metric, exhausted, merged, score, summary
 from research.lift import closed, many, seeds
 from research.place import Place, place
 from research.state import Learner, Metrics, State
@@ -72,6 +72,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     learner, key = _learner(experiment, command.seeds, where.axis)
 
     abstract = jax.eval_shape(learner.init, key)
+    check_metric(jax.eval_shape(learner.evaluate, abstract, feeds.validation[0]), run)
     found = checkpoint.restore(directory / "checkpoints", abstract, log.warn)
     step, state = found or (0, jax.jit(learner.init)(key))
     if found is None and command.init_from is not None:
@@ -86,24 +87,21 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     lines, bar = log.Log(directory), log.Progress(run.steps, step)
     with saved, lines, bar, _signals() as asked, contextlib.ExitStack() as stack:
         advance = stack.enter_context(_chunks(learner, where, feeds.train, state, run.chunk, step, run.steps))
-        totals, logged, begun, busy = Totals(), step, time.monotonic(), 0.0
+        begun = time.monotonic()
         while step < run.steps and not exhausted(scores, run):
             started = time.monotonic()
             state, metrics = advance(state)
             metrics = jax.device_get(metrics)
-            busy += time.monotonic() - started
+            now = time.monotonic()
             check_finite(metrics, step, directory)
-            totals.add(metrics, steps=True)
             step += run.chunk
             last = step == run.steps
+            values = merged(metrics)
+            lines.line(step, "train", values, {"seconds": now - begun, "steps_per_second": run.chunk / (now - started)})
+            begun = now
             bar.update(step)
+            bar.say("train", values)
 
-            if step % run.log_every == 0 or last:
-                now = time.monotonic()
-                timing = {"seconds": now - begun, "steps_per_second": (step - logged) / busy}
-                lines.line(step, "train", totals.values(), timing)
-                bar.say("train", totals.values())
-                totals, logged, begun, busy = Totals(), step, now, 0.0
             if step % run.evaluate_every == 0 or last:
                 values = evaluate(state, validation)
                 lines.line(step, "validation", values)

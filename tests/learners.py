@@ -15,7 +15,7 @@ from research.nets.q import MLP
 from research.optim import Optimizer
 
 SGD = Optimizer(name="sgd", learning_rate=0.05, momentum=0.9)
-RUN = Run(steps=12, chunk=3, log_every=3, evaluate_every=6, save_every=6)
+RUN = Run(steps=12, chunk=3, evaluate_every=6, save_every=6)
 
 
 def classify(**changes: Any) -> Classify:

@@ -7,8 +7,7 @@ number, x. With discount g the optimal values are:
     Seen         one frame, x is 1 or -1, reward x                            Q(x) = x
     Delayed      x is 0, then 1; reward 1 for the second frame                Q(0) = g, Q(1) = 1
     Chosen       one frame, x is 0 or 1, reward 1 for action x, else -1       Q(x, a) = 1 if a = x else -1
-    Truncating   x is 0, then 1 for good; reward x; cut short after 2 frames  Q(0) = g / (1 - g), Q(1) = 1 / (1 - g)
-    Terminating  the same, ended after 2 frames                               Q(0) = g, Q(1) = 1
+    Truncating   Delayed, but cut short, not ended, after the second frame    Q(0) = g / (1 - g), Q(1) = 1 / (1 - g)
     Counting     x counts the frames, cut short after 7; reward x             (for tests of what replay hands out)
 
 Who takes truncation for termination finds Q(1) = 1 in Truncating; who bootstraps from the observation after the reset
@@ -123,10 +122,6 @@ class Chosen(Constant):
     def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
         """Is the action x?"""
         return jnp.where(action == x, 1.0, -1.0)
-
-
-class Terminating(Delayed):
-    """See the file's head; it is Delayed by another name, the counterpart of Truncating."""
 
 
 class Truncating(Delayed):

@@ -81,7 +81,7 @@ def make(how: Environment) -> Vector:
     params = env.default_params
     if how.max_steps is not None:
         params = params.replace(max_steps_in_episode=how.max_steps)
-    categories = _check(how.name, env, params)
+    categories = check(how.name, env, params)
 
     def observed(x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) if categories is None else jax.nn.one_hot(x, categories)
@@ -143,7 +143,7 @@ def _is_class(node: ast.stmt) -> bool:
     return isinstance(node, ast.ClassDef) and not node.name.startswith("_")
 
 
-def _check(name: str, env: Any, params: Any) -> int | None:
+def check(name: str, env: Any, params: Any) -> int | None:
     """Raises Failure where `env` breaks the contract. Returns the number of its observations if they are numbers."""
 
     def broken(what: str) -> Failure:

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.experiment import Mistake, positive
 from research.nets.conv import BatchNorm, Conv, max_pool
 from research.network import Filled
 
@@ -30,6 +31,10 @@ class CNN(nn.Module):
     dropout: float = 0.0
     outputs: Filled[int] = 0
     axis: Filled[str | None] = None
+
+    def __post_init__(self) -> None:
+        positive(self, "net", "widths", "depth")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -61,6 +66,12 @@ class ResNet(nn.Module):
     shortcut: Literal["pad", "project"] = "pad"
     outputs: Filled[int] = 0
     axis: Filled[str | None] = None
+
+    def __post_init__(self) -> None:
+        positive(self, "net", "widths", "blocks")
+        if len(self.widths) != len(self.blocks):
+            raise Mistake(f"net.widths {self.widths} and net.blocks {self.blocks} must be of one length")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

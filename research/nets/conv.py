@@ -121,15 +121,23 @@ def _correlate(x: jax.Array, w: jax.Array) -> jax.Array:
 
 def _forward(x: jax.Array, w: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     tiles = _cut(x)
-    return _join(jnp.einsum("abco,abc...->abo...", _kernel(w), tiles)), (tiles, w)
+    return _join(_products(_kernel(w), tiles, 0)), (tiles, w)
 
 
 def _backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     tiles, w = saved
     products = _join_transposed(gradient)
-    dw = jnp.einsum("abcmnk,abomnk->abco", tiles, products)
-    dx = _cut_transposed(jnp.einsum("abco,abo...->abc...", _kernel(w), products))
+    flat = lambda x: x.reshape(6, 6, x.shape[2], -1)
+    dw = lax.dot_general(flat(tiles), flat(products), (((3,), (3,)), ((0, 1), (0, 1))))
+    dx = _cut_transposed(_products(_kernel(w), products, 1))
     return dx, jnp.einsum("ai,bj,abco->ijco", _G, _G, dw)
+
+
+def _products(kernel: jax.Array, tiles: jax.Array, transposed: int) -> jax.Array:
+    """The 36 matrix products of the kernel [6, 6, channels, features], or its transpose, with tiles [6, 6, c, ...]."""
+    flat = tiles.reshape(*tiles.shape[:3], -1)  # so that nothing is laid out anew for the product
+    found = lax.dot_general(kernel, flat, (((2 + transposed,), (2,)), ((0, 1), (0, 1))))
+    return found.reshape(6, 6, -1, *tiles.shape[3:])
 
 
 _correlate.defvjp(_forward, _backward)

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from research.nets.conv import Conv
 from research.network import Filled
 
 
@@ -35,7 +36,7 @@ class MinAtarNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images f32[batch, 10, 10, objects] -> f32[batch, outputs]."""
-        x = nn.relu(nn.Conv(self.channels, (3, 3), padding="VALID")(x))
-        x = x.reshape(x.shape[0], -1)
+        x = nn.relu(Conv(self.channels, padding="VALID")(x.transpose(3, 1, 2, 0)))  # its layout, see conv.py
+        x = x.reshape(-1, x.shape[-1]).T
         x = nn.relu(nn.Dense(self.hidden)(x))
         return nn.Dense(self.outputs)(x)

@@ -1,0 +1,47 @@
+"""MinAtar's Breakout by deep Q-learning, from 10x10 images of four objects.
+
+Method: Mnih et al. 2015, doi:10.1038/nature14236, with the net of Young & Tian 2019 (arXiv:1903.03176) and double
+Q-learning (van Hasselt, Guez & Silver 2015, arXiv:1509.06461). Published: Young & Tian's DQN reaches a return of about
+10 in Breakout after 5,000,000 frames (read off a figure; with sticky actions, which gymnax's version doesn't have).
+
+    python -m experiments.train breakout_dqn
+
+Expected: the return rises through all of the 1,000,000 frames.
+"""
+
+from research.envs.vector import Environment
+from research.experiment import Run
+from research.learners.dqn import DQN
+from research.nets.q import MinAtarNet
+from research.optim import Optimizer
+
+
+def config() -> DQN:
+    """The experiment: 160 frames and 20 descents a step."""
+    return DQN(
+        environment=Environment("Breakout-MinAtar"),
+        net=MinAtarNet(channels=16, hidden=128),
+        environments=16,
+        rollout=10,
+        ring=100_000,
+        stored="uint8",
+        start=5_000,
+        batch=64,
+        updates=20,
+        target_every=10,
+        gamma=0.99,
+        n_step=3,
+        double=True,
+        loss="huber",
+        epsilon_end=0.05,
+        epsilon_fraction=0.2,
+        optimizer=Optimizer(name="adamw", learning_rate=3e-4, schedule="linear"),
+        run=Run(
+            steps=6250,
+            chunk=125,
+            evaluate_every=625,
+            save_every=1250,
+            metric="return",
+            published={"return": 10.0},
+        ),
+    )

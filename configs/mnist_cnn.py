@@ -1,0 +1,26 @@
+"""MNIST by a convolutional net of six layers.
+
+Paper: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to document recognition": LeNet-5 with
+distortions, 99.2 %, without, 99.05 %.
+
+    python -m experiments.train mnist_cnn --seeds 5
+"""
+
+from research.data.augment import Augment
+from research.data.images import Images
+from research.experiment import Run
+from research.learners.classify import Classify
+from research.nets.cnn import CNN
+from research.optim import Optimizer
+
+
+def config() -> Classify:
+    """The experiment."""
+    return Classify(
+        data=Images(name="mnist", batch=128, validation=0.05),
+        net=CNN(widths=(16, 32, 64), depth=2),
+        augment=Augment(shift=2, rotation=10.0, scaling=0.1),
+        smoothing=0.05,
+        optimizer=Optimizer(name="muon", learning_rate=1e-2, schedule="linear", warmup=200, weight_decay=0.05),
+        run=Run(steps=3000, chunk=50, evaluate_every=500, save_every=500, published={"accuracy": 0.9905}),
+    )

@@ -1,0 +1,167 @@
+import errno
+import io
+import json
+import math
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from rich.console import Console
+
+from research import log, plot
+from research.experiment import Failure
+
+
+def events(directory):
+    """(step, tag, value) of all event files of the directory, read as a whole."""
+    found = []
+    for path in sorted((directory / "tensorboard").rglob("events.*")):
+        for event in log._events(path):
+            for value in event.summary.value:
+                found.append((event.step, value.tag, value.simple_value if value.HasField("simple_value") else None))
+    return found
+
+
+def write(directory, steps, **values):
+    with log.Log(directory) as lines:
+        for step in steps:
+            lines.line(step, "train", {"loss": 1 / step, **values}, {"steps_per_second": 2.0})
+        lines.flush()
+
+
+def test_lines_are_exact_and_never_nan(tmp_path):
+    loss, seeds = np.float32(1 / 3), jnp.array([0.1, jnp.nan, -jnp.inf, 3])
+    with log.Log(tmp_path) as lines:
+        lines.line(100, "train", {"loss": loss, "each": seeds, "n": 3, "nan": math.nan, "none": None})
+        lines.line(100, "validation", {"loss": [0.25, np.float64("inf")]}, {"seconds": 1.5})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert len(text.splitlines()) == 2 and "NaN" not in text and "Infinity" not in text
+    first, second = log.read(tmp_path)
+    assert list(first) == ["step", "split", "loss", "each", "n", "nan", "none", "time"]
+    assert np.float32(first["loss"]).tobytes() == loss.tobytes()
+    assert first["each"] == [float(seeds[0]), None, None, 3.0]
+    assert first["n"] == 3 and first["nan"] is None and first["none"] is None
+    assert second["loss"] == [0.25, None] and second["time"]["seconds"] == 1.5
+
+
+def test_nothing_written_reads_as_nothing(tmp_path):
+    assert log.read(tmp_path) == []
+    log.cut(tmp_path, 10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cut_drops_what_is_later_and_a_torn_line(tmp_path):
+    write(tmp_path, range(1, 6))
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    with path.open("a") as file:
+        file.write('{"step": 2, "split": "tr')
+    assert [line["step"] for line in log.read(tmp_path)] == [1, 2, 3, 4, 5]
+    log.cut(tmp_path, 3)
+    assert path.read_bytes() == b"".join(whole.splitlines(keepends=True)[:3])
+    log.cut(tmp_path, 3)
+    write(tmp_path, [4, 5])
+    assert [line["step"] for line in log.read(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_tensorboard_has_every_event_once_after_a_resume(tmp_path):
+    grid = tmp_path / "grid.png"
+    plot.image_grid(np.zeros((1, 4, 6, 3), np.uint8), None, grid)
+    lines = log.Log(tmp_path)
+    with lines:
+        for step in range(1, 6):
+            lines.line(step, "train", {"loss": 1 / step}, {"steps_per_second": 2.0})
+            lines.picture(step, grid)
+    file = next((tmp_path / "tensorboard").iterdir())
+    os.truncate(file, file.stat().st_size - 3)  # torn, as by a kill
+    log.cut(tmp_path, 3)
+    with log.Log(tmp_path) as lines:
+        assert len(list((tmp_path / "tensorboard").iterdir())) == 1
+        lines.picture(3, grid)  # what comes after a checkpoint comes again
+        for step in range(4, 7):
+            lines.line(step, "train", {"loss": 1 / step}, {"steps_per_second": 2.0})
+            lines.picture(step, grid)
+    found = events(tmp_path)
+    assert len(set(found)) == len(found)
+    for tag, value in (("train/loss", lambda s: np.float32(1 / s)), ("time/steps_per_second", lambda s: 2.0)):
+        assert [(s, v) for s, t, v in found if t == tag] == [(s, value(s)) for s in range(1, 7)]
+    assert sorted(s for s, t, _ in found if t == "grid") == [1, 2, 3, 4, 5, 6]
+
+
+def test_tensorboard_has_the_mean_and_spread_of_seeds(tmp_path):
+    with log.Log(tmp_path) as lines:
+        lines.line(1, "train", {"loss": [1.0, 3.0, None], "gone": [None, None, None], "none": None})
+    assert events(tmp_path) == [(1, "train/loss", 2.0), (1, "train/loss/spread", 1.0)]
+
+
+def test_tensorboard_itself_reads_it(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    write(tmp_path, range(1, 4))
+    log.cut(tmp_path, 2)
+    write(tmp_path, [3, 4])
+    found = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in found.Scalars("train/loss")] == [(s, np.float32(1 / s)) for s in range(1, 5)]
+
+
+def test_write_json_is_atomic(tmp_path, monkeypatch):
+    path = tmp_path / "summary.json"
+    log.write_json(path, {"a": 1.5})
+    assert json.loads(path.read_text()) == {"a": 1.5}
+    with pytest.raises(ValueError):
+        log.write_json(path, {"a": math.nan})
+
+    def fail(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(Failure, match=r"could not write .*summary\.json: the disk is full"):
+        log.write_json(path, {"a": 2})
+    assert json.loads(path.read_text()) == {"a": 1.5} and [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_what_cannot_be_written_is_a_failure(tmp_path):
+    (tmp_path / "file").write_text("")
+    for directory in (tmp_path / "file", tmp_path / "missing"):
+        with pytest.raises(Failure, match=f"could not .* {directory}"), log.Log(directory):
+            pass
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+def test_a_full_disk_is_a_failure(tmp_path):
+    told = r"could not write to .* the disk is full"
+    with pytest.raises(Failure, match=told), log.Log(tmp_path) as lines:
+        lines._file = open("/dev/full", "a")  # noqa: SIM115
+        lines.line(1, "train", {"loss": 1.0})
+
+
+def console(monkeypatch, terminal):
+    file = io.StringIO()
+    monkeypatch.setattr(log, "console", Console(file=file, force_terminal=terminal, width=150, soft_wrap=True))
+    return file
+
+
+def test_without_a_terminal_progress_is_a_plain_line_now_and_then(monkeypatch):
+    file = console(monkeypatch, False)
+    with log.Progress(100, 10, every=1e9) as progress:
+        for step in range(11, 51):
+            progress.say("train", {"loss": 1 / step, "each": [1.0, 3.0], "gone": None})
+            progress.update(step)
+        log.warn("[b]careful[/b]")
+    first, last = file.getvalue().splitlines()
+    assert first == "warning: [b]careful[/b]"
+    assert last.startswith("training 50/100, ") and last.endswith("| train loss 0.02, each 2, gone -")
+    assert "steps/s" in last and "left" in last and "\x1b" not in file.getvalue()
+    with log.Progress(100, 10, every=0) as progress:
+        progress.update(20)
+    assert "20/100" in file.getvalue().splitlines()[2]
+
+
+def test_on_a_terminal_progress_is_a_bar(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    file = console(monkeypatch, True)
+    with log.Progress(100) as progress:
+        progress.say("train", {"loss": 0.5})
+        progress.update(50)
+        log.warn("careful")
+    assert "50/100" in file.getvalue() and "train loss 0.5" in file.getvalue() and "careful" in file.getvalue()

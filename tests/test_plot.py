@@ -1,0 +1,89 @@
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from research import plot
+from research.experiment import Failure
+
+
+def lines(n=30, seeds=None, **more):
+    rng = np.random.default_rng(0)
+
+    def value(base):
+        each = (base * (1 + 0.1 * rng.normal(size=seeds or 1))).tolist()
+        return each if seeds else each[0]
+
+    for step in range(10, 10 * n + 1, 10):
+        values = {"loss": value(3 * np.exp(-step / 40)), "accuracy": value(0.5), "learning_rate": 0.1}
+        yield {"step": step, "split": "train", **values, **more, "time": {"seconds": 1.0}}
+    yield {"step": 10 * n, "split": "validation", "loss": value(0.1), "accuracy": None, "time": {}}
+
+
+def drawn(path):
+    """The picture, which must have something in it."""
+    picture = imread(path)
+    assert picture.std() > 0.01
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+    return picture
+
+
+@pytest.mark.parametrize("seeds", [None, 3])
+def test_curves_of_one_run(tmp_path, seeds):
+    each = list(lines(seeds=seeds))
+    if seeds:
+        for line in each[15:]:
+            line["loss"][1] = None  # it diverged
+    plot.curves({"run": each}, tmp_path / "curves.png")
+    assert drawn(tmp_path / "curves.png").shape[1] > 800
+
+
+def test_curves_side_by_side_and_long(tmp_path):
+    runs = {"a": list(lines(1000)), "b": list(lines(20, seeds=4)), "c": list(lines(1, other=1.0)), "empty": []}
+    plot.curves(runs, tmp_path / "curves.png")
+    drawn(tmp_path / "curves.png")
+
+
+def test_no_lines_no_picture(tmp_path):
+    plot.curves({"run": []}, tmp_path / "curves.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_panels_are_by_metric_and_long_lines_are_averaged():
+    panels = plot._panels({"run": list(lines(1000))})
+    assert list(panels) == ["loss", "accuracy", "learning_rate"]
+    curve = panels["loss"]["run", "train"]
+    assert curve.values.shape == (plot.POINTS, 1) and (np.diff(curve.steps) > 0).all()
+    assert np.isnan(panels["accuracy"]["run", "validation"].values).all()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_image_grid(tmp_path, channels, dtype):
+    images = np.zeros((7, 12, 8, channels), dtype)
+    images[:, 3:6] = 255 if dtype == np.uint8 else 1
+    plot.image_grid(images, [f"picture {i}" for i in range(7)], tmp_path / "grid.png")
+    drawn(tmp_path / "grid.png")
+    plot.image_grid(images - 1.0, None, tmp_path / "grid.png", columns=7)
+    picture = drawn(tmp_path / "grid.png")
+    assert picture.shape[1] > 3 * picture.shape[0]
+
+
+@pytest.mark.parametrize("n", [2, 10, 40])
+def test_confusion(tmp_path, n):
+    matrix = np.eye(n, dtype=int) * 50
+    matrix[0] = 0  # a class that never comes
+    plot.confusion(matrix, [f"class {i}" for i in range(n)], tmp_path / "confusion.png")
+    drawn(tmp_path / "confusion.png")
+
+
+def test_no_global_state(tmp_path):
+    before = dict(matplotlib.rcParams)
+    plot.curves({"run": list(lines())}, tmp_path / "curves.png")
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_a_directory_that_is_none_is_a_failure(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(Failure, match=r"could not write .*curves\.png"):
+        plot.curves({"run": list(lines())}, tmp_path / "file" / "curves.png")

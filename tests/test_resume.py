@@ -1,0 +1,100 @@
+"""Real processes, killed at random moments and started again, end as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import research
+from research.log import read
+
+RUNS = {
+    "digits_cnn": "--net.widths 4 8 --net.depth 1 --steps 60 --run.chunk 5 --run.evaluate-every 10 --run.save-every 10",
+    "cartpole_dqn": "--ring 2000 --start 400 --episodes 8 --test-episodes 8 --steps 60 --run.chunk 5 "
+    "--run.evaluate-every 20 --run.save-every 10",
+}
+
+
+def start(name: str, workdir: Path, *more: str) -> subprocess.Popen:
+    command = [sys.executable, "-m", "experiments.train", name, "--workdir", str(workdir), *RUNS[name].split(), *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+
+
+def finish(name: str, workdir: Path, *more: str) -> str:
+    process = start(name, workdir, *more)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def lines(workdir: Path) -> list[dict]:
+    """The lines of metrics.jsonl, readings under `time` aside."""
+    return [{k: v for k, v in line.items() if k != "time"} for line in read(workdir)]
+
+
+def state(workdir: Path) -> list[np.ndarray]:
+    import jax
+
+    tree = research.load(workdir)[2]
+    return [np.asarray(x) for x in jax.tree.leaves(tree._replace(key=jax.random.key_data(tree.key)))]
+
+
+@pytest.fixture(scope="module", params=RUNS)
+def whole(request, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("whole") / request.param
+    finish(request.param, workdir)
+    return request.param, workdir
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_and_resumed_is_the_run_never_stopped(whole, number, tmp_path):
+    name, reference = whole
+    process = start(name, tmp_path / "run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode in (-number, 128 + number, 0), output
+    if number == signal.SIGTERM and process.returncode:
+        assert "the same command resumes" in output
+        assert list((tmp_path / "run" / "checkpoints").glob("*.json"))
+    finish(name, tmp_path / "run")
+
+    assert lines(tmp_path / "run") == lines(reference)
+    for a, b in zip(state(tmp_path / "run"), state(reference), strict=True):
+        np.testing.assert_array_equal(a, b)
+    test = lambda workdir: json.loads((workdir / "summary.json").read_text())["test"]
+    assert test(tmp_path / "run") == test(reference)
+
+
+def test_a_finished_run_prints_its_summary(whole):
+    name, workdir = whole
+    before = (workdir / "summary.json").stat().st_mtime_ns
+    began = time.monotonic()
+    assert "test" in finish(name, workdir)
+    assert (workdir / "summary.json").stat().st_mtime_ns == before
+    assert time.monotonic() - began < 60
+
+
+def test_a_torn_last_line_is_dropped(whole, tmp_path):
+    name, reference = whole
+    workdir = tmp_path / "run"
+    process = start(name, workdir)
+    while process.poll() is None and not list((workdir / "checkpoints").glob("*.json")):
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    if not (workdir / "summary.json").exists():
+        with (workdir / "metrics.jsonl").open("a") as file:
+            file.write('{"step": 55, "split": "tr')
+    finish(name, workdir)
+    assert lines(workdir) == lines(reference)
