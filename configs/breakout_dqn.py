@@ -7,6 +7,7 @@ Q-learning (van Hasselt, Guez & Silver 2015, arXiv:1509.06461). Published: Young
     python -m experiments.train breakout_dqn
 
 Expected: the return rises through all of the 1,000,000 frames.
+Time: about 10 minutes on 2 cores (estimated from 3,500 frames a second with half as many descents).
 """
 
 from research.envs.vector import Environment
@@ -17,7 +18,7 @@ from research.optim import Optimizer
 
 
 def config() -> DQN:
-    """The experiment: 160 frames and 20 descents a step."""
+    """The experiment: 160 frames and 40 descents a step."""
     return DQN(
         environment=Environment("Breakout-MinAtar"),
         net=MinAtarNet(channels=16, hidden=128),
@@ -27,7 +28,7 @@ def config() -> DQN:
         stored="uint8",
         start=5_000,
         batch=64,
-        updates=20,
+        updates=40,
         target_every=10,
         gamma=0.99,
         n_step=3,

@@ -158,7 +158,9 @@ class Checkpoints:
 def restore(
     directory: Path | str, abstract: State, warn: Warn = to_stderr, best: bool = False
 ) -> tuple[int, State] | None:
-    """The newest step in `directory`, or the best one, and its State on the host; None where nothing was saved.
+    """The newest step in `directory` and its State on the host; None where nothing was saved.
+
+    best: the one that was marked so, where there is one.
 
     It only reads. A damaged step is passed over, with one line to `warn`. Raises Mistake where a checkpoint holds
     another State than `abstract` (`jax.eval_shape(learner.init, key)`), Failure where every one is damaged.
@@ -170,7 +172,8 @@ def restore(
         found = _read(path, leaves)
         return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
 
-    return _newest(Path(directory).absolute(), read, warn, best)
+    path = Path(directory).absolute()
+    return (_newest(path, read, warn, True) if best else None) or _newest(path, read, warn, False)
 
 
 def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False) -> State:

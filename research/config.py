@@ -67,15 +67,18 @@ def header(name: str) -> str:
     return importlib.import_module(f"configs.{name}").__doc__ or ""
 
 
-def parse(name: str, arguments: list[str]) -> Command[Experiment]:
-    """The command line after NAME. Exits with status 2 and a message on what is not of the config's fields."""
+def parse(name: str, arguments: list[str], command: Any = Command, script: str = "train") -> Any:
+    """The command line after NAME: a `Command`, or another such class of the script that asks.
+
+    Exits with status 2, and a message, on what is not of the config's fields.
+    """
     default = load(name)
-    command = Command[type(default)]  # type: ignore[misc]
+    typed = command[type(default)]
     return tyro.cli(
-        command,
-        default=command(default),
+        typed,
+        default=typed(default),
         args=arguments,
-        prog=f"python -m experiments.train {name}",
+        prog=f"python -m experiments.{script} {name}",
         description=header(name),
         config=(tyro.conf.AvoidSubcommands,),
     )

@@ -18,9 +18,10 @@ Loss = Callable[[Tree, dict[str, Tree], Any, jax.Array], tuple[Mean, tuple[dict[
 class Descent:
     """How an update is computed.
 
-    micro  parts the batch is cut into, one after the other, to save memory; it divides a device's batch
-    clip   the global norm that gradients are clipped to, or None
-    dtype  what the net computes in; parameters, loss and gradients stay float32
+    Attributes:
+        micro: parts the batch is cut into, one after the other, to save memory; it divides a device's batch
+        clip: the global norm that gradients are clipped to, or None
+        dtype: what the net computes in; parameters, loss and gradients stay float32
     """
 
     micro: int = 1
@@ -85,7 +86,8 @@ def descend(
     # As products, not sums of squares: XLA's long sums are slow on a CPU (28 % of DQN's whole descent).
     norm = jnp.sqrt(sum(jnp.tensordot(g, g, g.ndim, precision="highest") for g in jax.tree.leaves(gradient)))
     if how.clip is not None:
-        gradient = jax.tree.map(lambda g: g * jnp.minimum(1, how.clip / jnp.maximum(norm, 1e-8)), gradient)
+        factor = jnp.minimum(1, how.clip / jnp.maximum(norm, 1e-8))
+        gradient = jax.tree.map(lambda g: g * factor, gradient)
     updates, opt_state = tx.update(gradient, opt_state, params)
     metrics["gradient_norm"] = Mean(norm, jnp.ones_like(norm))
     return optax.apply_updates(params, updates), opt_state, collections, metrics

@@ -48,16 +48,18 @@ Report = Callable[[State, Feeds, Path], dict[str, float]]
 class Run:
     """How long, how often, and what counts.
 
-    steps           in all
-    seed            of the run: initial weights, and everything drawn on the way
-    chunk           steps a dispatch and a line of training metrics; it divides the intervals and `steps`
-    evaluate_every  steps between evaluations on validation data
-    save_every      steps between checkpoints
-    keep            newest checkpoints kept, at least 2; the best one is kept besides
-    metric, goal    the validation metric that "best" and early stopping go by, and its good direction
-    patience        evaluations without a new best before the run stops early, or None
-    final           the State that the test data judges
-    published       the results to reproduce, by test metric
+    Attributes:
+        steps: in all
+        seed: of the run: initial weights, and everything drawn on the way
+        chunk: steps a dispatch and a line of training metrics; it divides the intervals and `steps`
+        evaluate_every: steps between evaluations on validation data
+        save_every: steps between checkpoints
+        keep: newest checkpoints kept, at least 2; the best one is kept besides
+        metric: the validation metric that "best" and early stopping go by
+        goal: its good direction
+        patience: evaluations without a new best before the run stops early, or None
+        final: the State that the test data judges
+        published: the results to reproduce, by test metric
     """
 
     steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 1000

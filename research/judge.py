@@ -49,9 +49,9 @@ def check_finite(metrics: Metrics, before: int, directory: Path) -> None:
     before: the steps done before these. A seed that diverges is null in the logs, and the others go on.
     """
     finite = {name: np.isfinite(value.total) for name, value in metrics.items()}
-    fine = np.stack(list(finite.values())).all(0)
+    fine = np.logical_and.reduce(list(finite.values()))
     if fine.ndim == 2:
-        fine = fine.any(1)
+        fine = np.logical_or.reduce(fine, 1)
     if fine.all():
         return
     step = int(np.argmin(fine))

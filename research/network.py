@@ -1,7 +1,7 @@
 """The two calls on Flax modules that learners make: `initialise` and `forward`."""
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -11,7 +11,8 @@ import tyro
 from research.descend import cast
 from research.state import Tree
 
-Filled = tyro.conf.Suppress
+T = TypeVar("T")
+Filled = Annotated[T, tyro.conf.Suppress]
 """Marks a net's field that `build` fills in (what the data or the place decide); no option of the command line."""
 
 

@@ -14,17 +14,23 @@ from research.state import Tree
 class Optimizer:
     """What moves the parameters.
 
-    name           adamw (Loshchilov & Hutter 2019, arXiv:1711.05101), sgd (with momentum), adafactor (Shazeer &
-                   Stern 2018, arXiv:1804.04235), lion (Chen et al. 2023, arXiv:2302.06675), muon (Jordan 2024;
-                   matrices and convolutions by Muon, all else by Adam). Adam is adamw without decay.
-    learning_rate  its peak
-    schedule       constant; linear or cosine, down to 0 at the last step; halving, at `halve_at`'s fractions of
-                   the run; one_cycle (Smith & Topin 2018, arXiv:1708.07120): up from 1/25 over the first 30 %,
-                   then down by a cosine to nothing
-    warmup         steps over which the others rise linearly from 0
-    weight_decay   of kernels and embeddings alone; for sgd, part of the gradient (L2), else times the learning rate
-    momentum       of sgd (with `nesterov` or without) and of muon
-    b1, b2, eps    of adamw and of muon's Adam; lion has b1 and b2 alone
+    Attributes:
+        name: adamw (Loshchilov & Hutter 2019, arXiv:1711.05101), sgd (with momentum), adafactor (Shazeer &
+            Stern 2018, arXiv:1804.04235), lion (Chen et al. 2023, arXiv:2302.06675), muon (Jordan 2024;
+            matrices and convolutions by Muon, all else by Adam). Adam is adamw without decay.
+        learning_rate: its peak
+        schedule: constant; linear or cosine, down to 0 at the last step; halving, at `halve_at`;
+            one_cycle (Smith & Topin 2018, arXiv:1708.07120): up from 1/25 over the first 30 %, then down by a
+            cosine to nothing
+        warmup: steps over which the others rise linearly from 0
+        weight_decay: of kernels and embeddings alone (muon: of what it moves, kernels); for sgd it is part of the
+            gradient (L2), else it is times the learning rate
+        momentum: of sgd and of muon
+        nesterov: whether the momentum looks ahead
+        b1: decay of the first moment, of adamw, of muon's Adam and of lion
+        b2: decay of the second moment, likewise
+        eps: added to the root of the second moment, of adamw and of muon's Adam
+        halve_at: the fractions of the run after which `halving` halves the learning rate
     """
 
     name: Literal["adamw", "sgd", "adafactor", "lion", "muon"] = "adamw"

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
 from research.state import Metrics, State, Tree
 
@@ -26,8 +27,8 @@ class Place(NamedTuple):
     train     (f, batch_axis) -> compiled f: (State, data) -> (State, metrics); it donates the State.
               `batch_axis` is where data's leaves count examples (split), None for what every device sees whole
     evaluate  the same for f: (State, data) -> metrics
-    put       a State, from anywhere, to its place
-    put_data  (data, batch_axis) -> data in its place
+    put       a State, from anywhere, to its place; of shapes (`jax.ShapeDtypeStruct`), the same there, to compile for
+    put_data  (data, batch_axis) -> data in its place, likewise
     """
 
     axis: str | None
@@ -57,8 +58,8 @@ def _jitted(device: jax.Device) -> Place:
         size=1,
         train=lambda f, batch_axis: jax.jit(f, donate_argnums=0),
         evaluate=lambda f, batch_axis: jax.jit(f),
-        put=lambda state: jax.device_put(state, here),
-        put_data=lambda data, batch_axis: jax.device_put(data, here),
+        put=lambda state: _put(state, here),
+        put_data=lambda data, batch_axis: _put(data, here),
     )
 
 
@@ -69,7 +70,7 @@ def _mapped(devices: list[jax.Device], world_axis: int, mapped: Callable) -> Pla
         return PartitionSpec() if batch_axis is None else PartitionSpec(*(None,) * batch_axis, AXIS)
 
     everywhere = PartitionSpec()
-    spec = State(*(everywhere,) * 5, world=split(world_axis))
+    spec = State(*(everywhere,) * 5, world=split(world_axis))  # type: ignore[arg-type]
 
     def train(f: Callable, batch_axis: int | None) -> Callable:
         def merged(state: State, data: Any) -> tuple[State, Metrics]:
@@ -84,18 +85,24 @@ def _mapped(devices: list[jax.Device], world_axis: int, mapped: Callable) -> Pla
 
         return jax.jit(mapped(merged, mesh, (spec, split(batch_axis)), everywhere))
 
-    def put(tree: Tree, spec: Tree) -> Tree:
-        return jax.device_put(tree, jax.tree.map(lambda s: NamedSharding(mesh, s), spec))
+    def put(tree: Tree, spec: PartitionSpec) -> Tree:
+        return _put(tree, NamedSharding(mesh, spec))
 
     return Place(
         axis=AXIS,
         size=len(devices),
         train=train,
         evaluate=evaluate,
-        # A prefix tree serves device_put as it serves shard_map: one sharding a field.
         put=lambda state: State(*(put(x, s) for x, s in zip(state, spec, strict=True))),
         put_data=lambda data, batch_axis: put(data, split(batch_axis)),
     )
+
+
+def _put(tree: Tree, where: Sharding) -> Tree:
+    """`tree`, all of it put `where`; of shapes, the shapes of arrays there."""
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
+    return jax.device_put(tree, where)
 
 
 def _sharded(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
@@ -124,9 +131,13 @@ def _pmapped(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable
         return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
 
     axes = lambda specs: jax.tree.map(axis, specs, is_leaf=is_spec)
-    mapped = jax.pmap(f, AXIS, in_axes=axes(in_specs), out_axes=axes(out_specs), devices=list(mesh.devices.flat))
+    # pmap insists on an argument that is split, and a State without a world and a resident feed have none.
+    ranked = lambda rank, *values: f(*values)
+    in_axes = (0, *axes(in_specs))
+    mapped = jax.pmap(ranked, AXIS, in_axes=in_axes, out_axes=axes(out_specs), devices=list(mesh.devices.flat))
 
     def call(*values: Any) -> Any:
-        return reshaped(out_specs, mapped(*reshaped(in_specs, values, stack)), unstack)
+        found = mapped(jnp.arange(mesh.size), *reshaped(in_specs, values, stack))
+        return reshaped(out_specs, found, unstack)
 
     return call

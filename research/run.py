@@ -7,6 +7,7 @@ import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
         raise Mistake(f"{directory} holds no run: it has no config.json")
     experiment = config.from_json(about["name"], about["config"])
     learner, key = _learner(experiment, about["seeds"], None)
-    judged = experiment.run.final == "best"
-    found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), log.warn, best=judged)
+    best = experiment.run.final == "best"
+    found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), log.warn, best)
     if found is None:
         raise Mistake(f"{directory} holds no checkpoint yet")
     return experiment, learner, found[1]
@@ -86,7 +87,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     saved = checkpoint.Checkpoints(directory / "checkpoints", run.keep, step)
     lines, bar = log.Log(directory), log.Progress(run.steps, step)
     with saved, lines, bar, _signals() as asked, contextlib.ExitStack() as stack:
-        advance = stack.enter_context(_chunks(learner, where, feeds.train, state, run.chunk, step, run.steps))
+        advance = stack.enter_context(_chunks(learner, where, feeds.train, run.chunk, step, run.steps))
         begun = time.monotonic()
         while step < run.steps and not exhausted(scores, run):
             started = time.monotonic()
@@ -119,7 +120,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
         saved.wait()
 
     if run.final == "best":
-        step, state = checkpoint.restore(directory / "checkpoints", abstract, log.warn, best=True) or (step, state)
+        step, state = checkpoint.restore(directory / "checkpoints", abstract, log.warn, True) or (step, state)
         state = where.put(state)
     return _finish(experiment, command, directory, step, state, evaluate, feeds)
 
@@ -136,9 +137,12 @@ def _finish(
     """Judges the State by the test data, once; makes the reports and pictures; writes summary.json."""
     run = experiment.run
     test = summary(evaluate(state, feeds.test))
-    reports = {
-        name: value for report in experiment.reports() for name, value in report(state, feeds, directory).items()
-    }
+    reports: dict[str, float] = {}
+    for report in experiment.reports():
+        try:
+            reports |= report(state, feeds, directory)
+        except Exception as error:  # a picture that can't be drawn must not cost the run its summary
+            log.warn(f"a report failed: {type(error).__name__}: {error}")
     history = log.read(directory)
     timings = [line["time"] for line in history if line["split"] == "train"]
     seconds = sum(t["seconds"] for t in timings)
@@ -154,6 +158,9 @@ def _finish(
         "published": run.published,
     }
     plot.curves({directory.name: history}, directory / "curves.png")
+    with log.Log(directory) as lines:
+        for picture in sorted(directory.glob("*.png")):
+            lines.picture(step, picture)
     log.write_json(directory / "summary.json", result)
     return result
 
@@ -168,12 +175,13 @@ def _learner(experiment: Experiment, n: int | None, axis: str | None) -> tuple[L
 
 @contextlib.contextmanager
 def _chunks(
-    learner: Learner, where: Place, feed: Feed, state: State, chunk: int, start: int, steps: int
+    learner: Learner, where: Place, feed: Feed, chunk: int, start: int, steps: int
 ) -> Iterator[Callable[[State], tuple[State, Metrics]]]:
     """A function that trains `chunk` steps on; compiled before the first call. Nothing moves to the device in it."""
     if feed.resident:
         compiled = where.train(lambda s, f: many(closed(learner.step, f, where.axis), chunk)(s, None), None)
-        batches = contextlib.nullcontext(itertools.repeat(where.put_data(feed, None)))
+        same = itertools.repeat(where.put_data(feed, None))
+        batches: AbstractContextManager[Iterator[Any]] = contextlib.nullcontext(same)
     else:
         compiled = where.train(many(learner.step, chunk), 1)
         batches = prefetched(feed, start, steps, chunk, lambda batch: where.put_data(batch, 1))

@@ -67,7 +67,7 @@ class Mean(NamedTuple):
     """
 
     total: jax.Array
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a field, not tuple's method
 
     @property
     def value(self) -> jax.Array:

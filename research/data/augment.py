@@ -12,13 +12,14 @@ from research.experiment import Mistake
 class Augment:
     """What is drawn anew for each training image, in this order; off unless set.
 
-    flip      left to right, in half of the images
-    rotation  by up to so many degrees either way, or None
-    scaling   by a factor of 1 +- up to so much, or None
-    shift     by up to so many pixels either way along both axes, black moving in: "pad and crop"
-    cutout    the side in pixels of a square blacked out (DeVries & Taylor 2017, arXiv:1708.04552), its centre
-              anywhere in the image, so that it may be cut off at the edge
-    noise     the standard deviation of Gaussian noise, or None
+    Attributes:
+        flip: left to right, in half of the images
+        rotation: by up to so many degrees either way, or None
+        scaling: by a factor of 1 +- up to so much, or None
+        shift: by up to so many pixels either way along both axes, black moving in: "pad and crop"
+        cutout: the side in pixels of a square blacked out (DeVries & Taylor 2017, arXiv:1708.04552), its centre
+            anywhere in the image, so that it may be cut off at the edge
+        noise: the standard deviation of Gaussian noise, or None
     """
 
     flip: bool = False

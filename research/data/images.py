@@ -59,13 +59,14 @@ class ImageSpec(NamedTuple):
 class Images:
     """A set of labelled images, read into memory as uint8; inputs u8[batch, h, w, c], targets i32[batch].
 
-    name              digits, or any set of TensorFlow Datasets with an image and a label: mnist, cifar10, ...
-    dir               of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
-    batch             global batch of training
-    evaluation_batch  of validation and test
-    validation        fraction of the training examples to validate on, carved out by a shuffle; at least one
-    seed              of that split, and of the order of training
-    feed              resident: all training data on the device; stream: on the host, put there chunk by chunk
+    Attributes:
+        name: digits, or any set of TensorFlow Datasets with an image and a label: mnist, cifar10, ...
+        dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
+        batch: global batch of training
+        evaluation_batch: of validation and test
+        validation: fraction of the training examples to validate on, carved out by a shuffle; at least one
+        seed: of that split, and of the order of training
+        feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
     """
 
     name: str = "digits"
@@ -83,11 +84,15 @@ class Images:
 
     def spec(self) -> ImageSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _spec(self.name, self._dir)
+        return _spec(self)
+
+    def arrays(self) -> Arrays:
+        """The images and labels themselves; what another source of images has to say, and all of it."""
+        return arrays(self.name, self.dir or os.environ.get("TFDS_DATA_DIR") or None)
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `spec` does."""
-        data = arrays(self.name, self._dir)
+        data = self.arrays()
         return feeds(
             (data.train_images, data.train_labels),
             (data.test_images, data.test_labels),
@@ -97,10 +102,6 @@ class Images:
             seed=self.seed,
             feed=self.feed,
         )
-
-    @property
-    def _dir(self) -> str | None:
-        return self.dir or os.environ.get("TFDS_DATA_DIR") or None
 
 
 @functools.lru_cache(maxsize=2)
@@ -266,13 +267,13 @@ def _decoded(source: Any, what: str, where: Any) -> tuple[np.ndarray, np.ndarray
 
 
 @functools.lru_cache(maxsize=2)
-def _spec(name: str, dir: str | None) -> ImageSpec:
-    data = arrays(name, dir)
+def _spec(images: Images) -> ImageSpec:
+    data = images.arrays()
     height, width, channels = data.train_images.shape[1:]
     # How often each of the 256 shades is met, image by image: exact, and in little memory.
     shades = np.zeros((channels, 256))
-    for images in np.array_split(data.train_images, max(1, len(data.train_images) // 1000)):
-        shades += [np.bincount(images[..., c].ravel(), minlength=256) for c in range(channels)]
+    for part in np.array_split(data.train_images, max(1, len(data.train_images) // 1000)):
+        shades += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(channels)]
     shade, weights = np.arange(256) / 255, shades / shades.sum(1, keepdims=True)
     mean = weights @ shade
     std = np.sqrt((weights * (shade - mean[:, None]) ** 2).sum(1))

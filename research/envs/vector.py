@@ -24,8 +24,9 @@ from research.state import Tree
 class Environment:
     """Which environment.
 
-    name       a gymnax id ("CartPole-v1", "Breakout-MinAtar"), or FILE:CLASS for a class in research/envs/FILE.py
-    max_steps  frames after which an episode is cut short (truncated), None for the environment's own number
+    Attributes:
+        name: a gymnax id ("CartPole-v1", "Breakout-MinAtar"), or FILE:CLASS for a class in research/envs/FILE.py
+        max_steps: frames after which an episode is cut short (truncated), None for the environment's own number
     """
 
     name: str = "CartPole-v1"
@@ -56,15 +57,16 @@ class Timestep(NamedTuple):
 class Vector(NamedTuple):
     """Many environments of one kind, as pure functions. Each draws its luck from its own key.
 
-    reset    keys [environments] -> (states, observations f32[environments, *shape])
-    step     (keys [environments], states, actions i32[environments]) -> (states, Timestep); what is over starts anew
+    reset    keys [environments] -> (states, observations f32[environments, *shape]), the start of episodes
+    step     (keys [environments], states, actions i32[environments], starts) -> (states, Timestep); what is over goes
+             on with its part of `starts`, which are as from `reset`
     shape    of an observation
     actions  how many there are
     limit    frames of the longest episode
     """
 
     reset: Callable[[jax.Array], tuple[Tree, jax.Array]]
-    step: Callable[[jax.Array, Tree, jax.Array], tuple[Tree, Timestep]]
+    step: Callable[[jax.Array, Tree, jax.Array, tuple[Tree, jax.Array]], tuple[Tree, Timestep]]
     shape: tuple[int, ...]
     actions: int
     limit: int
@@ -82,25 +84,35 @@ def make(how: Environment) -> Vector:
     if how.max_steps is not None:
         params = params.replace(max_steps_in_episode=how.max_steps)
     categories = check(how.name, env, params)
+    resets = type(env).step is _gymnax().environments.environment.Environment.step
 
     def observed(x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) if categories is None else jax.nn.one_hot(x, categories)
+
+    def timestep(observation: Any, final: Any, reward: Any, terminated: Any, truncated: Any) -> Timestep:
+        return Timestep(observation, final, reward.astype(jnp.float32), terminated.astype(bool), truncated.astype(bool))
 
     def reset(keys: jax.Array) -> tuple[Tree, jax.Array]:
         observation, state = jax.vmap(env.reset, (0, None))(keys, params)
         return _strong(state), observed(observation)
 
-    def step(keys: jax.Array, state: Tree, action: jax.Array) -> tuple[Tree, Timestep]:
-        observation, state, reward, terminated, truncated, info = jax.vmap(env.step, (0, 0, 0, None))(
-            keys, state, action, params
+    def frame(key: jax.Array, state: Tree, action: jax.Array, start: tuple[Tree, jax.Array]) -> tuple[Tree, Timestep]:
+        if not resets:
+            after, moved, reward, terminated, truncated, info = env.step(key, state, action, params)
+            return moved, timestep(observed(after), observed(info["final_observation"]), reward, terminated, truncated)
+        # gymnax's own step, but for the reset: it would draw one at every frame, and here the starts are drawn at once.
+        final, moved, reward, terminated, _ = env.step_env(key, state, action, params)
+        final, truncated = observed(final), env.is_truncated(moved, params)
+        anew = lambda start, moved: jnp.where(terminated | truncated, start, moved)
+        return jax.tree.map(anew, start[0], moved), timestep(
+            anew(start[1], final), final, reward, terminated, truncated
         )
-        return _strong(state), Timestep(
-            observed(observation),
-            observed(info["final_observation"]),
-            reward.astype(jnp.float32),
-            terminated.astype(bool),
-            truncated.astype(bool),
-        )
+
+    def step(
+        keys: jax.Array, states: Tree, actions: jax.Array, starts: tuple[Tree, jax.Array]
+    ) -> tuple[Tree, Timestep]:
+        states, after = jax.vmap(frame)(keys, states, actions, starts)
+        return _strong(states), after
 
     space = env.observation_space(params)
     return Vector(
@@ -120,11 +132,8 @@ def _strong(tree: Tree) -> Tree:
 def _find(name: str) -> Any:
     """The environment called `name`: gymnax's, or this package's own. It imports gymnax, which takes seconds."""
     file, colon, kind = name.partition(":")
-    if not colon:
-        import gymnax  # seconds, and only reinforcement learning needs them
-
-        if name in gymnax.registered_envs:
-            return gymnax.make(name)[0]
+    if not colon and name in _gymnax().registered_envs:
+        return _gymnax().make(name)[0]
     here = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.py"))}
     # The files are read, not run, until a class of that name is found: a name may come from a run's config.json.
     own = {} if file not in here else {node.name for node in ast.parse(here[file].read_text()).body if _is_class(node)}
@@ -133,10 +142,17 @@ def _find(name: str) -> Any:
     if colon:
         there = [f"{file}:{kind}" for kind in sorted(own)] or [f"{file}:…" for file in here if file != "__init__"]
     else:
-        there = list(gymnax.registered_envs)
+        there = list(_gymnax().registered_envs)
     near = difflib.get_close_matches(name, there, 3, 0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(there)}"
     raise Mistake(f"environment.name: there is no environment {name!r}: {hint}")
+
+
+def _gymnax() -> Any:
+    """The module, imported here: it takes seconds, and only reinforcement learning needs it."""
+    import gymnax
+
+    return gymnax
 
 
 def _is_class(node: ast.stmt) -> bool:

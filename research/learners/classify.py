@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research import reports
 from research.data.augment import Augment, augment
 from research.data.images import Images
 from research.descend import Descent
@@ -15,19 +16,21 @@ from research.learners.supervised import supervised
 from research.lift import averaged
 from research.losses import classification
 from research.nets.cnn import CNN
+from research.network import forward
 from research.optim import Optimizer, optimizer, schedule
-from research.state import Learner
+from research.state import Learner, Tree
 
 
 @dataclass(frozen=True)
 class Classify:
     """An experiment in image classification.
 
-    data       the images
-    net        a Flax module: images -> logits, with a field `outputs` for the number of classes
-    augment    what is done to training images
-    smoothing  of the labels
-    average    decay of the averaged weights that are evaluated, None to evaluate the last ones
+    Attributes:
+        data: the images
+        net: a Flax module: images -> logits, with a field `outputs` for the number of classes
+        augment: what is done to training images
+        smoothing: of the labels
+        average: decay of the averaged weights that are evaluated, None to evaluate the last ones
     """
 
     data: Images = field(default_factory=Images)
@@ -46,14 +49,8 @@ class Classify:
     def build(self, axis: str | None = None) -> Learner:
         """See `Experiment`."""
         images = self.data.spec()
-        mean, deviation = jnp.array(images.mean), jnp.array(images.std)
-
-        def scaled(pixels: jax.Array) -> jax.Array:
-            return pixels.astype(jnp.float32) / 255
-
-        def standardised(pixels: jax.Array) -> jax.Array:
-            return (pixels - mean) / deviation
-
+        scaled = lambda pixels: pixels.astype(jnp.float32) / 255
+        standardised = lambda pixels: (pixels - jnp.array(images.mean)) / jnp.array(images.std)
         learner = supervised(
             net=self.net.clone(outputs=images.classes),
             example=jnp.zeros((1, *images.shape)),
@@ -79,6 +76,13 @@ class Classify:
             "data.evaluation_batch": self.data.evaluation_batch,
         }
 
+    def logits(self, params: Tree, collections: dict[str, Tree], pixels: jax.Array) -> jax.Array:
+        """What the net makes of images u8[batch, height, width, channels], as they are evaluated: [batch, classes]."""
+        images = self.data.spec()
+        net = self.net.clone(outputs=images.classes)
+        inputs = (pixels.astype(jnp.float32) / 255 - jnp.array(images.mean)) / jnp.array(images.std)
+        return forward(net, collections.get("average", params), collections, inputs)[0]
+
     def reports(self) -> Iterable[Report]:
         """See `Experiment`."""
-        return ()
+        return reports.classification(self.logits, self.data.spec().names), reports.filters

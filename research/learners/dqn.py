@@ -24,6 +24,7 @@ from research.experiment import Feeds, Mistake, Report, Run, positive
 from research.nets.q import MLP
 from research.network import forward, initialise
 from research.optim import Optimizer, optimizer, schedule
+from research.reports import episode
 from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
 
 
@@ -50,25 +51,26 @@ class World(NamedTuple):
 class DQN:
     """An experiment in deep Q-learning. A step acts `rollout` frames in every environment, then descends.
 
-    environment       what is played
-    net               a Flax module: observations -> values, with a field `outputs` for the number of actions
-    environments      played side by side
-    rollout           frames of each environment a step
-    ring              frames remembered, of all environments together
-    stored            what the ring holds observations as; uint8 is for whole numbers from 0 to 255
-    start             frames before learning starts
-    batch             samples a descent, as many of each environment
-    updates           descents a step
-    target_every      steps between updates of the target net
-    gamma             the discount
-    n_step            rewards before the bootstrap
-    double            the action is chosen by the net, and valued by the target net
-    loss              of the temporal difference; huber is quadratic up to 1
-    epsilon_start     the probability of a random action, at first; it falls linearly
-    epsilon_end       to this
-    epsilon_fraction  over this part of the run
-    episodes          greedy episodes an evaluation
-    test_episodes     greedy episodes, of other seeds, that judge the final State
+    Attributes:
+        environment: what is played
+        net: a Flax module: observations -> values, with a field `outputs` for the number of actions
+        environments: played side by side
+        rollout: frames of each environment a step
+        ring: frames remembered, of all environments together
+        stored: what the ring holds observations as; uint8 is for whole numbers from 0 to 255
+        start: frames before learning starts
+        batch: samples a descent, as many of each environment
+        updates: descents a step
+        target_every: steps between updates of the target net
+        gamma: the discount
+        n_step: rewards before the bootstrap
+        double: the action is chosen by the net, and valued by the target net
+        loss: of the temporal difference; huber is quadratic up to 1
+        epsilon_start: the probability of a random action, at first; it falls linearly
+        epsilon_end: to this
+        epsilon_fraction: over this part of the run
+        episodes: greedy episodes an evaluation
+        test_episodes: greedy episodes, of other seeds, that judge the final State
     """
 
     environment: Environment = field(default_factory=Environment)
@@ -134,7 +136,9 @@ class DQN:
 
     def reports(self) -> Iterable[Report]:
         """See `Experiment`."""
-        return ()
+        environment = make(self.environment)
+        net = self.net.clone(outputs=environment.actions)
+        return (episode(self.environment.name, environment, lambda params, x: forward(net, params, {}, x)[0]),)
 
 
 def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
@@ -159,7 +163,7 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
         params, _ = initialise(net, key, jnp.zeros((1, *environment.shape)))
         state = State(jnp.int32(0), key, params, tx.init(params), {"target": jax.tree.map(jnp.copy, params)}, ())
         index = jnp.arange(config.environments)
-        states, observation = environment.reset(each(stream(state, "reset"), index))
+        states, observation = environment.reset(each(stream(state, "first"), index))
         pixel = jax.ShapeDtypeStruct(environment.shape, stored)
         number, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), bool)
         frame = Frame(pixel, jax.ShapeDtypeStruct((), jnp.int32), number, flag, flag, pixel)
@@ -170,14 +174,14 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
     def act(state: State) -> tuple[World, Metrics]:
         """`rollout` frames of every environment into the ring."""
 
-        def frame(world: World, luck: tuple[jax.Array, jax.Array]) -> tuple[World, tuple[Frame, Metrics]]:
-            keys, draw = luck
+        def frame(world: World, luck: tuple[jax.Array, jax.Array, Any]) -> tuple[World, tuple[Frame, Metrics]]:
+            keys, draw, starts = luck
             # With probability epsilon select a random action, otherwise the best one. One draw decides both:
             # below epsilon, draw / epsilon is uniform again.
             chance = epsilon(state.step)
             anything = (draw / jnp.maximum(chance, 1e-8) * environment.actions).astype(jnp.int32)
             action = jnp.where(draw < chance, anything, q(state.params, world.observation).argmax(-1))
-            states, after = environment.step(keys, world.states, action)
+            states, after = environment.step(keys, world.states, action, starts)
             over = after.terminated | after.truncated
             seen, final = world.observation.astype(stored), after.final.astype(stored)
             return_, length = world.return_ + after.reward, world.length + 1
@@ -190,12 +194,14 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
             )
             return world, (Frame(seen, action, after.reward, after.terminated, over, final), metrics)
 
-        keys = each(stream(state, "act"), state.world.index)
-        luck = jax.vmap(lambda key: jax.random.split(key, config.rollout), out_axes=1)(keys)
-        draws = each(stream(state, "explore"), state.world.index)
-        draws = jax.vmap(lambda key: jax.random.uniform(key, (config.rollout,)), out_axes=1)(draws)
+        # All of a rollout's luck at once, leaves [rollout, environments, ...]: many small draws are slow.
+        index, rollout = state.world.index, config.rollout
+        split = jax.vmap(lambda key: jax.random.split(key, rollout), out_axes=1)
+        draw = jax.vmap(lambda key: jax.random.uniform(key, (rollout,)), out_axes=1)
+        starts = jax.vmap(environment.reset)(split(each(stream(state, "reset"), index)))
+        luck = split(each(stream(state, "act"), index)), draw(each(stream(state, "explore"), index)), starts
         ring = state.world.ring
-        world, (frames, metrics) = jax.lax.scan(frame, state.world._replace(ring=()), (luck, draws))
+        world, (frames, metrics) = jax.lax.scan(frame, state.world._replace(ring=()), luck)
         ring = replay.write(ring, jax.tree.map(lambda x: x.swapaxes(0, 1), frames), state.step)
         return world._replace(ring=ring), jax.tree.map(lambda x: x.sum(0), metrics)
 
@@ -203,9 +209,11 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
         params: Tree, collections: dict[str, Tree], batch: tuple[Sample, jax.Array], key: jax.Array
     ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
         sample, following = batch  # following: Q̂(final, ·)
-        chooser = q(params, sample.final) if config.double else following
-        best = jax.lax.stop_gradient(chooser).argmax(-1)
-        y = sample.return_ + sample.discount * chosen(following, best)
+        if config.double:
+            best = jax.lax.stop_gradient(q(params, sample.final)).argmax(-1)
+            y = sample.return_ + sample.discount * chosen(following, best)
+        else:
+            y = sample.return_ + sample.discount * following.max(-1)
         value = chosen(q(params, sample.observation), sample.action)
         error = optax.squared_error(value, y) if config.loss == "squared" else optax.huber_loss(value, y)
         return mean(error), (collections, {"q": mean(value)})
@@ -247,6 +255,7 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
     def evaluate(state: State, batch: Batch) -> Metrics:
         """One whole greedy episode for each seed of `batch.index`."""
         keys = jax.vmap(jax.random.key)(batch.index)
+        start = environment.reset(keys)
 
         def going(carry: Any) -> jax.Array:
             time, *_, over = carry
@@ -255,14 +264,14 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
         def frame(carry: Any) -> Any:
             time, states, observation, return_, length, over = carry
             action = q(state.params, observation).argmax(-1)
-            states, after = environment.step(jax.vmap(jax.random.fold_in, (0, None))(keys, time + 1), states, action)
+            luck = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
+            states, after = environment.step(luck, states, action, start)
             return_, length = return_ + jnp.where(over, 0, after.reward), length + ~over
             return time + 1, states, after.observation, return_, length, over | after.terminated | after.truncated
 
         zeros = jnp.zeros(batch.index.shape)
-        states, observation = environment.reset(jax.vmap(jax.random.fold_in, (0, None))(keys, 0))
-        start = (jnp.int32(0), states, observation, zeros, zeros, zeros.astype(bool))
-        *_, return_, length, _ = jax.lax.while_loop(going, frame, start)
+        first = (jnp.int32(0), *start, zeros, zeros, zeros.astype(bool))
+        *_, return_, length, _ = jax.lax.while_loop(going, frame, first)
         return {"return": mean(return_, batch.mask), "length": mean(length, batch.mask)}
 
     return Learner(init, step, evaluate)

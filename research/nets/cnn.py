@@ -17,11 +17,12 @@ from research.network import Filled
 class CNN(nn.Module):
     """Stages of 3x3 convolutions and ReLU, each followed by 2x2 max-pooling; then a linear layer.
 
-    widths   output channels of each stage's convolutions
-    depth    convolutions a stage
-    norm     BatchNorm before each ReLU
-    hidden   width of a dense layer before the last, 0 for none
-    dropout  rate before the dense layers
+    Attributes:
+        widths: output channels of each stage's convolutions
+        depth: convolutions a stage
+        norm: BatchNorm before each ReLU
+        hidden: width of a dense layer before the last, 0 for none
+        dropout: rate before the dense layers
     """
 
     widths: tuple[int, ...] = (32, 64)
@@ -56,9 +57,10 @@ class CNN(nn.Module):
 class ResNet(nn.Module):
     """Residual net of basic blocks for small images (He, Zhang, Ren & Sun 2016, arXiv:1512.03385, section 4.2).
 
-    widths    channels of each stage; every stage but the first halves the image
-    blocks    basic blocks (two 3x3 convolutions) of each stage; (3, 3, 3) is ResNet-20, (2, 2, 2, 2) ResNet-18
-    shortcut  where the shape changes: "pad" with zeros (option A), or a 1x1 convolution (option B)
+    Attributes:
+        widths: channels of each stage; every stage but the first halves the image
+        blocks: basic blocks (two 3x3 convolutions) of each stage; (3, 3, 3) is ResNet-20, (2, 2, 2, 2) ResNet-18
+        shortcut: where the shape changes: "pad" with zeros (option A), or a 1x1 convolution (option B)
     """
 
     widths: tuple[int, ...] = (16, 32, 64)

@@ -6,6 +6,7 @@ about. On a GPU or TPU the order in the program is not the one in memory: the co
 A convolution's lowering is chosen by the platform it is compiled for, here alone.
 """
 
+import functools
 from typing import Literal
 
 import flax.linen as nn
@@ -20,8 +21,9 @@ Padding = Literal["SAME", "VALID"]
 class Conv(nn.Module):
     """A convolution, square and with one stride.
 
-    features  output channels
-    kernel    its side
+    Attributes:
+        features: output channels
+        kernel: its side
     """
 
     features: int
@@ -158,7 +160,8 @@ def _kernel(w: jax.Array) -> jax.Array:
 
 def _combined(matrix: np.ndarray, parts: list[jax.Array]) -> list[jax.Array]:
     """matrix @ parts, written out: most entries are 0 or small whole numbers."""
-    return [sum(float(c) * part for c, part in zip(row, parts, strict=True) if c) for row in matrix]
+    terms = ([float(c) * part for c, part in zip(row, parts, strict=True) if c] for row in matrix)
+    return [functools.reduce(jnp.add, row) for row in terms]
 
 
 def _stack(parts: list[jax.Array], axis: int = 0) -> jax.Array:

@@ -25,8 +25,9 @@ class MLP(nn.Module):
 class MinAtarNet(nn.Module):
     """A 3x3 convolution and a dense layer, as in MinAtar's own DQN (Young & Tian 2019, arXiv:1903.03176).
 
-    channels  of the convolution
-    hidden    width of the dense layer
+    Attributes:
+        channels: of the convolution
+        hidden: width of the dense layer
     """
 
     channels: int = 16

@@ -1,0 +1,94 @@
+"""Compile a config for hardware that is not there: python -m experiments.compile NAME [--topology v5e:2x4] [options].
+
+It says whether the training fits the memory, and how often devices talk. `pip install -e .[tpu]` (or `.[cuda12]`)
+brings the compiler; no TPU or GPU is needed.
+"""
+
+import dataclasses
+import sys
+from typing import Annotated, Generic
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.console import status
+from research import config, elsewhere
+from research.config import Config
+from research.experiment import Experiment, Failure
+from research.place import PlaceName
+
+
+@dataclasses.dataclass(frozen=True)
+class Command(Generic[Config]):
+    """What `experiments.compile` is told.
+
+    Attributes:
+        config: the config to compile
+        topology: a TPU slice (v5e:2x4, v4:2x2x2, v6e:16x16, ...), or GPUs of one machine (h100, h100:8)
+        place: where steps run: one device, or all of them by pmap or by shard_map
+    """
+
+    config: Annotated[Config, tyro.conf.arg(name="")]
+    topology: str = "v5e:2x4"
+    place: PlaceName = "shard_map"
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`; 1 where the program does not fit."""
+    if not arguments or arguments[0].startswith("-"):
+        print(__doc__)
+        return 0 if arguments else 2
+    return status(lambda: _compile(*arguments))
+
+
+def _compile(name: str, *arguments: str) -> None:
+    jax.config.update("jax_platforms", "cpu")  # what is there doesn't matter
+    command = parse(name, list(arguments))
+    where = elsewhere.topology(command.topology)
+    facts = elsewhere.compiled(command.config, where, command.place)
+    show(name, where, facts)
+    if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
+        raise Failure(f"it does not fit {where.name}: a smaller batch, descent.micro or more devices need less")
+
+
+def parse(name: str, arguments: list[str]) -> Command[Experiment]:
+    """The command line after NAME. Exits with status 2 and a message on what is not of the config's fields."""
+    default = config.load(name)
+    command = Command[type(default)]  # type: ignore[misc]
+    return tyro.cli(
+        command,
+        default=command(default),
+        args=arguments,
+        prog=f"python -m experiments.compile {name}",
+        description=config.header(name),
+        config=(tyro.conf.AvoidSubcommands,),
+    )
+
+
+def show(name: str, where: elsewhere.Topology, facts: elsewhere.Compiled) -> None:
+    """Prints the facts as a table."""
+    rows = {
+        "devices": str(facts.devices),
+        "memory of each": size(where.memory),
+        "needed": size(facts.memory),
+        "  arguments": size(facts.arguments),
+        "  outputs besides": size(facts.outputs),
+        "  temporaries": size(facts.temporaries),
+        **{kind: str(count) for kind, count in facts.collectives.items()},
+        "seconds to compile": f"{facts.seconds:.1f}",
+    }
+    table = Table(title=f"{name}, compiled for {where.name}", title_justify="left", show_header=False)
+    for row in rows.items():
+        table.add_row(*row)
+    Console().print(table)
+
+
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,76 @@
+"""What the scripts share: errors become exit statuses, summaries become tables."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from research.experiment import Failure, Mistake
+from research.log import console
+from research.run import Interrupted
+
+
+def status(action: Callable[[], int | None]) -> int:
+    """Runs `action`. Returns the exit status: its own or 0, 1 for what went wrong, 2 for what was typed, 128 + n for
+    a signal."""
+    try:
+        return action() or 0
+    except Mistake as mistake:
+        console.print(f"[red]mistake:[/red] {escape(str(mistake))}")
+        return 2
+    except Failure as failure:
+        console.print(f"[red]failed:[/red] {escape(str(failure))}")
+        return 1
+    except Interrupted as interrupted:
+        console.print(str(interrupted))
+        return 128 + interrupted.number
+
+
+def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Prints the test metrics (see `judge.summary`) as a table; `others` are columns beside them, values by metric."""
+    rows = [
+        {
+            "metric": metric,
+            "mean": number(value["mean"]),
+            "spread": number(value["spread"]),
+            "each": " ".join(number(x) for x in value["each"]) if len(value["each"]) > 1 else "",
+            **{column: number(values.get(metric)) for column, values in others.items()},
+        }
+        for metric, value in test.items()
+    ]
+    table = Table(*rows[0], title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*row.values())
+    Console().print(table)
+
+
+def headlines(result: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]]:
+    """The figures a run is known by, from its summary: (metric, "mean ± spread", published), as people read them.
+
+    These are the published metrics, or `metric` where none is published.
+    """
+    test, published = result["test"], result["published"]
+    return [
+        (name, spread(test[name]), number(published.get(name)))
+        for name in [*(name for name in published if name in test)] or [metric]
+    ]
+
+
+def spread(value: Mapping[str, Any]) -> str:
+    """The mean, and the spread if there is one, as people read them."""
+    return number(value["mean"]) + ("" if value["spread"] is None else f" ± {value['spread']:.2g}")
+
+
+def number(value: float | None) -> str:
+    """A value as people read it."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as Markdown has it, its columns aligned."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    lines = [columns, ["-" * width for width in widths], *rows]
+    padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)

@@ -1,0 +1,43 @@
+"""Each family in a few minutes on a CPU, with data that the packages bring along: python -m experiments.demo."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments.console import headlines, status
+from research import config
+from research.log import console
+from research.run import train
+
+DEMOS: tuple[tuple[str, tuple[str, ...]], ...] = (
+    ("digits_cnn", ()),
+    ("cartpole_dqn", ()),
+)
+"""The config and its arguments, family by family."""
+
+RUNS = Path("runs") / "demo"
+
+
+def main() -> int:
+    """Trains them all, or goes on where that was stopped, and prints a table. Returns the exit status."""
+    return status(demo)
+
+
+def demo() -> None:
+    """Trains `DEMOS` in turn, each in `RUNS`/NAME, and prints what came out and where its pictures are."""
+    table = Table("config", "metric", "test", "published", "seconds", "pictures")
+    for at, (name, arguments) in enumerate(DEMOS, 1):
+        directory = RUNS / name
+        console.print(f"[bold]{at}/{len(DEMOS)} {name}[/bold]: {config.header(name).splitlines()[0]}")
+        command = config.parse(name, [*arguments, "--workdir", str(directory)])
+        result = train(name, command)
+        pictures = "\n".join(str(path) for path in sorted(directory.glob("*.png")))
+        for metric, value, published in headlines(result, command.config.run.metric):
+            table.add_row(name, metric, value, published, f"{result['seconds']:.0f}", pictures)
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Judge a run by its test data once more: python -m experiments.evaluate DIR. It reads, never writes."""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import tyro
+
+import research
+from experiments.console import show, status
+from research import log
+from research.judge import Evaluator, summary
+from research.place import place
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`."""
+    return status(
+        lambda: tyro.cli(evaluate, args=arguments, prog="python -m experiments.evaluate", description=__doc__)
+    )
+
+
+def evaluate(directory: tyro.conf.Positional[Path]) -> None:
+    """Prints the test metrics of the run's judged State, beside those of its summary.json where it has finished.
+
+    Args:
+        directory: of the run
+    """
+    experiment, learner, state = research.load(directory)
+    here = place("jit")
+    test = summary(Evaluator(learner, here)(here.put(state), experiment.feeds().test))
+    done = directory / "summary.json"
+    recorded = {k: v["mean"] for k, v in json.loads(done.read_text())["test"].items()} if done.exists() else {}
+    title = f"{directory}: test, {experiment.run.final} State, step {int(state.step)}"
+    show(title, test, {"published": experiment.run.published, **({"summary.json": recorded} if recorded else {})})
+    for metric, value in recorded.items():
+        if not _same(test[metric]["mean"], value):
+            log.warn(f"{metric} is {test[metric]['mean']} here, {value} in {done}")
+
+
+def _same(a: float | None, b: float | None) -> bool:
+    """To the rounding of another device."""
+    return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

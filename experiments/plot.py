@@ -1,0 +1,42 @@
+"""Learning curves of runs side by side: python -m experiments.plot DIR ... [--output FILE.png]."""
+
+import sys
+from pathlib import Path
+
+import tyro
+
+from experiments.console import status
+from research import log, plot, workdir
+from research.experiment import Mistake
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`."""
+    return status(lambda: tyro.cli(curves, args=arguments, prog="python -m experiments.plot", description=__doc__))
+
+
+def curves(directories: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("curves.png")) -> None:
+    """Draws the curves of all these runs, finished or not, in one picture.
+
+    Args:
+        directories: of the runs
+        output: the picture
+    """
+    if not directories:
+        raise Mistake("name the directories of one run or more: python -m experiments.plot DIR ...")
+    if output.suffix != ".png":
+        raise Mistake(f"--output must end in .png, not be {output}")
+    for directory in directories:
+        if workdir.about(directory) is None:
+            raise Mistake(f"{directory} holds no run: it has no config.json")
+    names = [directory.resolve().name for directory in directories]
+    labels = names if len(set(names)) == len(names) else [str(directory) for directory in directories]
+    runs = {label: log.read(directory) for label, directory in zip(labels, directories, strict=True)}
+    if not any(runs.values()):
+        raise Mistake(f"there is nothing to draw yet in {', '.join(map(str, directories))}")
+    plot.curves(runs, output)
+    print(output)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

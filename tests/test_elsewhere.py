@@ -1,0 +1,47 @@
+"""Every learner's training compiles for hardware that is not there, by that hardware's own compiler."""
+
+import functools
+
+import jax
+import pytest
+from learners import EXPERIMENTS
+
+from research.elsewhere import NotInstalled, compiled, lower, operations, topology
+from research.nets.cnn import CNN, ResNet
+from research.place import place
+
+CHUNK = 2
+CLOCKED = {"dqn": 2}
+"""Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows."""
+
+
+@functools.cache
+def devices(name: str):
+    """The topology; skips where there is no compiler for it."""
+    try:
+        return topology(name)
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("where, how", [("v5e:2x4", "shard_map"), ("v5e:2x4", "pmap"), ("h100", "jit")])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_compiles(name, where, how):
+    experiment = EXPERIMENTS[name]
+    facts = compiled(experiment, devices(where), how, CHUNK)
+    assert facts.devices == (8 if where == "v5e:2x4" else 1)
+    assert 0 < facts.arguments < facts.memory < devices(where).memory
+    assert facts.outputs < 2**16  # metrics: the State takes the place of the one donated
+    # Gradients and metrics are summed, and nothing is gathered: each device keeps its share.
+    assert set(facts.collectives) == ({"all-reduce"} if facts.devices > 1 else set())
+    # The platform's branch of each convolution is chosen by then.
+    assert operations(facts.hlo)["conditional"] == CLOCKED.get(name, 0)
+    if isinstance(getattr(experiment, "net", None), CNN | ResNet):
+        assert facts.convolutions > 0
+
+
+@pytest.mark.parametrize("where", ["v5e:2x4", "h100"])
+def test_the_platform_compiled_for_decides(where):
+    """A convolution is one where it is to run, though the CPU that lowers it would make a matrix product of it."""
+    count = lambda devices: lower(EXPERIMENTS["resnet"], place("jit", devices), CHUNK).as_text().count(".convolution(")
+    assert count(devices(where).devices) > 0 == count(jax.devices("cpu"))

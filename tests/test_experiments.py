@@ -1,0 +1,208 @@
+"""The scripts: evaluate, plot, reproduce, demo; and the reports that a run leaves."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from learners import EXPERIMENTS, dqn
+from matplotlib.image import imread
+
+import research
+from experiments import console, demo, evaluate, plot, reproduce, train
+from research import config, reports
+from research.envs.vector import Environment
+from research.experiment import Failure
+from research.state import Batch
+
+TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
+TINY += ["--run.save-every", "2", "--data.batch", "8"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two seeds."""
+    workdir = tmp_path_factory.mktemp("finished") / "digits"
+    assert train.main(["digits_cnn", "--workdir", str(workdir), "--seeds", "2", *TINY]) == 0
+    return workdir
+
+
+def files(directory):
+    return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
+
+
+def said(capsys):
+    """All that was printed, without line breaks."""
+    out = capsys.readouterr()
+    return " ".join((out.out + out.err).split())
+
+
+def test_evaluate_gives_the_figures_of_the_summary_and_writes_nothing(finished, monkeypatch, capsys):
+    shown, before = [], files(finished)
+    monkeypatch.setattr(evaluate, "show", lambda title, test, others: shown.append((test, others)))
+    assert evaluate.main([str(finished)]) == 0
+    ((test, others),) = shown
+    summary = json.loads((finished / "summary.json").read_text())
+    for metric, value in summary["test"].items():
+        assert test[metric]["each"] == pytest.approx(value["each"], rel=1e-5)
+        assert others["summary.json"][metric] == value["mean"]
+    assert files(finished) == before and "warning" not in said(capsys)
+
+
+def test_evaluate_tells_what_differs_and_what_is_no_run(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "copy").mkdir()
+    for part in ("config.json", "checkpoints"):
+        (tmp_path / "copy" / part).symlink_to(finished / part)
+    summary = json.loads((finished / "summary.json").read_text())
+    summary["test"]["accuracy"]["mean"] = 0.75
+    (tmp_path / "copy" / "summary.json").write_text(json.dumps(summary))
+    assert evaluate.main([str(tmp_path / "copy")]) == 0
+    out = said(capsys)
+    assert "warning: accuracy is" in out and "0.75 in" in out and "warning: loss" not in out
+    assert evaluate.main([str(tmp_path / "nowhere")]) == 2
+    assert "nowhere holds no run" in said(capsys)
+
+
+def test_plot_draws_the_runs_by_name(finished, tmp_path, monkeypatch, capsys):
+    (tmp_path / "other").symlink_to(finished)
+    drawn = []
+    curves = plot.plot.curves
+    monkeypatch.setattr(plot.plot, "curves", lambda runs, path: (drawn.append(runs), curves(runs, path)))
+    picture = tmp_path / "both.png"
+    assert plot.main([str(finished), str(tmp_path / "other"), "--output", str(picture)]) == 0
+    # Two directories of one name are told apart by their paths.
+    assert list(drawn[0]) == [str(finished), str(tmp_path / "other")]
+    assert [line["step"] for line in drawn[0][str(finished)]] == [2, 2, 4, 4]
+    assert imread(picture).std() > 0.01
+
+
+def test_plot_says_what_is_wrong(finished, tmp_path, capsys):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").symlink_to(finished / "config.json")
+    for arguments, message in (
+        ([], "name the directories"),
+        ([str(tmp_path)], "holds no run"),
+        ([str(tmp_path / "begun")], "nothing to draw yet"),
+        ([str(finished), "--output", "curves.pdf"], "must end in .png"),
+    ):
+        assert plot.main(arguments) == 2
+        assert message in said(capsys)
+
+
+def test_reproduce_goes_on_after_a_failure_and_writes_the_table(tmp_path, monkeypatch, capsys):
+    test = {"accuracy": {"mean": 0.9891, "spread": 0.0012, "each": [0.98, 0.99]}, "loss": {}}
+    result = {"test": test, "published": {"accuracy": 0.9905}, "seeds": [0, 1], "step": 400}
+    result |= {"seconds": 12.3, "steps_per_second": 45.6, "device": "1 x cpu (x)"}
+    trained = []
+
+    def fake(name, command):
+        trained.append((name, command.seeds, command.workdir))
+        if name == "digits_cnn":
+            raise Failure("the disk is [full]")
+        if name == "cartpole_dqn":
+            raise ZeroDivisionError
+        return result
+
+    monkeypatch.setattr(reproduce, "train", fake)
+    names = ["digits_cnn", "cartpole_dqn", "mnist_cnn"]
+    assert reproduce.main([*names, "--seeds", "2", "--runs", str(tmp_path)]) == 1
+    assert trained == [(name, 2, tmp_path / name) for name in names]
+    table = (tmp_path / "RESULTS.md").read_text()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    assert cells[0] == list(reproduce.COLUMNS)
+    assert cells[2][:3] == ["digits_cnn", "accuracy", "failed"] and cells[3][:3] == ["cartpole_dqn", "return", "failed"]
+    figures = ["mnist_cnn", "accuracy", "0.9891 ± 0.0012", "0.9905", "2", "400", "12", "45.6", "1 x cpu (x)"]
+    assert cells[4] == [*figures, "`python -m experiments.train mnist_cnn --seeds 2`"]
+    out = said(capsys)
+    assert "the disk is [full]" in out and "ZeroDivisionError" in out and " ".join(table.split()) in out
+    assert reproduce.main(["mnist_cnn", "--output", str(tmp_path / "mine.md")]) == 0
+    assert len((tmp_path / "mine.md").read_text().splitlines()) == 3
+
+
+def test_reproduce_leaves_a_finished_run_alone_and_checks_names_first(finished, tmp_path, monkeypatch, capsys):
+    command = config.parse("digits_cnn", ["--seeds", "2", *TINY])
+    monkeypatch.setattr(reproduce.config, "parse", lambda name, arguments: _with(command, arguments))
+    before = files(finished / "checkpoints")
+    (tmp_path / "digits_cnn").symlink_to(finished)
+    assert reproduce.main(["digits_cnn", "--runs", str(tmp_path)]) == 0
+    summary = json.loads((finished / "summary.json").read_text())
+    assert console.number(summary["test"]["accuracy"]["mean"]) in (tmp_path / "RESULTS.md").read_text()
+    assert files(finished / "checkpoints") == before
+    monkeypatch.undo()
+    assert reproduce.main(["digits_cnn", "mnist_cn", "--runs", str(tmp_path / "new")]) == 2
+    assert "did you mean mnist_cnn" in said(capsys) and not (tmp_path / "new").exists()
+
+
+def _with(command, arguments):
+    return dataclasses.replace(command, workdir=Path(arguments[arguments.index("--workdir") + 1]))
+
+
+def test_demo_names_configs_and_closes_with_a_table(finished, tmp_path, monkeypatch, capsys):
+    for name, arguments in demo.DEMOS:
+        assert config.parse(name, [*arguments]).config == config.load(name) or arguments
+    summary = json.loads((finished / "summary.json").read_text())
+    (tmp_path / "digits_cnn").symlink_to(finished)
+    monkeypatch.setattr(demo, "DEMOS", (("digits_cnn", ("--seeds", "2", *TINY)),))
+    monkeypatch.setattr(demo, "RUNS", tmp_path)
+    monkeypatch.setenv("COLUMNS", "400")
+    assert demo.main() == 0
+    out = said(capsys)
+    assert console.spread(summary["test"]["accuracy"]) in out
+    for picture in ("confusion.png", "curves.png", "filters.png", "predictions.png"):
+        assert f"{tmp_path}/digits_cnn/{picture}" in out and imread(finished / picture).std() > 0.01
+
+
+def test_mistakes_are_those_that_numpy_counts(finished):
+    experiment, _, state = research.load(finished)
+    data, net = experiment.feeds().test, experiment.net.clone(outputs=10)
+    params, statistics = (jax.tree.map(lambda x: x[0], x) for x in (state.params, state.collections))
+    spec, wrong = experiment.data.spec(), 0
+    for batch in data:
+        images = (batch.inputs.astype(np.float32) / 255 - np.float32(spec.mean)) / np.float32(spec.std)
+        outputs = np.asarray(net.apply({"params": params, **statistics}, images))
+        wrong += sum(outputs[i].argmax() != batch.targets[i] for i in np.flatnonzero(batch.mask))
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["reports"]["mistakes"] == wrong > 0
+    count = sum(batch.mask.sum() for batch in data)
+    assert wrong == round(count * (1 - summary["test"]["accuracy"]["each"][0]))
+
+
+def test_reports_judge_the_averaged_weights(tmp_path):
+    experiment = EXPERIMENTS["averaged"]
+    learner, feeds = experiment.build(), experiment.feeds()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    state = state._replace(params=jax.tree.map(np.zeros_like, state.params))
+    evaluate = jax.jit(learner.evaluate)
+    judged = [evaluate(state, batch)["accuracy"] for batch in feeds.test]
+    report, _ = experiment.reports()
+    assert report(state, feeds, tmp_path) == {"mistakes": sum(round(float(x.count - x.total)) for x in judged)}
+
+
+def test_the_episode_is_the_one_that_is_judged(tmp_path):
+    experiment = dqn(environment=Environment("CartPole-v1", 60))
+    learner, feeds = experiment.build(), experiment.feeds()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    first = Batch(feeds.test[0].index[:1], np.ones(1, np.float32), (), ())
+    (report,) = experiment.reports()
+    returned = float(jax.jit(learner.evaluate)(state, first)["return"].value)
+    assert report(state, feeds, tmp_path) == {"episode_return": returned}
+    assert imread(tmp_path / "episode.png").std() > 0.01
+
+
+@pytest.mark.parametrize("shape", [(10, 10, 4), (6,)])
+@pytest.mark.parametrize("frames", [2, 100])
+def test_episodes_of_every_kind_can_be_drawn(shape, frames, tmp_path):
+    seen = np.random.default_rng(0).integers(0, 2, (frames, *shape)).astype(np.float32)
+    reports._draw_episode("mine:Corridor", seen, "title", tmp_path / "episode.png")
+    assert imread(tmp_path / "episode.png").std() > 0.01
+
+
+def test_a_script_starts_from_the_command_line(finished):
+    command = [sys.executable, "-m", "experiments.evaluate", str(finished)]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}, timeout=120)
+    assert done.returncode == 0 and "accuracy" in done.stdout and "summary.json" in done.stdout

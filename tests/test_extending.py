@@ -1,0 +1,119 @@
+"""The examples of docs/extending.md, in a copy of the packages: they train, and the laws hold of them."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "extending.md").read_text()
+BLOCKS = dict(re.findall(r"```python\n# (\S+\.py)\n(.*?)```", PAGE, re.DOTALL))
+COMMANDS = {name: line for line, name in re.findall(r"```\n(python -m experiments\.train (\w+))\n```", PAGE)}
+CONFIGS = [Path(name).stem for name in BLOCKS if name.startswith("configs/")]
+
+
+@pytest.fixture(scope="module")
+def overlay(tmp_path_factory) -> Path:
+    """The packages and the tests of laws, with the page's files among them."""
+    directory = tmp_path_factory.mktemp("overlay")
+    for package in ("research", "configs", "experiments"):
+        shutil.copytree(ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
+    (directory / "tests").mkdir()
+    for name in ("pyproject.toml", "tests/conftest.py", "tests/learners.py", "tests/test_laws.py"):
+        shutil.copy(ROOT / name, directory / name)
+    for name, code in BLOCKS.items():
+        path = directory / name
+        assert path.exists() == (name == "tests/learners.py"), f"{name} is there already"
+        path.write_text((path.read_text() if path.exists() else "") + code)
+    return directory
+
+
+SCRIPT = """
+import json, sys
+from experiments.train import main
+for arguments in json.loads(sys.argv[1]):
+    try:
+        status = main(arguments)
+    except SystemExit as stop:  # --help
+        status = stop.code
+    assert not status, arguments
+"""
+
+
+def python(overlay: Path, *arguments: str) -> str:
+    """What Python prints, run in the overlay."""
+    environment = {**os.environ, "PYTHONPATH": str(overlay), "COLUMNS": "200"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=overlay, env=environment, capture_output=True, text=True, timeout=500
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def said(overlay) -> str:
+    """What the page's commands print, each with --help and then for real; in one process, to import but once."""
+    lines = [COMMANDS[name].split()[3:] for name in CONFIGS]  # after `python -m experiments.train`
+    return python(overlay, "-c", SCRIPT, json.dumps([[*line, "--help"] for line in lines] + lines))
+
+
+@pytest.fixture
+def trained(overlay, said):
+    """name -> (lines of metrics.jsonl by split, the test metrics)"""
+
+    def read(name: str) -> tuple[dict[str, list[dict]], dict[str, float]]:
+        directory = overlay / "runs" / name
+        lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+        test = json.loads((directory / "summary.json").read_text())["test"]
+        splits = {split: [line for line in lines if line["split"] == split] for split in ("train", "validation")}
+        return splits, {metric: value["mean"] for metric, value in test.items()}
+
+    return read
+
+
+def test_the_page_is_whole():
+    assert list(COMMANDS) == CONFIGS
+    assert len(BLOCKS) == PAGE.count("```python\n") == 2 * len(CONFIGS) + 1
+    for name in CONFIGS:
+        assert COMMANDS[name] in BLOCKS[f"configs/{name}.py"]
+
+
+def test_help_lists_the_new_fields(said):
+    for option in ("--net.patch", "--noise", "--encoder.widths", "--data.side", "--environment.max-steps"):
+        assert option in said, option
+
+
+def test_a_net(trained):
+    lines, test = trained("digits_mixer")
+    assert lines["train"][-1]["loss"] < 0.3 * lines["train"][0]["loss"]
+    assert test["accuracy"] > 0.9
+
+
+def test_a_learner(trained):
+    lines, test = trained("digits_denoise")
+    # Always to answer with the mean image costs the variance of the pixels, 0.07.
+    assert lines["train"][-1]["loss"] < 0.5 * lines["train"][0]["loss"] and test["loss"] < 0.03
+    assert test["accuracy"] > 0.85
+
+
+def test_a_data_source(trained):
+    lines, test = trained("stripes_cnn")
+    assert [line["step"] for line in lines["validation"]] == [100, 200]
+    assert test["accuracy"] > 0.95
+
+
+def test_an_environment(trained):
+    _, test = trained("corridor_dqn")
+    assert test["return"] == 1.0 and test["length"] == 4.0  # the shortest way to the large reward
+
+
+def test_the_laws(overlay):
+    laws = "endomorphism or (denoise and (seeds or microbatches or (placement and shard_map)))"
+    which = f"({laws}) and (denoise or mixer or corridor)"
+    said = python(overlay, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_laws.py", "-k", which)
+    assert "7 passed" in said
