@@ -43,6 +43,6 @@ def config() -> DQN:
             evaluate_every=625,
             save_every=1250,
             metric="return",
-            published={"return": 10.0},
+            published=(("return", 10.0),),
         ),
     )

@@ -41,6 +41,6 @@ def config() -> DQN:
             evaluate_every=500,
             save_every=1000,
             metric="return",
-            published={"return": 498.38},
+            published=(("return", 498.38),),
         ),
     )

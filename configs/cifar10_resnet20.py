@@ -24,5 +24,5 @@ def config() -> Classify:
         optimizer=Optimizer(
             name="muon", learning_rate=5e-3, schedule="linear", warmup=400, weight_decay=0.1, momentum=0.95
         ),
-        run=Run(steps=9200, chunk=50, evaluate_every=400, save_every=200, published={"accuracy": 0.9125}),
+        run=Run(steps=9200, chunk=50, evaluate_every=400, save_every=200, published=(("accuracy", 0.9125),)),
     )

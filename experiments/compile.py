@@ -16,7 +16,7 @@ from rich.table import Table
 from experiments.console import status
 from research import config, elsewhere
 from research.config import Config
-from research.experiment import Experiment, Failure
+from research.experiment import Failure
 from research.place import PlaceName
 
 
@@ -45,26 +45,12 @@ def main(arguments: list[str]) -> int:
 
 def _compile(name: str, *arguments: str) -> None:
     jax.config.update("jax_platforms", "cpu")  # what is there doesn't matter
-    command = parse(name, list(arguments))
+    command = config.parse(name, list(arguments), Command, "compile")
     where = elsewhere.topology(command.topology)
     facts = elsewhere.compiled(command.config, where, command.place)
     show(name, where, facts)
     if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
         raise Failure(f"it does not fit {where.name}: a smaller batch, descent.micro or more devices need less")
-
-
-def parse(name: str, arguments: list[str]) -> Command[Experiment]:
-    """The command line after NAME. Exits with status 2 and a message on what is not of the config's fields."""
-    default = config.load(name)
-    command = Command[type(default)]  # type: ignore[misc]
-    return tyro.cli(
-        command,
-        default=command(default),
-        args=arguments,
-        prog=f"python -m experiments.compile {name}",
-        description=config.header(name),
-        config=(tyro.conf.AvoidSubcommands,),
-    )
 
 
 def show(name: str, where: elsewhere.Topology, facts: elsewhere.Compiled) -> None:

@@ -33,7 +33,7 @@ def evaluate(directory: tyro.conf.Positional[Path]) -> None:
     done = directory / "summary.json"
     recorded = {k: v["mean"] for k, v in json.loads(done.read_text())["test"].items()} if done.exists() else {}
     title = f"{directory}: test, {experiment.run.final} State, step {int(state.step)}"
-    show(title, test, {"published": experiment.run.published, **({"summary.json": recorded} if recorded else {})})
+    show(title, test, {"published": dict(experiment.run.published), **({"summary.json": recorded} if recorded else {})})
     for metric, value in recorded.items():
         if not _same(test[metric]["mean"], value):
             log.warn(f"{metric} is {test[metric]['mean']} here, {value} in {done}")

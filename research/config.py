@@ -116,8 +116,6 @@ def to_json(config: Any) -> Any:
     """A config as JSON holds it: nested dicts, lists and scalars."""
     if dataclasses.is_dataclass(config):
         return {field.name: to_json(getattr(config, field.name)) for field in fields(config)}
-    if isinstance(config, dict):
-        return {str(key): to_json(value) for key, value in config.items()}
     return [to_json(x) for x in config] if isinstance(config, tuple | list) else config
 
 
@@ -138,9 +136,8 @@ def _argument(path: str, value: Any) -> list[str]:
     if isinstance(value, bool):
         parent, _, last = path.rpartition(".")
         return [f"--{path}" if value else f"--{parent}{'.' if parent else ''}no-{last}"]
-    if isinstance(value, dict):
-        value = [x for pair in value.items() for x in pair]
-    return [f"--{path}", *(str(x) for x in (value if isinstance(value, list) else [value]))]
+    items = value if isinstance(value, list) else [value]
+    return [f"--{path}", *(str(x) for item in items for x in (item if isinstance(item, list) else [item]))]
 
 
 def differences(config: Experiment, values: Any) -> list[str]:

@@ -153,6 +153,7 @@ def compiled(
         raise Failure(f"it does not fit {where.name}: {str(error).splitlines()[0]}") from error
     seconds = time.monotonic() - started
     memory, hlo = program.memory_analysis(), program.as_text()
+    assert memory is not None and hlo is not None, "every compiler here tells"
     count = operations(hlo)
     return Compiled(
         devices=target.size,

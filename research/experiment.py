@@ -1,7 +1,7 @@
 """What a config is: one typed value that can build its learner and its feeds. The host loop knows no more."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
@@ -72,7 +72,7 @@ class Run:
     goal: Literal["max", "min"] = "max"
     patience: int | None = None
     final: Literal["last", "best"] = "last"
-    published: dict[str, float] = field(default_factory=dict)
+    published: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         positive(self, "run", "steps", "chunk", "evaluate_every", "save_every")

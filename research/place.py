@@ -33,7 +33,7 @@ class Place(NamedTuple):
 
     axis: str | None
     size: int
-    train: Callable[[Callable[[State, Any], tuple[State, Metrics]], int | None], Callable]
+    train: Callable[[Callable[[State, Any], tuple[State, Metrics]], int | None], jax.stages.Wrapped]
     evaluate: Callable[[Callable[[State, Any], Metrics], int | None], Callable]
     put: Callable[[State], State]
     put_data: Callable[[Tree, int | None], Tree]
@@ -72,7 +72,7 @@ def _mapped(devices: list[jax.Device], world_axis: int, mapped: Callable) -> Pla
     everywhere = PartitionSpec()
     spec = State(*(everywhere,) * 5, world=split(world_axis))  # type: ignore[arg-type]
 
-    def train(f: Callable, batch_axis: int | None) -> Callable:
+    def train(f: Callable, batch_axis: int | None) -> jax.stages.Wrapped:
         def merged(state: State, data: Any) -> tuple[State, Metrics]:
             state, metrics = f(state, data)
             return state, jax.lax.psum(metrics, AXIS)

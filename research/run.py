@@ -155,7 +155,7 @@ def _finish(
         "seconds": seconds,
         "steps_per_second": statistics.median(t["steps_per_second"] for t in timings),
         "device": workdir.device(),
-        "published": run.published,
+        "published": dict(run.published),
     }
     plot.curves({directory.name: history}, directory / "curves.png")
     with log.Log(directory) as lines:

@@ -15,6 +15,16 @@ CLOCKED = {"dqn": 2}
 """Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows."""
 
 
+@pytest.fixture(autouse=True, scope="module")
+def uncached():
+    """These programs can't be read back from the compilation cache: nothing of them is kept there."""
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, 1e9)
+    yield
+    jax.config.update(option, before)
+
+
 @functools.cache
 def devices(name: str):
     """The topology; skips where there is no compiler for it."""

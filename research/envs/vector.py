@@ -187,7 +187,7 @@ def check(name: str, env: Any, params: Any) -> int | None:
     actions, space = env.action_space(params), env.observation_space(params)
     if not hasattr(actions, "n"):
         raise Mistake(f"environment.name: the actions of {name} are continuous: choose one whose actions are discrete")
-    key = jax.random.key(0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
     after_reset, after_step = "observation, state", "observation, state, reward, terminated, truncated, info"
     observation, state = outputs("reset", called("reset", jax.eval_shape, env.reset, key, params), after_reset)
     array("the observation of reset", observation, tuple(space.shape))
@@ -208,9 +208,11 @@ def check(name: str, env: Any, params: Any) -> int | None:
     if jax.tree.structure(state) != jax.tree.structure(moved):
         raise broken("the states of reset and step differ in structure: make them the same")
 
-    # Once for real, for what shapes don't show.
-    observation, state = called("reset", env.reset, key, params)
-    observation, *_ = called("step", env.step, key, state, jnp.int32(0), params)
-    if not bool(jnp.isfinite(observation).all()):
-        raise broken(f"an observation isn't finite: {observation}")
+    # Once for real, for what shapes don't show; at once, even where `build` is being traced.
+    with jax.ensure_compile_time_eval():
+        key = jax.random.key(0)
+        observation, state = called("reset", env.reset, key, params)
+        observation, *_ = called("step", env.step, key, state, jnp.int32(0), params)
+        if not bool(jnp.isfinite(observation).all()):
+            raise broken(f"an observation isn't finite: {observation}")
     return int(space.n) if hasattr(space, "n") else None

@@ -195,11 +195,11 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
             return world, (Frame(seen, action, after.reward, after.terminated, over, final), metrics)
 
         # All of a rollout's luck at once, leaves [rollout, environments, ...]: many small draws are slow.
-        index, rollout = state.world.index, config.rollout
-        split = jax.vmap(lambda key: jax.random.split(key, rollout), out_axes=1)
-        draw = jax.vmap(lambda key: jax.random.uniform(key, (rollout,)), out_axes=1)
-        starts = jax.vmap(environment.reset)(split(each(stream(state, "reset"), index)))
-        luck = split(each(stream(state, "act"), index)), draw(each(stream(state, "explore"), index)), starts
+        keys = each(stream(state, "act"), state.world.index)
+        keys = jax.vmap(lambda key: jax.random.split(key, 2 * config.rollout + 1), out_axes=1)(keys)
+        draws = jax.vmap(lambda key: jax.random.uniform(key, (config.rollout,)), out_axes=1)(keys[-1])
+        starts = jax.vmap(environment.reset)(keys[: config.rollout])
+        luck = keys[config.rollout : -1], draws, starts
         ring = state.world.ring
         world, (frames, metrics) = jax.lax.scan(frame, state.world._replace(ring=()), luck)
         ring = replay.write(ring, jax.tree.map(lambda x: x.swapaxes(0, 1), frames), state.step)
