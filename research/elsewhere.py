@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 
 from research.experiment import Experiment, Failure, Mistake
-from research.lift import closed, many
 from research.place import Place, PlaceName, place
+from research.run import check_divisible, dispatch
 from research.state import Tree
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -25,8 +25,7 @@ COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "coll
 MEMORY = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32, "h100": 80}
 """GiB of memory a device has, by kind."""
 
-# An XLA GpuTargetConfigProto, with the numbers of NVIDIA's data sheet of the H100 SXM and of CUDA's compute
-# capability 9.0: what the compiler has to know of a card that it can't ask.
+# An XLA GpuTargetConfigProto for an H100 SXM: what the compiler has to know of a card that it can't ask.
 _H100 = """
 platform_name: "CUDA"
 device_description_str: "NVIDIA H100 80GB HBM3"
@@ -140,9 +139,7 @@ def compiled(
     Raises Mistake where the devices don't divide a batch, Failure where the program doesn't fit their memory.
     """
     target = place(how, where.devices)
-    for field, size in experiment.divisible().items():
-        if size % target.size:
-            raise Mistake(f"the {target.size} devices do not divide {field}={size}: choose a multiple")
+    check_divisible(experiment, target)
     lowered = lower(experiment, target, chunk or experiment.run.chunk)
     started = time.monotonic()
     try:
@@ -169,12 +166,13 @@ def compiled(
 def lower(experiment: Experiment, target: Place, chunk: int) -> jax.stages.Lowered:
     """The experiment's training chunk at a place of which only the devices' kind need be known."""
     learner, feed = experiment.build(target.axis), experiment.feeds().train
-    state = target.put(jax.eval_shape(learner.init, jax.random.key(0)))
+    state, steps = jax.eval_shape(learner.init, jax.random.key(0)), dispatch(learner, target, feed, chunk)
     if feed.resident:
-        steps = target.train(lambda s, f: many(closed(learner.step, f, target.axis), chunk)(s, None), None)
-        return steps.lower(state, target.put_data(shapes(feed), None))
-    batches = jax.tree.map(lambda x: jax.ShapeDtypeStruct((chunk, *x.shape), x.dtype), shapes(feed.batch_at(0)))
-    return target.train(many(learner.step, chunk), 1).lower(state, target.put_data(batches, 1))
+        data = target.put_data(shapes(feed), None)
+    else:
+        stacked = lambda x: jax.ShapeDtypeStruct((chunk, *x.shape), x.dtype)
+        data = target.put_data(jax.tree.map(stacked, shapes(feed.batch_at(0))), 1)
+    return steps.lower(target.put(state), data)
 
 
 def shapes(tree: Tree) -> Tree:

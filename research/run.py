@@ -60,15 +60,30 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     return experiment, learner, found[1]
 
 
+def check_divisible(experiment: Experiment, where: Place) -> None:
+    """Raises Mistake unless the devices of `where` divide the experiment's batches and environments."""
+    for field, size in experiment.divisible().items():
+        if size % where.size:
+            raise Mistake(f"the {where.size} devices do not divide {field}={size}: choose a multiple, or --place jit")
+
+
+def dispatch(learner: Learner, where: Place, feed: Feed, chunk: int) -> jax.stages.Wrapped:
+    """(state, data) -> (state, metrics) of `chunk` steps, compiled at its place when first called.
+
+    data: the resident feed itself; of another feed, a chunk's batches, stacked.
+    """
+    if feed.resident:
+        return where.train(lambda s, f: many(closed(learner.step, f, where.axis), chunk)(s, None), None)
+    return where.train(many(learner.step, chunk), 1)
+
+
 def _train(command: config.Command[Experiment], directory: Path) -> dict[str, Any]:
     experiment, run = command.config, command.config.run
     if command.debug:
         jax.config.update("jax_disable_jit", True)
         jax.config.update("jax_debug_nans", True)
     where = place(command.place, seeds=command.seeds is not None)
-    for field, size in experiment.divisible().items():
-        if size % where.size:
-            raise Mistake(f"the {where.size} devices do not divide {field}={size}: choose a multiple, or --place jit")
+    check_divisible(experiment, where)
     feeds = experiment.feeds()
     learner, key = _learner(experiment, command.seeds, where.axis)
 
@@ -177,13 +192,12 @@ def _learner(experiment: Experiment, n: int | None, axis: str | None) -> tuple[L
 def _chunks(
     learner: Learner, where: Place, feed: Feed, chunk: int, start: int, steps: int
 ) -> Iterator[Callable[[State], tuple[State, Metrics]]]:
-    """A function that trains `chunk` steps on; compiled before the first call. Nothing moves to the device in it."""
+    """A function that trains `chunk` steps on. Nothing moves to the device in it but what it asked for beforehand."""
+    compiled = dispatch(learner, where, feed, chunk)
     if feed.resident:
-        compiled = where.train(lambda s, f: many(closed(learner.step, f, where.axis), chunk)(s, None), None)
         same = itertools.repeat(where.put_data(feed, None))
         batches: AbstractContextManager[Iterator[Any]] = contextlib.nullcontext(same)
     else:
-        compiled = where.train(many(learner.step, chunk), 1)
         batches = prefetched(feed, start, steps, chunk, lambda batch: where.put_data(batch, 1))
     with batches as data:
 

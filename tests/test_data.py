@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from research.data.augment import Augment, augment
-from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched
+from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched, resident
 from research.data.images import Images, arrays, check, held_out
 from research.data.order import carved, indices, permuted, positions
 from research.experiment import Failure, Mistake
@@ -101,12 +101,12 @@ def test_carved_parts_are_disjoint_and_never_empty():
 def pair(batch=8, size=21):
     x = np.arange(size * 6, dtype=np.uint8).reshape(size, 3, 2)
     y = {"label": np.arange(size, dtype=np.int32)}
-    return Resident(x, y, batch=batch, seed=4), Stream(x, y, batch=batch, seed=4)
+    return resident(x, y, batch=batch, seed=4), Stream(x, y, batch=batch, seed=4)
 
 
 def test_resident_and_stream_give_the_same_batches():
-    resident, stream = pair()
-    put = jax.device_put(resident)
+    here, stream = pair()
+    put = jax.device_put(here)
     at = jax.jit(lambda feed, step: feed.batch_at(step))
     seen = []
     for step in (0, 1, 2, 10**6):
@@ -119,7 +119,7 @@ def test_resident_and_stream_give_the_same_batches():
         equal(stream.batch_at(step, (1, 2)), jax.tree.map(lambda x: x[4:], batch))
         seen.extend(batch.index)
     assert sorted(seen[:21]) == list(range(21))
-    assert (resident.resident, stream.resident, Empty().resident) == (True, False, True)
+    assert (here.resident, stream.resident, Empty().resident) == (True, False, True)
 
 
 def test_empty_feed_has_no_leaves():
@@ -138,9 +138,9 @@ def test_last_evaluation_batch_is_masked():
 
 
 def test_episodes_are_seeds():
-    (batch,) = episodes(100, 3)
-    np.testing.assert_array_equal(batch.index, [100, 101, 102])
-    assert batch.mask.sum() == 3 and batch.inputs == batch.targets == ()
+    *_, batch = episodes(100, 7, 4)
+    np.testing.assert_array_equal(batch.index, [104, 105, 106, 107])
+    assert batch.mask.tolist() == [1, 1, 1, 0] and batch.inputs == batch.targets == ()
 
 
 def workers():
@@ -200,7 +200,7 @@ def test_image_feeds():
     made, other = Images(batch=32, evaluation_batch=100).feeds(), Images(seed=1, feed="stream").feeds()
     assert isinstance(made.train, Resident) and isinstance(other.train, Stream)
     examples = lambda split: int(sum(b.mask.sum() for b in split))
-    assert len(made.train.targets) + examples(made.validation) == 1797 - 359
+    assert len(made.train.examples[1]) + examples(made.validation) == 1797 - 359
     assert examples(made.validation) == 144 and examples(made.test) == examples(other.test) == 359
     assert {b.inputs.shape for b in (*made.validation, *made.test)} == {(100, 8, 8, 1)}
     # The seed moves the validation split, never the test data.

@@ -22,23 +22,34 @@ FeedName = Literal["resident", "stream"]
 class Resident:
     """Training data on the device, as a pytree to hand to a compiled function; batches are gathered inside the step.
 
-    inputs, targets  trees of arrays, leaves [size, ...]
-    batch, seed      the global batch's size, and the seed of the order; static
+    Made by `resident`.
+
+    examples     (inputs, targets), trees of arrays, each example a row: leaves [size, numbers]. Kept as images, a TPU
+                 would copy them at each dispatch, into a layout four times as large
+    shapes       the shape of an example's part of each leaf; static
+    batch, seed  the global batch's size, and the seed of the order; static
     """
 
-    inputs: Tree
-    targets: Tree
+    examples: tuple[Tree, Tree]
+    shapes: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
     batch: int = struct.field(pytree_node=False)
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=True)
 
     def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
         """The global batch of a step (or a share of it), leaves [batch, ...]; `step` and `share[0]` may be traced."""
-        index = indices(step, self.batch, size_of(self.inputs), self.seed, jnp, share)
-        rows = lambda x: jnp.asarray(x).at[index].get(mode="promise_in_bounds")
-        return Batch(
-            index, jnp.ones(index.shape, jnp.float32), jax.tree.map(rows, self.inputs), jax.tree.map(rows, self.targets)
-        )
+        index = indices(step, self.batch, size_of(self.examples), self.seed, jnp, share)
+        leaves, structure = jax.tree.flatten(self.examples)
+        rows = [jnp.asarray(x).at[index].get(mode="promise_in_bounds") for x in leaves]
+        shaped = [x.reshape(-1, *shape) for x, shape in zip(rows, self.shapes, strict=True)]
+        return Batch(index, jnp.ones(index.shape, jnp.float32), *jax.tree.unflatten(structure, shaped))
+
+
+def resident(inputs: Tree, targets: Tree, batch: int, seed: int) -> Resident:
+    """The `Resident` feed of trees of arrays, leaves [size, ...], for global batches of `batch`."""
+    examples = (inputs, targets)
+    shapes = tuple(x.shape[1:] for x in jax.tree.leaves(examples))
+    return Resident(jax.tree.map(lambda x: x.reshape(len(x), -1), examples), shapes, batch, seed)
 
 
 @struct.dataclass
@@ -116,10 +127,10 @@ def batches(inputs: Tree, targets: Tree, size: int) -> list[Batch]:
     return [one(start) for start in range(0, count, size)]
 
 
-def episodes(first: int, count: int) -> list[Batch]:
-    """The episodes of the seeds `first ... first+count-1`, as the one evaluation batch of a learner that plays."""
-    index = np.arange(first, first + count, dtype=np.int32)
-    return [Batch(index, np.ones(count, np.float32), (), ())]
+def episodes(first: int, count: int, size: int) -> list[Batch]:
+    """The episodes of the seeds `first ... first+count-1`, in batches of `size`, the last one masked."""
+    number = np.arange(-(-count // size) * size, dtype=np.int32).reshape(-1, size)
+    return [Batch(first + n, (n < count).astype(np.float32), (), ()) for n in number]
 
 
 def feeds(

@@ -72,7 +72,7 @@ class Images:
     name: str = "digits"
     dir: str | None = None
     batch: int = 128
-    evaluation_batch: int = 500
+    evaluation_batch: int = 512
     validation: float = 0.1
     seed: int = 0
     feed: FeedName = "resident"

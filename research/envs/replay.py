@@ -88,12 +88,13 @@ def sample(
     environment, age = (x.reshape(shape[0], -1) for x in (environment, age))
     slot = lambda offset: (oldest + age + offset) % slots
 
-    return_, discount, over, last = 0.0, 1.0, False, 0
+    return_, discount = jnp.zeros(age.shape), jnp.ones(age.shape)
+    over, last = jnp.zeros(age.shape, bool), jnp.zeros_like(age)
     for offset in range(n):
         at = environment, slot(offset)
         return_ += jnp.where(over, 0, discount * ring.reward[at])
         discount = jnp.where(over, discount, discount * gamma * ~ring.terminated[at])
         last = jnp.where(over, last, offset)
         over |= ring.over[at]
-    first, last = (environment, slot(0)), (environment, slot(last))
-    return Sample(ring.observation[first], ring.action[first], return_, discount, ring.final[last])
+    start, end = (environment, slot(0)), (environment, slot(last))
+    return Sample(ring.observation[start], ring.action[start], return_, discount, ring.final[end])

@@ -136,7 +136,7 @@ def _find(name: str) -> Any:
         return _gymnax().make(name)[0]
     here = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.py"))}
     # The files are read, not run, until a class of that name is found: a name may come from a run's config.json.
-    own = {} if file not in here else {node.name for node in ast.parse(here[file].read_text()).body if _is_class(node)}
+    own = set() if file not in here else _classes(here[file])
     if colon and kind in own:
         return getattr(importlib.import_module(f"research.envs.{file}"), kind)()
     if colon:
@@ -155,8 +155,10 @@ def _gymnax() -> Any:
     return gymnax
 
 
-def _is_class(node: ast.stmt) -> bool:
-    return isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+def _classes(path: Path) -> set[str]:
+    """The public classes that a file defines."""
+    nodes = ast.parse(path.read_text()).body
+    return {node.name for node in nodes if isinstance(node, ast.ClassDef) and not node.name.startswith("_")}
 
 
 def check(name: str, env: Any, params: Any) -> int | None:
@@ -205,7 +207,7 @@ def check(name: str, env: Any, params: Any) -> int | None:
     for before, after in zip(shapes(state), shapes(moved), strict=False):
         if before != after:
             raise broken(f"state{before[0]} is {before[1:]} after reset and {after[1:]} after step: make them the same")
-    if jax.tree.structure(state) != jax.tree.structure(moved):
+    if not jax.tree.structure(state) == jax.tree.structure(moved):  # type: ignore[operator]
         raise broken("the states of reset and step differ in structure: make them the same")
 
     # Once for real, for what shapes don't show; at once, even where `build` is being traced.

@@ -12,10 +12,9 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
-from research.data.feed import Empty
+from research.data.feed import Empty, episodes
 from research.descend import Descent, descend
 from research.envs import replay
 from research.envs.replay import Frame, Sample
@@ -31,7 +30,7 @@ from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mea
 class World(NamedTuple):
     """What the agent acts in, leaves [environments, ...].
 
-    index        i32, each environment's global index
+    number       i32, each environment's global index
     states       the environments' states
     observation  f32, what the next actions are chosen by
     return_      f32, the sum of the rewards of the episode so far
@@ -39,7 +38,7 @@ class World(NamedTuple):
     ring         the replay memory, leaves [environments, slots, ...]
     """
 
-    index: jax.Array
+    number: jax.Array
     states: Tree
     observation: jax.Array
     return_: jax.Array
@@ -164,9 +163,8 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
         state = State(jnp.int32(0), key, params, tx.init(params), {"target": jax.tree.map(jnp.copy, params)}, ())
         index = jnp.arange(config.environments)
         states, observation = environment.reset(each(stream(state, "first"), index))
-        pixel = jax.ShapeDtypeStruct(environment.shape, stored)
-        number, flag = jax.ShapeDtypeStruct((), jnp.float32), jax.ShapeDtypeStruct((), bool)
-        frame = Frame(pixel, jax.ShapeDtypeStruct((), jnp.int32), number, flag, flag, pixel)
+        seen, over = jnp.zeros(environment.shape, stored), jnp.zeros((), bool)
+        frame = Frame(seen, jnp.zeros((), jnp.int32), jnp.zeros(()), over, over, seen)
         ring = replay.empty(frame, config.environments, config.slots)
         zeros = jnp.zeros(config.environments)
         return state._replace(world=World(index, states, observation, zeros, zeros.copy(), ring))
@@ -195,7 +193,7 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
             return world, (Frame(seen, action, after.reward, after.terminated, over, final), metrics)
 
         # All of a rollout's luck at once, leaves [rollout, environments, ...]: many small draws are slow.
-        keys = each(stream(state, "act"), state.world.index)
+        keys = each(stream(state, "act"), state.world.number)
         keys = jax.vmap(lambda key: jax.random.split(key, 2 * config.rollout + 1), out_axes=1)(keys)
         draws = jax.vmap(lambda key: jax.random.uniform(key, (config.rollout,)), out_axes=1)(keys[-1])
         starts = jax.vmap(environment.reset)(keys[: config.rollout])
@@ -220,7 +218,7 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
 
     def learn(state: State) -> tuple[Tree, Tree, Metrics]:
         """`updates` descents on samples of the ring."""
-        keys = each(stream(state, "sample"), state.world.index)
+        keys = each(stream(state, "sample"), state.world.number)
         shape = (config.updates, share)
         samples = replay.sample(state.world.ring, keys, state.step, config.rollout, shape, config.n_step, config.gamma)
         # Q̂ stands still during a step, so it values all batches at once.
@@ -281,12 +279,6 @@ def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
     """The values [batch] of the actions i32[batch], of all actions' values [batch, actions]."""
     # A product, not an index: the gradient of an index is a scatter, a fifth of the whole descent on a CPU.
     return (values * jax.nn.one_hot(action, values.shape[-1])).sum(-1)
-
-
-def episodes(first: int, count: int, size: int) -> list[Batch]:
-    """The episodes of the seeds first ... first+count-1, in batches of `size`, the last one masked."""
-    number = np.arange(-(-count // size) * size, dtype=np.int32).reshape(-1, size)
-    return [Batch(first + n, (n < count).astype(np.float32), (), ()) for n in number]
 
 
 def multiple(config: DQN, name: str, unit: int, units: str) -> None:

@@ -1,0 +1,263 @@
+"""Speed beside others', on this machine, in one go: python -m experiments.benchmark cnn|dqn [options].
+
+    cnn   images/s of training mnist_cnn's net, beside the same net in PyTorch (pip install -e .[bench])
+    dqn   frames/s of DQN on CartPole, beside purejaxrl's: --purejaxrl DIR, a clone of it (needs flashbax and chex)
+
+Each contender is a process of its own. They take turns, round by round, since machines are noisy; what counts are the
+medians and their ratios.
+"""
+
+import importlib.util
+import os
+import statistics
+import subprocess
+import sys
+import time
+import types
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+CORES = os.cpu_count() or 1
+SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_eigen=false"
+"""One XLA device a core, of one thread each: what runs best on a CPU, by --place shard_map."""
+
+BATCH, STEPS = 128, 10
+FRAMES = 250_000
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the benchmark is told.
+
+    Attributes:
+        what: the speed of what
+        rounds: turns that each contender has
+        purejaxrl: a clone of purejaxrl, for dqn
+        contender: to be this one, in a process that the benchmark started
+    """
+
+    what: Annotated[Literal["cnn", "dqn"], tyro.conf.Positional]
+    rounds: int = 7
+    purejaxrl: Path | None = None
+    contender: Annotated[str, tyro.conf.Suppress] = ""
+
+
+def samestep_cnn(place_name: Any) -> Callable[[], float]:
+    """Images/s of `STEPS` steps in one dispatch."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from research.data.feed import resident
+    from research.learners.supervised import supervised
+    from research.lift import closed, many
+    from research.losses import classification
+    from research.nets.cnn import CNN
+    from research.optim import Optimizer, optimizer, schedule
+    from research.place import place
+
+    where, how = place(place_name), Optimizer(learning_rate=1e-3)
+    learner = supervised(
+        net=CNN(widths=(16, 32, 64), depth=2, outputs=10),
+        example=jnp.zeros((1, 28, 28, 1)),
+        criterion=classification(),
+        judge=classification(),
+        tx=optimizer(how, STEPS),
+        rate=schedule(how, STEPS),
+        axis=where.axis,
+    )
+    luck = np.random.default_rng(0)
+    images = luck.normal(size=(2048, 28, 28, 1)).astype(np.float32)
+    labels = luck.integers(10, size=2048).astype(np.int32)
+    feed = where.put_data(resident(images, labels, BATCH, 0), None)
+    steps = where.train(lambda s, f: many(closed(learner.step, f, where.axis), STEPS)(s, None), None)
+    state = where.put(jax.jit(learner.init)(jax.random.key(0)))
+
+    def once() -> float:
+        nonlocal state
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(steps(state, feed))
+        return STEPS * BATCH / (time.perf_counter() - began)
+
+    return once
+
+
+def torch_cnn(layout: str) -> Callable[[], float]:
+    """Images/s of `STEPS` eager steps of the same net, Adam as it is."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(CORES)
+    layers: list[nn.Module] = []
+    channels = 1
+    for width in (16, 32, 64):
+        for _ in range(2):
+            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+            channels = width
+        layers.append(nn.MaxPool2d(2))
+    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 10))
+    net = net.to(memory_format=memory)  # type: ignore[call-overload]
+    adam = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.0)
+    images = torch.randn(2048, 1, 28, 28)
+    labels = torch.randint(10, (2048,))
+
+    def once() -> float:
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            index = torch.randint(2048, (BATCH,))
+            adam.zero_grad()
+            inputs = images[index].contiguous(memory_format=memory)
+            nn.functional.cross_entropy(net(inputs), labels[index]).backward()
+            adam.step()
+        return STEPS * BATCH / (time.perf_counter() - began)
+
+    return once
+
+
+def samestep_dqn() -> Callable[[], float]:
+    """Frames/s of a run in purejaxrl's setting; the batch is 130, the next multiple of 10 environments above 128."""
+    import jax
+
+    from research.experiment import Run
+    from research.learners.dqn import DQN
+    from research.lift import many
+    from research.optim import Optimizer
+    from research.state import NO_BATCH
+
+    chunk = 500
+    config = DQN(
+        batch=130, optimizer=Optimizer(learning_rate=2.5e-4), run=Run(steps=FRAMES // 100, chunk=chunk, metric="return")
+    )
+    learner = config.build()
+    init, steps = jax.jit(learner.init), jax.jit(many(learner.step, chunk), donate_argnums=0)
+
+    def once() -> float:
+        state = jax.block_until_ready(init(jax.random.key(0)))
+        began = time.perf_counter()
+        for _ in range(config.run.steps // chunk):
+            state, _ = steps(state, NO_BATCH)
+        jax.block_until_ready(state)
+        return FRAMES / (time.perf_counter() - began)
+
+    return once
+
+
+def purejaxrl_dqn(clone: Path) -> Callable[[], float]:
+    """Frames/s of the clone's own DQN in its own setting, one seed; what today's packages have renamed is put back."""
+    import gymnax.wrappers.purerl as wrappers
+    import jax
+
+    class LogWrapper(wrappers.LogWrapper):  # steps gave five values before gymnax 1.0
+        def step(self, *arguments: Any) -> Any:
+            observation, state, reward, terminated, truncated, info = super().step(*arguments)
+            return observation, state, reward, terminated | truncated, info
+
+    wrappers.LogWrapper = LogWrapper
+    sys.modules["wandb"] = types.ModuleType("wandb")
+    vars(jax)["tree_map"] = jax.tree.map
+    spec = importlib.util.spec_from_file_location("purejaxrl_dqn", clone / "purejaxrl" / "dqn.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = {
+        "NUM_ENVS": 10,
+        "BUFFER_SIZE": 10_000,
+        "BUFFER_BATCH_SIZE": 128,
+        "TOTAL_TIMESTEPS": FRAMES,
+        "EPSILON_START": 1.0,
+        "EPSILON_FINISH": 0.05,
+        "EPSILON_ANNEAL_TIME": FRAMES // 2,
+        "TARGET_UPDATE_INTERVAL": 500,
+        "LR": 2.5e-4,
+        "LEARNING_STARTS": 10_000,
+        "TRAINING_INTERVAL": 10,
+        "LR_LINEAR_DECAY": False,
+        "GAMMA": 0.99,
+        "TAU": 1.0,
+        "ENV_NAME": "CartPole-v1",
+        "SEED": 0,
+        "NUM_SEEDS": 1,
+        "WANDB_MODE": "disabled",
+        "ENTITY": "",
+        "PROJECT": "",
+    }
+    train, keys = jax.jit(jax.vmap(module.make_train(config))), jax.random.split(jax.random.PRNGKey(0), 1)
+
+    def once() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(train(keys))
+        return FRAMES / (time.perf_counter() - began)
+
+    return once
+
+
+def contenders(options: Options) -> dict[str, tuple[Callable[[], Callable[[], float]], str]]:
+    """By name: what makes the round, and the XLA_FLAGS of its process. The first is compared with the others."""
+    if options.what == "cnn":
+        return {
+            f"samestep, {CORES} devices": (lambda: samestep_cnn("shard_map"), SPLIT),
+            "samestep, 1 device": (lambda: samestep_cnn("jit"), ""),
+            "PyTorch, NCHW": (lambda: torch_cnn("contiguous"), ""),
+            "PyTorch, channels last": (lambda: torch_cnn("channels_last"), ""),
+        }
+    found: dict[str, tuple[Callable[[], Callable[[], float]], str]] = {"samestep": (samestep_dqn, "")}
+    if options.purejaxrl is not None:
+        clone = options.purejaxrl
+        found["purejaxrl"] = (lambda: purejaxrl_dqn(clone), "")
+    return found
+
+
+def compete(options: Options, arguments: list[str]) -> dict[str, list[float]]:
+    """The figures of each contender, by round; they take turns."""
+    processes = {}
+    for name, (_, flags) in contenders(options).items():
+        command = [sys.executable, "-m", "experiments.benchmark", *arguments, "--contender", name]
+        environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
+        processes[name] = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def turn(process: subprocess.Popen) -> float:
+        assert process.stdin and process.stdout
+        print(file=process.stdin, flush=True)
+        return float(process.stdout.readline())
+
+    warm = {name: turn(process) for name, process in processes.items()}  # compiles; does not count
+    figures: dict[str, list[float]] = {name: [] for name in warm}
+    for _ in range(options.rounds):
+        for name, process in processes.items():
+            figures[name].append(turn(process))
+    for process in processes.values():
+        process.communicate()
+    return figures
+
+
+def main(arguments: list[str]) -> None:
+    """Prints the table, or is a contender: plays a round for each line of standard input."""
+    options = tyro.cli(Options, args=arguments, prog="python -m experiments.benchmark", description=__doc__)
+    if options.contender:
+        once = contenders(options)[options.contender][0]()
+        for _ in sys.stdin:
+            print(once(), flush=True)
+        return
+    figures = compete(options, arguments)
+    unit = "images/s" if options.what == "cnn" else "frames/s"
+    table = Table("contender", f"median {unit}", "least", "most", "ours is so many times that", title=options.what)
+    ours = next(iter(figures.values()))
+    for name, values in figures.items():
+        ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
+        numbers = (statistics.median(values), min(values), max(values))
+        table.add_row(name, *(f"{n:,.0f}" for n in numbers), f"{ratio:.2f}")
+    Console().print(table)
+    print(f"{options.rounds} rounds, {CORES} cores, load {os.getloadavg()[0]:.1f}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
