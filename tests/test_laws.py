@@ -19,6 +19,14 @@ KEY = 20
 N = 4
 
 
+@pytest.fixture(autouse=True, scope="module")
+def quickly():
+    """Compiling takes most of the time, and the laws hold of unoptimised programs too."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def made(name: str, axis: str | None = None):
     """(learner, feeds) of an experiment."""

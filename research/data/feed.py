@@ -158,7 +158,7 @@ def feeds(
     inputs, targets = jax.tree.map(lambda x: x[rest], train)
     held_inputs, held_targets = jax.tree.map(lambda x: x[part], train)
     return Feeds(
-        train=(Resident if feed == "resident" else Stream)(inputs, targets, batch=batch, seed=seed),
+        train=(resident if feed == "resident" else Stream)(inputs, targets, batch=batch, seed=seed),
         validation=batches(held_inputs, held_targets, evaluation_batch),
         test=batches(test[0], test[1], evaluation_batch),
     )
