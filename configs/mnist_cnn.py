@@ -4,6 +4,11 @@ Paper: LeCun, Bottou, Bengio & Haffner 1998, "Gradient-based learning applied to
 distortions, 99.2 %, without, 99.05 %.
 
     python -m experiments.train mnist_cnn --seeds 5
+
+Expected: a test accuracy of 99.6 % or more, median of 5 seeds, after 6.7 passes over the data.
+Measured: 99.67, 99.64, 99.66, 99.64, 99.68 %.
+Time: 40 minutes for the 5 seeds together on 2 cores that had other work to do; as on any CPU, with
+XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false" and --place shard_map.
 """
 
 from research.data.augment import Augment

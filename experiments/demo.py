@@ -27,13 +27,14 @@ def main() -> int:
 
 def demo() -> None:
     """Trains `DEMOS` in turn, each in `RUNS`/NAME, and prints what came out and where its pictures are."""
-    table = Table("config", "metric", "test", "published", "seconds", "pictures")
+    table = Table("config", "metric", "test", "published", "seconds")
+    table.add_column("pictures", overflow="fold")
     for at, (name, arguments) in enumerate(DEMOS, 1):
         directory = RUNS / name
         console.print(f"[bold]{at}/{len(DEMOS)} {name}[/bold]: {config.header(name).splitlines()[0]}")
         command = config.parse(name, [*arguments, "--workdir", str(directory)])
         result = train(name, command)
-        pictures = "\n".join(str(path) for path in sorted(directory.glob("*.png")))
+        pictures = f"{directory}/\n" + "\n".join(path.name for path in sorted(directory.glob("*.png")))
         for metric, value, published in headlines(result, command.config.run.metric):
             table.add_row(name, metric, value, published, f"{result['seconds']:.0f}", pictures)
     Console().print(table)

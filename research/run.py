@@ -37,7 +37,7 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     Raises Mistake and Failure, whose texts say what to do, and Interrupted when it was asked to stop.
     """
     directory = command.workdir or Path("runs") / name
-    with workdir.owned(directory, name, command):
+    with workdir.owned(directory, name, command), jax.disable_jit(command.debug), jax.debug_nans(command.debug):
         done = directory / "summary.json"
         return json.loads(done.read_text()) if done.exists() else _train(command, directory)
 
@@ -79,9 +79,6 @@ def dispatch(learner: Learner, where: Place, feed: Feed, chunk: int) -> jax.stag
 
 def _train(command: config.Command[Experiment], directory: Path) -> dict[str, Any]:
     experiment, run = command.config, command.config.run
-    if command.debug:
-        jax.config.update("jax_disable_jit", True)
-        jax.config.update("jax_debug_nans", True)
     where = place(command.place, seeds=command.seeds is not None)
     check_divisible(experiment, where)
     feeds = experiment.feeds()
@@ -203,7 +200,7 @@ def _chunks(
 
         def advance(state: State) -> tuple[State, Metrics]:
             batch = next(data)
-            with jax.transfer_guard("disallow"):
+            with jax.transfer_guard("allow" if jax.config.jax_disable_jit else "disallow"):
                 return compiled(state, batch)
 
         yield advance

@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from learners import classify, dqn
@@ -185,6 +186,14 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
     assert all(np.isfinite(line["loss"]) for line in lines)
 
 
+def test_debug_stops_at_the_operation_that_makes_a_nan(tmp_path):
+    arguments = ["--augment.shift", "0", "--data.batch", "2", "--optimizer.name", "sgd"]
+    arguments += ["--optimizer.learning-rate", "1e30", "--steps", "4", "--debug"]
+    with pytest.raises(FloatingPointError, match="nan"):
+        main(["digits_cnn", "--workdir", str(tmp_path / "n"), *TINY, *arguments])
+    assert not jax.config.jax_disable_jit and not jax.config.jax_debug_nans
+
+
 def test_a_full_disk_says_so(monkeypatch, tmp_path, capsys):
     def full(*_, **__):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -202,7 +211,6 @@ def test_a_file_in_the_workdirs_place(tmp_path, capsys):
 
 def test_build_has_no_branch_on_floats():
     """A sweep may vmap `build` over any float field."""
-    import jax
     import jax.numpy as jnp
 
     def trained(rate, smoothing):
