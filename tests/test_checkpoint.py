@@ -94,7 +94,10 @@ def test_round_trip_is_bit_identical_and_donation_safe(tmp_path, impl):
 def test_nothing_saved_is_none(tmp_path):
     assert restore(tmp_path, ABSTRACT) is None
     assert restore(tmp_path / "missing", ABSTRACT) is None
-    assert restore(saved(tmp_path, 1), ABSTRACT, best=True) is None
+
+
+def test_the_newest_is_the_best_where_none_was_marked(tmp_path):
+    assert restore(saved(tmp_path, 1, 2), ABSTRACT, best=True)[0] == 2
 
 
 def test_restore_only_reads(two):

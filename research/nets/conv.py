@@ -57,11 +57,13 @@ class BatchNorm(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """The maximum of each 2x2 square: [channels, height, width, batch] -> [channels, height // 2, width // 2, batch].
 
-    Where a square has several maxima the gradient is shared among them.
+    Where two are equal the gradient is shared between them. By pairs, since the gradient of a maximum over an axis
+    divides by the number of maxima, and finds none where XLA rounds a value it computes twice in two ways: NaN.
     """
     channels, height, width, batch = x.shape
-    x = x[:, : height // 2 * 2, : width // 2 * 2]
-    return x.reshape(channels, height // 2, 2, width // 2, 2, batch).max((2, 4))
+    x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(channels, height // 2, 2, width // 2, 2, batch)
+    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
+    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
