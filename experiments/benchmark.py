@@ -45,7 +45,7 @@ class Options:
     what: Annotated[Literal["cnn", "dqn"], tyro.conf.Positional]
     rounds: int = 7
     purejaxrl: Path | None = None
-    contender: Annotated[str, tyro.conf.Suppress] = ""
+    contender: str = ""
 
 
 def samestep_cnn(place_name: Any) -> Callable[[], float]:
