@@ -6,8 +6,8 @@ Q-learning (van Hasselt, Guez & Silver 2015, arXiv:1509.06461). Published: Young
 
     python -m experiments.train breakout_dqn
 
-Expected: the return rises through all of the 1,000,000 frames.
-Time: about 10 minutes on 2 cores (estimated from 3,500 frames a second with half as many descents).
+Expected: the return rises through most of the 1,000,000 frames. Measured, seed 0: 40.7 over 100 fresh episodes.
+Time: 10 minutes on 2 cores that had other work to do.
 """
 
 from research.envs.vector import Environment
