@@ -200,7 +200,8 @@ def _chunks(
 
         def advance(state: State) -> tuple[State, Metrics]:
             batch = next(data)
-            with jax.transfer_guard("allow" if jax.config.jax_disable_jit else "disallow"):
+            debugging = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+            with jax.transfer_guard("allow" if debugging else "disallow"):
                 return compiled(state, batch)
 
         yield advance
