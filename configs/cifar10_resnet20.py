@@ -8,7 +8,7 @@ ResNet-20, 91.25 % (8.75 % error), 64,000 iterations of SGD; their augmentation,
 
 Expected: not known yet. A first run was stopped at 2,850 of its 9,200 steps, for want of time, with a validation
 accuracy of 85.0 % at its best by then.
-Time: about 300 images/s on 2 quiet cores, so 65 minutes.
+Time: estimated at 65 minutes on 2 quiet cores; not measured.
 """
 
 from research.data.augment import Augment
