@@ -1,8 +1,9 @@
 """What a config is: one typed value that can build its learner and its feeds. The host loop knows no more."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import tyro
@@ -33,11 +34,17 @@ class Feed(Protocol):
 
 
 class Feeds(NamedTuple):
-    """What a run reads. Evaluation batches are all of one shape, the last one masked."""
+    """What a run reads.
+
+    train             the training data
+    validation, test  batches of one shape (of a few, one a bucket, where lengths differ), padding masked
+    kept              texts kept in the run's directory by file name, without which its State says nothing: a tokenizer
+    """
 
     train: Feed
     validation: Sequence[Batch]
     test: Sequence[Batch]
+    kept: Mapping[str, str] = MappingProxyType({})
 
 
 Report = Callable[[State, Feeds, Path], dict[str, float]]

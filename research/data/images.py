@@ -3,22 +3,18 @@
 A source is one function (name, dir) -> Arrays; a new one is a function like `digits` and its line in `arrays`.
 """
 
-import contextlib
-import difflib
 import functools
 import importlib.util
-import logging
 import os
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from research.data import tfds
 from research.data.feed import FeedName, feeds
 from research.data.order import carved
 from research.experiment import Failure, Feeds, Mistake, positive
@@ -88,7 +84,7 @@ class Images:
 
     def arrays(self) -> Arrays:
         """The images and labels themselves; what another source of images has to say, and all of it."""
-        return arrays(self.name, self.dir or os.environ.get("TFDS_DATA_DIR") or None)
+        return arrays(self.name, tfds.directory(self.dir))
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `spec` does."""
@@ -154,92 +150,27 @@ def held_out(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> 
     return Arrays(images[train], labels[train], images[test], labels[test], names)
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the warnings of TensorFlow Datasets: what matters of them is in the message raised."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-@_quiet()
+@tfds.quiet()
 def prepared(name: str, dir: str | None) -> Arrays:
     """A set prepared by TensorFlow Datasets, with features `image` and `label`, read without TensorFlow.
 
     Tests on the split `test`, else `validation`, else on a fifth of `train`. Where it isn't prepared in `dir` and
     TensorFlow is installed, it is downloaded and prepared first.
     """
-    import tensorflow_datasets as tfds
-
-    builder = _builder(tfds, name, dir)
+    builder = tfds.builder(name, dir, "digits")
     features, splits, where = builder.info.features, builder.info.splits, builder.data_path
-    labelled = {"image", "label"} <= set(features) and isinstance(features["label"], tfds.features.ClassLabel)
+    labelled = {"image", "label"} <= set(features) and hasattr(features["label"], "names")
     if not labelled or "train" not in splits:
         found = f"features {', '.join(features)}, splits {', '.join(splits)}"
         raise Mistake(f"data.name {name}: expected features image and label, and a split train; it has {found}")
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-        return _decoded(builder.as_data_source(split=split), f"data.name {name}, split {split}", where)
+        return _decoded(tfds.source(builder, name, split), f"data.name {name}, split {split}", where)
 
     names = tuple(features["label"].names)
-    try:
-        train = read("train")
-        test = next((read(split) for split in ("test", "validation") if split in splits), None)
-    except NotImplementedError as error:
-        mend = f"prepare it in another directory: {_build(name, 'OTHER')}"
-        raise Mistake(f"data.name {name}: {where} is in a format that only TensorFlow reads; {mend}") from error
+    train = read("train")
+    test = next((read(split) for split in ("test", "validation") if split in splits), None)
     return held_out(*train, names) if test is None else Arrays(*train, *test, names)
-
-
-def _builder(tfds: ModuleType, name: str, dir: str | None) -> Any:
-    """The builder of a prepared set; prepares it, where it can."""
-    try:
-        builder = tfds.builder(name, data_dir=dir)
-        if builder.is_prepared():
-            return builder
-    except tfds.core.DatasetNotFoundError as error:
-        # Only the text of the error knows the catalogue without TensorFlow.
-        names = ["digits", *re.findall(r"^\s*- (\w+)$", str(error), re.MULTILINE)]
-        near = "".join(f"; did you mean {n}?" for n in difflib.get_close_matches(name, names, 1))
-        raise Mistake(
-            f"data.name: TensorFlow Datasets has no set {name}, nor has {dir or 'its directory'}{near}"
-        ) from None
-    except (ValueError, AssertionError) as error:  # no such configuration, no such version
-        raise Mistake(f"data.name {name}: {_reason(error)}") from error
-    except Exception as error:
-        raise _damaged(f"data.name {name}", dir, error) from error
-    root = dir or "~/tensorflow_datasets"  # its own default
-    trouble = "TensorFlow, which can prepare it, is not installed"
-    if importlib.util.find_spec("tensorflow"):
-        try:
-            builder.download_and_prepare(file_format="array_record")
-            return builder
-        except Exception as error:
-            trouble = f"preparing it failed ({_reason(error)})"
-    raise Mistake(
-        f"data.name {name}: not found in {root}, and {trouble}. Either give the directory of TensorFlow Datasets that "
-        f"has it (--data.dir DIR or the environment's TFDS_DATA_DIR), or prepare it once, with a network: "
-        f"pip install 'samestep[prepare]' && {_build(name, root)}. --data.name digits needs nothing."
-    )
-
-
-def _build(name: str, dir: str) -> str:
-    return f"tfds build {name} --file_format=array_record --data_dir={dir}"
-
-
-def _damaged(what: str, where: Any, error: Exception) -> Failure:
-    mend = "where it is damaged, delete that directory and prepare it again"
-    return Failure(f"{what}: can't read the data in {where} ({_reason(error)}); {mend}")
-
-
-def _reason(error: Exception) -> str:
-    """One line for an error, without the arguments that TensorFlow Datasets puts before it."""
-    text = re.sub(r'^Failed to construct dataset .*?}": ', "", str(error).strip())
-    return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
 
 
 def _decoded(source: Any, what: str, where: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +187,7 @@ def _decoded(source: Any, what: str, where: Any) -> tuple[np.ndarray, np.ndarray
             labels = np.array([example["label"] for example in examples], np.int32)
             images = [np.asarray(example["image"]) for example in examples]
         except Exception as error:
-            raise _damaged(what, where, error) from error
+            raise tfds.damaged(what, where, error) from error
         expect_one({image.shape for image in images})
         return np.stack(images), labels
 

@@ -1,0 +1,181 @@
+"""Parallel text, in buckets of equal length."""
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from research.data import tfds
+from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
+from research.data.order import carved
+from research.data.strings import check_fraction, is_path, kept, read_file, strings
+from research.data.tokens import BOS, EOS, Tokenizer, trained
+from research.experiment import Feeds, Mistake, positive
+from research.state import Tree
+
+
+class Texts(NamedTuple):
+    """What a source reads: of each split the texts to translate, and their translations.
+
+    validation  None where it is to be carved from the training texts
+    """
+
+    train: list[list[str]]
+    validation: list[list[str]] | None
+    test: list[list[str]]
+
+
+class PairSpec(NamedTuple):
+    """What a learner has to know of parallel text.
+
+    tokenizer  of both languages
+    length     of the longest bucket, in tokens
+    left_out   training pairs that are longer
+    """
+
+    tokenizer: Tokenizer
+    length: int
+    left_out: int
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Parallel text in buckets of equal length; inputs (source, target), targets, each i32[batch, length].
+
+    The source ends in EOS; the target that the net reads begins with BOS, the one it is to predict ends in EOS; PAD
+    comes after. Training pairs too long for the longest bucket are left out, others are cut. One byte pair encoding
+    serves both languages; it knows the training pairs alone.
+
+    Attributes:
+        name: a set of TensorFlow Datasets whose features are languages, or the path of a folder of files
+            SPLIT.LANGUAGE, such as train.en, with a sentence a line
+        dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
+        source: the language to translate
+        target: the language to translate into
+        vocabulary: tokens at most, of both languages together, special ones included
+        lengths: of the buckets in tokens, EOS included, increasing
+        batch: global batch of training
+        evaluation_batch: of validation and test
+        test: the split to test on
+        validation: fraction of the training pairs to validate on, at least one, where there is no split validation
+        seed: of that split, and of the order of training
+    """
+
+    name: str = "multi30k"
+    dir: str | None = None
+    source: str = "en"
+    target: str = "de"
+    vocabulary: int = 6000
+    lengths: tuple[int, ...] = (16, 24, 32, 48)
+    batch: int = 128
+    evaluation_batch: int = 256
+    test: str = "test_2016_flickr"
+    validation: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive(self, "data", "vocabulary", "lengths", "batch", "evaluation_batch")
+        check_fraction(self.validation)
+        check_lengths(self.lengths)
+        if self.source == self.target:
+            raise Mistake(f"data.source and data.target are both {self.source}: give two languages")
+
+    def spec(self) -> PairSpec:
+        """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
+        return _pairs(self, tfds.directory(self.dir)).spec
+
+    def sources(self) -> list[str]:
+        """The texts to translate of the test split, as they are; `Batch.index` is a place among them."""
+        return list(_pairs(self, tfds.directory(self.dir)).sources)
+
+    def references(self) -> list[str]:
+        """Their translations in the set, as they are."""
+        return list(_pairs(self, tfds.directory(self.dir)).references)
+
+    def texts(self) -> Texts:
+        """The texts themselves; what another source of pairs has to say, and all of it."""
+        return _texts(self)
+
+    def feeds(self, chunk: int) -> Feeds:
+        """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
+        data = _pairs(self, tfds.directory(self.dir))
+
+        def buckets(sources: list[np.ndarray], targets: list[np.ndarray]) -> Any:
+            def rows(index: np.ndarray, length: int) -> tuple[Tree, Tree]:
+                closed = lambda texts: padded([np.append(texts[i][: length - 1], EOS) for i in index], length)
+                begun = padded([np.insert(targets[i][: length - 1], 0, BOS) for i in index], length)
+                return (closed(sources), begun), closed(targets)
+
+            return bucketed(np.maximum(sizes(sources), sizes(targets)) + 1, self.lengths, rows)
+
+        train, validation, test = (buckets(*part) for part in data.parts)
+        return Feeds(
+            train=Bucketed(train, self.batch, chunk, self.seed),
+            validation=judged(validation, self.evaluation_batch),
+            test=judged(test, self.evaluation_batch),
+            kept=kept(data.spec.tokenizer),
+        )
+
+
+class _Pairs(NamedTuple):
+    """parts: train, validation and test, each (sources, targets), lists of i32[tokens]."""
+
+    spec: PairSpec
+    parts: tuple[tuple[list[np.ndarray], list[np.ndarray]], ...]
+    sources: list[str]
+    references: list[str]
+
+
+@functools.lru_cache(maxsize=2)
+def _pairs(config: Pairs, dir: str | None) -> _Pairs:
+    train, validation, test = config.texts()
+    if validation is None:
+        if len(train[0]) < 2:
+            raise Mistake(
+                f"data.name {config.name}: {len(train[0])} training pair is too few to carve validation data from"
+            )
+        rest, part = carved(len(train[0]), config.validation, config.seed)
+        train, validation = ([[side[i] for i in places] for side in train] for places in (rest, part))
+    tokenizer = trained("bpe", [*train[0], *train[1]], config.vocabulary, specials=True)
+    (sources, targets), *others = [[tokenizer.encoded(side) for side in part] for part in (train, validation, test)]
+    fits = np.flatnonzero(np.maximum(sizes(sources), sizes(targets)) < config.lengths[-1])
+    if not fits.size:
+        raise Mistake(
+            f"data.lengths: no training pair is as short as {config.lengths[-1]} tokens; give a longer bucket"
+        )
+    fitting = [sources[i] for i in fits], [targets[i] for i in fits]
+    spec = PairSpec(tokenizer, config.lengths[-1], len(sources) - len(fits))
+    return _Pairs(spec, (fitting, *((x, y) for x, y in others)), *test)
+
+
+def _texts(config: Pairs) -> Texts:
+    """The texts of a folder, or of a set of TensorFlow Datasets."""
+    languages = (config.source, config.target)
+    if is_path(config.name):
+        folder = Path(config.name).expanduser()
+        read = lambda split: _parallel(folder, split, languages)
+        has = {file.stem for file in folder.glob(f"*.{config.source}")}
+    else:
+        builder = tfds.builder(config.name, tfds.directory(config.dir), None)
+        has = set(builder.info.splits)
+
+        def read(split: str) -> list[list[str]]:
+            texts = tfds.columns(builder, config.name, split, languages)
+            named = zip(texts, languages, strict=True)
+            return [strings(x, f"data.name {config.name}, split {split}, {language}") for x, language in named]
+
+    train, test = read("train"), read(config.test)
+    return Texts(train, read("validation") if "validation" in has else None, test)
+
+
+def _parallel(folder: Path, split: str, languages: tuple[str, str]) -> list[list[str]]:
+    """The lines of SPLIT.LANGUAGE in both languages."""
+    files = [folder / f"{split}.{language}" for language in languages]
+    texts = [read_file(file).replace("\r\n", "\n").removesuffix("\n") for file in files]
+    pairs = [text.split("\n") if text else [] for text in texts]
+    if len(pairs[0]) != len(pairs[1]) or not pairs[0]:
+        found = " and ".join(f"{len(lines)} in {file}" for lines, file in zip(pairs, files, strict=True))
+        raise Mistake(f"data.name {folder}: expected the same number of sentences, one a line, not {found}")
+    return pairs

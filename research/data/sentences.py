@@ -1,0 +1,147 @@
+"""Labelled texts, in buckets of equal length."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from research.data import tfds
+from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
+from research.data.order import carved
+from research.data.strings import check_fraction, kept, strings
+from research.data.tokens import UNKNOWN, Tokenizer, trained
+from research.experiment import Feeds, Mistake, positive
+
+
+class Texts(NamedTuple):
+    """What a source reads: of each split the texts, and their labels i32[texts], each a place in `names`.
+
+    validation  None where it is to be carved from the training texts
+    """
+
+    names: tuple[str, ...]
+    train: tuple[np.ndarray, np.ndarray]
+    validation: tuple[np.ndarray, np.ndarray] | None
+    test: tuple[np.ndarray, np.ndarray]
+
+
+class SentenceSpec(NamedTuple):
+    """What a learner has to know of labelled texts.
+
+    names   of the classes
+    length  of the longest bucket, in tokens
+    """
+
+    tokenizer: Tokenizer
+    classes: int
+    names: tuple[str, ...]
+    length: int
+
+
+@dataclass(frozen=True)
+class Sentences:
+    """Labelled texts in buckets of equal length; inputs i32[batch, length], PAD after the end, targets i32[batch].
+
+    There is no token before or after a text; one without any word is a single UNKNOWN. The tokenizer knows the
+    training texts alone.
+
+    Attributes:
+        name: a set of TensorFlow Datasets with a feature text or sentence, and a label: imdb_reviews, sst2
+        dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
+        tokenizer: words, or bpe: byte-level byte pair encoding
+        vocabulary: tokens at most, special ones included
+        lengths: of the buckets in tokens, increasing; of a longer text the first and the last half of the longest
+        batch: global batch of training
+        evaluation_batch: of validation and test
+        validation: fraction of the training texts to validate on, at least one, where the set doesn't say which
+        seed: of that split, and of the order of training
+    """
+
+    name: str = "imdb_reviews"
+    dir: str | None = None
+    tokenizer: Literal["words", "bpe"] = "words"
+    vocabulary: int = 20_000
+    lengths: tuple[int, ...] = (128, 256, 400)
+    batch: int = 64
+    evaluation_batch: int = 256
+    validation: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive(self, "data", "vocabulary", "lengths", "batch", "evaluation_batch")
+        check_fraction(self.validation)
+        check_lengths(self.lengths)
+
+    def spec(self) -> SentenceSpec:
+        """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
+        return _labelled(self, tfds.directory(self.dir))[0]
+
+    def texts(self) -> Texts:
+        """The texts and labels themselves; what another source of texts has to say, and all of it."""
+        return _prepared(self)
+
+    def feeds(self, chunk: int) -> Feeds:
+        """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
+        spec, *parts = _labelled(self, tfds.directory(self.dir))
+
+        def buckets(part: tuple[list[np.ndarray], np.ndarray]) -> Any:
+            texts, labels = part
+            rows = lambda index, length: (padded([_ends(texts[i], length) for i in index], length), labels[index])
+            return bucketed(sizes(texts), self.lengths, rows)
+
+        train, validation, test = map(buckets, parts)
+        return Feeds(
+            train=Bucketed(train, self.batch, chunk, self.seed),
+            validation=judged(validation, self.evaluation_batch),
+            test=judged(test, self.evaluation_batch),
+            kept=kept(spec.tokenizer),
+        )
+
+
+@functools.lru_cache(maxsize=2)
+def _labelled(config: Sentences, dir: str | None) -> tuple[Any, ...]:
+    """(spec, train, validation, test): of each part its texts' tokens, a list of i32[tokens], and labels i32[texts]."""
+    names, (texts, labels), validation, test = config.texts()
+    if validation is None:
+        if len(texts) < 2:
+            raise Mistake(
+                f"data.name {config.name}: {len(texts)} training text is too few to carve validation data from"
+            )
+        rest, part = carved(len(texts), config.validation, config.seed)
+        texts, labels, validation = texts[rest], labels[rest], (texts[part], labels[part])
+    tokenizer = trained(config.tokenizer, texts, config.vocabulary, specials=True)
+    encoded = lambda texts: [x if x.size else np.array([UNKNOWN], np.int32) for x in tokenizer.encoded(list(texts))]
+    parts = [(encoded(x), y) for x, y in ((texts, labels), validation, test)]
+    return SentenceSpec(tokenizer, len(names), names, config.lengths[-1]), *parts
+
+
+def _prepared(config: Sentences) -> Texts:
+    """The texts of a set of TensorFlow Datasets."""
+    builder = tfds.builder(config.name, tfds.directory(config.dir), None)
+    feature = "sentence" if "sentence" in set(builder.info.features) else "text"
+
+    def read(split: str) -> tuple[np.ndarray, np.ndarray]:
+        texts, labels = tfds.columns(builder, config.name, split, [feature, "label"])
+        what = f"data.name {config.name}, split {split}"
+        numbers = np.array(labels, np.int32)
+        wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
+        if wrong.size:
+            example = f"example {wrong[0]} has {numbers[wrong[0]]}"
+            raise Mistake(f"{what}: expected labels 0 ... {len(names) - 1}; {wrong.size} are out of range, {example}")
+        return np.array([text.replace("<br />", "\n") for text in strings(texts, what)], object), numbers
+
+    label = builder.info.features["label"] if "label" in set(builder.info.features) else None
+    names = tuple(getattr(label, "names", ()))
+    if label is not None and not names:
+        raise Mistake(f"data.name {config.name}: its feature label is no class")
+    train, test = read("train"), read("test")
+    return Texts(names, train, read("validation") if "validation" in builder.info.splits else None, test)
+
+
+def _ends(tokens: np.ndarray, length: int) -> np.ndarray:
+    """`length` tokens at most: the first half and the last."""
+    if len(tokens) <= length:
+        return tokens
+    last = length // 2
+    return np.concatenate([tokens[: length - last], tokens[len(tokens) - last :]])

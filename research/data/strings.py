@@ -1,0 +1,50 @@
+"""What the sources of text share: strings of what is on the disk, and what is wrong with it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from research.data.tokens import Tokenizer
+from research.experiment import Mistake
+
+SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".rs", ".go", ".js", ".ts", ".java")
+"""Of the files of a folder that are read."""
+
+
+def is_path(name: str) -> bool:
+    """Whether the name of a data set is meant as a path."""
+    return name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES) or ("/" in name and Path(name).exists())
+
+
+def read_file(path: Path) -> str:
+    """The text of a file. Raises Mistake where it is not there, or not UTF-8."""
+    try:
+        return string(path.read_bytes(), str(path))
+    except OSError as error:
+        raise Mistake(
+            f"data.name: can't read {path} ({error.strerror}); give the path of a file or a folder"
+        ) from error
+
+
+def strings(texts: Sequence[bytes], what: str) -> list[str]:
+    """The texts of bytes; `what` they are is for the message. Raises Mistake where one is not UTF-8."""
+    return [string(text, f"{what}, example {n}") for n, text in enumerate(texts)]
+
+
+def string(text: bytes, what: str) -> str:
+    """The text of bytes. Raises Mistake where they are not UTF-8, saying where."""
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        mend = "convert it to UTF-8"
+        raise Mistake(f"{what}: not UTF-8 at byte {error.start} (0x{text[error.start]:02x}); {mend}") from error
+
+
+def kept(tokenizer: Tokenizer | None) -> dict[str, str]:
+    """`Feeds.kept` of data that have a tokenizer."""
+    return {} if tokenizer is None else {"tokenizer.json": tokenizer.text()}
+
+
+def check_fraction(validation: float) -> None:
+    """Raises Mistake unless it is a fraction."""
+    if not 0 < validation < 1:
+        raise Mistake(f"data.validation is a fraction between 0 and 1, not {validation}")

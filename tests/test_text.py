@@ -1,0 +1,573 @@
+"""Tokenizers, texts, buckets."""
+
+import dataclasses
+import os
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.data import sentences
+from research.data import text as texts
+from research.data.buckets import Bucketed, bucketed, judged
+from research.data.feed import prefetched
+from research.data.order import carved, indices
+from research.data.pairs import Pairs
+from research.data.sentences import Sentences
+from research.data.text import END, IGNORED, Text, Windows, windows
+from research.data.tfds import columns
+from research.data.tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN, commonest, tokenizer_from, trained
+from research.experiment import Failure, Mistake
+
+ODD = "Zwölf Boxkämpfer — naïve 日本語 😀👩‍👩‍👧\r\n\t\x00\x03 <pad><eos>"
+VERSE = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 4
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def have(name):
+    there = (Path(os.environ.get("TFDS_DATA_DIR", "nowhere")) / name).exists()
+    return pytest.mark.skipif(not there, reason=f"no {name} in TFDS_DATA_DIR")
+
+
+# ---- tokenizers
+
+
+def test_characters_are_those_of_the_text_sorted():
+    tokenizer = trained("characters", ["hello", "öl\n😀"])
+    assert tokenizer.size == 7
+    np.testing.assert_array_equal(tokenizer.encode("\nehloö😀"), range(7))
+    np.testing.assert_array_equal(tokenizer.lengths, np.ones(7))
+    assert tokenizer.decode(tokenizer.encode("ö\n 😀lo".replace(" ", ""))) == "ö\n😀lo"
+    assert tokenizer.encode("").shape == (0,) and tokenizer.encode("").dtype == np.int32
+    with pytest.raises(Mistake, match=r"lacks ' x'; it has 7: '\\nehloö😀'"):
+        tokenizer.encode("hello x")
+
+
+@pytest.mark.parametrize("specials", [False, True])
+def test_byte_pairs_lose_nothing(specials):
+    tokenizer = trained("bpe", [VERSE], vocabulary=300, specials=specials)
+    assert tokenizer.size == 300
+    for text in (ODD, VERSE, "", "<mask>"):
+        ids = tokenizer.encode(text)
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.lengths[ids].sum() == len(text)
+        assert not specials or ids.min(initial=5) >= len(SPECIALS)
+    assert len(tokenizer.encode(VERSE)) < 0.7 * len(VERSE)
+    assert tokenizer.encode("ß").shape == (2,), "unmerged, a character is its bytes"
+    equal(tokenizer.encoded([ODD, VERSE]), [tokenizer.encode(ODD), tokenizer.encode(VERSE)])
+    if specials:
+        assert tokenizer.lengths[:5].sum() == 0 and (tokenizer.lengths[5:] <= 300).all()
+        assert tokenizer.decode([BOS, *tokenizer.encode("so"), EOS, PAD]) == "so"
+
+
+def test_the_first_merge_is_the_most_frequent_pair():
+    tokenizer = trained("bpe", ["abab abab xyab"], vocabulary=257)
+    assert tokenizer.library.id_to_token(256) == "ab"
+    assert (tokenizer.encode("ab") == 256).all() and tokenizer.lengths[256] == 2
+
+
+def test_words_are_the_most_frequent_ones():
+    tokenizer = trained("words", ["The cat, the dog", "A cat. the END"], vocabulary=8)
+    # the 3 times, cat twice; of those met once, the first in the order of their letters.
+    assert [tokenizer.library.id_to_token(n) for n in range(8)] == [*SPECIALS, "the", "cat", ","]
+    np.testing.assert_array_equal(tokenizer.encode("THE bird,cat <mask>"), [5, 3, 7, 6, 3, 3, 3])
+    np.testing.assert_array_equal(tokenizer.lengths, [0, 0, 0, 0, 0, 3, 3, 1])
+    assert tokenizer.decode([5, 6, PAD]) == "the cat"
+    assert (PAD, BOS, EOS, UNKNOWN, MASK) == (0, 1, 2, 3, 4)
+
+
+@pytest.mark.parametrize("kind", ["characters", "words", "bpe"])
+def test_tokenizers_are_their_json(kind):
+    made = trained(kind, [VERSE, ODD], vocabulary=280, specials=True)
+    again = tokenizer_from(made.text())
+    assert again.kind == kind and again.text() == made.text() == trained(kind, [VERSE, ODD], 280, True).text()
+    equal(again.encode(ODD), made.encode(ODD))
+    equal(again.lengths, made.lengths)
+
+
+def test_damaged_tokenizers():
+    words, bytes_, letters = (trained(k, [VERSE], 300, True).text() for k in ("words", "bpe", "characters"))
+    for damaged in (
+        "",
+        "null",
+        words[:-9],
+        '{"model": {"type": "Unigram"}}',
+        words.replace('"be":6', '"be":600'),
+        words.replace("BertPreTokenizer", "Whitespace"),
+        words.replace('"unk_token":"<unknown>"', '"unk_token":"<x>"'),
+        bytes_.replace('"<pad>"', '"<pat>"'),
+        bytes_.replace('"Ġ":', '"ĠĠĠĠ":'),
+        letters.replace('"u":', '"uu":'),
+        letters.replace(r"[\\s\\S]", "[a-z]"),
+    ):
+        assert damaged not in (words, bytes_, letters)
+        with pytest.raises(Mistake, match=r"damaged or not one of samestep's \(.+\); copy it anew"):
+            tokenizer_from(damaged)
+
+
+def test_tokenizers_that_cannot_be():
+    with pytest.raises(Mistake, match="no text"):
+        trained("bpe", ["", ""])
+    with pytest.raises(Mistake, match="bpe needs at least 261 tokens, not 260"):
+        trained("bpe", ["a"], vocabulary=260, specials=True)
+    with pytest.raises(Mistake, match="words needs at least 6 tokens, not 5"):
+        trained("words", ["a"], vocabulary=5)
+    assert trained("bpe", ["a"], vocabulary=256).size == 256
+    assert commonest("abcbac") == "a" and commonest("xyy") == "y"
+
+
+# ---- a text to model
+
+
+def test_windows_are_slices_of_the_text():
+    tokens = np.arange(100, 200, dtype=np.uint16)
+    feed = Windows(tokens, context=7, batch=4, seed=3, resident=False)
+    for step in (0, 5, 10**6):
+        batch = feed.batch_at(step)
+        np.testing.assert_array_equal(batch.index, indices(step, 4, 93, 3, np))
+        for n, start in enumerate(batch.index):
+            np.testing.assert_array_equal(batch.inputs[n], tokens[start : start + 7])
+            np.testing.assert_array_equal(batch.targets[n], tokens[start + 1 : start + 8])
+        assert batch.inputs.dtype == batch.targets.dtype == np.int32 and batch.mask.tolist() == [1] * 4
+        equal(feed.batch_at(step, (1, 2)), jax.tree.map(lambda x: x[2:], batch))
+    seen = np.concatenate([feed.batch_at(step).index for step in range(24)])
+    np.testing.assert_array_equal(np.sort(seen[:93]), np.arange(93))
+
+
+def test_resident_windows_are_the_streamed_ones():
+    tokens = np.random.default_rng(0).integers(50, size=40, dtype=np.int32)
+    here = Windows(jnp.asarray(tokens), context=6, batch=8, seed=1)
+    stream = dataclasses.replace(here, tokens=tokens, resident=False)
+    at = jax.jit(lambda feed, step, which: feed.batch_at(step, (which, 2)))
+    for step in (0, 3, 10**6):
+        for which in (0, 1):
+            equal(at(here, step, which), stream.batch_at(step, (which, 2)))
+
+
+def test_evaluation_windows_predict_every_token_once():
+    for length in (2, 7, 8, 9, 15, 16):
+        tokens = np.arange(10, 10 + length)
+        inputs, targets = windows(tokens, 7)
+        assert inputs.shape == targets.shape == (-(-(length - 1) // 7), 7)
+        kept = targets != IGNORED
+        np.testing.assert_array_equal(targets[kept], tokens[1:])
+        np.testing.assert_array_equal(inputs[kept], tokens[:-1])
+        assert (inputs[~kept] == 0).all()
+
+
+def test_a_text_file(tmp_path):
+    text = "".join(chr(97 + n % 26) for n in range(2000))
+    (tmp_path / "alphabet.txt").write_text(text)
+    config = Text(name=str(tmp_path / "alphabet.txt"), context=16, batch=4, evaluation_batch=3, validation=0.1)
+    spec, feeds = config.spec(), config.feeds()
+    assert (spec.classes, spec.context, spec.replaced) == (26, 16, 0)
+    assert tokenizer_from(feeds.kept["tokenizer.json"]).decode(feeds.train.tokens) == text[:1620]
+    for part, expected in ((feeds.validation, text[1620:1800]), (feeds.test, text[1800:])):
+        assert {batch.inputs.shape for batch in part} == {(3, 16)}
+        targets = np.concatenate([batch.targets[batch.mask == 1] for batch in part])
+        assert spec.tokenizer.decode(targets[targets != IGNORED]) == expected[1:]
+    assert feeds.train.resident and not dataclasses.replace(config, feed="stream").feeds().train.resident
+    few = dataclasses.replace(config, limit=100).feeds()
+    assert len(few.train.tokens) == 100
+    assert sum((batch.targets[batch.mask == 1] != IGNORED).sum() for batch in few.test) == 9
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe"])
+def test_a_folder_of_texts(tmp_path, kind):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "two.md").write_text("two " * 30)
+    (tmp_path / "a.txt").write_text("one " * 100)
+    (tmp_path / "c.txt").write_text("three 😀" * 9)
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "picture.png").write_text("not this")
+    config = Text(name=str(tmp_path), tokenizer=kind, vocabulary=270, context=8)
+    whole = END.join(["one " * 100, "two " * 30, "three 😀" * 9])
+    spec, *parts = texts._tokens(config, None)
+    train, validation, test = (spec.tokenizer.decode(part) for part in parts)
+    assert train == whole[: len(train)] and len(train + validation + test) == len(whole)
+    assert len(test) == round(len(whole) * 0.1) and len(validation) == round((len(whole) - len(test)) * 0.05)
+    # The training part has none of the letters of "three😀" but t and e; its commonest character is the space.
+    others = whole[len(train) :]
+    assert spec.replaced == (0 if kind == "bpe" else sum(map(others.count, "hr😀")))
+    expected = others if kind == "bpe" else others.translate(dict.fromkeys(map(ord, "hr😀"), " "))
+    assert validation + test == expected
+    if kind == "bpe":
+        assert all(END not in spec.tokenizer.library.id_to_token(n) for n in range(256, spec.classes))
+
+
+def test_numbers_of_a_file(tmp_path):
+    path = tmp_path / "tokens.npy"
+    tokens = np.random.default_rng(0).integers(300, size=1000).astype(np.uint16)
+    np.save(path, tokens)
+    config = Text(name=str(path), vocabulary=300, context=10, validation=0.1, feed="stream")
+    spec, feeds = config.spec(), config.feeds()
+    assert spec.tokenizer is None and spec.classes == 300 and not feeds.kept
+    np.testing.assert_array_equal(feeds.train.tokens, tokens[:810])
+    np.testing.assert_array_equal(feeds.test[0].inputs[0], tokens[900:910])
+    equal(dataclasses.replace(config, feed="resident").feeds().train.batch_at(3), feeds.train.batch_at(3))
+    high = tokens.max()
+    with pytest.raises(Mistake, match=rf"tokens \d+ ... {high} are not in 0 ... 99; give --data.vocabulary {high + 1}"):
+        dataclasses.replace(config, vocabulary=100).spec()
+    for seed, wrong in enumerate((tokens.astype(float), tokens.reshape(10, -1), tokens[:0])):
+        np.save(path, wrong)
+        with pytest.raises(Mistake, match=r"one row of whole numbers, not (float64|uint16) \["):
+            dataclasses.replace(config, seed=10 + seed).spec()
+    np.save(path, np.array([print], object), allow_pickle=True)
+    with pytest.raises(Mistake, match="damaged or no such file"):
+        dataclasses.replace(config, seed=1).spec()
+    np.save(path, tokens)
+    whole = path.read_bytes()
+    for seed, size in enumerate((900, 20, 0)):
+        path.write_bytes(whole[:size])
+        with pytest.raises(Mistake, match="damaged or no such file"):
+            dataclasses.replace(config, seed=20 + seed).spec()
+    with path.open("wb") as file:
+        np.savez(file, a=tokens, b=tokens)
+    with pytest.raises(Mistake, match="several arrays"):
+        dataclasses.replace(config, seed=2).spec()
+
+
+def test_the_standard_library():
+    config = Text(limit=20_000)
+    spec, train, validation, test = texts._tokens(config, None)
+    assert [len(x) for x in (train, validation, test)] == [20_000, 2000, 2000] and 80 < spec.classes < 200
+    parts = [set(part.split(END)) for part in texts._stdlib(config)]
+    source = Path(dataclasses.__file__).read_text()
+    assert sum(source in part for part in parts) == 1, "each file is in one part"
+    assert [len(part) > 10 for part in parts] == [True] * 3 and not parts[0] & parts[2]
+    assert not any(Path(pytest.__file__).read_text() in part for part in parts)
+    assert texts._stdlib(config) == texts._stdlib(config) != texts._stdlib(Text(seed=1))
+
+
+@have("tiny_shakespeare")
+def test_tiny_shakespeare():
+    config = Text(name="tiny_shakespeare", validation=0.05)
+    spec, *parts = texts._tokens(config, os.environ["TFDS_DATA_DIR"])
+    assert (spec.classes, spec.replaced) == (65, 0)
+    assert [len(part) for part in parts] == [953_661, 50_193, 111_540], "nanoGPT's train, 1,003,854, and validation"
+    assert spec.tokenizer.decode(range(13)) == "\n !$&',-.3:;?"
+    assert spec.tokenizer.decode(parts[0][:14]) == "First Citizen:"
+    few = dataclasses.replace(config, tokenizer="bpe", limit=3000, vocabulary=300)
+    spec, *parts = texts._tokens(few, os.environ["TFDS_DATA_DIR"])
+    assert [spec.tokenizer.lengths[part].sum() for part in parts] == [3000, 300, 300]
+
+
+def test_texts_that_cannot_be(tmp_path):
+    (tmp_path / "latin.txt").write_bytes(b"na\xefve" * 99)
+    (tmp_path / "short.txt").write_text("abc" * 20)
+    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "nothing").mkdir()
+    at = lambda name, **fields: Text(name=str(tmp_path / name), **fields)
+    for config, message in (
+        (at("latin.txt"), r"latin\.txt: not UTF-8 at byte 2 \(0xef\); convert it"),
+        (at("short.txt", context=60), r"51 tokens to train on fill no window of 60; give a smaller --data\.context"),
+        (at("short.txt", validation=0.001), r"0 tokens to validate on are too few"),
+        (at("empty.txt"), "no text to train on"),
+        (at("nothing"), r"no readable text there; expected UTF-8 files \.txt"),
+        (at("missing.txt"), r"can't read .*missing\.txt \(No such file"),
+        (at("missing.npy"), r"can't read it \(No such file"),
+        (Text("tiny_shakespear", dir=str(tmp_path)), "no set tiny_shakespear.*did you mean tiny_shakespeare"),
+        (Text("lm1b", dir=str(tmp_path)), "lm1b: not found in .*tfds build lm1b.*--data.name stdlib needs nothing"),
+    ):
+        with pytest.raises(Mistake, match=message):
+            config.feeds()
+    for wrong, message in (
+        ({"context": 0}, r"data\.context must be at least 1"),
+        ({"limit": 0}, r"data\.limit must be at least 1"),
+        ({"validation": 0.0}, "between 0 and 1"),
+    ):
+        with pytest.raises(Mistake, match=message):
+            Text(**wrong)
+
+
+# ---- buckets
+
+
+def numbers(sizes, lengths=(4, 8, 16)):
+    """Examples whose inputs say which they are: example n is a row of n, as long as its bucket."""
+    rows = lambda index, length: (np.repeat(index[:, None], length, 1), {"n": index})
+    return bucketed(np.array(sizes), lengths, rows)
+
+
+SIZES = np.random.default_rng(0).choice([1, 4, 5, 8, 9, 99], size=90, p=[0.2, 0.3, 0.2, 0.2, 0.06, 0.04])
+
+
+def test_each_example_is_in_the_first_bucket_that_holds_it():
+    buckets = numbers([4, 5, 16, 1, 99, 8], (4, 8, 16))
+    assert [bucket.index.tolist() for bucket in buckets] == [[0, 3], [1, 5], [2, 4]]
+    assert [bucket.inputs.shape for bucket in buckets] == [(2, 4), (2, 8), (2, 16)]
+    assert [bucket.inputs.shape[1] for bucket in numbers([3, 30])] == [4, 16], "an empty bucket is none"
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 50])
+def test_a_chunk_reads_one_bucket_and_a_cycle_all_of_them(chunk):
+    feed = Bucketed(numbers(SIZES), batch=3, chunk=chunk, seed=5)
+    blocks, sizes = feed.blocks(), [len(bucket.index) for bucket in feed.buckets]
+    cycle = sum(blocks) * chunk
+    batches = [feed.batch_at(step) for step in range(2 * cycle)]
+    assert {b.inputs.shape for b in batches} == {b.inputs.shape for b in feed.samples()} == {(3, 4), (3, 8), (3, 16)}
+    for start in range(0, len(batches), chunk):
+        assert len({b.inputs.shape for b in batches[start : start + chunk]}) == 1
+    widths = [[b.inputs.shape[1] for b in part[::chunk]] for part in (batches[:cycle], batches[cycle:])]
+    assert [Counter(x) for x in widths] == [dict(zip((4, 8, 16), blocks, strict=True))] * 2
+    assert widths[0] != widths[1] or len(widths[0]) < 6
+    np.testing.assert_allclose(np.array(blocks) / sum(blocks), np.array(sizes) / sum(sizes), atol=0.5 / min(blocks) / 3)
+    for bucket in feed.buckets:
+        seen = np.concatenate([b.index for b in batches if b.inputs.shape[1] == bucket.inputs.shape[1]])
+        for epoch in range(len(seen) // len(bucket.index)):
+            part = seen[epoch * len(bucket.index) : (epoch + 1) * len(bucket.index)]
+            np.testing.assert_array_equal(np.sort(part), bucket.index)
+    with prefetched(feed, 0, 3 * chunk, chunk, lambda batch: batch) as chunks:
+        stacked = list(chunks)
+    for n, part in enumerate(stacked):
+        equal(part, jax.tree.map(lambda *x: np.stack(x), *batches[n * chunk : (n + 1) * chunk]))
+    for batch in batches:
+        np.testing.assert_array_equal(batch.inputs, np.repeat(batch.index[:, None], batch.inputs.shape[1], 1))
+        np.testing.assert_array_equal(batch.targets["n"], batch.index)
+        assert batch.index.dtype == np.int32 and batch.mask.sum() == 3
+
+
+def test_a_bucketed_batch_is_a_function_of_the_step():
+    feed = Bucketed(numbers(SIZES), batch=4, chunk=5, seed=5)
+    again, other = (dataclasses.replace(feed, seed=seed) for seed in (5, 6))
+    steps = np.random.default_rng(1).permutation(60)
+    shuffled = {step: again.batch_at(step) for step in steps}
+    for step in range(60):
+        equal(feed.batch_at(step), shuffled[step])
+        shares = [feed.batch_at(step, (k, 2)) for k in range(2)]
+        equal(jax.tree.map(lambda *x: np.concatenate(x), *shares), shuffled[step])
+    assert any(feed.batch_at(s).index.tolist() != other.batch_at(s).index.tolist() for s in range(5))
+    assert feed.batch_at(2**31 - 1).inputs.shape[0] == 4
+    assert not feed.resident
+
+
+def test_a_rare_bucket_gets_a_block_all_the_same():
+    feed = Bucketed(numbers([1] * 5000 + [99]), batch=10, chunk=100, seed=0)
+    assert feed.blocks() == (500, 1)
+    np.testing.assert_array_equal(feed.samples()[1].index, [5000] * 10)
+
+
+def test_evaluation_meets_every_example_once():
+    batches = judged(numbers(SIZES), 7)
+    assert all(b.inputs.shape[0] == 7 for b in batches)
+    kept = np.concatenate([b.index[b.mask == 1] for b in batches])
+    np.testing.assert_array_equal(np.sort(kept), np.arange(len(SIZES)))
+    for batch in batches:
+        np.testing.assert_array_equal(batch.inputs[:, 0], batch.index)
+
+
+# ---- labelled texts, pairs
+
+
+def built(directory, features, splits, name="tiny"):
+    """A set in the format of TFDS, made without TensorFlow."""
+    import tensorflow_datasets as tfds
+
+    with tfds.core.registered.skip_registration():
+
+        class Tiny(tfds.core.GeneratorBasedBuilder):
+            VERSION = tfds.core.Version("1.0.0")
+            pkg_dir_path = directory
+
+            def _info(self):
+                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+            def _split_generators(self, dl_manager):
+                return {split: iter(enumerate(examples)) for split, examples in splits.items()}
+
+            def _generate_examples(self):
+                raise NotImplementedError
+
+    Tiny(data_dir=directory, file_format="array_record").download_and_prepare()
+    return str(directory)
+
+
+def rated(directory, train, test, **more):
+    import tensorflow_datasets as tfds
+
+    examples = {"train": train, "test": test, **more}
+    features = {"text": tfds.features.Text(), "label": tfds.features.ClassLabel(names=["bad", "good"])}
+    return built(
+        directory,
+        features,
+        {split: [{"text": text, "label": label} for text, label in pairs] for split, pairs in examples.items()},
+    )
+
+
+def test_sentences(tmp_path):
+    train = [("good " * n + "film", 1) for n in range(1, 11)] + [("Bad,<br />bad film", 0)] * 10
+    test = [("a b c d good film bad x", 1), ("", 0), ("bad<br />film", 0)]
+    where = rated(tmp_path, train, test)
+    config = Sentences("tiny", where, vocabulary=8, lengths=(3, 5), batch=4, evaluation_batch=2, validation=0.2)
+    spec, feeds = config.spec(), config.feeds(2)
+    assert (spec.classes, spec.names, spec.length, spec.tokenizer.size) == (2, ("bad", "good"), 5, 8)
+    assert tokenizer_from(feeds.kept["tokenizer.json"]).text() == spec.tokenizer.text()
+    good, film, bad = (int(spec.tokenizer.encode(word)[0]) for word in ("good", "film", "bad"))
+    assert {good, film, bad} == {5, 6, 7}
+    rows = sorted((x[m].tolist(), int(t)) for _, x, t, m in unbatched(feeds.test))
+    u = UNKNOWN
+    assert rows == sorted([([u, u, u, bad, u], 1), ([u], 0), ([bad, film], 0)])
+    assert sorted(i for i, *_ in unbatched(feeds.test)) == [0, 1, 2]
+    size = sum(len(bucket.index) for bucket in feeds.train.buckets)
+    assert (size, len(unbatched(feeds.validation))) == (16, 4)
+    for step in range(10):
+        batch = feeds.train.batch_at(step)
+        assert batch.inputs.shape in {(4, 3), (4, 5)} and batch.targets.dtype == batch.inputs.dtype == np.int32
+        np.testing.assert_array_equal((batch.inputs == good).any(1), batch.targets)
+
+
+def unbatched(batches):
+    """(index, inputs, targets, where inputs are not PAD) of each example that counts."""
+    return [
+        (batch.index[n], batch.inputs[n], batch.targets[n], batch.inputs[n] != PAD)
+        for batch in batches
+        for n in np.flatnonzero(batch.mask)
+    ]
+
+
+def test_the_ends_of_long_texts():
+    cut = lambda size, length: sentences._ends(np.arange(size), length).tolist()
+    assert cut(9, 4) == [0, 1, 7, 8] and cut(9, 5) == [0, 1, 2, 7, 8] and cut(9, 1) == [0] and cut(3, 3) == [0, 1, 2]
+
+
+def test_a_set_that_says_what_to_validate_on(tmp_path):
+    where = rated(tmp_path, [("good", 1)] * 5, [("bad", 0)] * 2, validation=[("film", 1)] * 3)
+    feeds = Sentences("tiny", where, vocabulary=300, tokenizer="bpe", lengths=(8,)).feeds(1)
+    assert [len(unbatched(part)) for part in (feeds.validation, feeds.test)] == [3, 2]
+    assert len(feeds.train.buckets[0].index) == 5
+
+
+def test_sentences_that_cannot_be(tmp_path):
+    import tensorflow_datasets as tfds
+
+    for wrong, message in (
+        ({"lengths": (8, 4)}, r"data\.lengths are to increase.*\(8, 4\)"),
+        ({"lengths": ()}, r"data\.lengths"),
+        ({"batch": 0}, r"data\.batch must be at least 1"),
+        ({"validation": 1.5}, "between 0 and 1"),
+    ):
+        with pytest.raises(Mistake, match=message):
+            Sentences(**wrong)
+    where = rated(tmp_path / "a", [("x", 1)], [("y", 0)])
+    with pytest.raises(Mistake, match="1 training text is too few"):
+        Sentences("tiny", where).spec()
+    where = rated(tmp_path / "b", [("x", 1), ("z", -1)], [("y", 0)])
+    with pytest.raises(
+        Mistake, match=r"tiny, split train: expected labels 0 ... 1; 1 are out of range, example \d has -1"
+    ):
+        Sentences("tiny", where).spec()
+    where = rated(tmp_path / "c", [(b"x\xff", 1)] * 3, [("y", 0)])
+    with pytest.raises(Mistake, match=r"tiny, split train, example 0: not UTF-8 at byte 1 \(0xff\)"):
+        Sentences("tiny", where).spec()
+    where = built(tmp_path / "d", {"text": tfds.features.Text()}, {"train": [{"text": "x"}]})
+    with pytest.raises(Mistake, match=r"expected features text and label, and a split train; it has features text"):
+        Sentences("tiny", where).spec()
+    with pytest.raises(Mistake, match=r"expected features en and de, and a split train; it has features text"):
+        Pairs("tiny", where).spec()
+
+
+def test_columns_of_an_empty_or_damaged_split():
+    def builder(examples):
+        info = SimpleNamespace(splits={"train": 0}, features={"text": 0})
+        return SimpleNamespace(info=info, data_path="/there", as_data_source=lambda split: examples)
+
+    class Damaged(list):
+        def __getitems__(self, places):
+            raise OSError("bit rot")
+
+    with pytest.raises(Mistake, match="tiny: its split train is empty"):
+        columns(builder([]), "tiny", "train", ["text"])
+    with pytest.raises(Failure, match=r"tiny, split train: can't read the data in /there \(bit rot\)"):
+        columns(builder(Damaged([1])), "tiny", "train", ["text"])
+
+
+def test_a_text_of_many_documents(tmp_path):
+    where = rated(tmp_path, [("one", 0)] * 40, [("two", 1)] * 3)
+    config = Text("tiny", where, tokenizer="bpe", vocabulary=258, context=4)
+    spec, *parts = texts._tokens(config, where)
+    train, validation, test = (spec.tokenizer.decode(part) for part in parts)
+    assert train + validation == END.join(["one"] * 40) and test == END.join(["two"] * 3)
+    assert len(validation) == round(159 * 0.05)
+
+
+def written(folder, **files):
+    for name, lines in files.items():
+        (folder / name.replace("_", ".")).write_text("".join(f"{line}\n" for line in lines))
+    return str(folder)
+
+
+def test_pairs(tmp_path):
+    english, german = ["a dog", "two dogs", "x" * 40, "a cat"], ["ein Hund", "zwei Hunde", "x", "eine süße Katze"]
+    test = ["the dog", "y" * 30], ["der Hund", "z" * 30]
+    where = written(tmp_path, train_en=english, train_de=german, test_en=test[0], test_de=test[1])
+    config = Pairs(where, vocabulary=261, lengths=(10, 20), batch=2, evaluation_batch=2, test="test", validation=0.25)
+    config = dataclasses.replace(config, seed=next(s for s in range(99) if carved(4, 0.25, s)[1][0] == 0))
+    spec, feeds = config.spec(), config.feeds(3)
+    assert (spec.tokenizer.size, spec.length, spec.left_out) == (261, 20, 1)
+    assert (config.sources(), config.references()) == test
+    encode = lambda text: spec.tokenizer.encode(text).tolist()
+    tail = lambda row, length: row + [PAD] * (length - len(row))
+    (batch,) = [b for b in feeds.test if b.inputs[0].shape == (2, 10)]
+    np.testing.assert_array_equal(batch.inputs[0][0], tail([*encode("the dog"), EOS], 10))
+    np.testing.assert_array_equal(batch.inputs[1][0], tail([BOS, *encode("der Hund")], 10))
+    np.testing.assert_array_equal(batch.targets[0], tail([*encode("der Hund"), EOS], 10))
+    assert batch.mask.tolist() == [1, 0] and batch.index[0] == 0
+    (batch,) = [b for b in feeds.test if b.inputs[0].shape == (2, 20)]
+    np.testing.assert_array_equal(batch.inputs[0][0], [*encode("y" * 19), EOS])
+    np.testing.assert_array_equal(batch.inputs[1][0], [BOS, *encode("z" * 19)])
+    np.testing.assert_array_equal(batch.targets[0], [*encode("z" * 19), EOS])
+    assert batch.index[0] == 1
+    assert [bucket.inputs[0].shape for bucket in feeds.train.buckets] == [(0, 10), (2, 20)][1:]
+    decoded = {spec.tokenizer.decode(row) for bucket in feeds.train.buckets for row in bucket.targets}
+    assert decoded == {"zwei Hunde", "eine süße Katze"}
+    back = dataclasses.replace(config, source="de", target="en")
+    assert (back.references(), back.sources()) == test
+
+
+@have("multi30k")
+def test_multi30k():
+    config = Pairs(dir=os.environ["TFDS_DATA_DIR"])
+    sources, references = config.sources(), config.references()
+    assert len(sources) == len(references) == 1000
+    place = sources.index("Two black dogs, a black puppy, and a white dog in the snow.")
+    assert references[place] == "Zwei schwarze Hunde, ein schwarzer Welpe und ein weißer Hund im Schnee."
+    spec, feeds = config.spec(), config.feeds(20)
+    assert spec.tokenizer.size == 6000
+    assert sum(len(bucket.index) for bucket in feeds.train.buckets) + spec.left_out == 29_000
+    assert sum(batch.mask.sum() for batch in feeds.validation) == 1014
+    met = set()
+    for batch in feeds.test:
+        for n in np.flatnonzero(batch.mask):
+            i = int(batch.index[n])
+            met.add(i)
+            assert spec.tokenizer.decode(batch.targets[n]) == references[i]
+            assert spec.tokenizer.decode(batch.inputs[0][n]) == sources[i]
+    assert met == set(range(1000))
+
+
+def test_pairs_that_cannot_be(tmp_path):
+    with pytest.raises(Mistake, match="both de"):
+        Pairs(source="de")
+    with pytest.raises(Mistake, match=r"data\.lengths are to increase"):
+        Pairs(lengths=(4, 4))
+    where = written(tmp_path, train_en=["a", "b"], train_de=["c"], test_en=["a"], test_de=[])
+    with pytest.raises(Mistake, match=r"the same number of sentences, one a line, not 2 in .*train\.en and 1 in"):
+        Pairs(where).spec()
+    written(tmp_path, train_de=["c", "d"])
+    with pytest.raises(Mistake, match=r"not 1 in .*test\.en and 0 in .*test\.de"):
+        Pairs(where, test="test").spec()
+    with pytest.raises(Mistake, match=r"can't read .*test_2016_flickr\.en"):
+        Pairs(where).spec()
+    written(tmp_path, test_de=["d"])
+    with pytest.raises(Mistake, match="no training pair is as short as 1 tokens"):
+        Pairs(where, test="test", lengths=(1,)).spec()
+    written(tmp_path, train_en=["a"], train_de=["c"])
+    with pytest.raises(Mistake, match="1 training pair is too few"):
+        Pairs(where, test="test").spec()
