@@ -16,9 +16,15 @@ Filled = Annotated[T, tyro.conf.Suppress]
 """Marks a net's field that `build` fills in (what the data or the place decide); no option of the command line."""
 
 
+def filled(net: nn.Module, **values: Any) -> nn.Module:
+    """`net` with those of the values that it has a field for: what the data decide."""
+    names = {field.name for field in dataclasses.fields(net)}
+    return net.clone(**{name: value for name, value in values.items() if name in names})
+
+
 def on_axis(net: nn.Module, axis: str | None) -> nn.Module:
     """`net`, told which mapped axis its batch is split over. One with statistics over the batch has a field `axis`."""
-    return net.clone(axis=axis) if any(f.name == "axis" for f in dataclasses.fields(net)) else net
+    return filled(net, axis=axis)
 
 
 def initialise(net: nn.Module, key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:

@@ -100,13 +100,21 @@ def optimizer(how: Optimizer, steps: int) -> optax.GradientTransformation:
 
 def decayed(params: Tree) -> Tree:
     """True for kernels and embeddings; False for biases and the scales of norms, which are not decayed."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in ("kernel", "embedding"), params)
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_kernel(path) or path[-1].key == "embedding", params)
 
 
 def matrices(params: Tree) -> Tree:
-    """Which axes Muon takes for a matrix: all of a kernel's but the last, against the last; None: left to Adam."""
+    """Which axes Muon takes for a matrix: all of a kernel's but the last, against the last; None: left to Adam.
+
+    Stacked layers (under "layers", leaves [layers, ...]) are a matrix each.
+    """
 
     def axes(path: tuple, x: jax.Array) -> MuonDimensionNumbers | None:
-        return MuonDimensionNumbers(tuple(range(x.ndim - 1)), x.ndim - 1) if path[-1].key == "kernel" else None
+        first = 1 if any(part.key == "layers" for part in path) else 0
+        return MuonDimensionNumbers(tuple(range(first, x.ndim - 1)), x.ndim - 1) if _is_kernel(path) else None
 
     return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _is_kernel(path: tuple) -> bool:
+    return path[-1].key.endswith("kernel")

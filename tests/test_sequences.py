@@ -1,0 +1,364 @@
+"""LSTM and Transformer: layers against NumPy and PyTorch, generation against the nets themselves."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from research.data.tokens import BOS, EOS, PAD
+from research.experiment import Mistake
+from research.generate import Sampling, allowed, beam_search, draw, sample
+from research.learners.masked import hide
+from research.losses import cross_entropy, tokens
+from research.nets import dropout, lstm, transformer
+from research.nets.sequence import Memory, pool
+from research.nets.transformer import Stack
+
+SMALL = Stack(layers=2, width=16, heads=4)
+
+
+def params_of(net, *inputs, scale=3.0):
+    """Random parameters, large enough for every token to matter, biases too."""
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
+    leaves, structure = jax.tree.flatten(shapes)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    values = [scale * 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, values)
+
+
+def words(key, batch=3, time=12, low=5, high=50):
+    return jax.random.randint(jax.random.key(key), (batch, time), low, high)
+
+
+def test_lstm_against_numpy():
+    """The recurrence, one number at a time."""
+    width, time, batch = 3, 5, 2
+    layer = lstm.Layer(width)
+    x = np.asarray(jax.random.normal(jax.random.key(0), (time, batch, 4)))
+    params = params_of(layer, x, None)
+    found, (hidden, cell) = layer.apply({"params": params}, x, None)
+    w, r, b = (np.asarray(params[name], np.float64) for name in ("kernel", "recurrent_kernel", "bias"))
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))
+    for n in range(batch):
+        h, c = np.zeros(width), np.zeros(width)
+        for t in range(time):
+            i, f, g, o = np.split(x[t, n] @ w + h @ r + b, 4)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+            np.testing.assert_allclose(found[t, n], h, atol=1e-5)
+        np.testing.assert_allclose(hidden[n], h, atol=1e-5)
+        np.testing.assert_allclose(cell[n], c, atol=1e-5)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_gradient_of_the_recurrence(masked):
+    """The gradient written by hand, against that of the same scan by JAX."""
+    keys = jax.random.split(jax.random.key(0), 5)
+    arguments = [jax.random.normal(k, s) for k, s in zip(keys, [(6, 2, 12), (3, 12), (2, 3), (2, 3)], strict=False)]
+    there = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], jnp.float32).T[:, :, None] if masked else None
+    weights = jax.random.normal(keys[4], (6, 2, 3))
+
+    def loss(f, gates, kernel, hidden, cell):
+        outputs, h, c = f(gates, kernel, hidden, cell, there)
+        return (outputs * weights).sum() + (h * weights[0]).sum() + (c * weights[1]).sum()
+
+    plain = lambda *a: (lambda hs, last, _: (hs, *last))(*lstm._run(*a))
+    mine = jax.grad(lambda *a: loss(lstm.recur, *a), (0, 1, 2, 3))(*arguments)
+    theirs = jax.grad(lambda *a: loss(plain, *a), (0, 1, 2, 3))(*arguments)
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("layers, bidirectional", [(1, False), (2, False), (2, True)])
+def test_lstm_against_pytorch(layers, bidirectional):
+    torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
+    x = jax.random.normal(jax.random.key(0), (3, 7, 5))
+    net = lstm.LSTM(layers, 8, bidirectional)
+    params = params_of(net, x)
+    lengths = jnp.array([7, 4, 1])
+    mask = jnp.arange(7) < lengths[:, None]
+    found, carry = net.apply({"params": params}, x, mask)
+
+    theirs = torch.nn.LSTM(5, 8 // (1 + bidirectional), layers, batch_first=True, bidirectional=bidirectional)
+    with torch.no_grad():
+        for n, direction in itertools.product(range(layers), range(1 + bidirectional)):
+            ours = params[f"Layer_{n * (1 + bidirectional) + direction}"]
+            suffix = f"_l{n}{'_reverse' if direction else ''}"
+            values = {"weight_ih": ours["kernel"].T, "weight_hh": ours["recurrent_kernel"].T, "bias_ih": ours["bias"]}
+            for name, value in values.items():
+                getattr(theirs, name + suffix).copy_(torch.from_numpy(np.array(value)))
+            getattr(theirs, f"bias_hh{suffix}").zero_()
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        torch.from_numpy(np.array(x)), torch.tensor(lengths.tolist()), batch_first=True
+    )
+    packed, (hidden, cell) = theirs(packed)
+    expected, _ = torch.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
+    there = np.asarray(mask)[:, :, None]
+    np.testing.assert_allclose(found * there, expected.detach().numpy() * there, atol=1e-5)
+    for ours, last in ((carry.hidden, hidden), (carry.cell, cell)):
+        last = last.detach().numpy().reshape(layers, 1 + bidirectional, 3, -1)
+        np.testing.assert_allclose(ours, last.transpose(2, 0, 1, 3).reshape(3, layers, 8), atol=1e-5)
+
+
+def test_attention_against_numpy():
+    """Softmax of scaled products, head by head, each token of those before it; grouped keys and values."""
+    stack = Stack(layers=1, width=12, heads=6, groups=2)
+    x = jax.random.normal(jax.random.key(0), (2, 5, 12))
+    net = transformer.Attention(stack, causal=True)
+    seen = transformer.Seen(jnp.arange(5)[None], None, None)
+    params = params_of(net, x, seen, None)
+    found, _ = net.apply({"params": params}, x, seen, None)
+    kernel, bias = (np.asarray(params["qkv"][n], np.float64) for n in ("kernel", "bias"))
+    for n in range(2):
+        y = np.asarray(x[n], np.float64) @ kernel + bias
+        heads = []
+        for head in range(6):
+            group = head // 3
+            q = y[:, 2 * head : 2 * head + 2]
+            k = y[:, 12 + 2 * group : 14 + 2 * group]
+            v = y[:, 16 + 2 * group : 18 + 2 * group]
+            rows = []
+            for t in range(5):
+                weights = np.exp(q[t] @ k[: t + 1].T / np.sqrt(2))
+                rows.append(weights @ v[: t + 1] / weights.sum())
+            heads.append(np.stack(rows))
+        expected = np.concatenate(heads, -1) @ np.asarray(params["out"]["kernel"]) + np.asarray(params["out"]["bias"])
+        np.testing.assert_allclose(found[n], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_encoder_and_decoder_layers_against_pytorch(norm):
+    torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
+    stack = Stack(layers=1, width=16, heads=4, activation="relu", norm=norm)
+    x, memory = (jax.random.normal(jax.random.key(n), (3, 6, 16)) for n in range(2))
+    mask = jnp.arange(6) < jnp.array([[6], [4], [2]])
+    block = transformer.Block(stack, causal=True, train=False)
+    seen = transformer.Seen(jnp.arange(6)[None], None, Memory(memory, mask))
+    params = params_of(block, x, seen, None)
+    found, _ = block.apply({"params": params}, x, seen, None)
+
+    theirs = torch.nn.TransformerDecoderLayer(
+        16, 4, 64, dropout=0.0, batch_first=True, norm_first=norm == "pre", activation="relu"
+    )
+    cross = params["cross"]
+    joined = lambda name: np.concatenate([np.asarray(cross["q"][name]), np.asarray(cross["kv"][name])], -1)
+    values = {
+        "self_attn.in_proj_weight": np.asarray(params["attention"]["qkv"]["kernel"]).T,
+        "self_attn.in_proj_bias": params["attention"]["qkv"]["bias"],
+        "self_attn.out_proj.weight": np.asarray(params["attention"]["out"]["kernel"]).T,
+        "self_attn.out_proj.bias": params["attention"]["out"]["bias"],
+        "multihead_attn.in_proj_weight": joined("kernel").T,
+        "multihead_attn.in_proj_bias": joined("bias"),
+        "multihead_attn.out_proj.weight": np.asarray(cross["out"]["kernel"]).T,
+        "multihead_attn.out_proj.bias": cross["out"]["bias"],
+    }
+    for n in range(2):
+        dense = params["FeedForward_0"][f"Dense_{n}"]
+        values |= {f"linear{n + 1}.weight": np.asarray(dense["kernel"]).T, f"linear{n + 1}.bias": dense["bias"]}
+    for n in range(3):
+        layer = params[f"LayerNorm_{n}"]
+        values |= {f"norm{n + 1}.weight": layer["scale"], f"norm{n + 1}.bias": layer["bias"]}
+    tensor = lambda x: torch.from_numpy(np.array(x))
+    theirs.load_state_dict({name: tensor(value) for name, value in values.items()})
+    theirs.eval()
+    causal = torch.nn.Transformer.generate_square_subsequent_mask(6)
+    expected = theirs(tensor(x), tensor(memory), tgt_mask=causal, memory_key_padding_mask=tensor(~mask))
+    np.testing.assert_allclose(found, expected.detach().numpy(), atol=2e-5)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_language_model_and_its_gradients_against_pytorch(bias):
+    torch = pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
+    from experiments import baselines
+
+    stack = Stack(layers=2, width=16, heads=4, bias=bias)
+    net = transformer.LanguageModel(stack, context=12, outputs=50)
+    inputs, targets = words(0, high=50), words(1, high=50)
+    params = params_of(net, inputs, scale=2.0)
+
+    def loss(params):
+        return tokens(-1)(net.apply({"params": params}, inputs), targets, jnp.ones(3))[0].value
+
+    value, gradient = jax.value_and_grad(loss)(params)
+    theirs = baselines.LanguageModel(stack, 12, 50)
+    baselines.copy({"/".join(k): v for k, v in flatten_dict(params).items()}, theirs)
+    tensor = lambda x: torch.from_numpy(np.array(x)).long()
+    logits = theirs(tensor(inputs))
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tensor(targets).flatten())
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    flat = {"/".join(k): v for k, v in flatten_dict(gradient).items()}
+    for name, value in baselines.gradients(theirs).items():
+        np.testing.assert_allclose(flat[name], value, atol=1e-5, rtol=1e-4, err_msg=name)
+
+
+def test_rotary_products_depend_on_the_distance_alone():
+    q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
+    product = lambda i, j: float(
+        (transformer.rotated(q, jnp.array([[i]])) * transformer.rotated(k, jnp.array([[j]]))).sum()
+    )
+    assert product(3, 1) == pytest.approx(product(9, 7), abs=1e-5)
+    assert abs(product(3, 1) - product(3, 2)) > 1e-3
+    np.testing.assert_allclose(transformer.rotated(q, jnp.array([[0]])), q)
+
+
+def test_padding_changes_nothing():
+    text = words(0, batch=2, time=6)
+    padded = jnp.pad(text, ((0, 0), (0, 5)), constant_values=PAD)
+    nets = (
+        transformer.Classifier(SMALL, vocabulary=50, context=11, outputs=3),
+        lstm.Classifier(width=8, embedding=8, pairs=32, vocabulary=50, outputs=3),
+    )
+    for net in nets:
+        params = {"params": params_of(net, padded)}
+        np.testing.assert_allclose(net.apply(params, text), net.apply(params, padded), atol=1e-5)
+    nothing = pool(jnp.ones((1, 3, 2)), jnp.zeros((1, 3), bool))
+    np.testing.assert_array_equal(nothing, np.zeros((1, 4)))
+
+
+TRANSLATORS = [
+    transformer.Translator(SMALL, context=20, outputs=50),
+    lstm.Translator(layers=2, width=16, outputs=50),
+    lstm.Translator(layers=2, width=16, attention="bahdanau", outputs=50),
+]
+LANGUAGE_MODELS = [
+    transformer.LanguageModel(SMALL, context=20, outputs=50),
+    transformer.LanguageModel(Stack(layers=2, width=16, heads=4, groups=2, positions="rotary", activation="swiglu"),
+                              tied=False, context=20, outputs=50),
+    transformer.LanguageModel(Stack(layers=2, width=16, heads=2, positions="sinusoidal", norm="post"),
+                              context=20, outputs=50),
+    lstm.LanguageModel(width=16, embedding=8, outputs=50),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("net", LANGUAGE_MODELS + TRANSLATORS, ids=lambda net: type(net).__module__[14:])
+def test_cache_changes_nothing(net):
+    """Token by token, in pieces, and all at once: the same logits."""
+    target = words(1, time=16)
+    translates = "Translator" in type(net).__name__
+    source = words(2).at[0, 7:].set(PAD)
+    inputs = (source, target) if translates else target
+    params = {"params": params_of(net, inputs)}
+    whole = net.apply(params, inputs)
+    carry, parts = net.apply(params, source, 20, method="start"), []
+    for start, stop in ((0, 5), (5, 6), (6, 16)):
+        logits, carry = net.apply(params, target[:, start:stop], carry, method="extend")
+        parts.append(logits)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5)
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(carry))
+    assert float(whole.std()) > 0.1  # the logits say something
+
+
+def test_layers_compiled_one_by_one_or_as_a_loop():
+    text, stack = words(0), Stack(layers=3, width=16, heads=4)
+    nets = [
+        transformer.LanguageModel(s, context=12, outputs=50)
+        for s in (stack, Stack(layers=3, width=16, heads=4, unroll=1, remat=True))
+    ]
+    params = params_of(nets[0], text)
+    found = [
+        jax.value_and_grad(lambda p, net=net: cross_entropy(net.apply({"params": p}, text), text).sum())(params)
+        for net in nets
+    ]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *found)
+
+
+def test_sampling_by_greed_follows_the_net():
+    net = LANGUAGE_MODELS[0]
+    prompt = words(0, time=4)
+    params = params_of(net, prompt)
+    found = sample(net, params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
+    text = prompt
+    for _ in range(8):
+        following = net.apply({"params": params}, text)[:, -1].argmax(-1)
+        text = jnp.concatenate([text, following[:, None]], 1)
+    np.testing.assert_array_equal(found, text[:, 4:])
+    with pytest.raises(Mistake, match="21 tokens are more than the net's context of 20"):
+        sample(net, params, prompt, jax.random.key(0), 17, Sampling())
+
+
+def test_what_may_be_drawn():
+    logits = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.2], [0.97, 0.01, 0.01, 0.01]]))
+    kept = lambda **how: np.isfinite(allowed(logits, **{"top_k": 0, "top_p": 1.0} | how)).tolist()
+    assert kept(top_k=2)[0] == [False, True, True, False]
+    assert kept(top_p=0.69) == [[False, True, True, False], [True, False, False, False]]
+    assert kept(top_p=0.01) == [[False, True, False, False], [True, False, False, False]]
+    assert kept(top_k=9, top_p=1.0)[0] == [True] * 4
+    drawn = jax.vmap(lambda k: draw(k, logits, Sampling(0.5)))(jax.random.split(jax.random.key(0), 4000))
+    shares = np.bincount(np.asarray(drawn[:, 0]), minlength=4) / 4000
+    np.testing.assert_allclose(shares, np.array([1, 16, 9, 4]) / 30, atol=0.03)  # squares of the probabilities
+
+
+class Table:
+    """A net that is a table of log-probabilities: what follows hangs on the token before alone."""
+
+    def __init__(self, table):
+        self.table = jnp.asarray(table)
+
+    def apply(self, variables, *arguments, method):
+        if method == "start":
+            return jnp.zeros(arguments[0].shape[0])
+        tokens, carry = arguments
+        return self.table[tokens], carry
+
+
+def test_beam_search_finds_the_best():
+    """Against every sequence there is; and the greedy one is worse, so that a search is needed."""
+    length, size, penalty = 4, 6, 0.7
+    logits = np.random.default_rng(1).normal(size=(size, size)) * 2
+    logits[:, [PAD, BOS]] = -20.0
+    table = np.asarray(jax.nn.log_softmax(jnp.asarray(logits)))
+    best = []
+    for n in range(1, length + 1):
+        for words in itertools.product([t for t in range(3, size)], repeat=n - 1):
+            path = (BOS, *words, EOS)
+            score = sum(table[a, b] for a, b in itertools.pairwise(path))
+            best.append((score / ((5 + n) / 6) ** penalty, (*words, EOS, *[PAD] * (length - n))))
+    best.sort(reverse=True)
+    found, worths = beam_search(Table(table), {}, jnp.zeros((2, 3), jnp.int32), length, 27, penalty)
+    for n in range(3):
+        np.testing.assert_allclose(worths[:, n], best[n][0], atol=1e-5)
+        assert tuple(found[0, n].tolist()) == best[n][1] == tuple(found[1, n].tolist())
+
+
+def test_tokens_criterion_by_hand():
+    logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]] * 2))
+    targets = jnp.array([[0, 2, -1], [1, 1, 1]])
+    loss, metrics = tokens(-1, lengths=np.array([1, 2, 4]))(logits, targets, jnp.array([1.0, 0.0]))
+    nats = -np.log(0.5) - np.log(0.1)
+    assert (float(loss.total), float(loss.count)) == (pytest.approx(nats, rel=1e-5), 2)
+    assert float(metrics["accuracy"].value) == 0.5
+    assert float(metrics["bits_per_character"].value) == pytest.approx(nats / np.log(2) / 5, rel=1e-5)
+    smooth = cross_entropy(logits[0, 0], jnp.array(0), 0.3)
+    expected = -(0.8 * np.log(0.5) + 0.1 * np.log(0.25) + 0.1 * np.log(0.25))
+    assert float(smooth) == pytest.approx(expected, rel=1e-5)
+
+
+def test_hidden_tokens():
+    text = jnp.concatenate([words(0, 1, 30)[0], jnp.zeros(10, jnp.int32)])
+    hidden, places, truth = jax.vmap(lambda k: hide(k, text, 8, 50))(jax.random.split(jax.random.key(0), 500))
+    chosen = np.asarray(truth) != PAD
+    assert set(chosen.sum(1).tolist()) == {6}  # 8 of 40, of the 30 that are there
+    np.testing.assert_array_equal(np.asarray(truth)[chosen], np.asarray(text)[np.asarray(places)][chosen])
+    shown = np.take_along_axis(np.asarray(hidden), np.asarray(places), 1)[chosen]
+    assert abs((shown == 4).mean() - 0.8) < 0.03
+    assert abs((shown == np.asarray(truth)[chosen]).mean() - 0.1 - 0.1 / 45) < 0.03
+    assert ((np.asarray(hidden) != np.asarray(text)).sum(1) <= 6).all()
+
+
+def test_dropout():
+    x = jnp.ones((4, 50, 37))
+    layer = dropout.Dropout(0.3)
+    dropped = np.asarray(layer.apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
+    assert abs((dropped == 0).mean() - 0.3) < 0.02
+    np.testing.assert_allclose(np.unique(dropped), [0, 256 / (256 - 77)])
+    np.testing.assert_array_equal(layer.apply({}, x, False), x)
+    words = dropout.Dropout(0.5, shared=(2,)).apply({}, x, True, rngs={"dropout": jax.random.key(0)})
+    assert ((np.asarray(words) == 0).all(2) == (np.asarray(words) == 0).any(2)).all()
+    found = np.asarray(dropout.random_bytes(jax.random.key(1), (99, 101)))
+    assert found.dtype == np.uint8
+    counts = np.bincount(found.ravel(), minlength=256)
+    assert ((counts - 39) ** 2 / 39).sum() < 340  # chi-squared of 255 degrees of freedom: once in 3,000 times
