@@ -1,7 +1,11 @@
-"""Speed beside others', on this machine, in one go: python -m experiments.benchmark cnn|dqn [options].
+"""Speed beside others', on this machine, in one go: python -m experiments.benchmark cnn|transformer|lstm|dqn [options].
 
-    cnn   images/s of training mnist_cnn's net, beside the same net in PyTorch (pip install -e .[bench])
-    dqn   frames/s of DQN on CartPole, beside purejaxrl's: --purejaxrl DIR, a clone of it (needs flashbax and chex)
+    cnn          images/s of training mnist_cnn's net
+    transformer  tokens/s of training in nanoGPT's setting for a CPU
+    lstm         characters/s of training in char-rnn's setting, 2 layers of 128
+    dqn          frames/s of DQN on CartPole, beside purejaxrl's: --purejaxrl DIR, a clone of it (needs flashbax, chex)
+
+All but dqn are beside the same net in PyTorch (pip install -e .[bench]).
 
 Each contender is a process of its own. They take turns, round by round, since machines are noisy; what counts are the
 medians and their ratios.
@@ -30,6 +34,14 @@ SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_
 BATCH, STEPS = 128, 10
 FRAMES = 250_000
 
+TEXT = {"transformer": (12, 64), "lstm": (50, 50)}
+"""Batch and context: nanoGPT's setting for a CPU, char-rnn's."""
+
+LSTM = (2, 128)
+"""Layers and width: char-rnn's."""
+
+UNITS = {"cnn": "images/s", "dqn": "frames/s", "transformer": "tokens/s", "lstm": "characters/s"}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -42,40 +54,50 @@ class Options:
         contender: to be this one, in a process that the benchmark started
     """
 
-    what: Annotated[Literal["cnn", "dqn"], tyro.conf.Positional]
+    what: Annotated[Literal["cnn", "transformer", "lstm", "dqn"], tyro.conf.Positional]
     rounds: int = 7
     purejaxrl: Path | None = None
     contender: str = ""
 
 
-def samestep_cnn(place_name: Any) -> Callable[[], float]:
-    """Images/s of `STEPS` steps in one dispatch."""
+def stack() -> Any:
+    """nanoGPT's net for a CPU."""
+    from research.nets.transformer import Stack
+
+    return Stack(layers=4, width=128, heads=4, bias=False)
+
+
+def samestep(what: str, place_name: Any) -> Callable[[], float]:
+    """Examples/s (of text: tokens/s) of `STEPS` steps in one dispatch, the data on the device."""
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from research.data.feed import resident
+    from research.data.text import Windows
     from research.learners.supervised import supervised
     from research.lift import closed, many
-    from research.losses import classification
+    from research.losses import classification, tokens
+    from research.nets import lstm, transformer
     from research.nets.cnn import CNN
     from research.optim import Optimizer, optimizer, schedule
     from research.place import place
 
-    where, how = place(place_name), Optimizer(learning_rate=1e-3)
-    learner = supervised(
-        net=CNN(widths=(16, 32, 64), depth=2, outputs=10),
-        example=jnp.zeros((1, 28, 28, 1)),
-        criterion=classification(),
-        judge=classification(),
-        tx=optimizer(how, STEPS),
-        rate=schedule(how, STEPS),
-        axis=where.axis,
-    )
-    luck = np.random.default_rng(0)
-    images = luck.normal(size=(2048, 28, 28, 1)).astype(np.float32)
-    labels = luck.integers(10, size=2048).astype(np.int32)
-    feed = where.put_data(resident(images, labels, BATCH, 0), None)
+    where, how, luck = place(place_name), Optimizer(learning_rate=1e-3), np.random.default_rng(0)
+    if what == "cnn":
+        net: Any = CNN(widths=(16, 32, 64), depth=2, outputs=10)
+        criterion, example, per_step = classification(), jnp.zeros((1, 28, 28, 1)), BATCH
+        images = luck.normal(size=(2048, 28, 28, 1)).astype(np.float32)
+        feed: Any = resident(images, luck.integers(10, size=2048).astype(np.int32), BATCH, 0)
+    else:
+        batch, context = TEXT[what]
+        gpt = transformer.LanguageModel(stack(), context=context, outputs=65)
+        net = gpt if what == "transformer" else lstm.LanguageModel(*LSTM, outputs=65)
+        criterion, example, per_step = tokens(-1), jnp.zeros((1, context), jnp.int32), batch * context
+        feed = Windows(luck.integers(65, size=100_000).astype(np.int32), context, batch, 0)
+    tx, rate = optimizer(how, STEPS), schedule(how, STEPS)
+    learner = supervised(net, example, criterion, criterion, tx, rate, axis=where.axis)
+    feed = where.put_data(feed, None)
     steps = where.train(lambda s, f: many(closed(learner.step, f, where.axis), STEPS)(s, None), None)
     state = where.put(jax.jit(learner.init)(jax.random.key(0)))
 
@@ -83,40 +105,49 @@ def samestep_cnn(place_name: Any) -> Callable[[], float]:
         nonlocal state
         began = time.perf_counter()
         state, _ = jax.block_until_ready(steps(state, feed))
-        return STEPS * BATCH / (time.perf_counter() - began)
+        return STEPS * per_step / (time.perf_counter() - began)
 
     return once
 
 
-def torch_cnn(layout: str) -> Callable[[], float]:
-    """Images/s of `STEPS` eager steps of the same net, Adam as it is."""
+def pytorch(what: str, how: str = "eager") -> Callable[[], float]:
+    """The same work in PyTorch, AdamW in both; how: eager, channels_last, or best (compiled, with a fused AdamW)."""
     import torch
-    from torch import nn
+    from torch.nn.functional import cross_entropy
+
+    from experiments import baselines
 
     torch.set_num_threads(CORES)
-    layers: list[nn.Module] = []
-    channels = 1
-    for width in (16, 32, 64):
-        for _ in range(2):
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
-            channels = width
-        layers.append(nn.MaxPool2d(2))
-    memory = torch.channels_last if layout == "channels_last" else torch.contiguous_format
-    net = nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 10))
-    net = net.to(memory_format=memory)  # type: ignore[call-overload]
-    adam = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.0)
-    images = torch.randn(2048, 1, 28, 28)
-    labels = torch.randint(10, (2048,))
+    memory = torch.channels_last if how == "channels_last" else torch.contiguous_format
+    if what == "cnn":
+        net = baselines.cnn().to(memory_format=memory)  # type: ignore[call-overload]
+        images, labels = torch.randn(2048, 1, 28, 28), torch.randint(10, (2048,))
+        per_step = BATCH
+
+        def batch() -> tuple[torch.Tensor, torch.Tensor]:
+            index = torch.randint(2048, (BATCH,))
+            return images[index].contiguous(memory_format=memory), labels[index]
+    else:
+        size, context = TEXT[what]
+        net = baselines.LanguageModel(stack(), context, 65) if what == "transformer" else baselines.LSTM(*LSTM, 65)
+        text = torch.randint(65, (100_000,))
+        per_step = size * context
+
+        def batch() -> tuple[torch.Tensor, torch.Tensor]:
+            places = torch.randint(len(text) - context, (size, 1)) + torch.arange(context + 1)
+            return text[places[:, :-1]], text[places[:, 1:]]
+
+    adam = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.0, fused=how == "best")
+    run = torch.compile(net) if how == "best" else net
 
     def once() -> float:
         began = time.perf_counter()
         for _ in range(STEPS):
-            index = torch.randint(2048, (BATCH,))
+            inputs, targets = batch()
             adam.zero_grad()
-            inputs = images[index].contiguous(memory_format=memory)
-            nn.functional.cross_entropy(net(inputs), labels[index]).backward()
+            cross_entropy(run(inputs).flatten(0, -2), targets.flatten()).backward()
             adam.step()
-        return STEPS * BATCH / (time.perf_counter() - began)
+        return STEPS * per_step / (time.perf_counter() - began)
 
     return once
 
@@ -200,12 +231,16 @@ def purejaxrl_dqn(clone: Path) -> Callable[[], float]:
 
 def contenders(options: Options) -> dict[str, tuple[Callable[[], Callable[[], float]], str]]:
     """By name: what makes the round, and the XLA_FLAGS of its process. The first is compared with the others."""
-    if options.what == "cnn":
+    what = options.what
+    if what != "dqn":
+        ours = lambda place_name: lambda: samestep(what, place_name)
+        theirs = lambda how: lambda: pytorch(what, how)
+        tuned = ("channels last", "channels_last") if what == "cnn" else ("compiled, fused AdamW", "best")
         return {
-            f"samestep, {CORES} devices": (lambda: samestep_cnn("shard_map"), SPLIT),
-            "samestep, 1 device": (lambda: samestep_cnn("jit"), ""),
-            "PyTorch, NCHW": (lambda: torch_cnn("contiguous"), ""),
-            "PyTorch, channels last": (lambda: torch_cnn("channels_last"), ""),
+            f"samestep, {CORES} devices": (ours("shard_map"), SPLIT),
+            "samestep, 1 device": (ours("jit"), ""),
+            "PyTorch as installed": (theirs("eager"), ""),
+            f"PyTorch, {tuned[0]}": (theirs(tuned[1]), ""),
         }
     found: dict[str, tuple[Callable[[], Callable[[], float]], str]] = {"samestep": (samestep_dqn, "")}
     if options.purejaxrl is not None:
@@ -248,8 +283,9 @@ def main(arguments: list[str]) -> None:
             print(once(), flush=True)
         return
     figures = compete(options, arguments)
-    unit = "images/s" if options.what == "cnn" else "frames/s"
-    table = Table("contender", f"median {unit}", "least", "most", "ours is so many times that", title=options.what)
+    table = Table(
+        "contender", f"median {UNITS[options.what]}", "least", "most", "ours is so many times that", title=options.what
+    )
     ours = next(iter(figures.values()))
     for name, values in figures.items():
         ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))

@@ -46,12 +46,18 @@ def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, 
     Console().print(table)
 
 
+def measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The test metrics of a summary, and the numbers of its reports as if they were metrics of one seed."""
+    reports = {name: {"mean": x, "spread": None, "each": [x]} for name, x in result.get("reports", {}).items()}
+    return {**result["test"], **reports}
+
+
 def headlines(result: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]]:
     """The figures a run is known by, from its summary: (metric, "mean ± spread", published), as people read them.
 
     These are the published metrics, or `metric` where none is published.
     """
-    test, published = result["test"], result["published"]
+    test, published = measured(result), result["published"]
     return [
         (name, spread(test[name]), number(published.get(name)))
         for name in [*(name for name in published if name in test)] or [metric]

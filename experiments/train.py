@@ -2,7 +2,7 @@
 
 import sys
 
-from experiments.console import show, status
+from experiments.console import measured, show, status
 from research import config
 from research.run import train
 
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
 def _train(name: str, *arguments: str) -> None:
     result = train(name, config.parse(name, list(arguments)))
     title = f"{name}: test, {result['state']} State, step {result['step']}"
-    show(title, result["test"], {"published": result["published"]})
+    show(title, measured(result), {"published": result["published"]})
     print(f"{result['seconds']:.1f} s, {result['steps_per_second']:.4g} steps/s, {result['device']}")
 
 

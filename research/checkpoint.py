@@ -179,7 +179,8 @@ def restore(
 def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False) -> State:
     """`state` with the params of the newest (or best) checkpoint of another run, and the collections that match.
 
-    Raises Mistake where the params differ in structure, or nothing was saved.
+    Params that only one of them has (a head for another task) start afresh, which is told. Raises Mistake where params
+    of one name differ in shape, none are common, or nothing was saved.
     """
 
     def read(path: Path, manifest: Manifest) -> State:
@@ -187,8 +188,14 @@ def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best:
             return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
 
         here = _named(state)
-        chosen = under("params", here)
-        _check_same(path, under("params", manifest.leaves), chosen)
+        wanted, held = under("params", here), under("params", manifest.leaves)
+        chosen = {name: leaf for name, leaf in wanted.items() if name in held}
+        if not chosen:
+            raise Mistake(f"checkpoint {path} has none of these params: {', '.join(list(wanted)[:3])}, …")
+        _check_same(path, {name: held[name] for name in chosen}, chosen)
+        fresh = [name for name in wanted if name not in held]
+        if fresh:
+            warn(f"{path} does not have {', '.join(fresh)}: they start afresh")
         for collection in (f"collections/{name}" for name in state.collections):
             if not _differences(under(collection, manifest.leaves), under(collection, here)):
                 chosen |= under(collection, here)

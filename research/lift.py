@@ -49,6 +49,11 @@ def seeds(learner: Learner) -> Learner:
     )
 
 
+def first(state: State, tree: Tree) -> Tree:
+    """`tree`, of `state`, on one device; where the State has the axis of `seeds`, the first seed's."""
+    return jax.device_put(jax.tree.map(lambda x: x[0] if state.key.ndim else x, jax.device_get(tree)))
+
+
 def averaged(learner: Learner, decay: float) -> Learner:
     """Evaluate an exponential moving average of the weights, kept in collections["average"].
 

@@ -82,6 +82,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     where = place(command.place, seeds=command.seeds is not None)
     check_divisible(experiment, where)
     feeds = experiment.feeds()
+    workdir.keep(directory, feeds.kept)
     learner, key = _learner(experiment, command.seeds, where.axis)
 
     abstract = jax.eval_shape(learner.init, key)
@@ -89,7 +90,8 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     found = checkpoint.restore(directory / "checkpoints", abstract, log.warn)
     step, state = found or (0, jax.jit(learner.init)(key))
     if found is None and command.init_from is not None:
-        state = checkpoint.init_from(command.init_from / "checkpoints", state)
+        workdir.check_kept(command.init_from, feeds.kept)
+        state = checkpoint.init_from(command.init_from / "checkpoints", state, log.warn)
     log.cut(directory, step)
     scores = [score(line, run) for line in log.read(directory) if line["split"] == "validation"]
     state = where.put(state)

@@ -6,7 +6,7 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import jax
 
 from research import config, log
 from research.experiment import Experiment, Failure, Mistake
+from research.files import failing, replacing
 
 FORMAT = 1
 """Of a run's directory; one of another format is refused."""
@@ -75,6 +76,29 @@ def about(directory: Path) -> dict[str, Any] | None:
     return content
 
 
+def keep(directory: Path, texts: Mapping[str, str]) -> None:
+    """Writes the texts that a run's State says nothing without (`Feeds.kept`) to its directory, by file name.
+
+    Raises Mistake where another is there: then the data are not those that the run in `directory` was made with.
+    """
+    check_kept(directory, texts)
+    for name, text in texts.items():
+        if not (directory / name).exists():
+            with failing("write", directory / name), replacing(directory / name) as temporary:
+                temporary.write_text(text)
+
+
+def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
+    """Raises Mistake where the run in `directory` keeps another text of one of these names: another tokenizer."""
+    for name, text in texts.items():
+        path = directory / name
+        if path.exists() and path.read_bytes() != text.encode():
+            raise Mistake(
+                f"{path} is not the {path.stem} that this data makes, and the checkpoints there understand no other: "
+                "use the data (and the version of samestep) that the run was made with, or another --workdir"
+            )
+
+
 def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     versions = {}
     for package in PACKAGES:
@@ -127,6 +151,6 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
 def _clear(directory: Path) -> None:
     for part in ("checkpoints", "tensorboard"):
         shutil.rmtree(directory / part, ignore_errors=True)
-    for pattern in ("config.json", "summary.json", "metrics.jsonl", "*.png"):
+    for pattern in ("*.json", "metrics.jsonl", "*.png"):
         for path in directory.glob(pattern):
             path.unlink()

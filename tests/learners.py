@@ -3,14 +3,30 @@
 import dataclasses
 from typing import Any
 
+import flax.linen as nn
+import numpy as np
+
+from research.data import pairs, sentences
 from research.data.augment import Augment
 from research.data.images import Images
+from research.data.pairs import Pairs
+from research.data.sentences import Sentences
+from research.data.text import Text
+from research.data.unpaired import Unpaired
 from research.descend import Descent
 from research.envs.vector import Environment
 from research.experiment import Experiment, Run
 from research.learners.classify import Classify
+from research.learners.cyclegan import CycleGAN
 from research.learners.dqn import DQN
+from research.learners.gan import GAN
+from research.learners.language import Language
+from research.learners.masked import Masked
+from research.learners.sentences import ClassifyText
+from research.learners.translate import Translate
+from research.nets import lstm, transformer
 from research.nets.cnn import CNN, ResNet
+from research.nets.gan import Conv, DCGANDiscriminator, DCGANGenerator, DenseGenerator, PatchDiscriminator
 from research.nets.q import MLP
 from research.optim import Optimizer
 
@@ -52,11 +68,106 @@ def dqn(**changes: Any) -> DQN:
     return dataclasses.replace(config, **changes)
 
 
+def gan(**changes: Any) -> GAN:
+    """A tiny GAN of digits."""
+    config = GAN(
+        data=Images(name="digits", batch=32, evaluation_batch=40),
+        generator=DCGANGenerator(widths=(8, 4)),
+        discriminator=DCGANDiscriminator(widths=(4, 8), spectral=True),
+        latent=4,
+        average=0.9,
+        generator_optimizer=SGD,
+        discriminator_optimizer=SGD,
+        run=dataclasses.replace(RUN, metric="discriminator_loss"),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+class Translator(nn.Module):
+    """Two convolutions: CycleGAN's own generator takes a minute to compile, and the laws compile it ten times."""
+
+    @nn.compact
+    def __call__(self, images, train: bool = False):
+        """Images -> images, as `CycleGenerator`."""
+        x = nn.relu(Conv(3, 3)(images.transpose(3, 1, 2, 0), train))
+        return nn.tanh(Conv(images.shape[-1], 3)(x, train)).transpose(3, 1, 2, 0)
+
+
+RANDOM = np.random.default_rng(0)
+WORDS = [" ".join(RANDOM.choice(["red", "blue", "sun", "moon", "is", "not"], n)) for n in RANDOM.integers(2, 9, 80)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Moons(Sentences):
+    """Which sentences speak of the moon."""
+
+    def texts(self) -> sentences.Texts:
+        part = lambda some: (np.array(some, object), np.array(["moon" in text for text in some], np.int32))
+        return sentences.Texts(("no", "yes"), part(WORDS[:60]), None, part(WORDS[60:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Backwards(Pairs):
+    """The translation of a sentence has its words in the opposite order."""
+
+    def texts(self) -> pairs.Texts:
+        part = lambda some: [some, [" ".join(reversed(text.split())) for text in some]]
+        return pairs.Texts(part(WORDS[:60]), None, part(WORDS[60:]))
+
+
+TEXT = Text(name=__file__, context=8, batch=32, evaluation_batch=40)
+MOONS = Moons(vocabulary=40, lengths=(4, 8), batch=32, evaluation_batch=40)
+BACKWARDS = Backwards(vocabulary=290, lengths=(16, 32), batch=32, evaluation_batch=40)
+STACK = transformer.Stack(layers=2, width=8, heads=2)
+TEXT_RUN = Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min")
+SEQUENCES: dict[str, Experiment] = {
+    "transformer": Language(data=TEXT, net=transformer.LanguageModel(STACK), optimizer=SGD, run=TEXT_RUN),
+    "lstm": Language(data=TEXT, net=lstm.LanguageModel(width=8), optimizer=SGD, run=TEXT_RUN),
+    "masked": Masked(data=MOONS, net=transformer.MaskedModel(STACK), optimizer=SGD, run=TEXT_RUN),
+    "sentences": ClassifyText(
+        data=MOONS, net=lstm.Classifier(width=8, embedding=8, pairs=16), average=0.9, optimizer=SGD, run=TEXT_RUN
+    ),
+    "transformer classifier": ClassifyText(
+        data=MOONS,
+        net=transformer.Classifier(dataclasses.replace(STACK, positions="rotary", groups=1)),
+        optimizer=SGD,
+        run=TEXT_RUN,
+    ),
+    "translator": Translate(
+        data=BACKWARDS,
+        net=transformer.Translator(dataclasses.replace(STACK, positions="sinusoidal", remat=True, unroll=1)),
+        optimizer=SGD,
+        run=TEXT_RUN,
+    ),
+    "lstm translator": Translate(data=BACKWARDS, net=lstm.Translator(width=8), optimizer=SGD, run=TEXT_RUN),
+}
 EXPERIMENTS: dict[str, Experiment] = {
+    **SEQUENCES,
     "cnn": classify(),
     "plain cnn": classify(net=CNN(widths=(8,), depth=1, norm=False, hidden=8)),
     "resnet": classify(net=ResNet(widths=(4, 8), blocks=(1, 1), shortcut="project")),
     "averaged": classify(average=0.9),
     "clipped": classify(descent=Descent(clip=0.5), optimizer=dataclasses.replace(SGD, schedule="cosine", warmup=2)),
     "dqn": dqn(),
+    "gan": gan(),
+    "wgan_gp": gan(
+        generator=DenseGenerator(widths=(8,)),
+        discriminator=DCGANDiscriminator(widths=(4,), norm="none"),
+        conditional=True,
+        loss="wasserstein",
+        critic_updates=2,
+        gradient_penalty=10.0,
+        average=None,
+        discriminator_optimizer=dataclasses.replace(SGD, learning_rate=0.002),  # the penalty is steep
+    ),
+    "cyclegan": CycleGAN(
+        data=Unpaired(name="digits", classes=("3", "8"), batch=8, evaluation_batch=16),
+        generator=Translator(),
+        discriminator=PatchDiscriminator(widths=(4,)),
+        augment=Augment(flip=True),
+        pool=12,
+        generator_optimizer=SGD,
+        discriminator_optimizer=SGD,
+        run=dataclasses.replace(RUN, metric="cycle_error"),
+    ),
 }

@@ -199,8 +199,15 @@ def test_init_from_takes_params_and_the_collections_that_match(two):
     assert_same(found.collections["done"], at(200).collections["done"])
     assert_same(found.collections["batch_stats"], changed.collections["batch_stats"])
     assert_same(found._replace(params=(), collections={}), changed._replace(params=(), collections={}))
-    with pytest.raises(Mistake, match=r"params/dense/half is there only"):
-        init_from(two, fresh._replace(params={"dense": {"kernel": jnp.zeros((4, 3))}, "none": jnp.zeros((0, 2))}))
+    told = []
+    head = fresh._replace(params={"dense": {"kernel": jnp.zeros((4, 3))}, "head": jnp.ones(2)})
+    found = init_from(two, head, told.append)
+    assert_same(found.params, {"dense": {"kernel": at(200).params["dense"]["kernel"]}, "head": jnp.ones(2)})
+    assert len(told) == 1 and "does not have params/head: they start afresh" in told[0]
+    with pytest.raises(Mistake, match=r"params/dense/kernel is float32\[4,3\] there, float32\[4,5\] here"):
+        init_from(two, fresh._replace(params={"dense": {"kernel": jnp.zeros((4, 5))}}))
+    with pytest.raises(Mistake, match="has none of these params: params/other"):
+        init_from(two, fresh._replace(params={"other": jnp.zeros(2)}))
     with pytest.raises(Mistake, match=r"no checkpoint"):
         init_from(two / "missing", fresh)
 

@@ -14,6 +14,9 @@ CHUNK = 2
 CLOCKED = {"dqn": 2}
 """Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows."""
 
+GATHERED = {"cyclegan": {"all-gather"}}
+"""What a learner gathers besides: the pool of past images, the same on every device, gets the fakes of all."""
+
 
 @pytest.fixture(autouse=True, scope="module")
 def uncached():
@@ -42,8 +45,8 @@ def test_compiles(name, where, how):
     assert facts.devices == (8 if where == "v5e:2x4" else 1)
     assert 0 < facts.arguments < facts.memory < devices(where).memory
     assert facts.outputs < 2**16  # metrics: the State takes the place of the one donated
-    # Gradients and metrics are summed, and nothing is gathered: each device keeps its share.
-    assert set(facts.collectives) == ({"all-reduce"} if facts.devices > 1 else set())
+    # Gradients and metrics are summed, and nothing else is gathered: each device keeps its share.
+    assert set(facts.collectives) == ({"all-reduce"} | GATHERED.get(name, set()) if facts.devices > 1 else set())
     # The platform's branch of each convolution is chosen by then.
     assert operations(facts.hlo)["conditional"] == CLOCKED.get(name, 0)
     if isinstance(getattr(experiment, "net", None), CNN | ResNet):

@@ -15,9 +15,10 @@ from matplotlib.image import imread
 
 import research
 from experiments import console, demo, evaluate, plot, reproduce, train
-from research import config, reports
+from research import config
 from research.envs.vector import Environment
 from research.experiment import Failure
+from research.reports import episodes
 from research.state import Batch
 
 TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
@@ -199,7 +200,7 @@ def test_the_episode_is_the_one_that_is_judged(tmp_path):
 @pytest.mark.parametrize("frames", [2, 100])
 def test_episodes_of_every_kind_can_be_drawn(shape, frames, tmp_path):
     seen = np.random.default_rng(0).integers(0, 2, (frames, *shape)).astype(np.float32)
-    reports._draw_episode("mine:Corridor", seen, "title", tmp_path / "episode.png")
+    episodes._draw_episode("mine:Corridor", seen, "title", tmp_path / "episode.png")
     assert imread(tmp_path / "episode.png").std() > 0.01
 
 

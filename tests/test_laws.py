@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from learners import EXPERIMENTS
 
-from research.data.feed import Resident, prefetched
+from research.data.feed import prefetched
 from research.descend import Descent
 from research.lift import closed, many, seeds
 from research.place import place
+from research.state import Batch
 
 pytestmark = pytest.mark.parametrize("name", EXPERIMENTS)
 KEY = 20
@@ -34,7 +35,22 @@ def made(name: str, axis: str | None = None):
 
 
 def chunk(learner, axis, n):
-    return lambda state, feed: many(closed(learner.step, feed, axis), n)(state, None)
+    """n steps: (state, the resident feed, or the batches that `data` stacks)."""
+
+    def steps(state, data):
+        if isinstance(data, Batch):
+            return many(learner.step, n)(state, data)
+        return many(closed(learner.step, data, axis), n)(state, None)
+
+    return steps
+
+
+def data(target, feed, n, start=0):
+    """(what `chunk` takes in its place, the axis of its batches): the feed of n steps."""
+    if feed.resident:
+        return target.put_data(feed, None), None
+    stacked = jax.tree.map(lambda *x: np.stack(x), *(feed.batch_at(k) for k in range(start, start + n)))
+    return target.put_data(stacked, 1), 1
 
 
 @functools.cache
@@ -46,7 +62,8 @@ def run(name: str, where: str = "jit", seeded: bool = False, n: int = N):
     if seeded:
         learner, keys = seeds(learner), jax.vmap(jax.random.key)(jnp.arange(KEY, KEY + 3))
     state = target.put(jax.jit(learner.init)(keys))
-    state, metrics = target.train(chunk(learner, target.axis, n), None)(state, target.put_data(feeds.train, None))
+    fed, batch_axis = data(target, feeds.train, n)
+    state, metrics = target.train(chunk(learner, target.axis, n), batch_axis)(state, fed)
     judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
     return host(state), host(metrics), host(judged)
 
@@ -104,9 +121,8 @@ def test_scan_is_loop(name):
 
 
 def test_streamed_is_resident(name):
-    learner, feeds = made(name)
-    if not isinstance(feeds.train, Resident):
-        return
+    if not hasattr(getattr(EXPERIMENTS[name], "data", None), "feed"):
+        pytest.skip("its data live in one place alone")
     stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="stream"))
     target = place("shard_map")
     learner = stream.build(target.axis)
@@ -127,8 +143,9 @@ def test_traced_once_donated_and_without_transfers(name):
         traces.append(1)
         return chunk(learner, None, 2)(state, feed)
 
-    steps = target.train(counted, None)
-    state, feed = target.put(jax.jit(learner.init)(jax.random.key(0))), target.put_data(feeds.train, None)
+    feed, batch_axis = data(target, feeds.train, 2)
+    steps = target.train(counted, batch_axis)
+    state = target.put(jax.jit(learner.init)(jax.random.key(0)))
     with jax.transfer_guard("disallow"):
         for _ in range(3):
             given = state
@@ -142,12 +159,13 @@ def test_resume_is_exact(name):
     """2 x 2 steps with a copy of the State in between equal 4 steps, to the bit; see test_resume.py for processes."""
     learner, feeds = made(name)
     steps = jax.jit(chunk(learner, None, N // 2))
+    feed = lambda k: data(place("jit"), feeds.train, N // 2, k)[0]
     state = jax.jit(learner.init)(jax.random.key(KEY))
-    for _ in range(2):
-        state, _ = steps(jax.device_put(jax.device_get(state)), feeds.train)
+    for k in (0, N // 2):
+        state, _ = steps(jax.device_put(jax.device_get(state)), feed(k))
     other = jax.jit(learner.init)(jax.random.key(KEY))
-    for _ in range(2):
-        other, _ = steps(other, feeds.train)
+    for k in (0, N // 2):
+        other, _ = steps(other, feed(k))
     assert_same(host(state), host(other))
 
 
@@ -186,7 +204,7 @@ def test_microbatches(name):
         step = jax.jit(learner.step)
         for k in range(N):
             batch = experiment.feeds().train.batch_at(k)
-            if jax.tree.leaves(batch):
+            if jax.tree.leaves(batch):  # not of those that make their own data
                 batch = batch._replace(mask=(np.arange(batch.mask.size) < 11).astype(np.float32))
             state, _ = step(state, batch)
         states.append(host(state))

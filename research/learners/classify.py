@@ -7,22 +7,19 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research import reports
 from research.data.augment import Augment, augment
 from research.data.images import Images
-from research.descend import Descent
-from research.experiment import Feeds, Mistake, Report, Run
-from research.learners.supervised import supervised
-from research.lift import averaged
+from research.experiment import Feeds, Report
+from research.learners.supervised import Training
 from research.losses import classification
 from research.nets.cnn import CNN
 from research.network import forward
-from research.optim import Optimizer, optimizer, schedule
+from research.reports import images as reports
 from research.state import Learner, Tree
 
 
-@dataclass(frozen=True)
-class Classify:
+@dataclass(frozen=True, kw_only=True)
+class Classify(Training):
     """An experiment in image classification.
 
     Attributes:
@@ -30,51 +27,33 @@ class Classify:
         net: a Flax module: images -> logits, with a field `outputs` for the number of classes
         augment: what is done to training images
         smoothing: of the labels
-        average: decay of the averaged weights that are evaluated, None to evaluate the last ones
     """
 
     data: Images = field(default_factory=Images)
     net: nn.Module = field(default_factory=CNN)
     augment: Augment = field(default_factory=Augment)
     smoothing: float = 0.0
-    average: float | None = None
-    optimizer: Optimizer = field(default_factory=Optimizer)
-    descent: Descent = field(default_factory=Descent)
-    run: Run = field(default_factory=Run)
-
-    def __post_init__(self) -> None:
-        if self.data.batch % self.descent.micro:
-            raise Mistake(f"descent.micro={self.descent.micro} does not divide data.batch={self.data.batch}")
 
     def build(self, axis: str | None = None) -> Learner:
         """See `Experiment`."""
         images = self.data.spec()
         scaled = lambda pixels: pixels.astype(jnp.float32) / 255
         standardised = lambda pixels: (pixels - jnp.array(images.mean)) / jnp.array(images.std)
-        learner = supervised(
-            net=self.net.clone(outputs=images.classes),
-            example=jnp.zeros((1, *images.shape)),
-            criterion=classification(self.smoothing),
+        return self.learner(
+            self.net.clone(outputs=images.classes),
+            jnp.zeros((1, *images.shape)),
+            classification(self.smoothing),
             judge=classification(),
-            tx=optimizer(self.optimizer, self.run.steps),
-            rate=schedule(self.optimizer, self.run.steps),
-            prepare=lambda pixels: standardised(scaled(pixels)),
-            augment=lambda keys, pixels: standardised(augment(self.augment, keys, scaled(pixels))),
-            how=self.descent,
+            prepare=lambda batch: batch._replace(inputs=standardised(scaled(batch.inputs))),
+            augment=lambda keys, batch: batch._replace(
+                inputs=standardised(augment(self.augment, keys, scaled(batch.inputs)))
+            ),
             axis=axis,
         )
-        return learner if self.average is None else averaged(learner, self.average)
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
         return self.data.feeds()
-
-    def divisible(self) -> dict[str, int]:
-        """See `Experiment`."""
-        return {
-            "data.batch": self.data.batch // self.descent.micro,
-            "data.evaluation_batch": self.data.evaluation_batch,
-        }
 
     def logits(self, params: Tree, collections: dict[str, Tree], pixels: jax.Array) -> jax.Array:
         """What the net makes of images u8[batch, height, width, channels], as they are evaluated: [batch, classes]."""

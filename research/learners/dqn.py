@@ -23,7 +23,7 @@ from research.experiment import Feeds, Mistake, Report, Run, positive
 from research.nets.q import MLP
 from research.network import forward, initialise
 from research.optim import Optimizer, optimizer, schedule
-from research.reports import episode
+from research.reports.episodes import episode
 from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
 
 

@@ -1,6 +1,7 @@
 """Supervised learning: one `descend`. CNN, LSTM and Transformer differ in the net and the criterion alone."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import flax.linen as nn
@@ -9,9 +10,17 @@ import jax.numpy as jnp
 import optax
 
 from research.descend import Descent, descend
+from research.experiment import Mistake, Run
+from research.lift import averaged
 from research.losses import Criterion
 from research.network import forward, initialise, on_axis
+from research.optim import Optimizer, optimizer, schedule
 from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
+
+
+def unchanged(batch: Batch) -> Batch:
+    """The batch as it is fed is what the net reads."""
+    return batch
 
 
 def supervised(
@@ -21,8 +30,8 @@ def supervised(
     judge: Criterion,
     tx: optax.GradientTransformation,
     rate: optax.Schedule,
-    prepare: Callable[[Any], Any] = lambda inputs: inputs,
-    augment: Callable[[jax.Array, Any], Any] = lambda keys, inputs: inputs,
+    prepare: Callable[[Batch], Batch] = unchanged,
+    augment: Callable[[jax.Array, Batch], Batch] = lambda keys, batch: batch,
     how: Descent = Descent(),
     axis: str | None = None,
 ) -> Learner:
@@ -30,7 +39,7 @@ def supervised(
 
     example    inputs like those of a batch, prepared, leaves [1, ...]
     judge      the criterion of evaluation
-    prepare    a batch's inputs -> the net's inputs
+    prepare    a batch as it is fed -> as the net and the criterion read it
     augment    the same for training, with a key for each example, [batch]
     tx, rate   the optimizer, and its learning rate by step (for the log)
     """
@@ -48,14 +57,13 @@ def supervised(
         return value, (collections, metrics)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        inputs = augment(each(stream(state, "augment"), batch.index), batch.inputs)
         params, opt_state, collections, metrics = descend(
             loss,
             tx,
             state.params,
             state.opt_state,
             state.collections,
-            batch._replace(inputs=inputs),
+            augment(each(stream(state, "augment"), batch.index), batch),
             stream(state, "dropout"),
             how,
             axis,
@@ -64,8 +72,49 @@ def supervised(
         return State(state.step + 1, state.key, params, opt_state, collections, state.world), metrics
 
     def evaluate(state: State, batch: Batch) -> Metrics:
-        outputs, _ = forward(net, state.params, state.collections, prepare(batch.inputs))
+        batch = prepare(batch)
+        outputs, _ = forward(net, state.params, state.collections, batch.inputs)
         value, metrics = judge(outputs, batch.targets, batch.mask)
         return {"loss": value, **metrics}
 
     return Learner(init, step, evaluate)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """What all supervised experiments have in common; each says what its data and its net are.
+
+    Attributes:
+        average: decay of the averaged weights that are evaluated, None to evaluate the last ones
+    """
+
+    data: Any
+    net: Any
+    average: float | None = None
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    descent: Descent = field(default_factory=Descent)
+    run: Run = field(default_factory=Run)
+
+    def __post_init__(self) -> None:
+        if self.data.batch % self.descent.micro:
+            raise Mistake(f"descent.micro={self.descent.micro} does not divide data.batch={self.data.batch}")
+
+    def learner(self, net: nn.Module, example: Any, criterion: Criterion, **options: Any) -> Learner:
+        """`supervised` with this optimizer, and averaging; the options are its own."""
+        learner = supervised(
+            net=net,
+            example=example,
+            criterion=criterion,
+            tx=optimizer(self.optimizer, self.run.steps),
+            rate=schedule(self.optimizer, self.run.steps),
+            how=self.descent,
+            **options,
+        )
+        return learner if self.average is None else averaged(learner, self.average)
+
+    def divisible(self) -> dict[str, int]:
+        """See `Experiment`."""
+        return {
+            "data.batch": self.data.batch // self.descent.micro,
+            "data.evaluation_batch": self.data.evaluation_batch,
+        }

@@ -96,6 +96,40 @@ def _patches(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
     return y.reshape(features, tall, wide, -1)
 
 
+def transposed(x: jax.Array, w: jax.Array) -> jax.Array:
+    """The transposed convolution of stride 2 that doubles an image: its pixel (y, x) is added to those around (2y, 2x).
+
+    x [channels, height, width, batch] with w [k, k, channels, features], k = 3 or 4, to [features, 2 height, 2 width,
+    batch]: tap t of a pixel y goes to 2y + t - 1. On the CPU it is one matrix product, and the taps added up.
+    """
+    if w.shape[:2] not in ((3, 3), (4, 4)):
+        raise ValueError(f"kernels of side 3 or 4 expected, not {w.shape[:2]}")
+    return lax.platform_dependent(x, w, cpu=_overlapped, default=_dilated)
+
+
+def _dilated(x: jax.Array, w: jax.Array) -> jax.Array:
+    pads = ((w.shape[0] - 2, 2),) * 2
+    dimensions = ("CHWN", "HWIO", "CHWN")
+    return lax.conv_general_dilated(x, w[::-1, ::-1], (1, 1), pads, (2, 2), dimension_numbers=dimensions)
+
+
+def _overlapped(x: jax.Array, w: jax.Array) -> jax.Array:
+    kernel, (_, height, width, batch), features = w.shape[0], x.shape, w.shape[3]
+    taps = w.transpose(0, 1, 3, 2).reshape(-1, x.shape[0]) @ x.reshape(x.shape[0], -1)
+    taps = taps.reshape(kernel, kernel, features, height, width, batch)
+
+    def added(parts: jax.Array, axis: int) -> jax.Array:
+        """The taps [kernel, ...], added up along `axis`, which doubles."""
+        before = lambda part, n: jnp.pad(part, [(n, 1 - n) if k == axis else (0, 0) for k in range(part.ndim)])
+        even = before(parts[0], 0) + before(parts[2], 1)
+        odd = before(parts[1], 0) + (before(parts[3], 1) if kernel == 4 else 0)
+        both = jnp.stack([even, odd], axis + 1)
+        both = both.reshape(*even.shape[:axis], -1, *even.shape[axis + 1 :])
+        return lax.slice_in_dim(both, 1, both.shape[axis] - 1, axis=axis)
+
+    return added(added(taps, 2), 2)
+
+
 # Winograd's F(4x4, 3x3): Lavin & Gray 2016, "Fast algorithms for convolutional neural networks" (arXiv:1509.09308).
 # Y = A^T [(G w G^T) * (B^T d B)] A for each tile d of 6x6 pixels, which overlap by 2, and its 4x4 of the output.
 _BT = np.array(

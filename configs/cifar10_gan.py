@@ -1,0 +1,42 @@
+"""CIFAR-10 by residual nets with spectral normalisation and the hinge loss: for a GPU or TPU.
+
+Paper: Miyato, Kataoka, Koyama & Yoshida 2018, "Spectral normalization for generative adversarial networks"
+(arXiv:1802.05957), its residual nets: five critic updates a step, Adam at 0.0002 falling to 0. The generator's batch
+is the discriminator's here, 64, where the paper doubles it.
+
+    python -m experiments.train cifar10_resnet20
+    python -m experiments.train cifar10_gan --judge runs/cifar10_resnet20
+
+With a judge, samples are compared with the data on the features of that classifier. Such an FID is not Inception's, in
+which published ones are: it is to be read beside that of the test images, the floor. With --conditional both nets
+read the label (Miyato & Koyama 2018, arXiv:1802.05637).
+
+Expected: not trained by us yet, for want of a device.
+Measured: not measured yet.
+"""
+
+from research.data.images import Images
+from research.experiment import Run
+from research.learners.gan import GAN
+from research.nets.gan import ResidualDiscriminator, ResidualGenerator
+from research.optim import Optimizer
+
+ADAM = Optimizer(learning_rate=2e-4, b1=0.0, b2=0.9, schedule="linear")
+
+
+def config() -> GAN:
+    """The experiment."""
+    return GAN(
+        data=Images(name="cifar10", batch=64, validation=0.02),
+        generator=ResidualGenerator(widths=(256, 256, 256)),
+        discriminator=ResidualDiscriminator(widths=(128, 128, 128, 128)),
+        latent=128,
+        loss="hinge",
+        critic_updates=5,
+        average=0.9999,
+        generator_optimizer=ADAM,
+        discriminator_optimizer=ADAM,
+        run=Run(
+            steps=100_000, chunk=100, evaluate_every=5000, save_every=5000, metric="discriminator_loss", goal="min"
+        ),
+    )

@@ -1,0 +1,29 @@
+"""IMDb's film reviews, liked or not, by a Transformer; fine-tuned where `imdb_masked` has trained it beforehand.
+
+Maas et al. 2011, "Learning word vectors for sentiment analysis". bentrevett/pytorch-sentiment-analysis has .933 by
+BERT, which has read far more than these reviews.
+
+    python -m experiments.train imdb_masked
+    python -m experiments.train imdb_transformer --init-from runs/imdb_masked
+
+Expected: not measured yet.
+"""
+
+from research.data.sentences import Sentences
+from research.descend import Descent
+from research.experiment import Run
+from research.learners.sentences import ClassifyText
+from research.nets.transformer import Classifier, Stack
+from research.optim import Optimizer
+
+
+def config() -> ClassifyText:
+    """The experiment."""
+    return ClassifyText(
+        data=Sentences(name="imdb_reviews", vocabulary=20_000, lengths=(128, 256, 400), batch=64, validation=0.05),
+        net=Classifier(Stack(layers=3, width=128, heads=4, positions="rotary", dropout=0.1), dropout=0.3),
+        average=0.998,
+        optimizer=Optimizer(learning_rate=5e-4, schedule="linear", warmup=100, weight_decay=0.01, b2=0.98),
+        descent=Descent(clip=1.0),
+        run=Run(steps=1100, chunk=20, evaluate_every=220, save_every=220, published=(("accuracy", 0.933),)),
+    )

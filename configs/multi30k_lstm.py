@@ -1,0 +1,38 @@
+"""Multi30k, English to German, by an LSTM that attends to its encoder.
+
+Luong, Pham & Manning 2015 (arXiv:1508.04025) in small; `--net.attention bahdanau` is Bahdanau, Cho & Bengio's 2015
+(arXiv:1409.0473). bentrevett/pytorch-seq2seq has 28.3 BLEU with attention, German to English, another tokenisation.
+
+    python -m experiments.train multi30k_lstm
+
+Expected: at least 31 BLEU on test_2016_flickr (sacrebleu, cased, detokenised), beam 5.
+Measured: not yet.
+"""
+
+from research.data.pairs import Pairs
+from research.descend import Descent
+from research.experiment import Run
+from research.learners.translate import Translate
+from research.nets.lstm import Translator
+from research.optim import Optimizer
+
+
+def config() -> Translate:
+    """The experiment."""
+    return Translate(
+        data=Pairs(name="multi30k", source="en", target="de", vocabulary=6000, batch=128, evaluation_batch=200),
+        net=Translator(layers=1, width=256, attention="luong", dropout=0.4),
+        smoothing=0.1,
+        average=0.998,
+        optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=100, weight_decay=0.01, b2=0.98),
+        descent=Descent(clip=1.0),
+        run=Run(
+            steps=2500,
+            chunk=10,
+            evaluate_every=500,
+            save_every=250,
+            metric="loss",
+            goal="min",
+            published=(("bleu", 28.3),),
+        ),
+    )

@@ -1,0 +1,28 @@
+"""Tiny Shakespeare by a character LSTM.
+
+After Karpathy's char-rnn (2015): LSTMs of 2 or 3 layers with dropout. It states no figure for this text; its README's
+example of a file name has a validation loss of 1.3950 nats per character. `test` is the last tenth of the text.
+
+    python -m experiments.train shakespeare_lstm
+
+Expected: a test loss below 1.55.
+Measured: not yet.
+"""
+
+from research.data.text import Text
+from research.descend import Descent
+from research.experiment import Run
+from research.learners.language import Language
+from research.nets.lstm import LanguageModel
+from research.optim import Optimizer
+
+
+def config() -> Language:
+    """The experiment."""
+    return Language(
+        data=Text(name="tiny_shakespeare", context=96, batch=64, evaluation_batch=64, validation=0.02),
+        net=LanguageModel(layers=2, width=256, embedding=64, dropout=0.3),
+        optimizer=Optimizer(learning_rate=4e-3, schedule="cosine", warmup=100, weight_decay=0.01, b2=0.99),
+        descent=Descent(clip=1.0),
+        run=Run(steps=3000, chunk=50, evaluate_every=500, save_every=500, metric="loss", goal="min"),
+    )

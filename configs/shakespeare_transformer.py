@@ -1,0 +1,37 @@
+"""Tiny Shakespeare by a character Transformer of 10.7 M parameters, nanoGPT's setting for a GPU.
+
+Karpathy's nanoGPT (config/train_shakespeare_char.py): 6 layers, 6 heads, 384 wide, block 256, batch 64, 5,000 steps,
+dropout 0.2: a validation loss of 1.4697 nats per character at its best, in 3 minutes on an A100.
+
+    python -m experiments.train shakespeare_transformer --descent.dtype bfloat16
+
+Expected: a best test loss of at most 1.4697, on a GPU.
+Measured: not yet; nobody here had one.
+"""
+
+from research.data.text import Text
+from research.descend import Descent
+from research.experiment import Run
+from research.learners.language import Language
+from research.nets.transformer import LanguageModel, Stack
+from research.optim import Optimizer
+
+
+def config() -> Language:
+    """The experiment."""
+    return Language(
+        data=Text(name="tiny_shakespeare", context=256, batch=64, evaluation_batch=64, validation=0.02),
+        net=LanguageModel(Stack(layers=6, width=384, heads=6, bias=False, dropout=0.2)),
+        optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.1, b2=0.99),
+        descent=Descent(clip=1.0),
+        run=Run(
+            steps=5000,
+            chunk=50,
+            evaluate_every=250,
+            save_every=250,
+            metric="loss",
+            goal="min",
+            final="best",
+            published=(("loss", 1.4697),),
+        ),
+    )

@@ -1,0 +1,36 @@
+"""Tiny Shakespeare by a character Transformer of 0.8 M parameters, nanoGPT's setting for a CPU.
+
+Karpathy's nanoGPT (README, "I only have a macbook"): 4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 steps,
+no dropout: a validation loss of 1.88 nats per character. Its validation data are `test` here, all of them.
+
+    python -m experiments.train shakespeare_transformer_small --seeds 3
+
+Expected: a test loss of at most 1.88, median of 3 seeds.
+Measured: not yet.
+"""
+
+from research.data.text import Text
+from research.descend import Descent
+from research.experiment import Run
+from research.learners.language import Language
+from research.nets.transformer import LanguageModel, Stack
+from research.optim import Optimizer
+
+
+def config() -> Language:
+    """The experiment."""
+    return Language(
+        data=Text(name="tiny_shakespeare", context=64, batch=12, evaluation_batch=64, validation=0.02),
+        net=LanguageModel(Stack(layers=4, width=128, heads=4, bias=False)),
+        optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.1, b2=0.99),
+        descent=Descent(clip=1.0),
+        run=Run(
+            steps=2000,
+            chunk=100,
+            evaluate_every=500,
+            save_every=500,
+            metric="loss",
+            goal="min",
+            published=(("loss", 1.88),),
+        ),
+    )

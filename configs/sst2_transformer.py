@@ -1,0 +1,28 @@
+"""SST-2, film critics' sentences, positive or negative, by a small Transformer from scratch.
+
+Socher et al. 2013, "Recursive deep models for semantic compositionality over a sentiment treebank": 85.4 %, with the
+labels of every phrase besides. Here the 6,920 whole sentences alone.
+
+    python -m experiments.train sst2_transformer --seeds 3
+
+Expected: not measured yet.
+"""
+
+from research.data.sentences import Sentences
+from research.descend import Descent
+from research.experiment import Run
+from research.learners.sentences import ClassifyText
+from research.nets.transformer import Classifier, Stack
+from research.optim import Optimizer
+
+
+def config() -> ClassifyText:
+    """The experiment."""
+    return ClassifyText(
+        data=Sentences(name="sst2", vocabulary=10_000, lengths=(16, 32, 56), batch=64),
+        net=Classifier(Stack(layers=2, width=64, heads=4, positions="rotary", dropout=0.3), dropout=0.5),
+        average=0.99,
+        optimizer=Optimizer(learning_rate=1e-3, schedule="linear", warmup=50, weight_decay=0.1, b2=0.98),
+        descent=Descent(clip=1.0),
+        run=Run(steps=600, chunk=20, evaluate_every=100, save_every=300, published=(("accuracy", 0.854),)),
+    )

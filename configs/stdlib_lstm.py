@@ -1,0 +1,27 @@
+"""The source text of Python's standard library by a character LSTM: on every machine, nothing to download.
+
+    python -m experiments.train stdlib_lstm
+    python -m experiments.sample runs/stdlib_lstm --prompt "def "
+
+The text is that of the Python it runs on, so that figures of different versions differ a little.
+
+Expected: not measured yet.
+"""
+
+from research.data.text import Text
+from research.descend import Descent
+from research.experiment import Run
+from research.learners.language import Language
+from research.nets.lstm import LanguageModel
+from research.optim import Optimizer
+
+
+def config() -> Language:
+    """The experiment."""
+    return Language(
+        data=Text(name="stdlib", context=64, batch=64, evaluation_batch=64, limit=2_000_000),
+        net=LanguageModel(layers=1, width=192, embedding=64),
+        optimizer=Optimizer(learning_rate=8e-3, schedule="linear", warmup=20, b2=0.99),
+        descent=Descent(clip=1.0),
+        run=Run(steps=500, chunk=25, evaluate_every=250, save_every=250, metric="loss", goal="min"),
+    )

@@ -1,0 +1,27 @@
+"""The source text of Python's standard library by a character Transformer: on every machine, nothing to download.
+
+    python -m experiments.train stdlib_transformer
+    python -m experiments.sample runs/stdlib_transformer --prompt "def "
+
+The text is that of the Python it runs on, so that figures of different versions differ a little.
+
+Expected: not measured yet.
+"""
+
+from research.data.text import Text
+from research.descend import Descent
+from research.experiment import Run
+from research.learners.language import Language
+from research.nets.transformer import LanguageModel, Stack
+from research.optim import Optimizer
+
+
+def config() -> Language:
+    """The experiment."""
+    return Language(
+        data=Text(name="stdlib", context=128, batch=16, evaluation_batch=64, limit=2_000_000),
+        net=LanguageModel(Stack(layers=3, width=128, heads=4, positions="rotary", bias=False)),
+        optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=50, weight_decay=0.1, b2=0.99),
+        descent=Descent(clip=1.0),
+        run=Run(steps=500, chunk=25, evaluate_every=250, save_every=250, metric="loss", goal="min"),
+    )

@@ -1,0 +1,117 @@
+"""Go on with a text, or translate it, by a trained net: python -m experiments.sample DIR --prompt TEXT."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+import research
+from experiments.console import status
+from research import workdir
+from research.data.tokens import EOS
+from research.experiment import Mistake
+from research.generate import Sampling, beam_search, sample
+from research.learners.language import Language
+from research.learners.translate import Translate
+from research.reports.text import weights, words
+from research.state import State
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `experiments.sample` is told.
+
+    Attributes:
+        directory: of the run
+        prompt: the text to go on with, or to translate
+        length: tokens to write; a translation ends by itself
+        temperature: below 1 the likely becomes likelier; 0 writes the likeliest
+        top_k: draw from the k likeliest tokens alone; 0: from all
+        top_p: draw from the likeliest tokens that have this probability together
+        seed: of what is drawn
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional]
+    prompt: str = "\n"
+    length: int = 500
+    temperature: float = 0.8
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.length < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise Mistake("expected --length 1 or more, --temperature and --top-k 0 or more, --top-p from 0 to 1")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`."""
+    return status(lambda: _write(arguments))
+
+
+def _write(arguments: list[str]) -> None:
+    options = tyro.cli(Options, args=arguments, prog="python -m experiments.sample", description=__doc__)
+    experiment, _, state = research.load(options.directory)
+    if not isinstance(experiment, Language | Translate):
+        raise Mistake(f"{options.directory} is no run of a language model or a translator: it can't write")
+    workdir.check_kept(options.directory, experiment.feeds().kept)
+    if isinstance(experiment, Translate):
+        print(translated(experiment, state, options.prompt))
+        return
+    print(options.prompt, end="", flush=True)
+    for piece in written(experiment, state, options):
+        print(piece, end="", flush=True)
+    print()
+
+
+def written(experiment: Language, state: State, options: Options) -> Iterator[str]:
+    """What goes on from the prompt, piece by piece: when the context is full, its second half begins the next one.
+
+    Raises Mistake where the prompt has characters that the vocabulary lacks, or more tokens than the context holds.
+    """
+    net, tokenizer, context = experiment.model(), experiment.data.spec().tokenizer, experiment.data.context
+    if tokenizer is None:
+        raise Mistake("this net was trained on numbers, without a tokenizer: it can't write")
+    tokens = tokenizer.encode(options.prompt)
+    if not 0 < tokens.size < context:
+        raise Mistake(f"expected a --prompt of 1 to {context - 1} tokens, less than the context: not {tokens.size}")
+    params, key = weights(state), jax.random.key(options.seed)
+    how = Sampling(options.temperature, options.top_k, options.top_p)
+    done, shown = tokens.size, tokenizer.decode(tokens)
+    while tokens.size < done + options.length:
+        window = tokens if tokens.size < context else tokens[-(context // 2) :]
+        piece = sample(
+            net, params, jnp.asarray(window)[None], jax.random.fold_in(key, tokens.size), context - len(window), how
+        )
+        tokens = np.concatenate([tokens, np.asarray(piece[0])])[: done + options.length]
+        # All of it, since a character may be of several tokens; the last one may not be whole yet.
+        text = tokenizer.decode(tokens).rstrip("\ufffd")
+        yield text[len(shown) :]
+        shown = text
+
+
+def translated(experiment: Translate, state: State, text: str) -> str:
+    """The likeliest translation that a beam search finds. Raises Mistake where the text is too long."""
+    pairs = experiment.data.spec()
+    tokens = np.append(pairs.tokenizer.encode(text), EOS)
+    if tokens.size > pairs.length:
+        raise Mistake(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
+    found, _ = beam_search(
+        experiment.model(),
+        weights(state),
+        jnp.asarray(tokens, jnp.int32)[None],
+        pairs.length,
+        experiment.beams,
+        experiment.penalty,
+    )
+    return pairs.tokenizer.decode(words(np.asarray(found[0, 0])))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,129 @@
+"""Two sets of images without pairs, to translate between: two classes of a labelled set, or a set of CycleGAN's."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax import struct
+
+from research.data import images, tfds
+from research.data.feed import FeedName, feeds
+from research.experiment import Feed, Feeds, Mistake, positive
+from research.state import Batch
+
+CYCLE_GAN = "cycle_gan/"
+"""How the names of TensorFlow Datasets' sets start that have the splits trainA, trainB, testA and testB."""
+
+
+class Domains(NamedTuple):
+    """The images of the two sets X and Y, u8[examples, height, width, channels]."""
+
+    train_x: np.ndarray
+    train_y: np.ndarray
+    test_x: np.ndarray
+    test_y: np.ndarray
+
+
+@dataclass(frozen=True)
+class Unpaired:
+    """Images of two sets, X and Y; inputs (u8[batch, h, w, c] of X, the same of Y), targets (f32[batch], f32[batch]).
+
+    The targets are each set's own mask: where one has run out, in evaluation, the other goes on.
+
+    Attributes:
+        name: a set of labelled images, see `Images`; or one of TensorFlow Datasets' cycle_gan, as cycle_gan/horse2zebra
+        classes: which of its classes are X and Y, by name; A and B of cycle_gan
+        dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
+        batch: global batch of training, of each set
+        evaluation_batch: of validation and test
+        validation: fraction of the training examples to validate on, carved out by a shuffle; at least one of each
+        seed: of that split, and of the order of training
+        feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
+    """
+
+    name: str = "cifar10"
+    classes: tuple[str, str] = ("automobile", "truck")
+    dir: str | None = None
+    batch: int = 1
+    evaluation_batch: int = 64
+    validation: float = 0.05
+    seed: int = 0
+    feed: FeedName = "resident"
+
+    def __post_init__(self) -> None:
+        positive(self, "data", "batch", "evaluation_batch")
+        if not 0 < self.validation < 1:
+            raise Mistake(f"data.validation is a fraction between 0 and 1, not {self.validation}")
+        if self.classes[0] == self.classes[1]:
+            raise Mistake(f"data.classes must be two, not {self.classes[0]} twice")
+
+    def arrays(self) -> Domains:
+        """The images. Raises Mistake where they aren't there, Failure where damaged."""
+        dir = tfds.directory(self.dir)
+        return splits(self.name, dir) if self.name.startswith(CYCLE_GAN) else labelled(self.name, self.classes, dir)
+
+    def feeds(self) -> Feeds:
+        """What a run reads. Raises as `arrays` does."""
+        data = self.arrays()
+        x, y = (
+            feeds(
+                (train, ()), (test, ()), self.batch, self.evaluation_batch, self.validation, self.seed + at, self.feed
+            )
+            for at, (train, test) in enumerate(((data.train_x, data.test_x), (data.train_y, data.test_y)))
+        )
+        train = Both(x.train, y.train, self.feed == "resident")
+        return Feeds(train, beside(x.validation, y.validation), beside(x.test, y.test))
+
+
+@struct.dataclass
+class Both:
+    """Training data of two feeds, whose orders have nothing to do with one another; see `Unpaired`."""
+
+    x: Feed
+    y: Feed
+    resident: bool = struct.field(pytree_node=False)
+
+    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+        """The global batch of a step (or a share of it); `index` is that of X."""
+        return both(self.x.batch_at(step, share), self.y.batch_at(step, share))
+
+
+def both(x: Batch, y: Batch) -> Batch:
+    """One batch of two, side by side."""
+    return Batch(x.index, x.mask, (x.inputs, y.inputs), (x.mask, y.mask))
+
+
+def beside(x: Sequence[Batch], y: Sequence[Batch]) -> list[Batch]:
+    """Evaluation batches side by side; where one set has no more, its last batch stands there, masked."""
+    gone = lambda batch: batch._replace(mask=np.zeros_like(batch.mask))
+    return [both(a or gone(x[-1]), b or gone(y[-1])) for a, b in zip_longest(x, y)]
+
+
+def labelled(name: str, classes: tuple[str, str], dir: str | None) -> Domains:
+    """Two classes of a labelled set. Raises Mistake where it has no such class."""
+    data = images.arrays(name, dir)
+    for wanted in classes:
+        if wanted not in data.names:
+            near = difflib.get_close_matches(wanted, data.names, 1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(data.names)}"
+            raise Mistake(f"data.classes: {name} has no class {wanted}: {hint}")
+    x, y = (data.names.index(wanted) for wanted in classes)
+    train = [data.train_images[data.train_labels == label] for label in (x, y)]
+    return Domains(*train, *(data.test_images[data.test_labels == label] for label in (x, y)))
+
+
+@tfds.quiet()
+def splits(name: str, dir: str | None) -> Domains:
+    """The splits trainA, trainB, testA and testB of a set prepared by TensorFlow Datasets."""
+    builder = tfds.builder(name, dir, None)
+    read = lambda split: images._decoded(
+        tfds.source(builder, name, split), f"data.name {name}, split {split}", builder.data_path
+    )[0]
+    found = Domains(*(read(split) for split in ("trainA", "trainB", "testA", "testB")))
+    shapes = sorted({part.shape[1:] for part in found})
+    if len(shapes) > 1:
+        raise Mistake(f"data.name {name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
+    return found

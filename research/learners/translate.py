@@ -1,0 +1,66 @@
+"""Translation: `supervised` with the label-smoothed cross-entropy of each next word of the target."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from research.data.pairs import Pairs
+from research.data.tokens import PAD
+from research.experiment import Feeds, Report
+from research.learners.supervised import Training
+from research.losses import tokens
+from research.nets import transformer
+from research.network import filled
+from research.reports import text as reports
+from research.state import Learner
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translate(Training):
+    """An experiment in translation.
+
+    Attributes:
+        data: the pairs of sentences
+        net: a Flax module: (source, target so far), each i32[batch, time] -> logits [batch, time, outputs]
+        smoothing: of the targets
+        beams: translations kept at each step of the search
+        penalty: of short translations: scores are divided by ((5 + length) / 6) ** penalty
+    """
+
+    data: Pairs = field(default_factory=Pairs)
+    net: nn.Module = field(default_factory=transformer.Translator)
+    smoothing: float = 0.1
+    beams: int = 5
+    penalty: float = 1.0
+
+    def model(self) -> nn.Module:
+        """The net, with what the data fill in."""
+        pairs = self.data.spec()
+        return filled(self.net, outputs=pairs.tokenizer.size, context=pairs.length)
+
+    def build(self, axis: str | None = None) -> Learner:
+        """See `Experiment`."""
+        words = jnp.zeros((1, self.data.spec().length), jnp.int32)
+        criterion = tokens(ignored=PAD, smoothing=self.smoothing)
+        return self.learner(self.model(), (words, words), criterion, judge=tokens(ignored=PAD), axis=axis)
+
+    def feeds(self) -> Feeds:
+        """See `Experiment`."""
+        return self.data.feeds(self.run.chunk)
+
+    def reports(self) -> Iterable[Report]:
+        """See `Experiment`."""
+        pairs, data = self.data.spec(), self.data
+        return (
+            reports.translation(
+                self.model(),
+                pairs.tokenizer,
+                pairs.length,
+                self.beams,
+                self.penalty,
+                data.sources(),
+                data.references(),
+            ),
+        )

@@ -1,0 +1,261 @@
+"""Reports of what generators make: sample grids, interpolations, translations, and how a classifier judges samples.
+
+Of several seeds, they are of the first.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import research
+from research import log, plot
+from research.data.images import Images
+from research.data.unpaired import Unpaired
+from research.experiment import Feeds, Mistake, Report
+from research.files import write_json
+from research.lift import first
+from research.measures import fid, kid, precision_recall
+from research.state import State, Tree
+
+Samples = Callable[[Tree, dict[str, Tree], jax.Array, jax.Array], jax.Array]
+"""(params, collections, noise f32[batch, latent], labels i32[batch]) -> images [batch, h, w, c] in [-1, 1]."""
+
+Translate = Callable[[Tree, jax.Array, bool], jax.Array]
+"""(params, u8[batch, h, w, c], whether from X to Y) -> images in [-1, 1]."""
+
+ROWS, COLUMNS = 8, 10
+"""Of samples.png and interpolations.png."""
+
+BATCH = 250
+"""Images that are computed at a time."""
+
+
+def pixels(images: jax.Array) -> np.ndarray:
+    """Images in [-1, 1] -> u8."""
+    return np.asarray(jnp.round((images + 1) * 127.5).clip(0, 255).astype(jnp.uint8))
+
+
+def samples(generate: Samples, latent: int, classes: int) -> Report:
+    """samples.png: the same noise and, where the generator reads them, the same labels, whatever run it is."""
+    generate = jax.jit(generate)
+
+    def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
+        weights = first(state, (state.params, state.collections))
+        made = pixels(generate(*weights, *drawn(0, ROWS * COLUMNS, latent, classes)))
+        plot.image_grid(made, None, directory / "samples.png", columns=COLUMNS)
+        return {}
+
+    return report
+
+
+def interpolations(generate: Samples, latent: int, classes: int) -> Report:
+    """interpolations.png: in each row the noise goes along a circle from one draw to another; the label stays."""
+    generate = jax.jit(generate)
+
+    def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
+        start, labels = drawn(1, ROWS, latent, classes)
+        end, _ = drawn(2, ROWS, latent, classes)
+        angle = jnp.linspace(0, jnp.pi / 2, COLUMNS)[None, :, None]
+        # As normal all the way: cos² + sin² = 1.
+        noise = jnp.cos(angle) * start[:, None] + jnp.sin(angle) * end[:, None]
+        weights = first(state, (state.params, state.collections))
+        made = pixels(generate(*weights, noise.reshape(-1, latent), jnp.repeat(labels, COLUMNS)))
+        plot.image_grid(made, None, directory / "interpolations.png", columns=COLUMNS)
+        return {}
+
+    return report
+
+
+def drawn(seed: int, count: int, latent: int, classes: int) -> tuple[jax.Array, jax.Array]:
+    """Noise f32[count, latent] and labels i32[count], which take turns."""
+    return jax.random.normal(jax.random.key(seed), (count, latent)), jnp.arange(count) % classes
+
+
+class Judge(NamedTuple):
+    """A trained classifier that judges images.
+
+    read        u8[images, h, w, c] -> features f32[images, dimensions], probabilities f32[images, classes]
+    layer       the one whose input the features are: its last
+    dimensions  of the features
+    names       of its classes
+    sha256      of its weights, in hexadecimal
+    """
+
+    read: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+    layer: str
+    dimensions: int
+    names: tuple[str, ...]
+    sha256: str
+
+
+def judge(directory: str, sha256: str | None, shape: tuple[int, ...]) -> Judge:
+    """The classifier of the finished run in `directory`, for images of `shape` (height, width, channels).
+
+    sha256: of its weights, or as many of its first digits as one likes; None for any. Raises Mistake where they are
+    others, or the run is not of a classifier of such images.
+    """
+    experiment, _, state = research.load(directory)
+    logits = getattr(experiment, "logits", None)
+    if logits is None:
+        raise Mistake(f"judge: {directory} is not a run of a classifier: give one that is, say of mnist_cnn")
+    expected, names = experiment.data.spec().shape, experiment.data.spec().names
+    if expected != shape:
+        sides = ["x".join(map(str, s)) for s in (expected, shape)]
+        raise Mistake(f"judge: {directory} was trained on images of {sides[0]}, and these are {sides[1]}")
+    weights = first(state, (state.params, state.collections))
+    found = digest(weights)
+    if sha256 is not None and not found.startswith(sha256):
+        raise Mistake(
+            f"judge: the weights in {directory} have the hash {found[:16]}, and judge_hash is {sha256}: give the run "
+            "that it is of, or that hash"
+        )
+    layers: list[str] = []
+
+    @jax.jit
+    def read(images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        inputs: list[tuple[str, jax.Array]] = []
+
+        def watch(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                inputs.append(("/".join(context.module.path), arguments[0]))
+            return call(*arguments, **options)
+
+        with nn.intercept_methods(watch):
+            outputs = logits(*weights, images)
+        layer, features = inputs[-1]
+        layers.append(layer)
+        return features, jax.nn.softmax(outputs)
+
+    dimensions = jax.eval_shape(read, jax.ShapeDtypeStruct((1, *shape), jnp.uint8))[0].shape[1]
+
+    def whole(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        parts = [read(part) for part in batches(images)]
+        features, probabilities = (np.concatenate([np.asarray(x) for x in xs]) for xs in zip(*parts, strict=True))
+        return features, probabilities
+
+    return Judge(whole, layers[-1], dimensions, names, found)
+
+
+def batches(images: Any) -> Iterator[Any]:
+    """An array of images, or of what images are made from, some at a time."""
+    return (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+
+
+def digest(tree: Tree) -> str:
+    """The sha256 of the arrays of a tree and of their names, in hexadecimal."""
+    total = hashlib.sha256()
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        array = np.ascontiguousarray(leaf)
+        total.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()
+
+
+def judged(generate: Samples, latent: int, data: Images, directory: str, sha256: str | None, count: int) -> Report:
+    """How `count` samples compare with data, on the features of a classifier; judged.json says of which.
+
+    FID and KID are to the training images; those of the test images, the floor, stand beside them (FID falls with the
+    number of images: the two compare where there are as many samples as test images). Precision and recall take as many
+    training images as samples. confidence is the mean probability of the class that the classifier gives; rarest and
+    commonest are the least and the greatest share of a class among the samples.
+    """
+    generate = jax.jit(generate)
+
+    def report(state: State, feeds: Feeds, where: Path) -> dict[str, float]:
+        arrays = data.arrays()
+        classifier = judge(directory, sha256, arrays.train_images.shape[1:])
+        weights = first(state, (state.params, state.collections))
+        noise, labels = drawn(3, count, latent, len(arrays.names))
+        made = np.concatenate(
+            [pixels(generate(*weights, *part)) for part in zip(batches(noise), batches(labels), strict=True)]
+        )
+        features, probabilities = classifier.read(made)
+        train, _ = classifier.read(arrays.train_images)
+        test, sure = classifier.read(arrays.test_images)
+        some = train[np.linspace(0, len(train) - 1, min(count, len(train))).round().astype(int)]
+        manifold = precision_recall(some, features[: len(some)])
+        shares = np.bincount(probabilities.argmax(1), minlength=len(arrays.names)) / count
+        values = {
+            "fid": fid(features, train),
+            "fid_of_test_images": fid(test, train),
+            "kid": kid(features, train).mean,
+            "kid_of_test_images": kid(test, train).mean,
+            "precision": manifold.precision,
+            "recall": manifold.recall,
+            "confidence": float(probabilities.max(1).mean()),
+            "confidence_of_test_images": float(sure.max(1).mean()),
+            "rarest": float(shares.min()),
+            "commonest": float(shares.max()),
+        }
+        about = {"judge": directory, "sha256": classifier.sha256, "features": f"the input of {classifier.layer}"}
+        write_json(where / "judged.json", {**about, "samples": count, **values})
+        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.console.print(
+            f"judged by {directory} ({classifier.sha256[:16]}, {about['features']}): {said}", markup=False
+        )
+        return values
+
+    return report
+
+
+def translations(translate: Translate) -> Report:
+    """translations.png: test images of X, translated to Y, and back; beside them those of Y, to X, and back."""
+    translate = jax.jit(translate, static_argnums=2)
+
+    def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
+        params, batch = first(state, state.params), feeds.test[0]
+        columns = []
+        for images, there, back in zip(batch.inputs, (True, False), (False, True), strict=True):
+            translated = translate(params, images[:ROWS], there)
+            columns += [images[:ROWS], pixels(translated), pixels(translate(params, pixels(translated), back))]
+        plot.image_grid(
+            np.stack(columns, 1).reshape(-1, *columns[0].shape[1:]), None, directory / "translations.png", columns=6
+        )
+        return {}
+
+    return report
+
+
+def recognised(translate: Translate, data: Unpaired, directory: str, sha256: str | None) -> Report:
+    """The shares of translated test images that a classifier calls the class they should be; judged.json says which.
+
+    Beside them stand the shares of real test images that it calls what they are.
+    """
+    translate = jax.jit(translate, static_argnums=2)
+
+    def report(state: State, feeds: Feeds, where: Path) -> dict[str, float]:
+        domains = data.arrays()
+        classifier = judge(directory, sha256, domains.test_x.shape[1:])
+        x, y = targets(classifier, data, directory)
+        params = first(state, state.params)
+        called = lambda images, label: float((classifier.read(images)[1].argmax(1) == label).mean())
+        translated = lambda images, forth: np.concatenate(
+            [pixels(translate(params, part, forth)) for part in batches(images)]
+        )
+        values = {
+            "translated_to_y": called(translated(domains.test_x, True), y),
+            "translated_to_x": called(translated(domains.test_y, False), x),
+            "real_y": called(domains.test_y, y),
+            "real_x": called(domains.test_x, x),
+        }
+        write_json(where / "judged.json", {"judge": directory, "sha256": classifier.sha256, **values})
+        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        log.console.print(f"judged by {directory} ({classifier.sha256[:16]}): {said}", markup=False)
+        return values
+
+    return report
+
+
+def targets(classifier: Judge, data: Unpaired, directory: str) -> tuple[int, int]:
+    """The places of the two classes among the classifier's. Raises Mistake where it does not know them."""
+    missing = set(data.classes) - set(classifier.names)
+    if missing:
+        raise Mistake(f"judge: the classifier in {directory} knows no class {min(missing)}: give another, or none")
+    x, y = (classifier.names.index(name) for name in data.classes)
+    return x, y

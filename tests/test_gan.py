@@ -1,0 +1,540 @@
+"""GANs: losses, penalties and layers against hand computations and PyTorch; what the learners do; the reports."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from learners import EXPERIMENTS, gan
+
+import research
+from research import config, run
+from research.data.feed import prefetched
+from research.data.images import Arrays, Images
+from research.data.order import indices
+from research.data.unpaired import Unpaired, splits
+from research.experiment import Mistake, Run
+from research.learners.cyclegan import queried
+from research.learners.gan import ADVERSARIES, GAN, penalty, slope
+from research.lift import closed, many
+from research.nets import gan as nets
+from research.nets.conv import _dilated, transposed
+from research.network import forward, initialise
+from research.optim import Optimizer
+from research.reports.gan import digest, drawn, judge, targets
+from research.state import each
+
+
+@pytest.fixture(scope="module")
+def torch():
+    """PyTorch, on one thread; what needs it skips where it isn't there."""
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)
+    return torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly():
+    """Compiling takes most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
+def optimised():
+    """For a test that trains."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+def normal(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def inward(x):
+    """PyTorch's [batch, channels, height, width] in the nets' order."""
+    return np.asarray(x).transpose(1, 2, 3, 0)
+
+
+# ---- losses
+
+
+def test_losses_by_hand():
+    s = np.array([-2.0, 0.0, 0.5, 3.0])
+    sigmoid = 1 / (1 + np.exp(-s))
+    expected = {
+        "non_saturating": (-np.log(sigmoid), -np.log(1 - sigmoid), -np.log(sigmoid)),
+        "least_squares": ([4.5, 0.5, 0.125, 2], [2, 0, 0.125, 4.5], [4.5, 0.5, 0.125, 2]),
+        "hinge": ([3, 1, 0.5, 0], [0, 1, 1.5, 4], -s),
+        "wasserstein": (-s, s, -s),
+    }
+    assert expected.keys() == ADVERSARIES.keys()
+    for name, values in expected.items():
+        for found, value in zip(ADVERSARIES[name], values, strict=True):
+            np.testing.assert_allclose(found(jnp.array(s)), value, rtol=1e-5, atol=1e-6, err_msg=name)
+        assert np.isfinite(ADVERSARIES[name].real(jnp.array([-200.0, 200.0]))).all()
+
+
+W1, W2 = normal(0, 12, 7), normal(1, 7)
+
+
+def test_penalties_and_their_gradients_are_those_of_autograd(torch):
+    """Of a critic of two layers; the gradient with respect to its kernel takes a second derivative."""
+    reals, fakes, epsilon = normal(2, 4, 2, 2, 3), normal(3, 4, 2, 2, 3), np.array([0, 0.3, 0.5, 1], np.float32)
+    critic = lambda x, w: jnp.tanh(x.reshape(len(x), -1) @ w) @ W2
+
+    def by_torch(x, w, of):
+        x = torch.tensor(x, requires_grad=True)
+        score = torch.tanh(x.reshape(len(x), -1) @ w) @ torch.tensor(W2)
+        (gradient,) = torch.autograd.grad(score.sum(), x, create_graph=True)
+        return of(gradient.reshape(len(x), -1))
+
+    share = epsilon[:, None, None, None]
+    cases = [
+        (lambda w: penalty(lambda x: critic(x, w), reals, fakes, epsilon), share * reals + (1 - share) * fakes,
+         lambda g: (g.norm(dim=1) - 1) ** 2),
+        (lambda w: slope(lambda x: critic(x, w), reals), reals, lambda g: (g**2).sum(1)),
+    ]  # fmt: skip
+    for mine, x, of in cases:
+        w = torch.tensor(W1, requires_grad=True)
+        expected = by_torch(x, w, of)
+        np.testing.assert_allclose(mine(W1), expected.detach(), rtol=1e-4)
+        expected.mean().backward()
+        np.testing.assert_allclose(jax.grad(lambda w, f=mine: f(w).mean())(W1), w.grad, rtol=1e-3, atol=1e-5)
+
+
+def test_a_flat_critic_has_a_finite_penalty():
+    images = jnp.ones((2, 2, 2, 1))
+    value, gradient = jax.value_and_grad(
+        lambda w: penalty(lambda x: w * x.sum((1, 2, 3)), images, images, jnp.zeros(2)).sum()
+    )(0.0)
+    assert value == pytest.approx(2, rel=1e-4) and np.isfinite(gradient)
+
+
+def test_the_discriminators_loss_is_the_sum_of_its_parts():
+    """One step's metric against the nets called one by one: Algorithm 1 of Gulrajani et al. 2017, with R1 added."""
+    experiment = gan(
+        generator=nets.DenseGenerator(widths=(8,)),
+        discriminator=nets.DenseDiscriminator(widths=(8,)),
+        loss="wasserstein",
+        gradient_penalty=10.0,
+        r1=3.0,
+        average=None,
+    )
+    learner, feed = experiment.build(), experiment.feeds().train
+    state, batch = learner.init(jax.random.key(1)), feed.batch_at(0)
+    _, metrics = jax.jit(learner.step)(state, batch)
+    # The noise and epsilon of an example are drawn by its index.
+    key = lambda name: research.state.stream(state, name)
+    z = jax.vmap(lambda k: jax.random.normal(k, (4,)))(each(key("latent"), batch.index))
+    epsilon = jax.vmap(jax.random.uniform)(each(key("epsilon"), batch.index))
+    made = experiment.samples(state.params, {}, z, batch.targets)
+    reals = batch.inputs / 127.5 - 1
+    critic = nets.DenseDiscriminator(widths=(8,))
+    score = lambda x: forward(critic, state.params["discriminator"], {}, (x, batch.targets))[0]
+    parts = score(made) - score(reals) + 10 * penalty(score, reals, made, epsilon) + 1.5 * slope(score, reals)
+    assert metrics["discriminator_loss"].value == pytest.approx(float(parts.mean()), rel=1e-4)
+    assert metrics["real_score"].value == pytest.approx(float(score(reals).mean()), rel=1e-4)
+
+
+# ---- layers
+
+
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_transposed_convolution_is_torchs(torch, kernel):
+    module = torch.nn.ConvTranspose2d(5, 3, kernel, 2, 1, output_padding=4 - kernel, bias=False)
+    x, w = normal(0, 2, 5, 4, 6), module.weight.detach().numpy().transpose(2, 3, 0, 1)
+    expected = inward(module(torch.tensor(x)).detach())
+    for f in (transposed, _dilated):
+        np.testing.assert_allclose(jax.jit(f)(inward(x), w), expected, atol=1e-5)
+    # On the CPU, the gradients are those of the lowering elsewhere.
+    cotangent = normal(1, *expected.shape)
+    mine, other = (jax.vjp(f, jnp.array(inward(x)), jnp.array(w))[1](cotangent) for f in (transposed, _dilated))
+    for a, b in zip(mine, other, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    with pytest.raises(ValueError, match="3 or 4"):
+        transposed(inward(x), np.zeros((5, 5, 5, 3)))
+
+
+@pytest.mark.parametrize("kernel, stride, pad", [(4, 2, 1), (4, 1, 1), (3, 2, 1), (1, 1, 0)])
+def test_strided_convolution_is_torchs(torch, kernel, stride, pad):
+    module = torch.nn.Conv2d(5, 3, kernel, stride, pad)
+    x = normal(0, 2, 5, 8, 6)
+    params = {
+        "Weight_0": {"kernel": module.weight.detach().numpy().transpose(2, 3, 1, 0)},
+        "bias": module.bias.detach().numpy(),
+    }
+    found = nets.Conv(3, kernel, stride, pad).apply({"params": params}, inward(x), False)
+    np.testing.assert_allclose(found, inward(module(torch.tensor(x)).detach()), atol=1e-5)
+
+
+def test_norms_are_torchs(torch):
+    x = normal(0, 2, 5, 4, 6) * 3 + 1
+    expected = {
+        "instance": torch.nn.InstanceNorm2d(5)(torch.tensor(x)),
+        "layer": torch.nn.functional.layer_norm(torch.tensor(x), (5, 4, 6)),
+        "none": torch.tensor(x),
+    }
+    for kind, value in expected.items():
+        norm = nets.Norm(kind)
+        variables = norm.init(jax.random.key(0), inward(x), True)
+        np.testing.assert_allclose(norm.apply(variables, inward(x), True), inward(value), atol=1e-5, err_msg=kind)
+
+
+def test_spectral_norm_is_that_of_the_singular_values(torch):
+    weight = nets.Weight((3, 3, 4, 6), spectral=True)
+    variables = weight.init(jax.random.key(0), True)
+    kernel = np.asarray(variables["params"]["kernel"])
+    matrix = kernel.reshape(-1, 6)
+    first, moved = weight.apply(variables, True, mutable=["batch_stats"])
+    # One pass: W / (left W right), left = W u, right = W' left, of length 1 each.
+    unit = lambda v: v / np.linalg.norm(v)
+    left = unit(matrix @ np.asarray(variables["batch_stats"]["u"]))
+    right = unit(matrix.T @ left)
+    np.testing.assert_allclose(moved["batch_stats"]["u"], right, rtol=1e-4)
+    np.testing.assert_allclose(first, kernel / (left @ matrix @ right), rtol=1e-4)
+    for _ in range(100):
+        found, moved = weight.apply({**variables, **moved}, True, mutable=["batch_stats"])
+    exact = kernel / np.linalg.svd(matrix, compute_uv=False)[0]
+    np.testing.assert_allclose(found, exact, rtol=1e-4)
+    # Evaluation moves nothing. The gradient takes the singular vectors for constants, as PyTorch's does.
+    still = {**variables, **moved}
+    np.testing.assert_allclose(weight.apply(still, False), exact, rtol=1e-4)
+    target = normal(1, *kernel.shape)
+    apply = lambda k: (weight.apply({"params": {"kernel": k}, **moved}, False) * target).sum()
+    layer = torch.nn.Linear(36, 6, bias=False)
+    layer.weight.data = torch.tensor(matrix.T.copy())
+    layer = torch.nn.utils.parametrizations.spectral_norm(layer, n_power_iterations=100)
+    (layer.weight * torch.tensor(target.reshape(-1, 6).T.copy())).sum().backward()
+    expected = layer.parametrizations.weight.original.grad.numpy().T
+    np.testing.assert_allclose(jax.grad(apply)(kernel).reshape(-1, 6), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_residual_resampling():
+    x = normal(0, 2, 4, 6, 3)
+    np.testing.assert_array_equal(nets.doubled(x), x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(nets.halved(nets.doubled(x)), x, rtol=1e-6)
+
+
+# ---- nets
+
+
+def shape_of(net, inputs):
+    params, collections = jax.eval_shape(lambda: initialise(net, jax.random.key(0), inputs))
+    return jax.eval_shape(lambda p, c: forward(net, p, c, inputs)[0], params, collections).shape
+
+
+@pytest.mark.parametrize("side, channels, halvings", [(8, 1, 2), (28, 1, 2), (32, 3, 3), (64, 3, 4)])
+def test_nets_make_and_read_images_of_the_datas_size(side, channels, halvings):
+    shape, labels = (side, side, channels), jnp.zeros(2, jnp.int32)
+    for classes in (0, 10):
+        for generator in (nets.DCGANGenerator, nets.ResidualGenerator, nets.DenseGenerator):
+            net = generator((4,) * halvings, shape=shape, classes=classes)
+            assert shape_of(net, (jnp.zeros((2, 5)), labels)) == (2, *shape)
+        for net in (
+            nets.DCGANDiscriminator((4,) * halvings, classes=classes),
+            nets.ResidualDiscriminator((4,) * 4, classes=classes),
+            nets.DenseDiscriminator((4,), classes=classes),
+        ):
+            assert shape_of(net, (jnp.zeros((2, *shape)), labels)) == (2,)
+
+
+def test_sizes_are_the_papers():
+    count = lambda net, x: sum(
+        p.size for p in jax.tree.leaves(jax.eval_shape(lambda: initialise(net, jax.random.key(0), x))[0])
+    )
+    image = jnp.zeros((1, 256, 256, 3))
+    # What PyTorch counts of CycleGAN's nets is 11.378 M and 2.765 M, of which biases before an instance norm, which
+    # takes them away again and ours do not have, are 5,312 less 3 of a whole and 896.
+    biases = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
+    assert count(nets.CycleGenerator(), image) == 11_378_179 - biases
+    assert count(nets.PatchDiscriminator(), image) == 2_764_737 - (128 + 256 + 512)
+    assert shape_of(nets.PatchDiscriminator(), image) == (1, 30, 30)
+    assert shape_of(nets.CycleGenerator(8, 1), image) == image.shape
+
+
+def test_sizes_that_cannot_be_are_mistakes():
+    net = nets.DCGANGenerator((4, 4, 4), shape=(28, 28, 1))
+    inputs = jnp.zeros((1, 5)), jnp.zeros(1, jnp.int32)
+    with pytest.raises(Mistake, match=r"generator.widths: images of 28x28 can't be halved 3 times.*at most 2"):
+        shape_of(net, inputs)
+    with pytest.raises(Mistake, match="odd size"):
+        shape_of(net.clone(shape=(27, 27, 1)), inputs)
+    with pytest.raises(Mistake, match=r"discriminator.widths.*8x8.*at most 3"):
+        shape_of(nets.DCGANDiscriminator((4,) * 4), (jnp.zeros((1, 8, 8, 1)), inputs[1]))
+    with pytest.raises(Mistake, match="fewer widths"):
+        shape_of(nets.PatchDiscriminator(), jnp.zeros((1, 8, 8, 1)))
+    with pytest.raises(Mistake, match="halved"):
+        shape_of(nets.CycleGenerator(), jnp.zeros((1, 30, 30, 1)))
+    with pytest.raises(Mistake, match="batch normalisation couples them"):
+        gan(gradient_penalty=10.0)
+
+
+def test_the_label_matters_where_it_is_read():
+    z, images = normal(0, 2, 4), normal(1, 2, 8, 8, 1)
+    cases = [
+        (nets.DCGANGenerator((4, 4), shape=(8, 8, 1)), z),
+        (nets.ResidualDiscriminator((4, 4)), images),
+        (nets.DenseDiscriminator((4,)), images),
+    ]
+    for net, x in cases:
+        for classes in (0, 3):
+            own = net.clone(classes=classes)
+            weights = jax.jit(initialise, static_argnums=0)(own, jax.random.key(0), (x, jnp.zeros(2, jnp.int32)))
+            read = jax.jit(lambda label, own=own, w=weights, x=x: forward(own, *w, (x, jnp.full(2, label)))[0])
+            one, other = read(0), read(1)
+            assert np.array_equal(one, other) == (classes == 0)
+
+
+# ---- learning
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring(Images):
+    """Eight Gaussians on a ring, as images of one pixel with two channels."""
+
+    def arrays(self):
+        luck = np.random.default_rng(0)
+        modes = luck.integers(8, size=10_000, dtype=np.int32)
+        angle = modes * np.pi / 4
+        points = 0.75 * np.stack([np.cos(angle), np.sin(angle)], 1) + luck.normal(0, 0.02, (len(modes), 2))
+        images = np.round((points + 1) * 127.5).astype(np.uint8).reshape(-1, 1, 1, 2)
+        return Arrays(images[:9000], modes[:9000], images[9000:], modes[9000:], tuple("01234567"))
+
+
+def test_a_ring_of_eight_gaussians_is_reached_all_round(optimised):
+    adam = Optimizer(learning_rate=2e-3, b1=0.5, b2=0.9, schedule="linear")
+    experiment = GAN(
+        data=Ring(batch=128),
+        generator=nets.DenseGenerator((128, 128)),
+        discriminator=nets.DenseDiscriminator((128, 128)),
+        latent=8,
+        r1=0.05,
+        average=0.99,
+        generator_optimizer=adam,
+        discriminator_optimizer=adam,
+        run=Run(steps=4000),
+    )
+    learner, feed = experiment.build(), experiment.feeds().train
+    state = jax.jit(learner.init)(jax.random.key(0))
+    state, _ = jax.jit(lambda s, f: many(closed(learner.step, f), 4000)(s, None))(state, feed)
+    made = np.asarray(experiment.samples(state.params, state.collections, *drawn(0, 2000, 8, 8))).reshape(-1, 2)
+    angle = np.arange(8) * np.pi / 4
+    distance = np.linalg.norm(made[:, None] - 0.75 * np.stack([np.cos(angle), np.sin(angle)], 1), axis=-1)
+    near = distance.min(1) < 0.1  # five standard deviations
+    shares = np.bincount(distance.argmin(1)[near], minlength=8) / len(made)
+    assert near.mean() > 0.85 and shares.min() > 0.06, (near.mean(), shares)
+
+
+def test_a_step_reads_a_batch_for_each_critic_update():
+    experiment = gan(critic_updates=4)
+    batch = experiment.feeds().train.batch_at(3)
+    np.testing.assert_array_equal(batch.index, indices(3, 128, 1294, 0, np))
+    assert experiment.divisible()["data.batch"] == 32
+
+
+def test_the_average_is_what_is_evaluated_and_sampled():
+    experiment = gan()
+    learner, feeds = experiment.build(), experiment.feeds()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    before = state.collections["average"]["generator"]
+    after, _ = jax.jit(learner.step)(state, feeds.train.batch_at(0))
+    keep = 2 / 11  # of the first update: (1 + 1) / (10 + 1)
+    expected = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, before, after.params["generator"])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.collections["average"]["generator"], expected
+    )
+    elsewhere = after._replace(params={**after.params, "generator": jax.tree.map(jnp.zeros_like, before)})
+    evaluate = jax.jit(learner.evaluate)
+    score = lambda state: evaluate(state, feeds.validation[0])["fake_score"].value
+    assert score(elsewhere) == score(after)
+    without = {k: v for k, v in elsewhere.collections.items() if k != "average"}
+    assert score(elsewhere._replace(collections=without)) != score(after)
+
+
+# ---- CycleGAN
+
+
+def test_the_pool_by_a_loop():
+    size, batch = 5, 3
+    images = np.arange(1, 31, dtype=np.float32).reshape(10, batch, 1)
+    pool, store, swapped = jnp.zeros((size, 1)), [], 0
+    for step in range(10):
+        keys = each(jax.random.key(step), jnp.arange(batch))
+        pool, shown = jax.jit(queried)(pool, images[step], keys, jnp.int32(step))
+        for image, key, found in zip(images[step], keys, shown, strict=True):
+            place = int(jax.random.randint(key, (), 0, size))
+            if len(store) < size:
+                store.append(image)
+                expected = image
+            elif jax.random.bernoulli(jax.random.fold_in(key, 1)):
+                expected, store[place] = store[place], image
+                swapped += 1
+            else:
+                expected = image
+            np.testing.assert_array_equal(found, expected)
+        np.testing.assert_array_equal(pool[: len(store)], store)
+    assert 5 < swapped < 20
+    # Late in a run the count of images does not overflow.
+    late, _ = queried(pool, images[0], keys, jnp.int32(2**31 - 1))
+    assert np.isin(late, np.concatenate([pool, images[0]])).all()
+
+
+def test_cyclegans_losses_are_the_papers():
+    experiment = EXPERIMENTS["cyclegan"]
+    learner, batch = experiment.build(), experiment.feeds().validation[0]
+    state = jax.jit(learner.init)(jax.random.key(0))
+    of = lambda net: jax.jit(lambda params, x: forward(net, params, {}, x)[0])
+    generator, discriminator = of(experiment.generator), of(experiment.discriminator)
+    generate = lambda name, x: generator(state.params["generator"][name], x)
+    score = lambda name, x: discriminator(state.params["discriminator"][name], x)
+    x, y = (images[mask > 0] / 127.5 - 1 for images, mask in zip(batch.inputs, batch.targets, strict=True))
+    x, y = x.astype(np.float32), y.astype(np.float32)
+    assert len(x) == len(y)
+    cycle, identity, adversarial, told = [], [], [], []
+    for images, there, back, others in ((x, "G", "F", "Y"), (y, "F", "G", "X")):
+        fake = generate(there, images)
+        cycle.append(np.abs(generate(back, fake) - images).mean())
+        identity.append(np.abs(generate(back, images) - images).mean())
+        adversarial.append(((score(others, fake) - 1) ** 2).mean())
+        told.append((score(others, fake) ** 2).mean() / 2)
+        told.append(((score("X" if there == "G" else "Y", images) - 1) ** 2).mean() / 2)
+    found = {name: float(value.value) for name, value in jax.jit(learner.evaluate)(state, batch).items()}
+    assert found["cycle_error"] == pytest.approx(np.mean(cycle), rel=1e-4)
+    assert found["identity_error"] == pytest.approx(np.mean(identity), rel=1e-4)
+    assert found["adversarial"] == pytest.approx(np.mean(adversarial), rel=1e-4)
+    total = float(sum(adversarial) + 10 * sum(cycle) + 5 * sum(identity))
+    assert found["generator_loss"] == pytest.approx(total, rel=1e-4)
+    assert found["discriminator_loss"] == pytest.approx(float(sum(told)), rel=1e-4)
+
+
+def test_unpaired_data():
+    data = Unpaired(name="digits", classes=("3", "8"), batch=16, evaluation_batch=20, validation=0.1)
+    whole, feeds = Images(name="digits").arrays(), data.feeds()
+    size = lambda label: int((whole.test_labels == label).sum())
+    for at, label in enumerate((3, 8)):
+        shown = np.concatenate([batch.inputs[at][batch.targets[at] > 0] for batch in feeds.test])
+        np.testing.assert_array_equal(shown, whole.test_images[whole.test_labels == label])
+    assert size(3) != size(8)
+    # Both streams and resident data give the same batches, of images of their class, in orders that differ.
+    stream = dataclasses.replace(data, feed="stream").feeds().train
+    with prefetched(stream, 0, 4, 2, lambda batch: batch) as chunks:
+        streamed = list(chunks)
+    for step in range(4):
+        batch = feeds.train.batch_at(step)
+        for at, label in enumerate((3, 8)):
+            known = {image.tobytes() for image in whole.train_images[whole.train_labels == label]}
+            assert {np.asarray(image).tobytes() for image in batch.inputs[at]} <= known
+            np.testing.assert_array_equal(streamed[step // 2].inputs[at][step % 2], batch.inputs[at])
+    assert not np.array_equal(feeds.train.x.batch_at(0).index, feeds.train.y.batch_at(0).index)
+    with pytest.raises(Mistake, match=r"digits has no class 33: did you mean 3"):
+        dataclasses.replace(data, classes=("33", "8")).feeds()
+    with pytest.raises(Mistake, match="two"):
+        Unpaired(classes=("truck", "truck"))
+
+
+def test_the_splits_of_cycle_gan(monkeypatch):
+    class Builder:
+        data_path = "somewhere"
+
+        def as_data_source(self, split):
+            return Source({"trainA": 3, "trainB": 4, "testA": 1, "testB": 2}[split])
+
+    class Source:
+        def __init__(self, size):
+            self.size = size
+
+        def __len__(self):
+            return self.size
+
+        def __getitems__(self, places):
+            return [{"image": np.full((4, 4, 3), self.size, np.uint8), "label": 0} for _ in places]
+
+    monkeypatch.setattr("research.data.tfds.builder", lambda *_: Builder())
+    found = splits("cycle_gan/horse2zebra", None)
+    assert [len(part) for part in found] == [3, 4, 1, 2]
+    assert [int(part[0, 0, 0, 0]) for part in found] == [3, 4, 1, 2]
+
+
+# ---- reports
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Finished runs: of a classifier of digits, and of a GAN that is judged by it."""
+    base = tmp_path_factory.mktemp("runs")
+    short = ["--steps", "20", "--run.chunk", "10", "--run.evaluate-every", "20", "--run.save-every", "20"]
+    train = lambda name, *more: run.train(name, config.parse(name, [*short, *more, "--workdir", str(base / name)]))
+    train("digits_cnn", "--net.widths", "4", "8", "--net.depth", "1")
+    classifier = str(base / "digits_cnn")
+    wanted = digest_of(classifier)
+    small = ["--generator.widths", "8", "4", "--discriminator.widths", "4", "8", "--judge-samples", "300"]
+    result = train("digits_gan", *small, "--judge", classifier, "--judge-hash", wanted[:12])
+    return base, classifier, wanted, result
+
+
+def digest_of(directory):
+    _, _, state = research.load(directory)
+    return digest((state.params, state.collections))
+
+
+def test_a_run_leaves_pictures_and_a_judgement(runs):
+    base, classifier, wanted, result = runs
+    directory = base / "digits_gan"
+    assert {"samples.png", "interpolations.png", "curves.png"} <= {path.name for path in directory.glob("*.png")}
+    told = json.loads((directory / "judged.json").read_text())
+    assert (told["judge"], told["sha256"], told["features"]) == (classifier, wanted, "the input of Dense_0")
+    values = result["reports"]
+    assert values["fid"] > values["fid_of_test_images"] > 0  # after 20 steps it has not learned much
+    assert 0 <= values["rarest"] <= 0.1 <= values["commonest"] <= 1
+    assert 0.1 <= values["confidence"] <= 1 and 0 <= values["precision"] <= 1
+
+
+def test_features_are_what_the_last_layer_reads(runs):
+    experiment, _, state = research.load(runs[1])
+    found = judge(runs[1], None, (8, 8, 1))
+    images = Images(name="digits").arrays().test_images[:300]  # more than are computed at a time
+    features, probabilities = found.read(images)
+    last = state.params["Dense_0"]
+    logits = features @ last["kernel"] + last["bias"]
+    np.testing.assert_allclose(logits, experiment.logits(state.params, state.collections, images), atol=1e-3)
+    np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=1e-4)
+    assert found.names == tuple("0123456789")
+
+
+def test_a_judge_that_does_not_fit_is_a_mistake_before_training(runs):
+    base, classifier, wanted, _ = runs
+    fit = GAN(judge=classifier, judge_hash=wanted)
+    fit.feeds()
+    for wrong, message in (
+        (dataclasses.replace(fit, judge_hash="beef"), f"have the hash {wanted[:16]}, and judge_hash is beef"),
+        (dataclasses.replace(fit, judge=str(base / "digits_gan"), judge_hash=None), "not a run of a classifier"),
+        (dataclasses.replace(fit, judge=str(base)), "holds no run"),
+        (dataclasses.replace(fit, data=Ring()), "8x8x1, and these are 1x1x2"),
+        (dataclasses.replace(fit, judge_samples=32), "judge_samples=32 are too few for FID: 33 or more"),
+    ):
+        with pytest.raises(Mistake, match=message):
+            wrong.feeds()
+    cycle = dataclasses.replace(EXPERIMENTS["cyclegan"], judge=classifier)
+    cycle.feeds()
+    unknown = dataclasses.replace(cycle.data, name="mnist", classes=("3", "eight"))
+    with pytest.raises(Mistake, match="knows no class eight"):
+        targets(judge(classifier, None, (8, 8, 1)), unknown, classifier)
+
+
+def test_translations_are_drawn_and_recognised(runs, tmp_path):
+    experiment = dataclasses.replace(EXPERIMENTS["cyclegan"], judge=runs[1])
+    state = jax.jit(experiment.build().init)(jax.random.key(0))
+    values = {}
+    for report in experiment.reports():
+        values |= report(state, experiment.feeds(), tmp_path)
+    assert (tmp_path / "translations.png").stat().st_size > 1000
+    images, labels = (Images(name="digits").arrays()[at] for at in (2, 3))
+    predicted = judge(runs[1], None, (8, 8, 1)).read(images)[1].argmax(1)
+    assert values["real_y"] == pytest.approx((predicted[labels == 8] == 8).mean())
+    assert values["real_x"] == pytest.approx((predicted[labels == 3] == 3).mean())
+    assert 0 <= values["translated_to_y"] <= 1

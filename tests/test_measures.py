@@ -1,0 +1,87 @@
+"""FID, KID, precision and recall against direct computations: SciPy's matrix root, and sums written out."""
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+
+from research.experiment import Mistake
+from research.measures import fid, kid, precision_recall
+
+rng = np.random.default_rng(0)
+X = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) + 1
+Y = rng.normal(size=(43, 5)) * [1.0, 2.0, 0.5, 1.0, 3.0]
+
+
+def test_fid_is_the_frechet_distance_of_two_normals():
+    a, b = np.cov(X.T), np.cov(Y.T)
+    expected = ((X.mean(0) - Y.mean(0)) ** 2).sum() + np.trace(a + b - 2 * sqrtm(a @ b).real)
+    assert fid(X, Y) == pytest.approx(expected, rel=1e-9)
+    assert fid(Y, X) == pytest.approx(expected, rel=1e-9)
+    assert fid(X, X) == pytest.approx(0, abs=1e-9)
+    # A shift adds its squared length; float32 features far from 0 lose nothing to float32 sums.
+    assert fid(X, X + 3) == pytest.approx(5 * 9, rel=1e-9)
+    far = (X + 1000).astype(np.float32)
+    assert fid(far, far + np.float32(2)) == pytest.approx(5 * 4, rel=1e-3)
+
+
+def test_fid_of_constant_features():
+    """As those that a ReLU has cut off: the covariance has no full rank."""
+    x, y = (np.concatenate([z, np.zeros((len(z), 2))], 1) for z in (X, Y))
+    assert fid(x, y) == pytest.approx(fid(X, Y), rel=1e-6)
+
+
+def mmd(x, y):
+    """The unbiased estimate, term by term."""
+    kernel = lambda a, b: (sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
+    among = lambda z: np.mean([kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j])
+    return among(x) + among(y) - 2 * np.mean([kernel(a, b) for a in x for b in y])
+
+
+def test_kid_is_the_mean_of_unbiased_blocks():
+    assert kid(X, Y[:43]).mean == pytest.approx(mmd(X[:43], Y), rel=1e-9)
+    assert np.isnan(kid(X, Y).error)
+    blocks = [mmd(X[:20], Y[:20]), mmd(X[20:40], Y[20:40])]
+    found = kid(X, Y, block=20)
+    assert found.mean == pytest.approx(np.mean(blocks), rel=1e-9)
+    assert found.error == pytest.approx(abs(blocks[0] - blocks[1]) / 2, rel=1e-9)
+
+
+def test_kid_of_one_distribution_is_about_zero():
+    x, y = (rng.normal(size=(2000, 4)) for _ in range(2))
+    found = kid(x, y, block=200)
+    assert abs(found.mean) < 4 * found.error < 0.5
+
+
+def test_precision_and_recall_by_hand():
+    # On a line: each point's ball reaches to its second nearest other one.
+    data = np.array([[0.0], [1.0], [2.0], [10.0]])  # radii 2, 1, 2, 9: covers -2 ... 19
+    samples = np.array([[0.5], [3.9], [-1.9], [19.5]])  # radii 3.4, 5.8, 5.8, 19: covers all of data
+    assert precision_recall(data, samples, 2) == (0.75, 1.0)
+    near = np.array([[0.0], [0.1], [0.2], [0.3]])  # the widest balls reach from -0.2 to 0.5
+    assert precision_recall(data, near, 2) == (1.0, 0.25)
+
+
+def test_precision_and_recall_against_all_distances(monkeypatch):
+    monkeypatch.setattr("research.measures.ROWS", 7)  # several parts, the last one smaller
+
+    def covered(points, centres, k=3):
+        distance = lambda a, b: np.linalg.norm(a[:, None] - b[None], axis=-1)
+        radii = np.sort(distance(centres, centres), 1)[:, k]
+        return (distance(points, centres) <= radii).any(1).mean()
+
+    x, y = X, X[:40] * 0.7 + rng.normal(size=(40, 5))
+    found = precision_recall(x, y)
+    assert found == pytest.approx((covered(y, x), covered(x, y)))
+    assert 0 < found.precision < 1 and 0 < found.recall < 1
+
+
+def test_too_few_images_are_a_mistake():
+    with pytest.raises(Mistake, match="FID of features of 5 dimensions needs 6 images or more, not 5"):
+        fid(X[:5], Y)
+    assert np.isfinite(fid(X[:6], Y))
+    with pytest.raises(Mistake, match="not 1"):
+        kid(X, Y[:1])
+    with pytest.raises(Mistake, match="4 images or more, not 3"):
+        precision_recall(X[:3], Y)
+    with pytest.raises(ValueError, match="of one kind"):
+        fid(X, Y[:, :4])

@@ -1,0 +1,145 @@
+"""Runs on text, from the command line to what they leave; and what is said of bad input."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import sample, train
+from experiments.evaluate import main as evaluate
+from research.reports.text import attended, scores, words
+
+WORDS = ["der", "rote", "blaue", "Mond", "und", "die", "Sonne", "läuft", "nicht"]
+
+
+def said(capsys):
+    """All that was printed, without line breaks."""
+    out = capsys.readouterr()
+    return " ".join((out.out + out.err).split())
+
+
+@pytest.fixture(scope="module")
+def quickly():
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def language(tmp_path_factory, quickly):
+    """A run on a text that says the same again and again."""
+    folder = tmp_path_factory.mktemp("language")
+    (folder / "text.txt").write_text("the sun, the moon and the stars; " * 60)
+    small = "--data.context 16 --data.batch 16 --net.width 32 --net.embedding 8 --steps 150 --run.chunk 50"
+    arguments = f"{small} --run.evaluate-every 150 --run.save-every 150 --optimizer.learning-rate 0.02".split()
+    directory = folder / "run"
+    where = ["--data.name", str(folder / "text.txt"), "--workdir", str(directory)]
+    assert train.main(["stdlib_lstm", *arguments, *where]) == 0
+    return directory
+
+
+@pytest.fixture(scope="module")
+def translator(tmp_path_factory, quickly):
+    """A run on sentences whose translations are spelt in capitals."""
+    folder, random = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
+    for split, size in (("train", 300), ("validation", 8), ("test", 12)):
+        lines = [" ".join(random.choice(WORDS, n)) for n in random.integers(2, 5, size)]
+        (folder / f"{split}.aa").write_text("\n".join(lines) + "\n")
+        (folder / f"{split}.bb").write_text("\n".join(lines).upper() + "\n")
+    small = (
+        "--data.source aa --data.target bb --data.test test --data.vocabulary 320 --data.lengths 8 16 --data.batch 50 "
+        "--data.evaluation-batch 8 --net.stack.layers 1 --net.stack.width 32 --net.stack.heads 2 --net.stack.hidden 64 "
+        "--net.stack.dropout 0 --steps 200 --run.chunk 10 --run.evaluate-every 200 --run.save-every 200 "
+        "--optimizer.learning-rate 0.02 --optimizer.warmup 20 --average 0.9"
+    )
+    where = ["--data.name", f"{folder}/", "--workdir", str(folder / "run")]
+    assert train.main(["multi30k_transformer", *small.split(), *where]) == 0
+    return folder / "run"
+
+
+def test_a_language_model_learns_its_text(language, capsys):
+    summary = json.loads((language / "summary.json").read_text())
+    loss = summary["test"]["loss"]["mean"]
+    assert loss < 0.5  # most characters are certain, where the one before was seen
+    assert summary["reports"]["perplexity"] == pytest.approx(np.exp(loss), rel=1e-4)
+    assert summary["test"]["bits_per_character"]["mean"] == pytest.approx(loss / np.log(2), rel=1e-4)
+    assert {"cells.png", "curves.png", "samples.txt", "tokenizer.json"} <= {path.name for path in language.iterdir()}
+    assert evaluate([str(language)]) == 0
+    capsys.readouterr()
+    assert sample.main([str(language), "--prompt", "the sun, the m", "--length", "40", "--temperature", "0"]) == 0
+    assert capsys.readouterr().out == "the sun, the moon and the stars; the sun, the moon and\n"
+
+
+def test_what_can_not_be_sampled(language, capsys):
+    for arguments, message in (
+        (["--prompt", "Ωx"], "Ω"),
+        (["--prompt", ""], "1 to 15 tokens"),
+        (["--prompt", "the moon and the stars"], "1 to 15 tokens"),
+    ):
+        assert sample.main([str(language), *arguments]) == 2
+        assert message in said(capsys)
+    assert sample.main([str(language.parent / "nothing")]) == 2
+    with pytest.raises(SystemExit, match="2"):
+        sample.main([str(language), "--top-p", "0"])
+    assert "--top-p from 0 to 1" in said(capsys)
+
+
+def test_another_tokenizer_is_refused(language, capsys):
+    kept = (language / "tokenizer.json").read_text()
+    try:
+        (language / "tokenizer.json").write_text(kept.replace("sun", "son") + " ")
+        assert sample.main([str(language)]) == 2
+        assert "is not the tokenizer that this data makes" in said(capsys)
+    finally:
+        (language / "tokenizer.json").write_text(kept)
+    text = language.parent / "other.txt"
+    text.write_text("quite another text, with a longer alphabet: xyz! " * 40)
+    other = ["stdlib_lstm", "--data.name", str(text), "--data.context", "16", "--init-from", str(language)]
+    assert train.main([*other, "--workdir", str(language.parent / "other")]) == 2
+    assert "is not the tokenizer" in said(capsys)
+
+
+def test_a_translator_learns_its_language(translator, capsys):
+    summary = json.loads((translator / "summary.json").read_text())
+    assert summary["reports"]["bleu"] > 80
+    told = (translator / "translations.txt").read_text()
+    assert "nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:" in told and told.count("reference:") == 12
+    assert (translator / "attention.png").stat().st_size > 1000
+    assert sample.main([str(translator), "--prompt", "der rote Mond"]) == 0
+    assert capsys.readouterr().out == "DER ROTE MOND\n"
+    assert sample.main([str(translator), "--prompt", "der rote Mond und " * 9]) == 2
+    assert "longer than the net's context of 16" in said(capsys)
+
+
+def test_pairs_of_unequal_count(translator, tmp_path, capsys):
+    for name in ("train", "validation", "test"):
+        (tmp_path / f"{name}.aa").write_text("eins\nzwei\n")
+        (tmp_path / f"{name}.bb").write_text("eins\n")
+    languages = ["--data.source", "aa", "--data.target", "bb", "--data.test", "test"]
+    arguments = ["multi30k_lstm", "--data.name", f"{tmp_path}/", *languages, "--workdir", str(tmp_path / "run")]
+    assert train.main(arguments) == 2
+    assert "expected the same number of sentences" in said(capsys)
+
+
+def test_precision_recall_and_f1_by_hand():
+    found = scores(np.array([[6, 2], [1, 1]]), ["no", "yes"])
+    expected = {"precision_no": 6 / 7, "precision_yes": 1 / 3, "recall_no": 6 / 8, "recall_yes": 1 / 2}
+    assert found == pytest.approx(expected | {"f1_no": 12 / 15, "f1_yes": 2 / 5})
+
+
+def test_attention_maps_are_what_the_net_attends_to():
+    """Weights times values are what `jax.nn.dot_product_attention` gives; two heads share each head of keys."""
+    q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 5, 4, 8))
+    k, v = k[:, :, :2], v[:, :, :2]
+    maps = attended(q, k, causal=True)
+    assert maps.shape == (1, 4, 5, 5)
+    np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
+    found = np.einsum("lhts,lshd->lthd", maps, np.repeat(v, 2, axis=2))
+    np.testing.assert_allclose(found, jax.nn.dot_product_attention(q, k, v, is_causal=True), atol=1e-5)
+
+
+def test_words_end_at_the_end():
+    assert words(np.array([7, 8, 2, 9])).tolist() == [7, 8]
+    assert words(np.array([7, 0, 0])).tolist() == [7]
+    assert words(np.array([7, 8])).tolist() == [7, 8]
