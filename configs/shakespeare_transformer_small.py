@@ -1,7 +1,8 @@
 """Tiny Shakespeare by a character Transformer of 0.8 M parameters, nanoGPT's setting for a CPU.
 
 Karpathy's nanoGPT (README, "I only have a macbook"): 4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 steps,
-no dropout: a validation loss of 1.88 nats per character. Its validation data are `test` here, all of them.
+no dropout: a validation loss of 1.88 nats per character. Its validation data are `test` here, all of them. The net and
+the data are nanoGPT's, the optimizer is not: Muon in place of AdamW, with which this net reached 1.949 ± 0.009 (3 seeds).
 
     python -m experiments.train shakespeare_transformer_small --seeds 3
 
@@ -22,7 +23,7 @@ def config() -> Language:
     return Language(
         data=Text(name="tiny_shakespeare", context=64, batch=12, evaluation_batch=64, validation=0.02),
         net=LanguageModel(Stack(layers=4, width=128, heads=4, bias=False)),
-        optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.1, b2=0.99),
+        optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=100, weight_decay=0.1, b2=0.99),
         descent=Descent(clip=1.0),
         run=Run(
             steps=2000,

@@ -14,6 +14,9 @@ from research.run import train
 DEMOS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("digits_cnn", ()),
     ("cartpole_dqn", ()),
+    ("stdlib_lstm", ()),
+    ("stdlib_transformer", ()),
+    ("digits_gan", ()),
 )
 """The config and its arguments, family by family."""
 

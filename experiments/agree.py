@@ -1,0 +1,113 @@
+"""Does it train as PyTorch does? python -m experiments.agree [NAME] [--steps N]: the losses of both, step by step.
+
+A language model without dropout, from the same initial weights, on the same batches, with the same AdamW, schedule and
+clipping, in float32. Needs PyTorch (the extra `bench`).
+"""
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import tyro
+from flax.traverse_util import flatten_dict
+from rich.console import Console
+from rich.table import Table
+
+from experiments.console import status
+from research import config
+from research.descend import Descent
+from research.experiment import Mistake
+from research.learners.language import Language
+from research.nets.transformer import LanguageModel
+from research.optim import schedule
+from research.state import Batch
+
+SHOWN = 10
+"""Losses in the table."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`."""
+    return status(lambda: tyro.cli(agree, args=arguments, prog="python -m experiments.agree", description=__doc__))
+
+
+def agree(name: tyro.conf.Positional[str] = "shakespeare_transformer", steps: int = 50) -> None:
+    """Trains both and prints their losses, and how far they are apart at most.
+
+    Args:
+        name: a config of a Transformer language model with learned positions and AdamW
+        steps: to train
+    """
+    experiment = without_dropout(config.load(name))
+    feed = experiment.feeds().train
+    ours, start = jax_losses(experiment, [feed.batch_at(step) for step in range(steps)])
+    theirs = torch_losses(experiment, start, (feed.batch_at(step) for step in range(steps)))
+    table = Table("step", "samestep", "PyTorch", "difference", title=f"{name}: training loss")
+    for step in sorted({*np.linspace(0, steps - 1, SHOWN).astype(int).tolist()}):
+        a, b = ours[step], theirs[step]
+        table.add_row(str(step + 1), f"{a:.6f}", f"{b:.6f}", f"{a - b:.1e}")
+    Console().print(table)
+    print(f"largest difference in {steps} steps: {np.abs(np.subtract(ours, theirs)).max():.1e} nats")
+
+
+def without_dropout(experiment: object) -> Language:
+    """The experiment with no dropout, in float32. Raises Mistake where PyTorch's net here is not the same."""
+    net = experiment.net if isinstance(experiment, Language) else None
+    if not isinstance(experiment, Language) or not isinstance(net, LanguageModel):
+        raise Mistake("expected the config of a Transformer language model")
+    stack, optimizer = net.stack, experiment.optimizer
+    same = (stack.positions, stack.norm, stack.activation, stack.groups, stack.hidden, optimizer.name, net.tied)
+    if same != ("learned", "pre", "gelu", None, None, "adamw", True):
+        raise Mistake("expected learned positions, pre-norm, GELU, no groups, tied embeddings and AdamW")
+    plain = net.clone(stack=dataclasses.replace(stack, dropout=0.0))
+    return dataclasses.replace(experiment, net=plain, descent=Descent(clip=experiment.descent.clip))
+
+
+def jax_losses(experiment: Language, batches: list[Batch]) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Our losses, and the initial parameters by name."""
+    learner = experiment.build()
+    state = jax.jit(learner.init)(jax.random.key(experiment.run.seed))
+    start = {"/".join(path): np.array(x) for path, x in flatten_dict(jax.device_get(state.params)).items()}
+    step, losses = jax.jit(learner.step, donate_argnums=0), []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"].value))
+    return losses, start
+
+
+def torch_losses(experiment: Language, start: dict[str, np.ndarray], batches: Iterator[Batch]) -> list[float]:
+    """PyTorch's losses from these parameters."""
+    import torch
+    from torch.nn.functional import cross_entropy
+
+    from experiments import baselines
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    how, rate = experiment.optimizer, schedule(experiment.optimizer, experiment.run.steps)
+    net = baselines.LanguageModel(experiment.net.stack, experiment.data.context, experiment.data.spec().classes)
+    baselines.copy(start, net)
+    decayed = [p for p in net.parameters() if p.ndim > 1]
+    groups = [
+        {"params": decayed, "weight_decay": how.weight_decay},
+        {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0},
+    ]
+    adam = torch.optim.AdamW(groups, lr=1.0, betas=(how.b1, how.b2), eps=how.eps)
+    losses, tensor = [], lambda x: torch.from_numpy(np.array(x)).long()
+    for step, batch in enumerate(batches):
+        for group in adam.param_groups:
+            group["lr"] = float(rate(step))
+        adam.zero_grad()
+        loss = cross_entropy(net(tensor(batch.inputs)).flatten(0, 1), tensor(batch.targets).flatten())
+        loss.backward()
+        if experiment.descent.clip is not None:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), experiment.descent.clip)
+        adam.step()
+        losses.append(loss.item())
+    return losses
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
