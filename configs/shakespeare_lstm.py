@@ -22,7 +22,7 @@ def config() -> Language:
     return Language(
         data=Text(name="tiny_shakespeare", context=96, batch=64, evaluation_batch=64, validation=0.02),
         net=LanguageModel(layers=2, width=256, embedding=64, dropout=0.3),
-        optimizer=Optimizer(learning_rate=4e-3, schedule="cosine", warmup=100, weight_decay=0.01, b2=0.99),
+        optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=50, weight_decay=0.05, b2=0.99),
         descent=Descent(clip=1.0),
-        run=Run(steps=3000, chunk=50, evaluate_every=500, save_every=500, metric="loss", goal="min"),
+        run=Run(steps=1500, chunk=25, evaluate_every=250, save_every=250, metric="loss", goal="min"),
     )

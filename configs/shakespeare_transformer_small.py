@@ -1,8 +1,8 @@
 """Tiny Shakespeare by a character Transformer of 0.8 M parameters, nanoGPT's setting for a CPU.
 
 Karpathy's nanoGPT (README, "I only have a macbook"): 4 layers, 4 heads, 128 wide, block 64, batch 12, 2,000 steps,
-no dropout: a validation loss of 1.88 nats per character. Its validation data are `test` here, all of them. The net and
-the data are nanoGPT's, the optimizer is not: Muon in place of AdamW, with which this net reached 1.949 ± 0.009 (3 seeds).
+no dropout: a validation loss of 1.88 nats per character. Its validation data are `test` here, all of them. Net and data
+are nanoGPT's, the optimizer is not: Muon in place of AdamW, with which this net reached 1.949 ± 0.009 (3 seeds).
 
     python -m experiments.train shakespeare_transformer_small --seeds 3
 

@@ -52,6 +52,16 @@ Report = Callable[[State, Feeds, Path], dict[str, float]]
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """A report that is made at each evaluation too, in history/STEP of the run's directory."""
+
+    report: Report
+
+    def __call__(self, state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
+        return self.report(state, feeds, directory)
+
+
+@dataclass(frozen=True)
 class Run:
     """How long, how often, and what counts.
 

@@ -6,7 +6,7 @@ import json
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from research import checkpoint, config, log, plot, workdir
 from research.data.feed import prefetched
-from research.experiment import Experiment, Feed, Feeds, Mistake
+from research.experiment import Experiment, Feed, Feeds, Mistake, Report, Snapshot
 from research.judge import Evaluator, best, check_finite, check_metric, exhausted, merged, score, summary
 from research.lift import closed, many, seeds
 from research.place import Place, place
@@ -97,6 +97,8 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     state = where.put(state)
 
     evaluate = Evaluator(learner, where)
+    reports = tuple(experiment.reports())
+    snapshots = [report for report in reports if isinstance(report, Snapshot)]
     validation = [where.put_data(batch, 0) for batch in feeds.validation]
     saved = checkpoint.Checkpoints(directory / "checkpoints", run.keep, step)
     lines, bar = log.Log(directory), log.Progress(run.steps, step)
@@ -122,6 +124,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
                 lines.line(step, "validation", values)
                 bar.say("validation", values)
                 scores.append(score(values, run))
+                _reported(snapshots, state, feeds, directory / "history" / f"{step:08}")
                 if best(scores, run) == len(scores) - 1:
                     lines.flush()
                     saved.save_best(step, state)
@@ -136,7 +139,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     if run.final == "best":
         step, state = checkpoint.restore(directory / "checkpoints", abstract, log.warn, True) or (step, state)
         state = where.put(state)
-    return _finish(experiment, command, directory, step, state, evaluate, feeds)
+    return _finish(experiment, command, directory, step, state, evaluate, feeds, reports)
 
 
 def _finish(
@@ -147,22 +150,18 @@ def _finish(
     state: State,
     evaluate: Evaluator,
     feeds: Feeds,
+    reports: Sequence[Report],
 ) -> dict[str, Any]:
     """Judges the State by the test data, once; makes the reports and pictures; writes summary.json."""
     run = experiment.run
     test = summary(evaluate(state, feeds.test))
-    reports: dict[str, float] = {}
-    for report in experiment.reports():
-        try:
-            reports |= report(state, feeds, directory)
-        except Exception as error:  # a picture that can't be drawn must not cost the run its summary
-            log.warn(f"a report failed: {type(error).__name__}: {error}")
+    numbers = _reported(reports, state, feeds, directory)
     history = log.read(directory)
     timings = [line["time"] for line in history if line["split"] == "train"]
     seconds = sum(t["seconds"] for t in timings)
     result = {
         "test": test,
-        **({"reports": reports} if reports else {}),
+        **({"reports": numbers} if numbers else {}),
         "state": run.final,
         "step": step,
         "seeds": list(range(run.seed, run.seed + (command.seeds or 1))),
@@ -177,6 +176,18 @@ def _finish(
             lines.picture(step, picture)
     log.write_json(directory / "summary.json", result)
     return result
+
+
+def _reported(reports: Sequence[Report], state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
+    """The numbers of the reports; their files are in `directory`."""
+    numbers: dict[str, float] = {}
+    for report in reports:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            numbers |= report(state, feeds, directory)
+        except Exception as error:  # a picture that can't be drawn must not cost the run its summary
+            log.warn(f"a report failed: {type(error).__name__}: {error}")
+    return numbers
 
 
 def _learner(experiment: Experiment, n: int | None, axis: str | None) -> tuple[Learner, jax.Array]:

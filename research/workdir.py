@@ -149,8 +149,8 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
 
 
 def _clear(directory: Path) -> None:
-    for part in ("checkpoints", "tensorboard"):
+    for part in ("checkpoints", "tensorboard", "history"):
         shutil.rmtree(directory / part, ignore_errors=True)
-    for pattern in ("*.json", "metrics.jsonl", "*.png"):
+    for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):
         for path in directory.glob(pattern):
             path.unlink()

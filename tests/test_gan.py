@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from learners import EXPERIMENTS, gan
+from PIL import Image
 
 import research
 from research import config, run
@@ -467,7 +468,7 @@ def test_the_splits_of_cycle_gan(monkeypatch):
 def runs(tmp_path_factory):
     """Finished runs: of a classifier of digits, and of a GAN that is judged by it."""
     base = tmp_path_factory.mktemp("runs")
-    short = ["--steps", "20", "--run.chunk", "10", "--run.evaluate-every", "20", "--run.save-every", "20"]
+    short = ["--steps", "20", "--run.chunk", "10", "--run.evaluate-every", "10", "--run.save-every", "20"]
     train = lambda name, *more: run.train(name, config.parse(name, [*short, *more, "--workdir", str(base / name)]))
     train("digits_cnn", "--net.widths", "4", "8", "--net.depth", "1")
     classifier = str(base / "digits_cnn")
@@ -488,6 +489,10 @@ def test_a_run_leaves_pictures_and_a_judgement(runs):
     assert {"samples.png", "interpolations.png", "curves.png"} <= {path.name for path in directory.glob("*.png")}
     told = json.loads((directory / "judged.json").read_text())
     assert (told["judge"], told["sha256"], told["features"]) == (classifier, wanted, "the input of Dense_0")
+    history = sorted(path.parent.name for path in directory.glob("history/*/samples.png"))
+    with Image.open(directory / "samples.gif") as film, Image.open(directory / "samples.png") as last:
+        assert film.n_frames == len(history) > 1  # one for each evaluation
+        assert abs(film.width - last.width / 2) <= 1
     values = result["reports"]
     assert values["fid"] > values["fid_of_test_images"] > 0  # after 20 steps it has not learned much
     assert 0 <= values["rarest"] <= 0.1 <= values["commonest"] <= 1

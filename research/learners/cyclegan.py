@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from research.data.augment import Augment, augment
 from research.data.unpaired import Unpaired
 from research.descend import Descent, cast, descend
-from research.experiment import Feeds, Mistake, Report, Run, positive
+from research.experiment import Feeds, Mistake, Report, Run, Snapshot, positive
 from research.learners.gan import ADAM, prepared, together
 from research.nets.gan import CycleGenerator, PatchDiscriminator
 from research.network import forward, initialise
@@ -86,7 +86,7 @@ class CycleGAN:
 
     def reports(self) -> Iterable[Report]:
         """See `Experiment`."""
-        yield reports.translations(self.translate)
+        yield Snapshot(reports.translations(self.translate))
         if self.judge is not None:
             yield reports.recognised(self.translate, self.data, self.judge, self.judge_hash)
 

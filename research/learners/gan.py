@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from research.data.images import Images, ImageSpec
 from research.descend import Descent, cast, descend
-from research.experiment import Feeds, Mistake, Report, Run, positive
+from research.experiment import Feeds, Mistake, Report, Run, Snapshot, positive
 from research.nets.gan import DCGANDiscriminator, DCGANGenerator
 from research.network import forward, initialise, on_axis
 from research.optim import Optimizer, optimizer, schedule
@@ -129,7 +129,8 @@ class GAN:
     def reports(self) -> Iterable[Report]:
         """See `Experiment`."""
         classes = self.data.spec().classes
-        yield reports.samples(self.samples, self.latent, classes)
+        yield Snapshot(reports.samples(self.samples, self.latent, classes))
+        yield reports.film
         yield reports.interpolations(self.samples, self.latent, classes)
         if self.judge is not None:
             yield reports.judged(self.samples, self.latent, self.data, self.judge, self.judge_hash, self.judge_samples)

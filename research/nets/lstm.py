@@ -198,7 +198,7 @@ class LanguageModel(nn.Module):
     outputs: Filled[int] = 0
 
     def setup(self) -> None:
-        self.embed = nn.Embed(self.outputs, self.embedding or self.width, embedding_init=EMBEDDING)
+        self.embed = nn.Embed(self.outputs, self.embedding or self.width, embedding_init=nn.initializers.normal(1.0))
         self.lstm = LSTM(self.layers, self.width, dropout=self.dropout)
         self.drop = Dropout(self.dropout)
         self.head = Dense(self.outputs)

@@ -12,13 +12,14 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
 import research
 from research import log, plot
 from research.data.images import Images
 from research.data.unpaired import Unpaired
 from research.experiment import Feeds, Mistake, Report
-from research.files import write_json
+from research.files import failing, replacing, write_json
 from research.lift import first
 from research.measures import fid, kid, precision_recall
 from research.state import State, Tree
@@ -52,6 +53,16 @@ def samples(generate: Samples, latent: int, classes: int) -> Report:
         return {}
 
     return report
+
+
+def film(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
+    """samples.gif: samples.png as it was at each evaluation, in turn; half the size."""
+    frames = [Image.open(path) for path in sorted((directory / "history").glob("*/samples.png"))]
+    halves = [frame.convert("RGB").reduce(2) for frame in frames]
+    if halves:
+        with failing("write", directory / "samples.gif"), replacing(directory / "samples.gif") as temporary:
+            halves[0].save(temporary, save_all=True, append_images=halves[1:], duration=400, loop=0)
+    return {}
 
 
 def interpolations(generate: Samples, latent: int, classes: int) -> Report:
