@@ -1,8 +1,9 @@
-"""Speed beside others', on this machine, in one go: python -m experiments.benchmark cnn|transformer|lstm|dqn [options].
+"""Speed beside others', on this machine, in one go: python -m experiments.benchmark WHAT [options].
 
     cnn          images/s of training mnist_cnn's net
     transformer  tokens/s of training in nanoGPT's setting for a CPU
     lstm         characters/s of training in char-rnn's setting, 2 layers of 128
+    gpt2         tokens/s of training GPT-2 of 124 M parameters in bfloat16, for a GPU, and how much of it that uses
     dqn          frames/s of DQN on CartPole, beside purejaxrl's: --purejaxrl DIR, a clone of it (needs flashbax, chex)
 
 All but dqn are beside the same net in PyTorch (pip install -e .[bench]).
@@ -21,7 +22,7 @@ import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -34,13 +35,36 @@ SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_
 BATCH, STEPS = 128, 10
 FRAMES = 250_000
 
-TEXT = {"transformer": (12, 64), "lstm": (50, 50)}
-"""Batch and context: nanoGPT's setting for a CPU, char-rnn's."""
+UNITS = {"cnn": "images/s", "dqn": "frames/s", "transformer": "tokens/s", "lstm": "characters/s", "gpt2": "tokens/s"}
 
-LSTM = (2, 128)
-"""Layers and width: char-rnn's."""
+PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
+"""Operations/s of dense 16-bit matrix products, as NVIDIA states them, by a part of the device's name."""
 
-UNITS = {"cnn": "images/s", "dqn": "frames/s", "transformer": "tokens/s", "lstm": "characters/s"}
+
+class Reading(NamedTuple):
+    """A language model's training. `layers` and `width` are the net's, `heads` is 0 for an LSTM."""
+
+    batch: int
+    context: int
+    layers: int
+    width: int
+    heads: int
+    vocabulary: int = 65
+    dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def operations(self) -> float:
+        """Floating-point operations a token that a Transformer needs, forward and backward: 6 for each weight that is
+        multiplied, 12 for each feature of each token attended to (Chowdhery et al. 2022, "PaLM", appendix B)."""
+        weights = 12 * self.layers * self.width**2 + self.vocabulary * self.width
+        return 6 * weights + 12 * self.layers * self.width * self.context
+
+
+TEXT = {
+    "transformer": Reading(12, 64, layers=4, width=128, heads=4),
+    "lstm": Reading(50, 50, layers=2, width=128, heads=0),
+    "gpt2": Reading(8, 1024, layers=12, width=768, heads=12, vocabulary=50304, dtype="bfloat16"),
+}
+"""nanoGPT's setting for a CPU, char-rnn's, and GPT-2."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +78,10 @@ class Options:
         contender: to be this one, in a process that the benchmark started
     """
 
-    what: Annotated[Literal["cnn", "transformer", "lstm", "dqn"], tyro.conf.Positional]
+    what: Annotated[Literal["cnn", "transformer", "lstm", "gpt2", "dqn"], tyro.conf.Positional]
     rounds: int = 7
     purejaxrl: Path | None = None
     contender: str = ""
-
-
-def stack() -> Any:
-    """nanoGPT's net for a CPU."""
-    from research.nets.transformer import Stack
-
-    return Stack(layers=4, width=128, heads=4, bias=False)
 
 
 def samestep(what: str, place_name: Any) -> Callable[[], float]:
@@ -75,6 +92,7 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
 
     from research.data.feed import resident
     from research.data.text import Windows
+    from research.descend import Descent
     from research.learners.supervised import supervised
     from research.lift import closed, many
     from research.losses import classification, tokens
@@ -89,14 +107,19 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
         criterion, example, per_step = classification(), jnp.zeros((1, 28, 28, 1)), BATCH
         images = luck.normal(size=(2048, 28, 28, 1)).astype(np.float32)
         feed: Any = resident(images, luck.integers(10, size=2048).astype(np.int32), BATCH, 0)
+        dtype: Literal["float32", "bfloat16"] = "float32"
     else:
-        batch, context = TEXT[what]
-        gpt = transformer.LanguageModel(stack(), context=context, outputs=65)
-        net = gpt if what == "transformer" else lstm.LanguageModel(*LSTM, outputs=65)
+        batch, context, layers, width, heads, vocabulary, dtype = TEXT[what]
+        if heads:
+            stack = transformer.Stack(layers=layers, width=width, heads=heads, bias=False)
+            net = transformer.LanguageModel(stack, context=context, outputs=vocabulary)
+        else:
+            net = lstm.LanguageModel(layers, width, outputs=vocabulary)
         criterion, example, per_step = tokens(-1), jnp.zeros((1, context), jnp.int32), batch * context
-        feed = Windows(luck.integers(65, size=100_000).astype(np.int32), context, batch, 0)
+        feed = Windows(luck.integers(vocabulary, size=100_000).astype(np.int32), context, batch, 0)
     tx, rate = optimizer(how, STEPS), schedule(how, STEPS)
-    learner = supervised(net, example, criterion, criterion, tx, rate, axis=where.axis)
+    descent = Descent(dtype=dtype)
+    learner = supervised(net, example, criterion, criterion, tx, rate, how=descent, axis=where.axis)
     feed = where.put_data(feed, None)
     steps = where.train(lambda s, f: many(closed(learner.step, f, where.axis), STEPS)(s, None), None)
     state = where.put(jax.jit(learner.init)(jax.random.key(0)))
@@ -116,27 +139,35 @@ def pytorch(what: str, how: str = "eager") -> Callable[[], float]:
     from torch.nn.functional import cross_entropy
 
     from experiments import baselines
+    from research.nets.transformer import Stack
 
     torch.set_num_threads(CORES)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     memory = torch.channels_last if how == "channels_last" else torch.contiguous_format
     if what == "cnn":
         net = baselines.cnn().to(memory_format=memory)  # type: ignore[call-overload]
-        images, labels = torch.randn(2048, 1, 28, 28), torch.randint(10, (2048,))
-        per_step = BATCH
+        images, labels = torch.randn(2048, 1, 28, 28, device=device), torch.randint(10, (2048,), device=device)
+        per_step, dtype = BATCH, torch.float32
 
         def batch() -> tuple[torch.Tensor, torch.Tensor]:
-            index = torch.randint(2048, (BATCH,))
+            index = torch.randint(2048, (BATCH,), device=device)
             return images[index].contiguous(memory_format=memory), labels[index]
     else:
-        size, context = TEXT[what]
-        net = baselines.LanguageModel(stack(), context, 65) if what == "transformer" else baselines.LSTM(*LSTM, 65)
-        text = torch.randint(65, (100_000,))
-        per_step = size * context
+        size, context, layers, width, heads, vocabulary, _ = TEXT[what]
+        if heads:
+            stack = Stack(layers=layers, width=width, heads=heads, bias=False)
+            net = baselines.LanguageModel(stack, context, vocabulary)
+        else:
+            net = baselines.LSTM(layers, width, vocabulary)
+        text = torch.randint(vocabulary, (100_000,), device=device)
+        per_step, dtype = size * context, getattr(torch, TEXT[what].dtype)
 
         def batch() -> tuple[torch.Tensor, torch.Tensor]:
-            places = torch.randint(len(text) - context, (size, 1)) + torch.arange(context + 1)
+            starts = torch.randint(len(text) - context, (size, 1), device=device)
+            places = starts + torch.arange(context + 1, device=device)
             return text[places[:, :-1]], text[places[:, 1:]]
 
+    net = net.to(device)
     adam = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.0, fused=how == "best")
     run = torch.compile(net) if how == "best" else net
 
@@ -145,8 +176,12 @@ def pytorch(what: str, how: str = "eager") -> Callable[[], float]:
         for _ in range(STEPS):
             inputs, targets = batch()
             adam.zero_grad()
-            cross_entropy(run(inputs).flatten(0, -2), targets.flatten()).backward()
+            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
+                loss = cross_entropy(run(inputs).flatten(0, -2), targets.flatten())
+            loss.backward()
             adam.step()
+        if device == "cuda":
+            torch.cuda.synchronize()
         return STEPS * per_step / (time.perf_counter() - began)
 
     return once
@@ -236,8 +271,8 @@ def contenders(options: Options) -> dict[str, tuple[Callable[[], Callable[[], fl
         ours = lambda place_name: lambda: samestep(what, place_name)
         theirs = lambda how: lambda: pytorch(what, how)
         tuned = ("channels last", "channels_last") if what == "cnn" else ("compiled, fused AdamW", "best")
-        return {
-            f"samestep, {CORES} devices": (ours("shard_map"), SPLIT),
+        split = {} if what == "gpt2" else {f"samestep, {CORES} devices": (ours("shard_map"), SPLIT)}
+        return split | {
             "samestep, 1 device": (ours("jit"), ""),
             "PyTorch as installed": (theirs("eager"), ""),
             f"PyTorch, {tuned[0]}": (theirs(tuned[1]), ""),
@@ -274,6 +309,12 @@ def compete(options: Options, arguments: list[str]) -> dict[str, list[float]]:
     return figures
 
 
+def device() -> str:
+    """What JAX calls the first device; asked of a process of its own, which lets go of it."""
+    ask = "import jax; print(jax.devices()[0].device_kind)"
+    return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main(arguments: list[str]) -> None:
     """Prints the table, or is a contender: plays a round for each line of standard input."""
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.benchmark", description=__doc__)
@@ -286,11 +327,15 @@ def main(arguments: list[str]) -> None:
     table = Table(
         "contender", f"median {UNITS[options.what]}", "least", "most", "ours is so many times that", title=options.what
     )
+    peak = next((peak for name, peak in PEAKS.items() if name in device()), None) if options.what == "gpt2" else None
+    if peak is not None:
+        table.add_column("model FLOP utilisation")
     ours = next(iter(figures.values()))
     for name, values in figures.items():
         ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
         numbers = (statistics.median(values), min(values), max(values))
-        table.add_row(name, *(f"{n:,.0f}" for n in numbers), f"{ratio:.2f}")
+        used = [] if peak is None else [f"{numbers[0] * TEXT[options.what].operations() / peak:.1%}"]
+        table.add_row(name, *(f"{n:,.0f}" for n in numbers), f"{ratio:.2f}", *used)
     Console().print(table)
     print(f"{options.rounds} rounds, {CORES} cores, load {os.getloadavg()[0]:.1f}")
 

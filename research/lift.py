@@ -54,12 +54,19 @@ def first(state: State, tree: Tree) -> Tree:
     return jax.device_put(jax.tree.map(lambda x: x[0] if state.key.ndim else x, jax.device_get(tree)))
 
 
-def averaged(learner: Learner, decay: float) -> Learner:
-    """Evaluate an exponential moving average of the weights, kept in collections["average"].
+def followed(average: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
+    """The exponential moving average of the parameters, after update number `step` has made them `params`.
 
-    The decay of update t is min(decay, (1 + t) / (10 + t)), so that the start is forgotten soon
+    Its decay at update t is min(decay, (1 + t) / (10 + t)), so that the start is forgotten soon
     (Polyak & Juditsky 1992; the warm-up as in TensorFlow's ExponentialMovingAverage).
     """
+    t = step.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1 + t) / (10 + t))
+    return jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
+
+
+def averaged(learner: Learner, decay: float) -> Learner:
+    """Evaluate an exponential moving average of the weights (`followed`), kept in collections["average"]."""
 
     def init(key: jax.Array) -> State:
         state = learner.init(key)
@@ -73,9 +80,7 @@ def averaged(learner: Learner, decay: float) -> Learner:
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         state, average = split(state)
         state, metrics = learner.step(state, batch)
-        t = state.step.astype(jnp.float32)
-        keep = jnp.minimum(decay, (1 + t) / (10 + t))
-        average = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, state.params)
+        average = followed(average, state.params, decay, state.step)
         return state._replace(collections={**state.collections, "average": average}), metrics
 
     def evaluate(state: State, batch: Batch) -> Metrics:

@@ -122,16 +122,21 @@ STACK = transformer.Stack(layers=2, width=8, heads=2)
 TEXT_RUN = Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min")
 SEQUENCES: dict[str, Experiment] = {
     "transformer": Language(data=TEXT, net=transformer.LanguageModel(STACK), optimizer=SGD, run=TEXT_RUN),
-    "lstm": Language(data=TEXT, net=lstm.LanguageModel(width=8), optimizer=SGD, run=TEXT_RUN),
-    "masked": Masked(data=MOONS, net=transformer.MaskedModel(STACK), optimizer=SGD, run=TEXT_RUN),
-    "sentences": ClassifyText(
-        data=MOONS, net=lstm.Classifier(width=8, embedding=8, pairs=16), average=0.9, optimizer=SGD, run=TEXT_RUN
+    "lstm": Language(
+        data=TEXT,
+        net=lstm.LanguageModel(width=8),
+        optimizer=dataclasses.replace(SGD, schedule="cosine", warmup=2),
+        descent=Descent(clip=0.5),
+        run=TEXT_RUN,
     ),
-    "transformer classifier": ClassifyText(
+    "masked": Masked(
         data=MOONS,
-        net=transformer.Classifier(dataclasses.replace(STACK, positions="rotary", groups=1)),
+        net=transformer.MaskedModel(dataclasses.replace(STACK, positions="rotary", groups=1)),
         optimizer=SGD,
         run=TEXT_RUN,
+    ),
+    "sentences": ClassifyText(
+        data=MOONS, net=lstm.Classifier(width=8, embedding=8, pairs=16), average=0.9, optimizer=SGD, run=TEXT_RUN
     ),
     "translator": Translate(
         data=BACKWARDS,
@@ -139,15 +144,11 @@ SEQUENCES: dict[str, Experiment] = {
         optimizer=SGD,
         run=TEXT_RUN,
     ),
-    "lstm translator": Translate(data=BACKWARDS, net=lstm.Translator(width=8), optimizer=SGD, run=TEXT_RUN),
 }
 EXPERIMENTS: dict[str, Experiment] = {
     **SEQUENCES,
     "cnn": classify(),
-    "plain cnn": classify(net=CNN(widths=(8,), depth=1, norm=False, hidden=8)),
     "resnet": classify(net=ResNet(widths=(4, 8), blocks=(1, 1), shortcut="project")),
-    "averaged": classify(average=0.9),
-    "clipped": classify(descent=Descent(clip=0.5), optimizer=dataclasses.replace(SGD, schedule="cosine", warmup=2)),
     "dqn": dqn(),
     "gan": gan(),
     "wgan_gp": gan(

@@ -10,7 +10,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from learners import EXPERIMENTS, dqn
+from learners import classify, dqn
 from matplotlib.image import imread
 
 import research
@@ -175,7 +175,7 @@ def test_mistakes_are_those_that_numpy_counts(finished):
 
 
 def test_reports_judge_the_averaged_weights(tmp_path):
-    experiment = EXPERIMENTS["averaged"]
+    experiment = classify(average=0.9)
     learner, feeds = experiment.build(), experiment.feeds()
     state = jax.jit(learner.init)(jax.random.key(0))
     state = state._replace(params=jax.tree.map(np.zeros_like, state.params))

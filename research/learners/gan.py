@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from research.data.images import Images, ImageSpec
 from research.descend import Descent, cast, descend
 from research.experiment import Feeds, Mistake, Report, Run, Snapshot, positive
+from research.lift import followed
 from research.nets.gan import DCGANDiscriminator, DCGANGenerator
 from research.network import forward, initialise, on_axis
 from research.optim import Optimizer, optimizer, schedule
@@ -229,12 +230,8 @@ def gan(config: GAN, images: ImageSpec, axis: str | None = None) -> Learner:
         )
         collections = returned(collections, "generator", moved)
         if config.average is not None:
-            # The decay, and its warm-up, of `lift.averaged`.
-            t = (state.step + 1).astype(jnp.float32)
-            keep = jnp.minimum(config.average, (1 + t) / (10 + t))
             before = state.collections["average"]["generator"]
-            mixed = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, before, made)
-            collections |= {"average": {"generator": mixed}}
+            collections |= {"average": {"generator": followed(before, made, config.average, state.step + 1)}}
 
         all_metrics = together(
             {"discriminator": jax.tree.map(lambda x: x.sum(0), critic_metrics), "generator": metrics}
