@@ -1,11 +1,14 @@
 """Every learner's training compiles for hardware that is not there, by that hardware's own compiler."""
 
+import dataclasses
 import functools
+import re
 
 import jax
 import pytest
 from learners import EXPERIMENTS
 
+from research.descend import Descent
 from research.elsewhere import NotInstalled, compiled, lower, operations, topology
 from research.nets.cnn import CNN, ResNet
 from research.place import place
@@ -58,3 +61,15 @@ def test_the_platform_compiled_for_decides(where):
     """A convolution is one where it is to run, though the CPU that lowers it would make a matrix product of it."""
     count = lambda devices: lower(EXPERIMENTS["resnet"], place("jit", devices), CHUNK).as_text().count(".convolution(")
     assert count(devices(where).devices) > 0 == count(jax.devices("cpu"))
+
+
+def test_attention_on_an_h100_is_flash():
+    """In bfloat16 by cuDNN, its backward pass too; in float32, which cuDNN can't, by XLA."""
+    experiment = EXPERIMENTS["transformer"]
+    net = experiment.net.clone(stack=dataclasses.replace(experiment.net.stack, width=64, heads=2))
+    data = dataclasses.replace(experiment.data, context=64)
+    for dtype, expected in (("bfloat16", True), ("float32", False)):
+        half = dataclasses.replace(experiment, net=net, data=data, descent=Descent(dtype=dtype))
+        hlo = compiled(half, devices("h100"), "jit", CHUNK).hlo
+        found = re.findall(r'custom_call_target="__cudnn\$fmha(\w*)"', hlo)
+        assert any("Backward" in name for name in found) == expected == bool(found)

@@ -1,13 +1,19 @@
 """Runs on text, from the command line to what they leave; and what is said of bad input."""
 
+import dataclasses
 import json
 
 import jax
 import numpy as np
 import pytest
+from learners import EXPERIMENTS
 
-from experiments import sample, train
+from experiments import agree, sample, train
 from experiments.evaluate import main as evaluate
+from research.descend import Descent
+from research.experiment import Mistake
+from research.nets.transformer import LanguageModel, Stack
+from research.optim import Optimizer
 from research.reports.text import attended, scores, words
 
 WORDS = ["der", "rote", "blaue", "Mond", "und", "die", "Sonne", "läuft", "nicht"]
@@ -143,3 +149,19 @@ def test_words_end_at_the_end():
     assert words(np.array([7, 8, 2, 9])).tolist() == [7, 8]
     assert words(np.array([7, 0, 0])).tolist() == [7]
     assert words(np.array([7, 8])).tolist() == [7, 8]
+
+
+def test_training_agrees_with_pytorch():
+    pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
+    optimizer = Optimizer(learning_rate=0.01, schedule="cosine", warmup=2, weight_decay=0.1, b2=0.99)
+    stack = Stack(layers=2, width=16, heads=2, dropout=0.2, bias=False)
+    experiment = dataclasses.replace(
+        EXPERIMENTS["transformer"], net=LanguageModel(stack), optimizer=optimizer, descent=Descent(clip=0.5)
+    )
+    plain = agree.without_dropout(experiment)
+    batches = [plain.feeds().train.batch_at(step) for step in range(8)]
+    ours, start = agree.jax_losses(plain, batches)
+    np.testing.assert_allclose(ours, agree.torch_losses(plain, start, iter(batches)), atol=1e-4)
+    assert ours[0] - ours[-1] > 0.3  # it has learned something to agree on
+    with pytest.raises(Mistake, match="expected the config of a Transformer language model"):
+        agree.without_dropout(EXPERIMENTS["lstm"])
