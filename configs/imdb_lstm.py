@@ -23,8 +23,9 @@ def config() -> ClassifyText:
     return ClassifyText(
         data=Sentences(name="imdb_reviews", vocabulary=30_000, lengths=(128, 256, 400), batch=64, validation=0.05),
         net=Classifier(layers=1, width=128, embedding=64, pairs=2**17, word_dropout=0.3, dropout=0.5),
-        average=0.998,
-        optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=100, b2=0.99),
+        smoothing=0.1,
+        average=0.99,
+        optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=1.0, b2=0.99),
         descent=Descent(clip=1.0),
-        run=Run(steps=1400, chunk=20, evaluate_every=200, save_every=200, published=(("accuracy", 0.901),)),
+        run=Run(steps=720, chunk=20, evaluate_every=120, save_every=120),
     )

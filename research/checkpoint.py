@@ -22,14 +22,14 @@ from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from research.experiment import Failure, Mistake
 from research.files import failing, reason, replacing
-from research.state import State, Tree
+from research.leaves import check_same, describe, differences, named, plain, plain_shape, size, typed
+from research.state import State
 
 T = TypeVar("T")
 Warn = Callable[[str], None]
@@ -125,10 +125,10 @@ class Checkpoints:
                     _write_manifest(self._directory, step, manifest._replace(best=True))
                     _rotate(self._directory, self._keep)
             return False
-        leaves = _named(state)
-        described = {name: _describe(leaf) for name, leaf in leaves.items()}
+        leaves = named(state)
+        described = {name: describe(leaf) for name, leaf in leaves.items()}
         try:
-            started = self._manager.save(step, args=ocp.args.StandardSave(_plain(leaves)), force=True)
+            started = self._manager.save(step, args=ocp.args.StandardSave(plain(leaves)), force=True)
             assert started, f"orbax declined to save step {step}"
         except Exception as error:
             raise self._failure(step, error) from error
@@ -165,10 +165,10 @@ def restore(
     It only reads. A damaged step is passed over, with one line to `warn`. Raises Mistake where a checkpoint holds
     another State than `abstract` (`jax.eval_shape(learner.init, key)`), Failure where every one is damaged.
     """
-    leaves = _named(abstract)
+    leaves = named(abstract)
 
     def read(path: Path, manifest: Manifest) -> State:
-        _check_same(path, manifest.leaves, leaves)
+        check_same(path, manifest.leaves, leaves)
         found = _read(path, leaves)
         return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
 
@@ -187,17 +187,17 @@ def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best:
         def under(prefix: str, leaves: dict[str, T]) -> dict[str, T]:
             return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
 
-        here = _named(state)
+        here = named(state)
         wanted, held = under("params", here), under("params", manifest.leaves)
         chosen = {name: leaf for name, leaf in wanted.items() if name in held}
         if not chosen:
             raise Mistake(f"checkpoint {path} has none of these params: {', '.join(list(wanted)[:3])}, …")
-        _check_same(path, {name: held[name] for name in chosen}, chosen)
+        check_same(path, {name: held[name] for name in chosen}, chosen)
         fresh = [name for name in wanted if name not in held]
         if fresh:
             warn(f"{path} does not have {', '.join(fresh)}: they start afresh")
         for collection in (f"collections/{name}" for name in state.collections):
-            if not _differences(under(collection, manifest.leaves), under(collection, here)):
+            if not differences(under(collection, manifest.leaves), under(collection, here)):
                 chosen |= under(collection, here)
         found = here | _read(path, chosen)
         return jax.tree.unflatten(jax.tree.structure(state), list(found.values()))
@@ -248,10 +248,10 @@ def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, be
 
 def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
     """The leaves of those names, on the host; orbax neither checks nor casts them, that was done before."""
-    plain = {name: _plain_shape(leaf) for name, leaf in leaves.items() if _size(leaf)}
+    shapes = {name: plain_shape(leaf) for name, leaf in leaves.items() if size(leaf)}
     args = ocp.args.PyTreeRestore(
-        plain,
-        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in plain},
+        shapes,
+        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes},
         partial_restore=True,
     )
     try:
@@ -259,72 +259,7 @@ def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
             found = reader.restore(path / "default", args=args)
     except Exception as error:
         raise _Damaged(f"orbax can't read it: {' '.join(str(error).split())[:200]}") from error
-    return {name: _typed(found[name] if name in plain else None, leaf) for name, leaf in leaves.items()}
-
-
-def _named(tree: Tree) -> dict[str, Any]:
-    """The leaves by name, "params/Dense_0/kernel", in the tree's order."""
-    paths = jax.tree_util.tree_leaves_with_path(tree)
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
-    if len(leaves) != len(paths):
-        raise Mistake("two leaves of the State have the same name: a name with a slash in it may be the cause")
-    return leaves
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _size(leaf: Any) -> int:
-    return int(np.prod(leaf.shape))
-
-
-def _plain(leaves: dict[str, Any]) -> dict[str, Any]:
-    """What orbax can save: keys as their bits; arrays without elements left out, their shape says it all."""
-    return {name: jax.random.key_data(x) if _is_key(x) else x for name, x in leaves.items() if _size(x)}
-
-
-def _plain_shape(leaf: Any) -> Any:
-    shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype)
-
-
-def _typed(found: np.ndarray | None, leaf: Any) -> Any:
-    """What orbax gave back as the leaf that it was."""
-    if found is None:
-        return np.zeros(leaf.shape, leaf.dtype)
-    return jax.random.wrap_key_data(jnp.asarray(found), impl=_implementation(leaf)) if _is_key(leaf) else found
-
-
-def _implementation(key: Any) -> Any:
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)  # it takes no shape, but a tracer
-    return found[0]
-
-
-def _describe(leaf: Any) -> str:
-    return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
-
-
-def _differences(held: dict[str, str], leaves: dict[str, Any]) -> list[str]:
-    """What `held` has otherwise than `leaves`, in words."""
-    wanted = {name: _describe(leaf) for name, leaf in leaves.items()}
-    both = [name for name in wanted if name in held]
-    return [
-        *(f"{name} is {held[name]} there, {wanted[name]} here" for name in both if held[name] != wanted[name]),
-        *(f"{name} is not there" for name in wanted if name not in held),
-        *(f"{name} is there only" for name in held if name not in wanted),
-    ]
-
-
-def _check_same(path: Path, held: dict[str, str], leaves: dict[str, Any]) -> None:
-    differ = _differences(held, leaves)
-    if differ:
-        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise Mistake(
-            f"checkpoint {path} holds something else ({'; '.join(differ[:3])}{more}): "
-            "use the config and the code that it was made with"
-        )
+    return {name: typed(found[name] if name in shapes else None, leaf) for name, leaf in leaves.items()}
 
 
 def _steps(directory: Path) -> tuple[list[int], list[int]]:
