@@ -64,6 +64,7 @@ class Text:
         tokenizer: characters, or bpe: byte-level byte pair encoding
         vocabulary: tokens of bpe, or of a .npy file; characters count themselves
         context: tokens in a window
+        evaluation_context: in one of validation and test; None: as many. An LSTM may be judged on longer ones
         batch: global batch of training, in windows; an epoch is a window at every place of the text
         evaluation_batch: of validation and test, in windows, which don't overlap
         validation: fraction of the training text to validate on
@@ -77,6 +78,7 @@ class Text:
     tokenizer: Literal["characters", "bpe"] = "characters"
     vocabulary: int = 1024
     context: int = 64
+    evaluation_context: int | None = None
     batch: int = 64
     evaluation_batch: int = 64
     validation: float = 0.05
@@ -87,8 +89,9 @@ class Text:
     def __post_init__(self) -> None:
         positive(self, "data", "vocabulary", "context", "batch", "evaluation_batch")
         check_fraction(self.validation)
-        if self.limit is not None:
-            positive(self, "data", "limit")
+        for name in ("evaluation_context", "limit"):
+            if getattr(self, name) is not None:
+                positive(self, "data", name)
 
     def spec(self) -> TextSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
@@ -102,7 +105,8 @@ class Text:
             raise Mistake(
                 f"data.name {self.name}: {len(train)} tokens to train on fill no window of {self.context}; {mend}"
             )
-        judge = lambda tokens: batches(*windows(tokens, self.context), self.evaluation_batch)
+        context = self.evaluation_context or self.context
+        judge = lambda tokens: batches(*windows(tokens, context), self.evaluation_batch)
         return Feeds(
             train=Windows(train, self.context, self.batch, self.seed, resident=self.feed == "resident"),
             validation=judge(validation),
