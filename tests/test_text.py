@@ -162,6 +162,16 @@ def test_evaluation_windows_predict_every_token_once():
         assert (inputs[~kept] == 0).all()
 
 
+def test_evaluation_may_read_longer_windows(tmp_path):
+    (tmp_path / "text.txt").write_text("abcdefghij" * 100)
+    config = Text(name=str(tmp_path / "text.txt"), context=4, evaluation_context=30, evaluation_batch=2)
+    feeds = config.feeds()
+    assert feeds.train.batch_at(0).inputs.shape == (64, 4)
+    assert {batch.inputs.shape for batch in (*feeds.validation, *feeds.test)} == {(2, 30)}
+    with pytest.raises(Mistake, match="data.evaluation_context must be at least 1"):
+        dataclasses.replace(config, evaluation_context=0)
+
+
 def test_a_text_file(tmp_path):
     text = "".join(chr(97 + n % 26) for n in range(2000))
     (tmp_path / "alphabet.txt").write_text(text)
