@@ -168,7 +168,7 @@ def test_evaluation_may_read_longer_windows(tmp_path):
     feeds = config.feeds()
     assert feeds.train.batch_at(0).inputs.shape == (64, 4)
     assert {batch.inputs.shape for batch in (*feeds.validation, *feeds.test)} == {(2, 30)}
-    with pytest.raises(Mistake, match="data.evaluation_context must be at least 1"):
+    with pytest.raises(Mistake, match=r"data\.evaluation_context must be at least 1"):
         dataclasses.replace(config, evaluation_context=0)
 
 
