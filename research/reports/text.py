@@ -76,7 +76,7 @@ def attention(net: nn.Module, params: Tree, tokenizer: Tokenizer, tokens: np.nda
     _, found = net.apply({"params": params}, jnp.asarray(tokens)[None], mutable=["intermediates"])
     told = found["intermediates"]["blocks"]["layers"]["attention"]
     maps = attended(told["queries"][0][:, 0], told["keys"][0][:, 0], causal=True)
-    _draw_maps(maps, _marks(tokenizer, tokens), _marks(tokenizer, tokens), "attends to", path)
+    _draw_maps(maps, _marks(tokenizer, tokens), _marks(tokenizer, tokens), "each row is a token, and attends to", path)
 
 
 def attended(queries: jax.Array, keys: jax.Array, causal: bool = False) -> np.ndarray:
@@ -173,7 +173,9 @@ def _draw_alignment(net: nn.Module, params: Tree, tokenizer: Tokenizer, batch: B
     else:
         cross = told["blocks"]["layers"]["cross"]
         maps = attended(cross["queries"][0][-1:, 0], cross["keys"][0][-1:, 0])
-    _draw_maps(maps, _marks(tokenizer, target), _marks(tokenizer, source), "looks at", path)
+    _draw_maps(
+        maps, _marks(tokenizer, target), _marks(tokenizer, source), "after the row's word, the next looks at", path
+    )
 
 
 def classification(
@@ -223,18 +225,19 @@ def _marks(tokenizer: Tokenizer, tokens: Any) -> list[str]:
     return [tokenizer.decode([int(t)]).translate(shown) or "∎" for t in tokens]
 
 
-def _draw_maps(maps: np.ndarray, rows: list[str], columns: list[str], verb: str, path: Path) -> None:
-    """Maps [layers, heads, rows, columns], in a grid."""
+def _draw_maps(maps: np.ndarray, rows: list[str], columns: list[str], told: str, path: Path) -> None:
+    """Maps [layers, heads, rows, columns], in a grid; of one layer, it is the last."""
     layers, heads = maps.shape[:2]
     side = 2.2 if layers * heads > 1 else 6.0
     figure = Figure(figsize=(side * heads + 0.4, side * layers + 0.6), dpi=130, layout="constrained")
-    figure.suptitle(f"each row is a token, and {verb} the columns: dark is more", fontsize=10)
+    figure.suptitle(f"{told} the columns: dark is more", fontsize=10)
     labelled = max(len(rows), len(columns)) <= 48
     for (layer, head), ax in np.ndenumerate(figure.subplots(layers, heads, squeeze=False)):
         # By its root: most weights are small.
         ax.imshow(np.sqrt(maps[layer, head]), cmap="Blues", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
         ax.set(xticks=[], yticks=[])
-        ax.set_title(f"layer {layer + 1}, head {head + 1}" if layers * heads > 1 else "", fontsize=7)
+        name = f"layer {layer + 1}, head {head + 1}" if layers > 1 else f"head {head + 1}"
+        ax.set_title(name if layers * heads > 1 else "", fontsize=7)
         if labelled and head == 0:
             ax.set_yticks(range(len(rows)), rows, fontsize=5 if layers * heads > 1 else 8)
         if labelled and layer == layers - 1:
