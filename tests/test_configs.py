@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from research import config
+from research.data.images import Images
+from research.data.pairs import Pairs
+from research.data.sentences import Sentences
+from research.data.text import Text
+from research.data.unpaired import Unpaired
 from research.experiment import Mistake
+
+LIMITS = {Text: 20_000, Sentences: 300, Pairs: 300, Images: 300, Unpaired: 300}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -22,7 +29,8 @@ def quickly():
 def test_one_step(name):
     experiment = config.load(name)
     if hasattr(experiment, "data"):
-        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batch=8))
+        few = {"batch": 8} | ({"limit": LIMITS[type(experiment.data)]} if type(experiment.data) in LIMITS else {})
+        experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **few))
     try:
         feeds = experiment.feeds()
     except Mistake as missing:

@@ -63,6 +63,7 @@ class Images:
         validation: fraction of the training examples to validate on, carved out by a shuffle; at least one
         seed: of that split, and of the order of training
         feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
+        limit: images of each split at most
     """
 
     name: str = "digits"
@@ -72,9 +73,12 @@ class Images:
     validation: float = 0.1
     seed: int = 0
     feed: FeedName = "resident"
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         positive(self, "data", "batch", "evaluation_batch")
+        if self.limit is not None:
+            positive(self, "data", "limit")
         if not 0 < self.validation < 1:
             raise Mistake(f"data.validation is a fraction between 0 and 1, not {self.validation}")
 
@@ -84,7 +88,7 @@ class Images:
 
     def arrays(self) -> Arrays:
         """The images and labels themselves; what another source of images has to say, and all of it."""
-        return arrays(self.name, tfds.directory(self.dir))
+        return arrays(self.name, tfds.directory(self.dir), self.limit)
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `spec` does."""
@@ -101,13 +105,15 @@ class Images:
 
 
 @functools.lru_cache(maxsize=2)
-def arrays(name: str, dir: str | None) -> Arrays:
+def arrays(name: str, dir: str | None, limit: int | None = None) -> Arrays:
     """The set `name`, read and decoded once a process and checked; not to be written to.
+
+    limit: images of each split at most
 
     Raises Mistake where it isn't there or isn't labelled images of one shape, Failure where it is damaged.
     """
-    sources: dict[str, Callable[[str, str | None], Arrays]] = {"digits": digits}
-    data = sources.get(name, prepared)(name, dir)
+    sources: dict[str, Callable[[str, str | None, int | None], Arrays]] = {"digits": digits}
+    data = sources.get(name, prepared)(name, dir, limit)
     for split, images, labels in (("training", *data[0:2]), ("test", *data[2:4])):
         check(f"data.name {name}, {split} split", images, labels, len(data.names))
         images.flags.writeable = labels.flags.writeable = False
@@ -130,7 +136,7 @@ def check(what: str, images: np.ndarray, labels: np.ndarray, classes: int) -> No
         raise Failure(f"{what}: expected labels 0 ... {classes - 1}; {wrong.size} are out of range, {example}")
 
 
-def digits(name: str, dir: str | None) -> Arrays:
+def digits(name: str, dir: str | None, limit: int | None) -> Arrays:
     """The 1,797 handwritten digits, 8x8x1, that scikit-learn brings along (Alpaydin & Kaynak 1998).
 
     Their 17 shades 0 ... 16 become 0 ... 255. A fifth of them is for testing, whatever the seed.
@@ -141,7 +147,7 @@ def digits(name: str, dir: str | None) -> Arrays:
     # Its file, not its `load_digits`: importing scikit-learn takes seconds.
     table = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return held_out(images, table[:, -1].astype(np.int32), tuple("0123456789"))
+    return held_out(images[:limit], table[:limit, -1].astype(np.int32), tuple("0123456789"))
 
 
 def held_out(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Arrays:
@@ -151,7 +157,7 @@ def held_out(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> 
 
 
 @tfds.quiet()
-def prepared(name: str, dir: str | None) -> Arrays:
+def prepared(name: str, dir: str | None, limit: int | None) -> Arrays:
     """A set prepared by TensorFlow Datasets, with features `image` and `label`, read without TensorFlow.
 
     Tests on the split `test`, else `validation`, else on a fifth of `train`. Where it isn't prepared in `dir` and
@@ -165,7 +171,7 @@ def prepared(name: str, dir: str | None) -> Arrays:
         raise Mistake(f"data.name {name}: expected features image and label, and a split train; it has {found}")
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-        return _decoded(tfds.source(builder, name, split), f"data.name {name}, split {split}", where)
+        return _decoded(tfds.source(builder, name, split), f"data.name {name}, split {split}", where, limit)
 
     names = tuple(features["label"].names)
     train = read("train")
@@ -173,8 +179,10 @@ def prepared(name: str, dir: str | None) -> Arrays:
     return held_out(*train, names) if test is None else Arrays(*train, *test, names)
 
 
-def _decoded(source: Any, what: str, where: Any) -> tuple[np.ndarray, np.ndarray]:
-    """All images and labels of a data source; chunk by chunk, in threads, as decoders let go of Python's lock."""
+def _decoded(source: Any, what: str, where: Any, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The images and labels of a data source; chunk by chunk, in threads, as decoders let go of Python's lock."""
+
+    count = min(len(source), limit or len(source))
 
     def expect_one(shapes: set[tuple[int, ...]]) -> None:
         if len(shapes) != 1:
@@ -183,7 +191,7 @@ def _decoded(source: Any, what: str, where: Any) -> tuple[np.ndarray, np.ndarray
 
     def chunk(start: int) -> tuple[np.ndarray, np.ndarray]:
         try:
-            examples = source.__getitems__(list(range(start, min(start + 1000, len(source)))))
+            examples = source.__getitems__(list(range(start, min(start + 1000, count))))
             labels = np.array([example["label"] for example in examples], np.int32)
             images = [np.asarray(example["image"]) for example in examples]
         except Exception as error:
@@ -192,7 +200,7 @@ def _decoded(source: Any, what: str, where: Any) -> tuple[np.ndarray, np.ndarray
         return np.stack(images), labels
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(chunk, range(0, len(source), 1000)))
+        parts = list(pool.map(chunk, range(0, count, 1000)))
     expect_one({images.shape[1:] for images, _ in parts})
     return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
 

@@ -61,6 +61,7 @@ class Pairs:
         test: the split to test on
         validation: fraction of the training pairs to validate on, at least one, where there is no split validation
         seed: of that split, and of the order of training
+        limit: pairs of each split at most
     """
 
     name: str = "multi30k"
@@ -74,10 +75,13 @@ class Pairs:
     test: str = "test_2016_flickr"
     validation: float = 0.05
     seed: int = 0
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         positive(self, "data", "vocabulary", "lengths", "batch", "evaluation_batch")
         check_fraction(self.validation)
+        if self.limit is not None:
+            positive(self, "data", "limit")
         check_lengths(self.lengths)
         if self.source == self.target:
             raise Mistake(f"data.source and data.target are both {self.source}: give two languages")
@@ -155,14 +159,14 @@ def _texts(config: Pairs) -> Texts:
     languages = (config.source, config.target)
     if is_path(config.name):
         folder = Path(config.name).expanduser()
-        read = lambda split: _parallel(folder, split, languages)
+        read = lambda split: [side[: config.limit] for side in _parallel(folder, split, languages)]
         has = {file.stem for file in folder.glob(f"*.{config.source}")}
     else:
         builder = tfds.builder(config.name, tfds.directory(config.dir), None)
         has = set(builder.info.splits)
 
         def read(split: str) -> list[list[str]]:
-            texts = tfds.columns(builder, config.name, split, languages)
+            texts = tfds.columns(builder, config.name, split, languages, config.limit)
             named = zip(texts, languages, strict=True)
             return [strings(x, f"data.name {config.name}, split {split}, {language}") for x, language in named]
 

@@ -56,6 +56,7 @@ class Sentences:
         evaluation_batch: of validation and test
         validation: fraction of the training texts to validate on, at least one, where the set doesn't say which
         seed: of that split, and of the order of training
+        limit: texts of each split at most
     """
 
     name: str = "imdb_reviews"
@@ -67,10 +68,13 @@ class Sentences:
     evaluation_batch: int = 256
     validation: float = 0.1
     seed: int = 0
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         positive(self, "data", "vocabulary", "lengths", "batch", "evaluation_batch")
         check_fraction(self.validation)
+        if self.limit is not None:
+            positive(self, "data", "limit")
         check_lengths(self.lengths)
 
     def spec(self) -> SentenceSpec:
@@ -122,7 +126,7 @@ def _prepared(config: Sentences) -> Texts:
     feature = "sentence" if "sentence" in set(builder.info.features) else "text"
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-        texts, labels = tfds.columns(builder, config.name, split, [feature, "label"])
+        texts, labels = tfds.columns(builder, config.name, split, [feature, "label"], config.limit)
         what = f"data.name {config.name}, split {split}"
         numbers = np.array(labels, np.int32)
         wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))

@@ -81,8 +81,8 @@ def source(builder: Any, name: str, split: str) -> Any:
 
 
 @quiet()
-def columns(builder: Any, name: str, split: str, features: Sequence[str]) -> list[list[Any]]:
-    """The values of each of `features`, of all examples of a split in order; text as bytes.
+def columns(builder: Any, name: str, split: str, features: Sequence[str], limit: int | None = None) -> list[list[Any]]:
+    """The values of each of `features`, of all examples of a split in order, or of the first `limit`; text as bytes.
 
     Raises Mistake where the set has no such split or features, Failure where it is damaged.
     """
@@ -94,8 +94,9 @@ def columns(builder: Any, name: str, split: str, features: Sequence[str]) -> lis
     examples = source(builder, name, split)
     rows: list[list[Any]] = []
     try:
-        for start in range(0, len(examples), 1000):
-            some = examples.__getitems__(list(range(start, min(start + 1000, len(examples)))))
+        count = min(len(examples), limit or len(examples))
+        for start in range(0, count, 1000):
+            some = examples.__getitems__(list(range(start, min(start + 1000, count))))
             rows += [[example[feature] for feature in features] for example in some]
     except Exception as error:
         raise damaged(f"data.name {name}, split {split}", builder.data_path, error) from error

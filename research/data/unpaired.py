@@ -42,6 +42,7 @@ class Unpaired:
         validation: fraction of the training examples to validate on, carved out by a shuffle; at least one of each
         seed: of that split, and of the order of training
         feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
+        limit: images of each split of a labelled set at most, of all its classes
     """
 
     name: str = "cifar10"
@@ -52,6 +53,7 @@ class Unpaired:
     validation: float = 0.05
     seed: int = 0
     feed: FeedName = "resident"
+    limit: int | None = None
 
     def __post_init__(self) -> None:
         positive(self, "data", "batch", "evaluation_batch")
@@ -63,7 +65,11 @@ class Unpaired:
     def arrays(self) -> Domains:
         """The images. Raises Mistake where they aren't there, Failure where damaged."""
         dir = tfds.directory(self.dir)
-        return splits(self.name, dir) if self.name.startswith(CYCLE_GAN) else labelled(self.name, self.classes, dir)
+        return (
+            splits(self.name, dir)
+            if self.name.startswith(CYCLE_GAN)
+            else labelled(self.name, self.classes, dir, self.limit)
+        )
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `arrays` does."""
@@ -102,9 +108,9 @@ def beside(x: Sequence[Batch], y: Sequence[Batch]) -> list[Batch]:
     return [both(a or gone(x[-1]), b or gone(y[-1])) for a, b in zip_longest(x, y)]
 
 
-def labelled(name: str, classes: tuple[str, str], dir: str | None) -> Domains:
+def labelled(name: str, classes: tuple[str, str], dir: str | None, limit: int | None) -> Domains:
     """Two classes of a labelled set. Raises Mistake where it has no such class."""
-    data = images.arrays(name, dir)
+    data = images.arrays(name, dir, limit)
     for wanted in classes:
         if wanted not in data.names:
             near = difflib.get_close_matches(wanted, data.names, 1)
