@@ -6,8 +6,9 @@ a bidirectional LSTM, .875 by a CNN.
 
     python -m experiments.train imdb_lstm
 
-Expected: a test accuracy of at least 0.901, from the labelled reviews alone.
-Measured: not yet.
+Wanted: a test accuracy of at least 0.901, from the labelled reviews alone.
+Measured: 0.891; one seed. Without smoothing and weight decay, after 1,400 steps: 0.883.
+Time: 5 minutes on one core, beside other work.
 """
 
 from research.data.sentences import Sentences

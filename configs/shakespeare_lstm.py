@@ -7,7 +7,8 @@ example of a file name has a validation loss of 1.3950 nats per character; no ot
     python -m experiments.train shakespeare_lstm
 
 Expected: a test loss below 1.55.
-Measured: not yet.
+Measured: 1.548; one seed.
+Time: 21 minutes on one core, beside other work.
 """
 
 from research.data.text import Text
