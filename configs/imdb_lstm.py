@@ -23,10 +23,10 @@ def config() -> ClassifyText:
     """The experiment."""
     return ClassifyText(
         data=Sentences(name="imdb_reviews", vocabulary=30_000, lengths=(128, 256, 400), batch=64, validation=0.05),
-        net=Classifier(layers=1, width=128, embedding=64, pairs=2**17, word_dropout=0.3, dropout=0.5),
+        net=Classifier(width=128, embedding=64, pairs=2**17, word_dropout=0.3, bag_dropout=0.7, dropout=0.5),
         smoothing=0.1,
         average=0.99,
-        optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=1.0, b2=0.99),
+        optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=1.0),
         descent=Descent(clip=1.0),
-        run=Run(steps=720, chunk=20, evaluate_every=120, save_every=120),
+        run=Run(steps=2200, chunk=20, evaluate_every=220, save_every=220),
     )

@@ -92,11 +92,9 @@ class Run:
     published: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        positive(self, "run", "steps", "chunk", "evaluate_every", "save_every")
+        positive(self, "run", "steps", "chunk", "evaluate_every", "save_every", "patience")
         if self.keep < 2:
             raise Mistake(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
-        if self.patience is not None:
-            positive(self, "run", "patience")
         for name in ("evaluate_every", "save_every", "steps"):
             interval = getattr(self, name)
             if interval % self.chunk:
@@ -135,10 +133,11 @@ class Experiment(Protocol):
 
 
 def positive(config: Any, prefix: str, *names: str) -> None:
-    """Raises Mistake unless the fields `names` of `config`, whole numbers or tuples of them, are at least 1."""
+    """Raises Mistake unless the fields `names` of `config` are None, or whole numbers (or tuples) of at least 1."""
     for name in names:
         value = getattr(config, name)
-        if min(value if isinstance(value, tuple) else (value,), default=0) < 1:
+        sizes = value if isinstance(value, tuple) else (value,)
+        if value is not None and min(sizes, default=0) < 1:
             shown = f"{prefix}.{name}" if prefix else name
             raise Mistake(f"{shown} must be at least 1, not {value}")
 

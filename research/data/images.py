@@ -16,8 +16,8 @@ import numpy as np
 
 from research.data import tfds
 from research.data.feed import FeedName, feeds
-from research.data.order import carved
-from research.experiment import Failure, Feeds, Mistake, positive
+from research.data.order import carved, check_fields
+from research.experiment import Failure, Feeds, Mistake
 
 
 class Arrays(NamedTuple):
@@ -76,11 +76,7 @@ class Images:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        positive(self, "data", "batch", "evaluation_batch")
-        if self.limit is not None:
-            positive(self, "data", "limit")
-        if not 0 < self.validation < 1:
-            raise Mistake(f"data.validation is a fraction between 0 and 1, not {self.validation}")
+        check_fields(self)
 
     def spec(self) -> ImageSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""

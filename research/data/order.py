@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.experiment import Mistake, positive
+
 ROUNDS = 8
 """Of the Feistel network. Four do for large sizes (Luby & Rackoff 1988); more serve the evenness of tiny ones."""
 
@@ -96,6 +98,14 @@ def mixed(x: Any) -> Any:
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
+
+
+def check_fields(data: Any, *sizes: str) -> None:
+    """Raises Mistake unless the batches of a data config, its limit and its fields `sizes` are at least 1 (or None),
+    and its share of validation data is a fraction."""
+    positive(data, "data", *sizes, "batch", "evaluation_batch", "limit")
+    if not 0 < data.validation < 1:
+        raise Mistake(f"data.validation is a fraction between 0 and 1, not {data.validation}")
 
 
 def carved(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,10 +9,10 @@ import numpy as np
 
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
-from research.data.order import carved
-from research.data.strings import check_fraction, is_path, kept, read_file, strings
+from research.data.order import carved, check_fields
+from research.data.strings import is_path, kept, read_file, strings
 from research.data.tokens import BOS, EOS, Tokenizer, trained
-from research.experiment import Feeds, Mistake, positive
+from research.experiment import Feeds, Mistake
 from research.state import Tree
 
 
@@ -78,10 +78,7 @@ class Pairs:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        positive(self, "data", "vocabulary", "lengths", "batch", "evaluation_batch")
-        check_fraction(self.validation)
-        if self.limit is not None:
-            positive(self, "data", "limit")
+        check_fields(self, "vocabulary", "lengths")
         check_lengths(self.lengths)
         if self.source == self.target:
             raise Mistake(f"data.source and data.target are both {self.source}: give two languages")

@@ -8,10 +8,10 @@ import numpy as np
 
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
-from research.data.order import carved
-from research.data.strings import check_fraction, kept, strings
+from research.data.order import carved, check_fields
+from research.data.strings import kept, strings
 from research.data.tokens import UNKNOWN, Tokenizer, trained
-from research.experiment import Feeds, Mistake, positive
+from research.experiment import Feeds, Mistake
 
 
 class Texts(NamedTuple):
@@ -71,10 +71,7 @@ class Sentences:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        positive(self, "data", "vocabulary", "lengths", "batch", "evaluation_batch")
-        check_fraction(self.validation)
-        if self.limit is not None:
-            positive(self, "data", "limit")
+        check_fields(self, "vocabulary", "lengths")
         check_lengths(self.lengths)
 
     def spec(self) -> SentenceSpec:

@@ -42,9 +42,3 @@ def string(text: bytes, what: str) -> str:
 def kept(tokenizer: Tokenizer | None) -> dict[str, str]:
     """`Feeds.kept` of data that have a tokenizer."""
     return {} if tokenizer is None else {"tokenizer.json": tokenizer.text()}
-
-
-def check_fraction(validation: float) -> None:
-    """Raises Mistake unless it is a fraction."""
-    if not 0 < validation < 1:
-        raise Mistake(f"data.validation is a fraction between 0 and 1, not {validation}")

@@ -13,10 +13,10 @@ from flax import struct
 
 from research.data import tfds
 from research.data.feed import FeedName, batches
-from research.data.order import carved, indices
-from research.data.strings import SUFFIXES, check_fraction, is_path, kept, read_file, strings
+from research.data.order import carved, check_fields, indices
+from research.data.strings import SUFFIXES, is_path, kept, read_file, strings
 from research.data.tokens import Tokenizer, commonest, trained
-from research.experiment import Feeds, Mistake, positive
+from research.experiment import Feeds, Mistake
 from research.state import Batch
 
 END = "\x03"
@@ -87,11 +87,7 @@ class Text:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        positive(self, "data", "vocabulary", "context", "batch", "evaluation_batch")
-        check_fraction(self.validation)
-        for name in ("evaluation_context", "limit"):
-            if getattr(self, name) is not None:
-                positive(self, "data", name)
+        check_fields(self, "vocabulary", "context", "evaluation_context")
 
     def spec(self) -> TextSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""

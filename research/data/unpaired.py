@@ -11,7 +11,8 @@ from flax import struct
 
 from research.data import images, tfds
 from research.data.feed import FeedName, feeds
-from research.experiment import Feed, Feeds, Mistake, positive
+from research.data.order import check_fields
+from research.experiment import Feed, Feeds, Mistake
 from research.state import Batch
 
 CYCLE_GAN = "cycle_gan/"
@@ -56,9 +57,7 @@ class Unpaired:
     limit: int | None = None
 
     def __post_init__(self) -> None:
-        positive(self, "data", "batch", "evaluation_batch")
-        if not 0 < self.validation < 1:
-            raise Mistake(f"data.validation is a fraction between 0 and 1, not {self.validation}")
+        check_fields(self)
         if self.classes[0] == self.classes[1]:
             raise Mistake(f"data.classes must be two, not {self.classes[0]} twice")
 
