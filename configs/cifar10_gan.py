@@ -18,7 +18,7 @@ Measured: not measured yet.
 from research.data.images import Images
 from research.experiment import Run
 from research.learners.gan import GAN
-from research.nets.gan import ResidualDiscriminator, ResidualGenerator
+from research.nets.residual import ResidualDiscriminator, ResidualGenerator
 from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.0, b2=0.9, schedule="linear")

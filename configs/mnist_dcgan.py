@@ -16,7 +16,7 @@ Measured: not measured yet.
 from research.data.images import Images
 from research.experiment import Run
 from research.learners.gan import ADAM, GAN
-from research.nets.gan import DCGANDiscriminator, DCGANGenerator
+from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 
 
 def config() -> GAN:

@@ -20,6 +20,7 @@ from research.experiment import Mistake, Run
 from research.learners.cyclegan import queried
 from research.learners.gan import ADVERSARIES, GAN, penalty, slope
 from research.lift import closed, many
+from research.nets import cyclegan, dcgan, residual
 from research.nets import gan as nets
 from research.nets.conv import _dilated, transposed
 from research.network import forward, initialise
@@ -217,8 +218,8 @@ def test_spectral_norm_is_that_of_the_singular_values(torch):
 
 def test_residual_resampling():
     x = normal(0, 2, 4, 6, 3)
-    np.testing.assert_array_equal(nets.doubled(x), x.repeat(2, 1).repeat(2, 2))
-    np.testing.assert_allclose(nets.halved(nets.doubled(x)), x, rtol=1e-6)
+    np.testing.assert_array_equal(residual.doubled(x), x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(residual.halved(residual.doubled(x)), x, rtol=1e-6)
 
 
 # ---- nets
@@ -233,12 +234,12 @@ def shape_of(net, inputs):
 def test_nets_make_and_read_images_of_the_datas_size(side, channels, halvings):
     shape, labels = (side, side, channels), jnp.zeros(2, jnp.int32)
     for classes in (0, 10):
-        for generator in (nets.DCGANGenerator, nets.ResidualGenerator, nets.DenseGenerator):
+        for generator in (dcgan.DCGANGenerator, residual.ResidualGenerator, nets.DenseGenerator):
             net = generator((4,) * halvings, shape=shape, classes=classes)
             assert shape_of(net, (jnp.zeros((2, 5)), labels)) == (2, *shape)
         for net in (
-            nets.DCGANDiscriminator((4,) * halvings, classes=classes),
-            nets.ResidualDiscriminator((4,) * 4, classes=classes),
+            dcgan.DCGANDiscriminator((4,) * halvings, classes=classes),
+            residual.ResidualDiscriminator((4,) * 4, classes=classes),
             nets.DenseDiscriminator((4,), classes=classes),
         ):
             assert shape_of(net, (jnp.zeros((2, *shape)), labels)) == (2,)
@@ -252,25 +253,25 @@ def test_sizes_are_the_papers():
     # What PyTorch counts of CycleGAN's nets is 11.378 M and 2.765 M, of which biases before an instance norm, which
     # takes them away again and ours do not have, are 5,312 less 3 of a whole and 896.
     biases = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
-    assert count(nets.CycleGenerator(), image) == 11_378_179 - biases
-    assert count(nets.PatchDiscriminator(), image) == 2_764_737 - (128 + 256 + 512)
-    assert shape_of(nets.PatchDiscriminator(), image) == (1, 30, 30)
-    assert shape_of(nets.CycleGenerator(8, 1), image) == image.shape
+    assert count(cyclegan.CycleGenerator(), image) == 11_378_179 - biases
+    assert count(cyclegan.PatchDiscriminator(), image) == 2_764_737 - (128 + 256 + 512)
+    assert shape_of(cyclegan.PatchDiscriminator(), image) == (1, 30, 30)
+    assert shape_of(cyclegan.CycleGenerator(8, 1), image) == image.shape
 
 
 def test_sizes_that_cannot_be_are_mistakes():
-    net = nets.DCGANGenerator((4, 4, 4), shape=(28, 28, 1))
+    net = dcgan.DCGANGenerator((4, 4, 4), shape=(28, 28, 1))
     inputs = jnp.zeros((1, 5)), jnp.zeros(1, jnp.int32)
     with pytest.raises(Mistake, match=r"generator.widths: images of 28x28 can't be halved 3 times.*at most 2"):
         shape_of(net, inputs)
     with pytest.raises(Mistake, match="odd size"):
         shape_of(net.clone(shape=(27, 27, 1)), inputs)
     with pytest.raises(Mistake, match=r"discriminator.widths.*8x8.*at most 3"):
-        shape_of(nets.DCGANDiscriminator((4,) * 4), (jnp.zeros((1, 8, 8, 1)), inputs[1]))
+        shape_of(dcgan.DCGANDiscriminator((4,) * 4), (jnp.zeros((1, 8, 8, 1)), inputs[1]))
     with pytest.raises(Mistake, match="fewer widths"):
-        shape_of(nets.PatchDiscriminator(), jnp.zeros((1, 8, 8, 1)))
+        shape_of(cyclegan.PatchDiscriminator(), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(Mistake, match="halved"):
-        shape_of(nets.CycleGenerator(), jnp.zeros((1, 30, 30, 1)))
+        shape_of(cyclegan.CycleGenerator(), jnp.zeros((1, 30, 30, 1)))
     with pytest.raises(Mistake, match="batch normalisation couples them"):
         gan(gradient_penalty=10.0)
 
@@ -278,8 +279,8 @@ def test_sizes_that_cannot_be_are_mistakes():
 def test_the_label_matters_where_it_is_read():
     z, images = normal(0, 2, 4), normal(1, 2, 8, 8, 1)
     cases = [
-        (nets.DCGANGenerator((4, 4), shape=(8, 8, 1)), z),
-        (nets.ResidualDiscriminator((4, 4)), images),
+        (dcgan.DCGANGenerator((4, 4), shape=(8, 8, 1)), z),
+        (residual.ResidualDiscriminator((4, 4)), images),
         (nets.DenseDiscriminator((4,)), images),
     ]
     for net, x in cases:

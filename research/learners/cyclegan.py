@@ -18,7 +18,7 @@ from research.data.unpaired import Unpaired
 from research.descend import Descent, cast, descend
 from research.experiment import Feeds, Mistake, Report, Run, Snapshot, positive
 from research.learners.gan import ADAM, prepared, together
-from research.nets.gan import CycleGenerator, PatchDiscriminator
+from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.network import forward, initialise
 from research.optim import Optimizer, optimizer, schedule
 from research.reports import gan as reports

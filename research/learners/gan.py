@@ -17,7 +17,7 @@ from research.data.images import Images, ImageSpec
 from research.descend import Descent, cast, descend
 from research.experiment import Feeds, Mistake, Report, Run, Snapshot, positive
 from research.lift import followed
-from research.nets.gan import DCGANDiscriminator, DCGANGenerator
+from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.network import forward, initialise, on_axis
 from research.optim import Optimizer, optimizer, schedule
 from research.reports import gan as reports
