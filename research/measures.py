@@ -1,6 +1,7 @@
 """How far samples are from data, measured on their features f[examples, dimensions], in float64.
 
-The values depend on what the features are of: those of a classifier that was trained here are not those of Inception.
+The values depend on what the features are of: only on Inception's (`nets/inception.py`) do they compare with published
+ones.
 """
 
 from typing import NamedTuple
