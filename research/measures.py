@@ -1,7 +1,7 @@
 """How far samples are from data, measured on their features f[examples, dimensions], in float64.
 
-The values depend on what the features are of: only on Inception's (`nets/inception.py`) do they compare with published
-ones.
+The values depend on what the features are of: FID and KID compare with published ones on Inception's alone
+(`nets/inception.py`), precision and recall on those of VGG-16, which is not here.
 """
 
 from typing import NamedTuple
