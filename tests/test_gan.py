@@ -11,7 +11,8 @@ from learners import EXPERIMENTS, gan
 from PIL import Image
 
 import research
-from research import config, run
+from experiments.console import status
+from research import checkpoint, config, run
 from research.data.feed import prefetched
 from research.data.images import Arrays, Images
 from research.data.order import indices
@@ -435,6 +436,8 @@ def test_unpaired_data():
     assert not np.array_equal(feeds.train.x.batch_at(0).index, feeds.train.y.batch_at(0).index)
     with pytest.raises(Mistake, match=r"digits has no class 33: did you mean 3"):
         dataclasses.replace(data, classes=("33", "8")).feeds()
+    with pytest.raises(Mistake, match=r"data.limit=2 leaves a class"):
+        dataclasses.replace(data, limit=2).feeds()
     with pytest.raises(Mistake, match="two"):
         Unpaired(classes=("truck", "truck"))
 
@@ -460,6 +463,49 @@ def test_the_splits_of_cycle_gan(monkeypatch):
     found = splits("cycle_gan/horse2zebra", None)
     assert [len(part) for part in found] == [3, 4, 1, 2]
     assert [int(part[0, 0, 0, 0]) for part in found] == [3, 4, 1, 2]
+    assert splits("cycle_gan/horse2zebra", None) is found
+
+
+# ---- what goes wrong
+
+
+def trained(directory, rate, loss):
+    """A small GAN of digits at this learning rate, and the exit status of its run."""
+    adam = Optimizer(learning_rate=rate, b1=0.5)
+    experiment = gan(
+        data=Images(name="digits", batch=32, evaluation_batch=360),
+        generator=nets.DenseGenerator((8,)),
+        discriminator=nets.DenseDiscriminator((8,)),
+        loss=loss,
+        generator_optimizer=adam,
+        discriminator_optimizer=adam,
+        run=Run(steps=200, chunk=20, evaluate_every=100, save_every=20, metric="discriminator_loss", goal="min"),
+    )
+
+    def train():
+        run.train("digits_gan", config.Command(experiment, workdir=directory))
+
+    return experiment, status(train)
+
+
+@pytest.mark.parametrize(
+    "rate, loss, message",
+    [(10.0, "hinge", "and generator have stopped: from step"), (1e20, "wasserstein", "became NaN or infinite at step")],
+)
+def test_nets_that_stop_or_diverge_are_a_failure(tmp_path, capsys, rate, loss, message):
+    experiment, exit_status = trained(tmp_path, rate, loss)
+    said = " ".join(capsys.readouterr().err.split())
+    assert exit_status == 1 and message in said and f"kept in {tmp_path / 'checkpoints'}" in said
+    assert not (tmp_path / "summary.json").exists()
+    shapes = jax.eval_shape(experiment.build().init, jax.random.key(0))
+    found = checkpoint.restore(tmp_path / "checkpoints", shapes, print)
+    if loss == "hinge":
+        step, state = found
+        assert 0 < step < 200 and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_a_game_that_goes_on_is_none(tmp_path):
+    assert trained(tmp_path, 1e-3, "hinge")[1] == 0
 
 
 # ---- reports
