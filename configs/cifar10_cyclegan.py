@@ -16,7 +16,7 @@ from research.data.augment import Augment
 from research.data.unpaired import Unpaired
 from research.experiment import Run
 from research.learners.cyclegan import CycleGAN
-from research.nets.gan import CycleGenerator, PatchDiscriminator
+from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.5, schedule="linear")

@@ -8,7 +8,8 @@ is the discriminator's here, 64, where the paper doubles it.
     python -m experiments.train cifar10_gan --judge runs/cifar10_resnet20
 
 With a judge, samples are compared with the data on the features of that classifier. Such an FID is not Inception's, in
-which published ones are: it is to be read beside that of the test images, the floor. With --conditional both nets
+which published ones are: it is to be read beside that of the test images, the floor. Inception's own takes the file of
+its weights, --inception inception.npz (see `research/nets/inception.py`). With --conditional both nets
 read the label (Miyato & Koyama 2018, arXiv:1802.05637).
 
 Expected: not trained by us yet, for want of a device.
@@ -18,7 +19,7 @@ Measured: not measured yet.
 from research.data.images import Images
 from research.experiment import Run
 from research.learners.gan import GAN
-from research.nets.gan import ResidualDiscriminator, ResidualGenerator
+from research.nets.residual import ResidualDiscriminator, ResidualGenerator
 from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.0, b2=0.9, schedule="linear")

@@ -13,7 +13,7 @@ Time: 17 s on one thread, beside other work.
 from research.data.images import Images
 from research.experiment import Run
 from research.learners.gan import GAN
-from research.nets.gan import DCGANDiscriminator, DCGANGenerator
+from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=1e-3, b1=0.5, schedule="linear")

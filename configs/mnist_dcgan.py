@@ -15,8 +15,9 @@ Measured: not measured yet.
 
 from research.data.images import Images
 from research.experiment import Run
-from research.learners.gan import ADAM, GAN
-from research.nets.gan import DCGANDiscriminator, DCGANGenerator
+from research.learners.gan import GAN
+from research.learners.players import ADAM
+from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 
 
 def config() -> GAN:

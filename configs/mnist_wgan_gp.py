@@ -16,7 +16,7 @@ Measured: not measured yet.
 from research.data.images import Images
 from research.experiment import Run
 from research.learners.gan import GAN
-from research.nets.gan import DCGANDiscriminator, DCGANGenerator
+from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=1e-4, b1=0.0, b2=0.9)

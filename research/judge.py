@@ -13,6 +13,9 @@ from research.experiment import Failure, Mistake, Run
 from research.place import Place
 from research.state import Batch, Learner, Metrics, State
 
+STILL = 5
+"""So many steps, or more, tell whether anything moves."""
+
 Values = dict[str, Any]
 """Values by metric: a float, or a list of one for each seed; None where nothing was counted, or it is not finite."""
 
@@ -58,9 +61,42 @@ def check_finite(metrics: Metrics, before: int, directory: Path) -> None:
     names = [name for name, good in finite.items() if not np.all(good[step])]
     raise Failure(
         f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. The last good checkpoint "
-        f"is kept in {directory / 'checkpoints'}. Try a lower --optimizer.learning-rate or --descent.clip 1; --debug, "
-        "in another --workdir, shows where it comes from"
+        f"is kept in {directory / 'checkpoints'}. Try a lower learning rate or --descent.clip 1; --debug, in another "
+        "--workdir, shows where it comes from"
     )
+
+
+def check_moving(metrics: Metrics, before: int, directory: Path) -> None:
+    """Raises Failure if nets that play against each other have all stopped: saturated, or dead.
+
+    NAME has if its NAME_loss, [steps] or [steps, seeds], is the same at all steps, although each has other data, or if
+    its NAME_gradient_norm is 0 at all of them; with seeds, at all seeds. Fewer than `STILL` steps can't tell.
+
+    before: the steps done before these
+    """
+    players = [name.removesuffix("_loss") for name in metrics if name.endswith("_loss")]
+    steps = min((len(metrics[f"{name}_loss"].total) for name in players), default=0)
+    if len(players) < 2 or steps < STILL:
+        return
+    if np.all(np.logical_and.reduce([_stopped(name, metrics) for name in players])):
+        raise Failure(
+            f"{' and '.join(players)} have stopped: from step {before + 1} to {before + steps} their losses stood "
+            f"still, or had no gradient. The checkpoints up to step {before} are kept in {directory / 'checkpoints'}. "
+            "Try lower learning rates or, where the config has them, another --loss, --r1 or --gradient-penalty, or "
+            "--discriminator.spectral"
+        )
+
+
+def _stopped(name: str, metrics: Metrics) -> Any:
+    """Whether a net has, [] or [seeds]; where nothing was counted, it has not, and where it diverged, it has."""
+    total, count = (np.asarray(x, np.float64) for x in metrics[f"{name}_loss"])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        loss = total / count
+        moved = np.ptp(loss, 0) > 1e-6 * np.abs(loss).max(0)
+    stopped = ~moved
+    if (gradient := metrics.get(f"{name}_gradient_norm")) is not None:
+        stopped |= (np.asarray(gradient.total) == 0).all(0)
+    return stopped & (count > 0).all(0)
 
 
 def check_metric(names: Iterable[str], run: Run) -> None:

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from research import checkpoint, config, log, plot, workdir
 from research.data.feed import prefetched
 from research.experiment import Experiment, Feed, Feeds, Mistake, Report, Snapshot
-from research.judge import Evaluator, best, check_finite, check_metric, exhausted, merged, score, summary
+from research.judge import Evaluator, best, check_finite, check_metric, check_moving, exhausted, merged, score, summary
 from research.lift import closed, many, seeds
 from research.place import Place, place
 from research.state import Learner, Metrics, State
@@ -111,6 +111,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
             metrics = jax.device_get(metrics)
             now = time.monotonic()
             check_finite(metrics, step, directory)
+            check_moving(metrics, step, directory)
             step += run.chunk
             last = step == run.steps
             values = merged(metrics)

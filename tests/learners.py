@@ -26,7 +26,9 @@ from research.learners.sentences import ClassifyText
 from research.learners.translate import Translate
 from research.nets import lstm, transformer
 from research.nets.cnn import CNN
-from research.nets.gan import Conv, DCGANDiscriminator, DCGANGenerator, DenseGenerator, PatchDiscriminator
+from research.nets.cyclegan import PatchDiscriminator
+from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
+from research.nets.gan import Conv, DenseGenerator
 from research.nets.q import MLP
 from research.optim import Optimizer
 

@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from research.descend import Descent, descend
-from research.experiment import Run
-from research.judge import best, exhausted, merged, summary
+from research.experiment import Failure, Run
+from research.judge import best, check_moving, exhausted, merged, summary
 from research.lift import averaged
 from research.optim import Optimizer, decayed, matrices, optimizer, schedule
 from research.state import NO_BATCH, Batch, Learner, Mean, State, each, mean, stream
@@ -183,6 +183,38 @@ def test_host_metrics():
         "spread": pytest.approx(2**0.5),
         "each": [1.0, None, 3.0],
     }
+
+
+def test_players_that_stand_still_are_a_failure(tmp_path):
+    steps = np.arange(10.0)
+
+    def told(first, second, gradients=(1, 1), counts=1.0):
+        metrics = {}
+        for name, loss, gradient in zip(("one", "other"), (first, second), gradients, strict=True):
+            loss = np.asarray(loss, np.float32)
+            metrics[f"{name}_loss"] = Mean(loss * counts, np.full(loss.shape, counts))
+            metrics[f"{name}_gradient_norm"] = Mean(np.full(loss.shape, gradient), np.ones(loss.shape))
+        try:
+            check_moving(metrics, 30, tmp_path)
+        except Failure as failure:
+            return str(failure)
+
+    still, moving = np.full(10, 0.3), steps + 1
+    message = told(still, 0 * steps)
+    assert "one and other have stopped" in message and "from step 31 to 40" in message
+    assert told(still, still * (1 + 1e-7 * steps)) and told(moving, moving, (0, 0)) and told(still, moving, (1, 0))
+    assert told(still, still, counts=7.0)
+    # One that moves keeps the game going; a few steps can't tell, and what was not counted neither.
+    assert not told(still, moving) and not told(moving, still) and not told(moving, moving, (0, 1))
+    assert not told(still, still * (1 + 1e-5 * steps))
+    assert not told(still[:4], still[:4]) and not told(still, still, counts=0.0)
+    # Of seeds, all have to stop, or to have diverged.
+    both = lambda a, b: np.stack([a, b], 1)
+    assert told(both(still, still), both(still, still)) and told(both(still, still * np.nan), both(still, still))
+    assert not told(both(still, moving), both(still, moving))
+    assert not told(both(still, moving), both(moving, still))
+    # A loss alone is nobody's game.
+    check_moving({"loss": Mean(still, np.ones(10)), "one_loss": Mean(still, np.ones(10))}, 0, tmp_path)
 
 
 def test_best_and_patience():

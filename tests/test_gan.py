@@ -11,7 +11,8 @@ from learners import EXPERIMENTS, gan
 from PIL import Image
 
 import research
-from research import config, run
+from experiments.console import status
+from research import checkpoint, config, run
 from research.data.feed import prefetched
 from research.data.images import Arrays, Images
 from research.data.order import indices
@@ -20,6 +21,7 @@ from research.experiment import Mistake, Run
 from research.learners.cyclegan import queried
 from research.learners.gan import ADVERSARIES, GAN, penalty, slope
 from research.lift import closed, many
+from research.nets import cyclegan, dcgan, residual
 from research.nets import gan as nets
 from research.nets.conv import _dilated, transposed
 from research.network import forward, initialise
@@ -217,8 +219,8 @@ def test_spectral_norm_is_that_of_the_singular_values(torch):
 
 def test_residual_resampling():
     x = normal(0, 2, 4, 6, 3)
-    np.testing.assert_array_equal(nets.doubled(x), x.repeat(2, 1).repeat(2, 2))
-    np.testing.assert_allclose(nets.halved(nets.doubled(x)), x, rtol=1e-6)
+    np.testing.assert_array_equal(residual.doubled(x), x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(residual.halved(residual.doubled(x)), x, rtol=1e-6)
 
 
 # ---- nets
@@ -233,12 +235,12 @@ def shape_of(net, inputs):
 def test_nets_make_and_read_images_of_the_datas_size(side, channels, halvings):
     shape, labels = (side, side, channels), jnp.zeros(2, jnp.int32)
     for classes in (0, 10):
-        for generator in (nets.DCGANGenerator, nets.ResidualGenerator, nets.DenseGenerator):
+        for generator in (dcgan.DCGANGenerator, residual.ResidualGenerator, nets.DenseGenerator):
             net = generator((4,) * halvings, shape=shape, classes=classes)
             assert shape_of(net, (jnp.zeros((2, 5)), labels)) == (2, *shape)
         for net in (
-            nets.DCGANDiscriminator((4,) * halvings, classes=classes),
-            nets.ResidualDiscriminator((4,) * 4, classes=classes),
+            dcgan.DCGANDiscriminator((4,) * halvings, classes=classes),
+            residual.ResidualDiscriminator((4,) * 4, classes=classes),
             nets.DenseDiscriminator((4,), classes=classes),
         ):
             assert shape_of(net, (jnp.zeros((2, *shape)), labels)) == (2,)
@@ -252,25 +254,25 @@ def test_sizes_are_the_papers():
     # What PyTorch counts of CycleGAN's nets is 11.378 M and 2.765 M, of which biases before an instance norm, which
     # takes them away again and ours do not have, are 5,312 less 3 of a whole and 896.
     biases = 64 + 128 + 256 + 9 * 2 * 256 + 128 + 64
-    assert count(nets.CycleGenerator(), image) == 11_378_179 - biases
-    assert count(nets.PatchDiscriminator(), image) == 2_764_737 - (128 + 256 + 512)
-    assert shape_of(nets.PatchDiscriminator(), image) == (1, 30, 30)
-    assert shape_of(nets.CycleGenerator(8, 1), image) == image.shape
+    assert count(cyclegan.CycleGenerator(), image) == 11_378_179 - biases
+    assert count(cyclegan.PatchDiscriminator(), image) == 2_764_737 - (128 + 256 + 512)
+    assert shape_of(cyclegan.PatchDiscriminator(), image) == (1, 30, 30)
+    assert shape_of(cyclegan.CycleGenerator(8, 1), image) == image.shape
 
 
 def test_sizes_that_cannot_be_are_mistakes():
-    net = nets.DCGANGenerator((4, 4, 4), shape=(28, 28, 1))
+    net = dcgan.DCGANGenerator((4, 4, 4), shape=(28, 28, 1))
     inputs = jnp.zeros((1, 5)), jnp.zeros(1, jnp.int32)
     with pytest.raises(Mistake, match=r"generator.widths: images of 28x28 can't be halved 3 times.*at most 2"):
         shape_of(net, inputs)
     with pytest.raises(Mistake, match="odd size"):
         shape_of(net.clone(shape=(27, 27, 1)), inputs)
     with pytest.raises(Mistake, match=r"discriminator.widths.*8x8.*at most 3"):
-        shape_of(nets.DCGANDiscriminator((4,) * 4), (jnp.zeros((1, 8, 8, 1)), inputs[1]))
+        shape_of(dcgan.DCGANDiscriminator((4,) * 4), (jnp.zeros((1, 8, 8, 1)), inputs[1]))
     with pytest.raises(Mistake, match="fewer widths"):
-        shape_of(nets.PatchDiscriminator(), jnp.zeros((1, 8, 8, 1)))
+        shape_of(cyclegan.PatchDiscriminator(), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(Mistake, match="halved"):
-        shape_of(nets.CycleGenerator(), jnp.zeros((1, 30, 30, 1)))
+        shape_of(cyclegan.CycleGenerator(), jnp.zeros((1, 30, 30, 1)))
     with pytest.raises(Mistake, match="batch normalisation couples them"):
         gan(gradient_penalty=10.0)
 
@@ -278,8 +280,8 @@ def test_sizes_that_cannot_be_are_mistakes():
 def test_the_label_matters_where_it_is_read():
     z, images = normal(0, 2, 4), normal(1, 2, 8, 8, 1)
     cases = [
-        (nets.DCGANGenerator((4, 4), shape=(8, 8, 1)), z),
-        (nets.ResidualDiscriminator((4, 4)), images),
+        (dcgan.DCGANGenerator((4, 4), shape=(8, 8, 1)), z),
+        (residual.ResidualDiscriminator((4, 4)), images),
         (nets.DenseDiscriminator((4,)), images),
     ]
     for net, x in cases:
@@ -434,6 +436,8 @@ def test_unpaired_data():
     assert not np.array_equal(feeds.train.x.batch_at(0).index, feeds.train.y.batch_at(0).index)
     with pytest.raises(Mistake, match=r"digits has no class 33: did you mean 3"):
         dataclasses.replace(data, classes=("33", "8")).feeds()
+    with pytest.raises(Mistake, match=r"data.limit=2 leaves a class"):
+        dataclasses.replace(data, limit=2).feeds()
     with pytest.raises(Mistake, match="two"):
         Unpaired(classes=("truck", "truck"))
 
@@ -459,6 +463,49 @@ def test_the_splits_of_cycle_gan(monkeypatch):
     found = splits("cycle_gan/horse2zebra", None)
     assert [len(part) for part in found] == [3, 4, 1, 2]
     assert [int(part[0, 0, 0, 0]) for part in found] == [3, 4, 1, 2]
+    assert splits("cycle_gan/horse2zebra", None) is found
+
+
+# ---- what goes wrong
+
+
+def trained(directory, rate, loss):
+    """A small GAN of digits at this learning rate, and the exit status of its run."""
+    adam = Optimizer(learning_rate=rate, b1=0.5)
+    experiment = gan(
+        data=Images(name="digits", batch=32, evaluation_batch=360),
+        generator=nets.DenseGenerator((8,)),
+        discriminator=nets.DenseDiscriminator((8,)),
+        loss=loss,
+        generator_optimizer=adam,
+        discriminator_optimizer=adam,
+        run=Run(steps=200, chunk=20, evaluate_every=100, save_every=20, metric="discriminator_loss", goal="min"),
+    )
+
+    def train():
+        run.train("digits_gan", config.Command(experiment, workdir=directory))
+
+    return experiment, status(train)
+
+
+@pytest.mark.parametrize(
+    "rate, loss, message",
+    [(10.0, "hinge", "and generator have stopped: from step"), (1e20, "wasserstein", "became NaN or infinite at step")],
+)
+def test_nets_that_stop_or_diverge_are_a_failure(tmp_path, capsys, rate, loss, message):
+    experiment, exit_status = trained(tmp_path, rate, loss)
+    said = " ".join(capsys.readouterr().err.split())
+    assert exit_status == 1 and message in said and f"kept in {tmp_path / 'checkpoints'}" in said
+    assert not (tmp_path / "summary.json").exists()
+    shapes = jax.eval_shape(experiment.build().init, jax.random.key(0))
+    found = checkpoint.restore(tmp_path / "checkpoints", shapes, print)
+    if loss == "hinge":
+        step, state = found
+        assert 0 < step < 200 and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_a_game_that_goes_on_is_none(tmp_path):
+    assert trained(tmp_path, 1e-3, "hinge")[1] == 0
 
 
 # ---- reports

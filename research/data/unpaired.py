@@ -1,6 +1,7 @@
 """Two sets of images without pairs, to translate between: two classes of a labelled set, or a set of CycleGAN's."""
 
 import difflib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -117,17 +118,23 @@ def labelled(name: str, classes: tuple[str, str], dir: str | None, limit: int | 
             raise Mistake(f"data.classes: {name} has no class {wanted}: {hint}")
     x, y = (data.names.index(wanted) for wanted in classes)
     train = [data.train_images[data.train_labels == label] for label in (x, y)]
-    return Domains(*train, *(data.test_images[data.test_labels == label] for label in (x, y)))
+    found = Domains(*train, *(data.test_images[data.test_labels == label] for label in (x, y)))
+    if not all(map(len, found)):
+        raise Mistake(f"data.limit={limit} leaves a class, to train or to test on, without images: give more")
+    return found
 
 
+@functools.lru_cache(maxsize=1)
 @tfds.quiet()
 def splits(name: str, dir: str | None) -> Domains:
-    """The splits trainA, trainB, testA and testB of a set prepared by TensorFlow Datasets."""
+    """The splits trainA, trainB, testA and testB of a set prepared by TensorFlow Datasets, decoded once a process."""
     builder = tfds.builder(name, dir, None)
     read = lambda split: images._decoded(
         tfds.source(builder, name, split), f"data.name {name}, split {split}", builder.data_path
     )[0]
     found = Domains(*(read(split) for split in ("trainA", "trainB", "testA", "testB")))
+    for part in found:
+        part.flags.writeable = False
     shapes = sorted({part.shape[1:] for part in found})
     if len(shapes) > 1:
         raise Mistake(f"data.name {name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")

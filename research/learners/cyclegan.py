@@ -15,18 +15,18 @@ import jax.numpy as jnp
 
 from research.data.augment import Augment, augment
 from research.data.unpaired import Unpaired
-from research.descend import Descent, cast, descend
-from research.experiment import Feeds, Mistake, Report, Run, Snapshot, positive
-from research.learners.gan import ADAM, prepared, together
-from research.nets.gan import CycleGenerator, PatchDiscriminator
+from research.descend import cast, descend
+from research.experiment import Feeds, Report, Run, Snapshot, positive
+from research.learners.players import Players, prepared, together
+from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.network import forward, initialise
-from research.optim import Optimizer, optimizer, schedule
+from research.optim import optimizer, schedule
 from research.reports import gan as reports
 from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
 
 
-@dataclass(frozen=True)
-class CycleGAN:
+@dataclass(frozen=True, kw_only=True)
+class CycleGAN(Players):
     """An experiment in translation between two sets of images.
 
     Attributes:
@@ -37,10 +37,6 @@ class CycleGAN:
         cycle: the weight of |F(G(x)) - x| + |G(F(y)) - y|
         identity: the weight of |G(y) - y| + |F(x) - x|, or None
         pool: past translations kept, of each set
-        generator_optimizer: of both generators
-        discriminator_optimizer: of both discriminators
-        judge: directory of a finished run of a classifier that knows both classes, to judge translations by, or None
-        judge_hash: of that classifier's weights, as a report tells it; another one is refused
     """
 
     data: Unpaired = field(default_factory=Unpaired)
@@ -50,17 +46,11 @@ class CycleGAN:
     cycle: float = 10.0
     identity: float | None = 5.0
     pool: int = 50
-    generator_optimizer: Optimizer = ADAM
-    discriminator_optimizer: Optimizer = ADAM
-    descent: Descent = field(default_factory=Descent)
     run: Run = field(default_factory=lambda: Run(metric="cycle_error", goal="min"))
-    judge: str | None = None
-    judge_hash: str | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(self, "", "pool")
-        if self.data.batch % self.descent.micro:
-            raise Mistake(f"descent.micro={self.descent.micro} does not divide data.batch={self.data.batch}")
 
     def build(self, axis: str | None = None) -> Learner:
         """See `Experiment`."""
@@ -72,13 +62,6 @@ class CycleGAN:
             classifier = reports.judge(self.judge, self.judge_hash, self.data.arrays().train_x.shape[1:])
             reports.targets(classifier, self.data, self.judge)
         return self.data.feeds()
-
-    def divisible(self) -> dict[str, int]:
-        """See `Experiment`."""
-        return {
-            "data.batch": self.data.batch // self.descent.micro,
-            "data.evaluation_batch": self.data.evaluation_batch,
-        }
 
     def translate(self, params: Tree, pixels: jax.Array, forth: bool) -> jax.Array:
         """G or, back, F of images u8[batch, h, w, c]: [batch, h, w, c] in [-1, 1]."""

@@ -14,12 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from research.data.images import Images, ImageSpec
-from research.descend import Descent, cast, descend
+from research.descend import cast, descend
 from research.experiment import Feeds, Mistake, Report, Run, Snapshot, positive
+from research.learners.players import Players, prepared, together
 from research.lift import followed
-from research.nets.gan import DCGANDiscriminator, DCGANGenerator
+from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.network import forward, initialise, on_axis
-from research.optim import Optimizer, optimizer, schedule
+from research.optim import optimizer, schedule
 from research.reports import gan as reports
 from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
 
@@ -46,12 +47,9 @@ ADVERSARIES: dict[LossName, Adversary] = {
     "wasserstein": Adversary(lambda s: -s, lambda s: s, lambda s: -s),
 }
 
-ADAM = Optimizer(learning_rate=2e-4, b1=0.5, b2=0.999)
-"""DCGAN's."""
 
-
-@dataclass(frozen=True)
-class GAN:
+@dataclass(frozen=True, kw_only=True)
+class GAN(Players):
     """An experiment with two players. `data.batch` is the batch of one update; a step takes `critic_updates` of them.
 
     Attributes:
@@ -65,9 +63,9 @@ class GAN:
         gradient_penalty: its weight, or None (Gulrajani et al. 2017, arXiv:1704.00028: 10, with wasserstein)
         r1: gamma of the penalty R1, or None (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406)
         average: decay of the averaged generator that is evaluated, None to evaluate the last one
-        judge: directory of a finished run of a classifier, on whose features the samples are judged (FID, ...)
-        judge_hash: of that classifier's weights, as a report tells it; another one is refused
-        judge_samples: how many samples are judged; more than the features have dimensions
+        inception: file of Inception's weights, see `nets/inception.py`, for Inception FID, or None
+        judge_samples: how many samples are judged, by `judge` on its features (FID, ...) or by Inception; more than the
+            features have dimensions
     """
 
     data: Images = field(default_factory=Images)
@@ -80,18 +78,13 @@ class GAN:
     gradient_penalty: float | None = None
     r1: float | None = None
     average: float | None = None
-    generator_optimizer: Optimizer = ADAM
-    discriminator_optimizer: Optimizer = ADAM
-    descent: Descent = field(default_factory=Descent)
     run: Run = field(default_factory=lambda: Run(metric="discriminator_loss", goal="min"))
-    judge: str | None = None
-    judge_hash: str | None = None
+    inception: str | None = None
     judge_samples: int = 10_000
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         positive(self, "", "latent", "critic_updates", "judge_samples")
-        if self.data.batch % self.descent.micro:
-            raise Mistake(f"descent.micro={self.descent.micro} does not divide data.batch={self.data.batch}")
         penalised = self.gradient_penalty is not None or self.r1 is not None
         if penalised and getattr(self.discriminator, "norm", None) == "batch":
             raise Mistake(
@@ -104,21 +97,16 @@ class GAN:
         return gan(self, self.data.spec(), axis)
 
     def feeds(self) -> Feeds:
-        """See `Experiment`; tells at once what is wrong with the judge."""
+        """See `Experiment`; tells at once what is wrong with the judges."""
         if self.judge is not None:
             least = reports.judge(self.judge, self.judge_hash, self.data.spec().shape).dimensions + 1
             if self.judge_samples < least:
                 raise Mistake(
                     f"judge_samples={self.judge_samples} are too few for FID: {least} or more, with this judge"
                 )
+        if self.inception is not None:
+            reports.check_inception(self.inception, self.data, self.judge_samples)
         return replace(self.data, batch=self.critic_updates * self.data.batch).feeds()
-
-    def divisible(self) -> dict[str, int]:
-        """See `Experiment`."""
-        return {
-            "data.batch": self.data.batch // self.descent.micro,
-            "data.evaluation_batch": self.data.evaluation_batch,
-        }
 
     def samples(self, params: Tree, collections: dict[str, Tree], noise: jax.Array, labels: jax.Array) -> jax.Array:
         """What the generator that is evaluated makes of noise [batch, latent] and labels i32[batch], in [-1, 1]."""
@@ -135,6 +123,8 @@ class GAN:
         yield reports.interpolations(self.samples, self.latent, classes)
         if self.judge is not None:
             yield reports.judged(self.samples, self.latent, self.data, self.judge, self.judge_hash, self.judge_samples)
+        if self.inception is not None:
+            yield reports.judged_by_inception(self.samples, self.latent, self.data, self.inception, self.judge_samples)
 
 
 def gan(config: GAN, images: ImageSpec, axis: str | None = None) -> Learner:
@@ -266,11 +256,6 @@ def gan(config: GAN, images: ImageSpec, axis: str | None = None) -> Learner:
     return Learner(init, step, evaluate)
 
 
-def prepared(pixels: jax.Array) -> jax.Array:
-    """u8 [...] -> f32 [...] in [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1
-
-
 def penalty(score: Callable[[jax.Array], jax.Array], reals: jax.Array, fakes: jax.Array, epsilon: jax.Array) -> Any:
     """The gradient penalty f32[batch] of Gulrajani et al. 2017, at epsilon f32[batch] of the way from fakes to reals.
 
@@ -295,11 +280,3 @@ def belonging(collections: dict[str, Tree], net: str) -> dict[str, Tree]:
 def returned(collections: dict[str, Tree], net: str, own: dict[str, Tree]) -> dict[str, Tree]:
     """The collections with what belongs to `net` put back; see `belonging`."""
     return collections | {kind: {**collections.get(kind, {}), net: tree} for kind, tree in own.items()}
-
-
-def together(metrics: dict[str, Metrics]) -> Metrics:
-    """The metrics of several nets: losses and gradient norms by net, and the mean "gradient_norm" of all updates."""
-    ours = ("loss", "gradient_norm")
-    named = {f"{net}_{k}" if k in ours else k: value for net, own in metrics.items() for k, value in own.items()}
-    totals, counts = zip(*(own["gradient_norm"] for own in metrics.values()), strict=True)
-    return named | {"gradient_norm": Mean(sum(totals), sum(counts))}

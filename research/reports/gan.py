@@ -22,6 +22,7 @@ from research.experiment import Feeds, Mistake, Report
 from research.files import failing, replacing, write_json
 from research.lift import first
 from research.measures import fid, kid, precision_recall
+from research.nets import inception
 from research.state import State, Tree
 
 Samples = Callable[[Tree, dict[str, Tree], jax.Array, jax.Array], jax.Array]
@@ -181,12 +182,7 @@ def judged(generate: Samples, latent: int, data: Images, directory: str, sha256:
     def report(state: State, feeds: Feeds, where: Path) -> dict[str, float]:
         arrays = data.arrays()
         classifier = judge(directory, sha256, arrays.train_images.shape[1:])
-        weights = first(state, (state.params, state.collections))
-        noise, labels = drawn(3, count, latent, len(arrays.names))
-        made = np.concatenate(
-            [pixels(generate(*weights, *part)) for part in zip(batches(noise), batches(labels), strict=True)]
-        )
-        features, probabilities = classifier.read(made)
+        features, probabilities = classifier.read(sampled(generate, state, latent, len(arrays.names), count))
         train, _ = classifier.read(arrays.train_images)
         test, sure = classifier.read(arrays.test_images)
         some = train[np.linspace(0, len(train) - 1, min(count, len(train))).round().astype(int)]
@@ -206,13 +202,59 @@ def judged(generate: Samples, latent: int, data: Images, directory: str, sha256:
         }
         about = {"judge": directory, "sha256": classifier.sha256, "features": f"the input of {classifier.layer}"}
         write_json(where / "judged.json", {**about, "samples": count, **values})
-        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.console.print(
-            f"judged by {directory} ({classifier.sha256[:16]}, {about['features']}): {said}", markup=False
-        )
+        tell(f"judged by {directory} ({classifier.sha256[:16]}, {about['features']})", values)
         return values
 
     return report
+
+
+def judged_by_inception(generate: Samples, latent: int, data: Images, path: str, count: int) -> Report:
+    """Inception FID of `count` samples to the training images, and that of the test images, the floor (see `judged`).
+
+    path: of the weights, see `nets/inception.py`; inception.json has their file's hash.
+    """
+    generate = jax.jit(generate)
+
+    def report(state: State, feeds: Feeds, where: Path) -> dict[str, float]:
+        arrays, reader = data.arrays(), inception.reader(path)
+        train = reader.read(arrays.train_images)
+        values = {
+            "inception_fid": fid(reader.read(sampled(generate, state, latent, len(arrays.names), count)), train),
+            "inception_fid_of_test_images": fid(reader.read(arrays.test_images), train),
+        }
+        write_json(where / "inception.json", {"inception": path, "sha256": reader.sha256, "samples": count, **values})
+        tell(f"judged by Inception with the weights {path} (sha256 {reader.sha256})", values)
+        return values
+
+    return report
+
+
+def check_inception(path: str, data: Images, count: int) -> None:
+    """Raises Mistake where `path` holds no weights, or there are too few samples or images for Inception FID."""
+    arrays = data.arrays()
+    channels, least = arrays.train_images.shape[-1], inception.FEATURES + 1
+    if channels not in (1, 3):
+        raise Mistake(f"inception: images of 1 or 3 channels expected, not {channels}: leave it out")
+    if count < least:
+        raise Mistake(f"inception: judge_samples={count} are too few for FID: {least} or more")
+    for split, images in (("training", arrays.train_images), ("test", arrays.test_images)):
+        if len(images) < least:
+            raise Mistake(
+                f"inception: {len(images)} {split} images are too few for FID, {least} are needed: leave it out"
+            )
+    inception.reader(path)
+
+
+def sampled(generate: Samples, state: State, latent: int, classes: int, count: int) -> np.ndarray:
+    """`count` samples u8[count, h, w, c], always of the same noise; their labels take turns."""
+    weights = first(state, (state.params, state.collections))
+    parts = zip(*(batches(x) for x in drawn(3, count, latent, classes)), strict=True)
+    return np.concatenate([pixels(generate(*weights, *part)) for part in parts])
+
+
+def tell(by: str, values: dict[str, float]) -> None:
+    """One line for people: who judged, and what was found."""
+    log.console.print(f"{by}: {', '.join(f'{name} {value:.4g}' for name, value in values.items())}", markup=False)
 
 
 def translations(translate: Translate) -> Report:
@@ -256,8 +298,7 @@ def recognised(translate: Translate, data: Unpaired, directory: str, sha256: str
             "real_x": called(domains.test_x, x),
         }
         write_json(where / "judged.json", {"judge": directory, "sha256": classifier.sha256, **values})
-        said = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        log.console.print(f"judged by {directory} ({classifier.sha256[:16]}): {said}", markup=False)
+        tell(f"judged by {directory} ({classifier.sha256[:16]})", values)
         return values
 
     return report

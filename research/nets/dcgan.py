@@ -1,0 +1,68 @@
+"""DCGAN's nets: Radford, Metz & Chintala 2016 (arXiv:1511.06434)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.nets.gan import (
+    Conv,
+    Discriminator,
+    Generator,
+    Labelled,
+    Norm,
+    Normalisation,
+    Score,
+    Seed,
+    leaky,
+    smallest,
+)
+from research.network import Filled
+
+
+class DCGANGenerator(Generator):
+    """DCGAN's generator: each width's layer doubles the image.
+
+    Attributes:
+        widths: channels, of the first layer on; the images are 2**len(widths) times what the noise is projected to
+        norm: after each layer but the last
+    """
+
+    widths: tuple[int, ...] = (128, 64)
+    norm: Normalisation = "batch"
+    axis: Filled[str | None] = None
+
+    @nn.compact
+    def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
+        first = (self.widths[0], *smallest("generator.widths", self.shape, len(self.widths)))
+        x = Seed(first, self.classes)(*inputs, train)
+        x = nn.relu(Norm(self.norm, self.axis)(x, train))
+        for width in self.widths[1:]:
+            x = Conv(width, up=True, use_bias=self.norm == "none")(x, train)
+            x = nn.relu(Norm(self.norm, self.axis)(x, train))
+        return jnp.tanh(Conv(self.shape[-1], up=True)(x, train)).transpose(3, 1, 2, 0)
+
+
+class DCGANDiscriminator(Discriminator):
+    """DCGAN's discriminator: 4x4 convolutions of stride 2, one a width; see `DCGANGenerator`.
+
+    Attributes:
+        widths: channels, of the first layer on
+        norm: after each layer but the first; batch would couple the examples, which a gradient penalty forbids
+        spectral: spectral normalisation of all kernels
+    """
+
+    widths: tuple[int, ...] = (64, 128)
+    norm: Normalisation = "batch"
+    spectral: bool = False
+    axis: Filled[str | None] = None
+
+    @nn.compact
+    def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
+        images, labels = inputs
+        smallest("discriminator.widths", images.shape[1:], len(self.widths))
+        x = images.transpose(3, 1, 2, 0)
+        for layer, width in enumerate(self.widths):
+            norm = "none" if layer == 0 else self.norm
+            x = Conv(width, stride=2, spectral=self.spectral, use_bias=norm == "none")(x, train)
+            x = leaky(Norm(norm, self.axis)(x, train))
+        return Score(self.classes, self.spectral)(x.reshape(-1, x.shape[-1]).T, labels, train)

@@ -1,0 +1,258 @@
+"""Inception-v3 against the same net of PyTorch's modules, with random weights; its file of weights; its report."""
+
+import hashlib
+import json
+
+import jax
+import numpy as np
+import pytest
+from learners import gan
+
+from research.experiment import Mistake
+from research.measures import fid
+from research.nets import inception
+from research.nets.gan import DenseGenerator
+from research.nets.inception import Inception, Reader, reader, resized, weights
+from research.reports.gan import drawn, pixels
+
+torch = pytest.importorskip("torch")
+functional = torch.nn.functional
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quickly():
+    """Compiling takes most of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    torch.set_num_threads(1)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+class Layer(torch.nn.Module):
+    def __init__(self, channels, features, kernel, stride=1, padding=0):
+        super().__init__()
+        self.conv = torch.nn.Conv2d(channels, features, kernel, stride, padding, bias=False)
+        self.bn = torch.nn.BatchNorm2d(features, eps=0.001)
+
+    def forward(self, x):
+        return torch.relu(self.bn(self.conv(x)))
+
+
+class Block(torch.nn.Module):
+    """Branches: a list of a pool or None, and of layers (name, arguments); names that are a tuple are side by side."""
+
+    def __init__(self, *branches):
+        super().__init__()
+        self.branches = []
+        for pool, *layers in branches:
+            for names, *arguments in layers:
+                for name, given in zip(names.split(), arguments, strict=True):
+                    self.add_module(name, Layer(*given))
+            self.branches.append((pool, [names.split() for names, *_ in layers]))
+
+    def forward(self, x):
+        outputs = []
+        for pool, layers in self.branches:
+            y = x if pool is None else pool(x)
+            for names in layers:
+                y = torch.cat([getattr(self, name)(y) for name in names], 1)
+            outputs.append(y)
+        return torch.cat(outputs, 1)
+
+
+def mean(x):
+    return functional.avg_pool2d(x, 3, 1, 1, count_include_pad=False)
+
+
+def most(x):
+    return functional.max_pool2d(x, 3, 1, 1)
+
+
+def shrunk(x):
+    return functional.max_pool2d(x, 3, 2)
+
+
+def grid_35(n, pooled):
+    double = (
+        ("branch3x3dbl_1", (n, 64, 1)),
+        ("branch3x3dbl_2", (64, 96, 3, 1, 1)),
+        ("branch3x3dbl_3", (96, 96, 3, 1, 1)),
+    )
+    return Block(
+        (None, ("branch1x1", (n, 64, 1))),
+        (None, ("branch5x5_1", (n, 48, 1)), ("branch5x5_2", (48, 64, 5, 1, 2))),
+        (None, *double),
+        (mean, ("branch_pool", (n, pooled, 1))),
+    )
+
+
+def grid_17(w):
+    row, column = ((1, 7), 1, (0, 3)), ((7, 1), 1, (3, 0))
+    large = ("branch7x7_1", (768, w, 1)), ("branch7x7_2", (w, w, *row)), ("branch7x7_3", (w, 192, *column))
+    double = (
+        ("branch7x7dbl_1", (768, w, 1)),
+        ("branch7x7dbl_2", (w, w, *column)),
+        ("branch7x7dbl_3", (w, w, *row)),
+        ("branch7x7dbl_4", (w, w, *column)),
+        ("branch7x7dbl_5", (w, 192, *row)),
+    )
+    return Block((None, ("branch1x1", (768, 192, 1))), (None, *large), (None, *double),
+                 (mean, ("branch_pool", (768, 192, 1))))  # fmt: skip
+
+
+def grid_8(n, pool):
+    fork = (384, 384, (1, 3), 1, (0, 1)), (384, 384, (3, 1), 1, (1, 0))
+    double = ("branch3x3dbl_1", (n, 448, 1)), ("branch3x3dbl_2", (448, 384, 3, 1, 1))
+    return Block(
+        (None, ("branch1x1", (n, 320, 1))),
+        (None, ("branch3x3_1", (n, 384, 1)), ("branch3x3_2a branch3x3_2b", *fork)),
+        (None, *double, ("branch3x3dbl_3a branch3x3dbl_3b", *fork)),
+        (pool, ("branch_pool", (n, 192, 1))),
+    )
+
+
+class Torchs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        shrinking = (
+            ("branch3x3dbl_1", (288, 64, 1)),
+            ("branch3x3dbl_2", (64, 96, 3, 1, 1)),
+            ("branch3x3dbl_3", (96, 96, 3, 2)),
+        )
+        last = (
+            ("branch7x7x3_1", (768, 192, 1)),
+            ("branch7x7x3_2", (192, 192, (1, 7), 1, (0, 3))),
+            ("branch7x7x3_3", (192, 192, (7, 1), 1, (3, 0))),
+            ("branch7x7x3_4", (192, 192, 3, 2)),
+        )
+        self.parts = {
+            "Conv2d_1a_3x3": Layer(3, 32, 3, 2),
+            "Conv2d_2a_3x3": Layer(32, 32, 3),
+            "Conv2d_2b_3x3": Layer(32, 64, 3, 1, 1),
+            "first": shrunk,
+            "Conv2d_3b_1x1": Layer(64, 80, 1),
+            "Conv2d_4a_3x3": Layer(80, 192, 3),
+            "second": shrunk,
+            "Mixed_5b": grid_35(192, 32),
+            "Mixed_5c": grid_35(256, 64),
+            "Mixed_5d": grid_35(288, 64),
+            "Mixed_6a": Block((None, ("branch3x3", (288, 384, 3, 2))), (None, *shrinking), (shrunk,)),
+            "Mixed_6b": grid_17(128),
+            "Mixed_6c": grid_17(160),
+            "Mixed_6d": grid_17(160),
+            "Mixed_6e": grid_17(192),
+            "Mixed_7a": Block(
+                (None, ("branch3x3_1", (768, 192, 1)), ("branch3x3_2", (192, 320, 3, 2))), (None, *last), (shrunk,)
+            ),
+            "Mixed_7b": grid_8(1280, mean),
+            "Mixed_7c": grid_8(2048, most),
+        }
+        for name, part in self.parts.items():
+            if isinstance(part, torch.nn.Module):
+                self.add_module(name, part)
+        self.fc = torch.nn.Linear(2048, 1008)
+
+    def forward(self, x):
+        for part in self.parts.values():
+            x = part(x)
+        return x.mean((2, 3))
+
+
+@pytest.fixture(scope="module")
+def net():
+    torch.manual_seed(0)
+    net = Torchs().eval()
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for values, low, high in (
+                (module.weight, 0.7, 1.3),
+                (module.bias, -0.2, 0.2),
+                (module.running_mean, -0.2, 0.2),
+                (module.running_var, 0.7, 1.3),
+            ):
+                torch.nn.init.uniform_(values, low, high)
+    return net
+
+
+@pytest.fixture(scope="module")
+def file(net, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "inception.npz"
+    np.savez(path, **{name: value.numpy() for name, value in net.state_dict().items()})
+    return path
+
+
+def test_features_are_those_of_pytorchs_net(net, file):
+    params = weights(str(file))
+    # Of so many numbers, all but those of the classifier and the counts of batches.
+    counted = sum(p.numel() for name, p in net.state_dict().items() if not name.startswith("fc") and p.dim())
+    assert sum(x.size for x in jax.tree.leaves(params)) == counted == 21_785_568 + 2 * 17_216
+    images = np.random.default_rng(0).uniform(-1, 1, (1, 107, 123, 3)).astype(np.float32)
+    found = jax.jit(Inception().apply)({"params": params}, images)
+    with torch.no_grad():
+        expected = net(torch.tensor(images.transpose(0, 3, 1, 2))).numpy()
+    assert found.shape == (1, 2048) and expected.std() > 0.1
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4 * expected.std())
+
+
+@pytest.mark.parametrize("shape", [(2, 32, 32, 3), (1, 28, 28, 1), (1, 310, 400, 3)])
+def test_resizing_is_pytorchs(shape):
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    whole = torch.tensor(images / np.float32(255)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
+    expected = 2 * functional.interpolate(whole, size=(299, 299), mode="bilinear", align_corners=False) - 1
+    np.testing.assert_allclose(resized(images), expected.permute(0, 2, 3, 1), atol=1e-5)
+
+
+def test_a_file_that_does_not_fit_is_a_mistake(file, tmp_path):
+    with np.load(file) as held:
+        whole = dict(held)
+    other = tmp_path / "other.npz"
+
+    def refused(message, **changes):
+        np.savez(other, **{name: x for name, x in {**whole, **changes}.items() if x is not None})
+        with pytest.raises(Mistake, match=f"inception: .*{message}.*research/nets/inception.py"):
+            reader(str(other))
+
+    refused("holds no Mixed_7c.branch_pool.bn.running_var", **{"Mixed_7c.branch_pool.bn.running_var": None})
+    refused(r"is float64 \(3,\), not floats \(32,\)", **{"Conv2d_1a_3x3.bn.bias": np.zeros(3)})
+    refused("is int64", **{"Conv2d_1a_3x3.bn.bias": np.zeros(32, np.int64)})
+    refused("can't be read", **{"Conv2d_1a_3x3.bn.bias": np.array([{}] * 32, object)})
+    for content in (b"", b"no weights", file.read_bytes()[: 10**6]):
+        other.write_bytes(content)
+        with pytest.raises(Mistake, match=r"can't be read as an .npz file"):
+            reader(str(other))
+    with other.open("wb") as one:
+        np.save(one, np.zeros(3))
+    with pytest.raises(Mistake, match=r"can't be read as an .npz file"):
+        reader(str(other))
+    torch.save({}, other)
+    with pytest.raises(Mistake, match="holds no Conv2d_1a_3x3"):
+        reader(str(other))
+    with pytest.raises(Mistake, match="No such file"):
+        reader(str(tmp_path / "nowhere.npz"))
+    assert reader(str(file)).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_the_report_compares_samples_and_test_images_with_training_images(monkeypatch, tmp_path):
+    rows = lambda images: images[:, :2].reshape(len(images), -1).astype(np.float32)[:, :5]
+    monkeypatch.setattr(inception, "reader", lambda path: Reader(rows, "beef" * 16))
+    monkeypatch.setattr(inception, "FEATURES", 5)
+    experiment = gan(inception="inception.npz", judge_samples=300, generator=DenseGenerator((8,)))
+    feeds = experiment.feeds()
+    state = jax.jit(experiment.build().init)(jax.random.key(0))
+    *_, report = experiment.reports()
+    values = report(state, feeds, tmp_path)
+    arrays = experiment.data.arrays()
+    train, test = rows(arrays.train_images), rows(arrays.test_images)
+    made = pixels(experiment.samples(state.params, state.collections, *drawn(3, 300, 4, 10)))
+    assert values["inception_fid"] == pytest.approx(fid(rows(made), train), rel=0.02)
+    assert values["inception_fid_of_test_images"] == pytest.approx(fid(test, train))
+    told = json.loads((tmp_path / "inception.json").read_text())
+    assert told["sha256"] == "beef" * 16 and told["inception_fid"] == values["inception_fid"]
+    monkeypatch.setattr(inception, "FEATURES", 300)
+    with pytest.raises(Mistake, match="judge_samples=300 are too few for FID: 301 or more"):
+        experiment.feeds()
+    monkeypatch.setattr(inception, "FEATURES", 400)
+    with pytest.raises(Mistake, match="359 test images are too few"):
+        gan(inception="inception.npz", judge_samples=500).feeds()
