@@ -1,6 +1,7 @@
 """The same nets in PyTorch, to compare speed and numbers with. Needs PyTorch (the extra `bench`)."""
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,25 @@ def cnn() -> nn.Module:
             channels = width
         layers.append(nn.MaxPool2d(2))
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64 * 9, 10))
+
+
+def dcgan(widths: tuple[int, ...], latent: int, side: int, channels: int) -> tuple[nn.Module, nn.Module]:
+    """DCGAN as PyTorch's tutorial writes it, for images of side x side: the generator, from noise [batch, latent], and
+    the discriminator, to scores [batch]. `widths` are the discriminator's; the generator has them in reverse."""
+    small = side >> len(widths)
+    up: list[nn.Module] = [nn.Unflatten(1, (latent, 1, 1)), nn.ConvTranspose2d(latent, widths[-1], small, bias=False)]
+    for width, following in pairwise(widths[::-1]):
+        up += [nn.BatchNorm2d(width), nn.ReLU(True), nn.ConvTranspose2d(width, following, 4, 2, 1, bias=False)]
+    up += [nn.BatchNorm2d(widths[0]), nn.ReLU(True), nn.ConvTranspose2d(widths[0], channels, 4, 2, 1), nn.Tanh()]
+    down: list[nn.Module] = [nn.Conv2d(channels, widths[0], 4, 2, 1), nn.LeakyReLU(0.2, True)]
+    for width, following in pairwise(widths):
+        down += [nn.Conv2d(width, following, 4, 2, 1, bias=False), nn.BatchNorm2d(following), nn.LeakyReLU(0.2, True)]
+    down += [nn.Conv2d(widths[-1], 1, small, bias=False), nn.Flatten(0)]
+    nets = nn.Sequential(*up), nn.Sequential(*down)
+    for layer in (layer for net in nets for layer in net.modules()):
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            nn.init.normal_(layer.weight, 0, 0.02)
+    return nets
 
 
 class Block(nn.Module):

@@ -1,6 +1,8 @@
 """Speed beside others', on this machine, in one go: python -m experiments.benchmark WHAT [options].
 
     cnn          images/s of training mnist_cnn's net
+    dcgan28      images/s of training mnist_dcgan's nets: a batch of 64 for both players' updates
+    dcgan64      the same for images of 64x64x3, with the nets of PyTorch's DCGAN tutorial
     transformer  tokens/s of training in nanoGPT's setting for a CPU
     lstm         characters/s of training in char-rnn's setting, 2 layers of 128
     gpt2         tokens/s of training GPT-2 of 124 M parameters in bfloat16, for a GPU, and how much of it that uses
@@ -35,7 +37,15 @@ SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_
 BATCH, STEPS = 128, 10
 FRAMES = 250_000
 
-UNITS = {"cnn": "images/s", "dqn": "frames/s", "transformer": "tokens/s", "lstm": "characters/s", "gpt2": "tokens/s"}
+UNITS = {
+    "cnn": "images/s",
+    "dcgan28": "images/s",
+    "dcgan64": "images/s",
+    "transformer": "tokens/s",
+    "lstm": "characters/s",
+    "gpt2": "tokens/s",
+    "dqn": "frames/s",
+}
 
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 """Operations/s of dense 16-bit matrix products, as NVIDIA states them, by a part of the device's name."""
@@ -67,6 +77,20 @@ TEXT = {
 """nanoGPT's setting for a CPU, char-rnn's, and GPT-2."""
 
 
+class Adversaries(NamedTuple):
+    """DCGAN's nets, for images of side x side. `widths` are the discriminator's; the generator's are in reverse."""
+
+    side: int
+    channels: int
+    widths: tuple[int, ...]
+    latent: int = 100
+    batch: int = 64
+
+
+DCGAN = {"dcgan28": Adversaries(28, 1, (64, 128)), "dcgan64": Adversaries(64, 3, (64, 128, 256, 512))}
+"""mnist_dcgan's nets, and those of PyTorch's tutorial."""
+
+
 @dataclass(frozen=True)
 class Options:
     """What the benchmark is told.
@@ -78,7 +102,7 @@ class Options:
         contender: to be this one, in a process that the benchmark started
     """
 
-    what: Annotated[Literal["cnn", "transformer", "lstm", "gpt2", "dqn"], tyro.conf.Positional]
+    what: Annotated[Literal["cnn", "dcgan28", "dcgan64", "transformer", "lstm", "gpt2", "dqn"], tyro.conf.Positional]
     rounds: int = 7
     purejaxrl: Path | None = None
     contender: str = ""
@@ -86,7 +110,6 @@ class Options:
 
 def samestep(what: str, place_name: Any) -> Callable[[], float]:
     """Examples/s (of text: tokens/s) of `STEPS` steps in one dispatch, the data on the device."""
-    import jax
     import jax.numpy as jnp
     import numpy as np
 
@@ -94,7 +117,6 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
     from research.data.text import Windows
     from research.descend import Descent
     from research.learners.supervised import supervised
-    from research.lift import closed, many
     from research.losses import classification, tokens
     from research.nets import lstm, transformer
     from research.nets.cnn import CNN
@@ -120,6 +142,34 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
     tx, rate = optimizer(how, STEPS), schedule(how, STEPS)
     descent = Descent(dtype=dtype)
     learner = supervised(net, example, criterion, criterion, tx, rate, how=descent, axis=where.axis)
+    return stepping(learner, feed, where, per_step)
+
+
+def samestep_dcgan(what: str, place_name: Any) -> Callable[[], float]:
+    """Images/s of `STEPS` steps in one dispatch. The generator's update has noise of its own, as in Goodfellow et al.'s
+    Algorithm 1: one more forward pass of the generator than in `pytorch_dcgan`."""
+    import numpy as np
+
+    from research.data.feed import resident
+    from research.data.images import ImageSpec
+    from research.learners.gan import GAN, gan
+    from research.nets.gan import DCGANDiscriminator, DCGANGenerator
+    from research.place import place
+
+    side, channels, widths, latent, batch = DCGAN[what]
+    config = GAN(generator=DCGANGenerator(widths[::-1]), discriminator=DCGANDiscriminator(widths), latent=latent)
+    where, luck = place(place_name), np.random.default_rng(0)
+    images = luck.integers(256, size=(2048, side, side, channels), dtype=np.uint8)
+    learner = gan(config, ImageSpec((side, side, channels), 1, ("any",), (0.5,), (0.5,)), where.axis)
+    return stepping(learner, resident(images, np.zeros(2048, np.int32), batch, 0), where, batch)
+
+
+def stepping(learner: Any, feed: Any, where: Any, per_step: int) -> Callable[[], float]:
+    """Examples/s of `STEPS` steps in one dispatch."""
+    import jax
+
+    from research.lift import closed, many
+
     feed = where.put_data(feed, None)
     steps = where.train(lambda s, f: many(closed(learner.step, f, where.axis), STEPS)(s, None), None)
     state = where.put(jax.jit(learner.init)(jax.random.key(0)))
@@ -183,6 +233,43 @@ def pytorch(what: str, how: str = "eager") -> Callable[[], float]:
         if device == "cuda":
             torch.cuda.synchronize()
         return STEPS * per_step / (time.perf_counter() - began)
+
+    return once
+
+
+def pytorch_dcgan(what: str, how: str) -> Callable[[], float]:
+    """The same in PyTorch, as its tutorial trains: the discriminator's samples serve the generator's update as well."""
+    import torch
+    from torch.nn.functional import softplus
+
+    from experiments import baselines
+
+    torch.set_num_threads(CORES)
+    side, channels, widths, latent, size = DCGAN[what]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory = torch.channels_last if how == "channels_last" else torch.contiguous_format
+    nets = baselines.dcgan(widths, latent, side, channels)
+    generator, discriminator = (net.to(device, memory_format=memory) for net in nets)  # type: ignore[call-overload]
+    adams = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (generator, discriminator)]
+    images = torch.randint(256, (2048, channels, side, side), dtype=torch.uint8, device=device)
+
+    def once() -> float:
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            pixels = images[torch.randint(2048, (size,), device=device)]
+            reals = (pixels.float() / 127.5 - 1).contiguous(memory_format=memory)
+            fakes = generator(torch.randn(size, latent, device=device))
+            discriminator.requires_grad_(True)
+            adams[1].zero_grad()
+            (softplus(-discriminator(reals)).mean() + softplus(discriminator(fakes.detach())).mean()).backward()
+            adams[1].step()
+            discriminator.requires_grad_(False)
+            adams[0].zero_grad()
+            softplus(-discriminator(fakes)).mean().backward()
+            adams[0].step()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return STEPS * size / (time.perf_counter() - began)
 
     return once
 
@@ -268,9 +355,11 @@ def contenders(options: Options) -> dict[str, tuple[Callable[[], Callable[[], fl
     """By name: what makes the round, and the XLA_FLAGS of its process. The first is compared with the others."""
     what = options.what
     if what != "dqn":
-        ours = lambda place_name: lambda: samestep(what, place_name)
-        theirs = lambda how: lambda: pytorch(what, how)
-        tuned = ("channels last", "channels_last") if what == "cnn" else ("compiled, fused AdamW", "best")
+        ours = lambda place_name: lambda: (samestep_dcgan if what in DCGAN else samestep)(what, place_name)
+        theirs = lambda how: lambda: (pytorch_dcgan if what in DCGAN else pytorch)(what, how)
+        tuned = (
+            ("channels last", "channels_last") if what == "cnn" or what in DCGAN else ("compiled, fused AdamW", "best")
+        )
         split = {} if what == "gpt2" else {f"samestep, {CORES} devices": (ours("shard_map"), SPLIT)}
         return split | {
             "samestep, 1 device": (ours("jit"), ""),
