@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import struct
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,12 +18,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as Bar
 from rich.table import Column
 from rich.text import Text
-from tensorboardX import summary as tensorboard
-from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import RecordWriter
 
 from research.files import failing, replacing
 from research.files import write_json as write_json
+
+# tensorboardX imports PyTorch where there is one, which takes as long as all else here, and is not needed.
+hidden = "torch" not in sys.modules
+if hidden:
+    sys.modules["torch"] = None  # type: ignore[assignment]  # its import fails
+try:
+    from tensorboardX import summary as tensorboard
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter
+finally:
+    if hidden:
+        del sys.modules["torch"]
 
 Values = Mapping[str, Any]
 """Values by metric: a number, or a list of one for each seed; None where there is none."""

@@ -1,4 +1,4 @@
-"""One step of every config, with small batches; those of data that is not here skip, saying so."""
+"""One step of every config, with tiny batches; those of data that is not here skip, saying so."""
 
 import dataclasses
 
@@ -29,7 +29,7 @@ def quickly():
 def test_one_step(name):
     experiment = config.load(name)
     if hasattr(experiment, "data"):
-        few = {"batch": 8} | ({"limit": LIMITS[type(experiment.data)]} if type(experiment.data) in LIMITS else {})
+        few = {"batch": 2} | ({"limit": LIMITS[type(experiment.data)]} if type(experiment.data) in LIMITS else {})
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **few))
     try:
         feeds = experiment.feeds()

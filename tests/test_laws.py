@@ -10,7 +10,6 @@ import pytest
 from learners import EXPERIMENTS
 
 from research.data.feed import prefetched
-from research.descend import Descent
 from research.lift import closed, many, seeds
 from research.place import place
 from research.state import Batch
@@ -31,43 +30,55 @@ def quickly():
 
 
 @functools.cache
-def made(name: str, axis: str | None = None):
+def made(name: str, axis: str | None = None, seeded: bool = False):
     """(learner, feeds) of an experiment."""
-    return EXPERIMENTS[name].build(axis), EXPERIMENTS[name].feeds()
+    learner = EXPERIMENTS[name].build(axis)
+    return seeds(learner) if seeded else learner, EXPERIMENTS[name].feeds()
 
 
-def chunk(learner, axis, n):
-    """n steps: (state, the resident feed, or the batches that `data` stacks)."""
-
-    def steps(state, data):
-        if isinstance(data, Batch):
-            return many(learner.step, n)(state, data)
-        return many(closed(learner.step, data, axis), n)(state, None)
-
-    return steps
-
-
-def data(target, feed, n, start=0):
-    """(what `chunk` takes in its place, the axis of its batches): the feed of n steps."""
-    if feed.resident:
-        return target.put_data(feed, None), None
-    stacked = jax.tree.map(lambda *x: np.stack(x), *(feed.batch_at(k) for k in range(start, start + n)))
-    return target.put_data(stacked, 1), 1
+def start(name: str, seeded: bool = False):
+    """The first State; every place takes it, and `test_endomorphism` sees that each would make one of its kind."""
+    keys = jax.vmap(jax.random.key)(jnp.arange(KEY, KEY + 3)) if seeded else jax.random.key(KEY)
+    return jax.jit(made(name, None, seeded)[0].init)(keys)
 
 
 @functools.cache
-def run(name: str, where: str = "jit", seeded: bool = False, n: int = N):
-    """(state, metrics, evaluation) after n scanned steps at a place, on the host."""
+def scanned(name: str, where: str = "jit", seeded: bool = False):
+    """(N steps, compiled for a place; a list as long as they were traced often)."""
+    target, traces = place(where, seeds=seeded), []
+    learner, feeds = made(name, target.axis, seeded)
+
+    def steps(state, fed):
+        traces.append(1)
+        if isinstance(fed, Batch):
+            return many(learner.step, N)(state, fed)
+        return many(closed(learner.step, fed, target.axis), N)(state, None)
+
+    return target.train(steps, None if feeds.train.resident else 1), traces
+
+
+def data(name: str, target, begin: int = 0):
+    """What `scanned` takes for its N steps: the resident feed, or their batches, stacked."""
+    feed = made(name)[1].train
+    if feed.resident:
+        return target.put_data(feed, None)
+    return target.put_data(jax.tree.map(lambda *x: np.stack(x), *(feed.batch_at(begin + k) for k in range(N))), 1)
+
+
+@functools.cache
+def run(name: str, where: str = "jit", seeded: bool = False):
+    """(state, metrics, evaluation) after N scanned steps at a place, on the host."""
     target = place(where, seeds=seeded)
-    learner, feeds = made(name, target.axis)
-    keys = jax.random.key(KEY)
-    if seeded:
-        learner, keys = seeds(learner), jax.vmap(jax.random.key)(jnp.arange(KEY, KEY + 3))
-    state = target.put(jax.jit(learner.init)(keys))
-    fed, batch_axis = data(target, feeds.train, n)
-    state, metrics = target.train(chunk(learner, target.axis, n), batch_axis)(state, fed)
+    learner, feeds = made(name, target.axis, seeded)
+    state, metrics = scanned(name, where, seeded)[0](target.put(start(name, seeded)), data(name, target))
     judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
     return host(state), host(metrics), host(judged)
+
+
+@functools.cache
+def stepped(name: str):
+    """One step, compiled."""
+    return jax.jit(made(name)[0].step)
 
 
 def host(tree):
@@ -92,14 +103,17 @@ def test_endomorphism(name):
     learner, feeds = made(name)
     state = jax.eval_shape(learner.init, jax.random.key(0))
     after, _ = jax.eval_shape(learner.step, state, feeds.train.batch_at(0))
-    assert jax.tree.structure(state) == jax.tree.structure(after)
-    for (path, x), y in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(after), strict=True):
-        facts = [(z.shape, z.dtype, z.weak_type) for z in (x, y)]
-        assert facts[0] == facts[1], jax.tree_util.keystr(path)
+    over_devices = jax.eval_shape(made(name, "devices")[0].init, jax.random.key(0))
+    assert jax.tree.structure(state) == jax.tree.structure(after) == jax.tree.structure(over_devices)
+    for (path, x), *others in zip(
+        jax.tree.leaves_with_path(state), *map(jax.tree.leaves, (after, over_devices)), strict=True
+    ):
+        facts = [(z.shape, z.dtype, z.weak_type) for z in (x, *others)]
+        assert facts[0] == facts[1] == facts[2], jax.tree_util.keystr(path)
 
 
 def test_step_counts_and_learning_moves(name):
-    before = host(jax.jit(made(name)[0].init)(jax.random.key(KEY)))
+    before = host(start(name))
     after, metrics, _ = run(name)
     assert after.step == N and before.step == 0
     assert_same(before.key, after.key)
@@ -111,11 +125,9 @@ def test_step_counts_and_learning_moves(name):
 
 
 def test_scan_is_loop(name):
-    learner, feeds = made(name)
-    step = jax.jit(learner.step)
-    state, metrics = jax.jit(learner.init)(jax.random.key(KEY)), []
+    feed, state, metrics = made(name)[1].train, start(name), []
     for k in range(N):
-        state, new = step(state, feeds.train.batch_at(k))
+        state, new = stepped(name)(state, feed.batch_at(k))
         metrics.append(new)
     scanned_state, scanned_metrics, _ = run(name)
     assert_close(host(state), scanned_state)
@@ -128,7 +140,7 @@ def test_streamed_is_resident(name):
     stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="stream"))
     target = place("shard_map")
     learner = stream.build(target.axis)
-    state = target.put(jax.jit(learner.init)(jax.random.key(KEY)))
+    state = target.put(start(name))
     steps = target.train(many(learner.step, N), 1)
     with prefetched(stream.feeds().train, 0, N, N, lambda b: target.put_data(b, 1)) as chunks:
         state, metrics = steps(state, next(chunks))
@@ -138,36 +150,25 @@ def test_streamed_is_resident(name):
 
 def test_traced_once_donated_and_without_transfers(name):
     target = place("jit")
-    learner, feeds = made(name)
-    traces = []
-
-    def counted(state, feed):
-        traces.append(1)
-        return chunk(learner, None, 2)(state, feed)
-
-    feed, batch_axis = data(target, feeds.train, 2)
-    steps = target.train(counted, batch_axis)
-    state = target.put(jax.jit(learner.init)(jax.random.key(0)))
+    (steps, traces), fed = scanned(name), data(name, target)
+    state = target.put(start(name))
     with jax.transfer_guard("disallow"):
         for _ in range(3):
             given = state
-            state, _ = steps(state, feed)
+            state, _ = steps(state, fed)
             kept = [p for p, x in jax.tree.leaves_with_path(given) if not x.is_deleted()]
             assert not kept, f"not donated: {kept}"
     assert len(traces) == 1
 
 
 def test_resume_is_exact(name):
-    """2 x 2 steps with a copy of the State in between equal 4 steps, to the bit; see test_resume.py for processes."""
-    learner, feeds = made(name)
-    steps = jax.jit(chunk(learner, None, N // 2))
-    feed = lambda k: data(place("jit"), feeds.train, N // 2, k)[0]
-    state = jax.jit(learner.init)(jax.random.key(KEY))
-    for k in (0, N // 2):
-        state, _ = steps(jax.device_put(jax.device_get(state)), feed(k))
-    other = jax.jit(learner.init)(jax.random.key(KEY))
-    for k in (0, N // 2):
-        other, _ = steps(other, feed(k))
+    """2 x 4 steps with a copy of the State in between equal 8 steps, to the bit; see test_resume.py for processes."""
+    steps, target = scanned(name)[0], place("jit")
+    state, other = target.put(start(name)), target.put(start(name))
+    for begin in (0, N):
+        state, _ = steps(target.put(jax.device_get(state)), data(name, target, begin))
+    for begin in (0, N):
+        other, _ = steps(other, data(name, target, begin))
     assert_same(host(state), host(other))
 
 
@@ -197,16 +198,15 @@ def test_placement(name, where, seeded):
 
 def test_microbatches(name):
     """micro=4 equals micro=1, ragged masks included; nets with batch statistics are exempt."""
-    experiment = EXPERIMENTS[name]
-    states = []
+    experiment, states = EXPERIMENTS[name], []
+    if "batch_stats" in start(name).collections:
+        pytest.skip("batch statistics are those of a microbatch")
     for micro in (1, 4):
-        learner = dataclasses.replace(experiment, descent=Descent(micro, experiment.descent.clip)).build()
-        state = jax.jit(learner.init)(jax.random.key(KEY))
-        if "batch_stats" in state.collections:
-            pytest.skip("batch statistics are those of a microbatch")
-        step = jax.jit(learner.step)
+        parts = dataclasses.replace(experiment, descent=dataclasses.replace(experiment.descent, micro=micro))
+        step = stepped(name) if parts == experiment else jax.jit(parts.build().step)
+        state = start(name)
         for k in range(N):
-            batch = experiment.feeds().train.batch_at(k)
+            batch = made(name)[1].train.batch_at(k)
             if jax.tree.leaves(batch):  # not of those that make their own data
                 batch = batch._replace(mask=(np.arange(batch.mask.size) < 11).astype(np.float32))
             state, _ = step(state, batch)
