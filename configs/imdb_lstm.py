@@ -23,7 +23,7 @@ def config() -> ClassifyText:
     """The experiment."""
     return ClassifyText(
         data=Sentences(name="imdb_reviews", vocabulary=30_000, lengths=(128, 256, 400), batch=64, validation=0.05),
-        net=Classifier(width=128, embedding=64, pairs=2**17, word_dropout=0.3, bag_dropout=0.7, dropout=0.5),
+        net=Classifier(width=64, embedding=64, pairs=2**17, word_dropout=0.6, bag_dropout=0.7, dropout=0.7),
         smoothing=0.1,
         average=0.99,
         optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=1.0),
