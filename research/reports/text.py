@@ -173,9 +173,8 @@ def _draw_alignment(net: nn.Module, params: Tree, tokenizer: Tokenizer, batch: B
     else:
         cross = told["blocks"]["layers"]["cross"]
         maps = attended(cross["queries"][0][-1:, 0], cross["keys"][0][-1:, 0])
-    _draw_maps(
-        maps, _marks(tokenizer, target), _marks(tokenizer, source), "after the row's word, the next looks at", path
-    )
+    written = np.append(target[1:], EOS)
+    _draw_maps(maps, _marks(tokenizer, written), _marks(tokenizer, source), "to be written, each word looks at", path)
 
 
 def classification(
