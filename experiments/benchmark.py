@@ -153,7 +153,7 @@ def samestep_dcgan(what: str, place_name: Any) -> Callable[[], float]:
     from research.data.feed import resident
     from research.data.images import ImageSpec
     from research.learners.gan import GAN, gan
-    from research.nets.gan import DCGANDiscriminator, DCGANGenerator
+    from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
     from research.place import place
 
     side, channels, widths, latent, batch = DCGAN[what]

@@ -23,8 +23,8 @@ from research.place import Place, place
 from research.state import Learner, Metrics, State
 
 
-class Interrupted(Exception):
-    """A signal asked the run to stop; it has been saved."""
+class Interrupted(BaseException):
+    """A signal asked the run to stop; it has been saved. No `Exception`: those of reports are passed over."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} and saved; the same command resumes")
@@ -101,8 +101,8 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     snapshots = [report for report in reports if isinstance(report, Snapshot)]
     validation = [where.put_data(batch, 0) for batch in feeds.validation]
     saved = checkpoint.Checkpoints(directory / "checkpoints", run.keep, step)
-    lines, bar = log.Log(directory), log.Progress(run.steps, step)
-    with saved, lines, bar, _signals() as asked, contextlib.ExitStack() as stack:
+    lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
+    with saved, lines, bar, _signals(asked.append), contextlib.ExitStack() as stack:
         advance = stack.enter_context(_chunks(learner, where, feeds.train, run.chunk, step, run.steps))
         begun = time.monotonic()
         while step < run.steps and not exhausted(scores, run):
@@ -137,10 +137,14 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
                 raise Interrupted(asked[0])
         saved.wait()
 
-    if run.final == "best":
-        step, state = checkpoint.restore(directory / "checkpoints", abstract, log.warn, True) or (step, state)
-        state = where.put(state)
-    return _finish(experiment, command, directory, step, state, evaluate, feeds, reports)
+    def stop(number: int) -> None:
+        raise Interrupted(number)
+
+    with _signals(stop):
+        if run.final == "best":
+            step, state = checkpoint.restore(directory / "checkpoints", abstract, log.warn, True) or (step, state)
+            state = where.put(state)
+        return _finish(experiment, command, directory, step, state, evaluate, feeds, reports)
 
 
 def _finish(
@@ -222,12 +226,11 @@ def _chunks(
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that SIGTERM and SIGINT append themselves to."""
-    asked: list[int] = []
-    before = {n: signal.signal(n, lambda number, _: asked.append(number)) for n in (signal.SIGTERM, signal.SIGINT)}
+def _signals(answer: Callable[[int], None]) -> Iterator[None]:
+    """SIGTERM and SIGINT call `answer` with their number."""
+    before = {n: signal.signal(n, lambda number, _: answer(number)) for n in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield asked
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from experiments import console, demo, evaluate, plot, reproduce, train
 from research import config
 from research.envs.vector import Environment
 from research.experiment import Failure
+from research.learners.classify import Classify
 from research.reports import episodes
 from research.state import Batch
 
@@ -41,6 +43,16 @@ def said(capsys):
     """All that was printed, without line breaks."""
     out = capsys.readouterr()
     return " ".join((out.out + out.err).split())
+
+
+def test_a_run_stopped_by_a_signal_while_it_is_judged_is_judged_again(tmp_path, monkeypatch, capsys):
+    arguments = ["digits_cnn", "--workdir", str(tmp_path), *TINY]
+    with monkeypatch.context() as patched:
+        patched.setattr(Classify, "reports", lambda _: [lambda *_: signal.raise_signal(signal.SIGTERM)])
+        assert train.main(arguments) == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM and saved; the same command resumes" in said(capsys)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and not (tmp_path / "summary.json").exists()
+    assert train.main(arguments) == 0 and (tmp_path / "summary.json").exists()
 
 
 def test_evaluate_gives_the_figures_of_the_summary_and_writes_nothing(finished, monkeypatch, capsys):
