@@ -7,7 +7,8 @@ a bidirectional LSTM, .875 by a CNN.
     python -m experiments.train imdb_lstm
 
 Wanted: a test accuracy of at least 0.901, from the labelled reviews alone.
-Measured: 0.891; one seed. Without smoothing and weight decay, after 1,400 steps: 0.883.
+Measured: 0.891; one seed. Without smoothing and weight decay, after 1,400 steps: 0.883. With the pairs in a bag beside
+the LSTM instead, and 2,200 steps, 0.877, and 0.888 with more dropout, though up to 0.904 on validation texts.
 Time: 5 minutes on one core, beside other work.
 """
 
@@ -23,10 +24,10 @@ def config() -> ClassifyText:
     """The experiment."""
     return ClassifyText(
         data=Sentences(name="imdb_reviews", vocabulary=30_000, lengths=(128, 256, 400), batch=64, validation=0.05),
-        net=Classifier(width=64, embedding=64, pairs=2**17, word_dropout=0.6, bag_dropout=0.7, dropout=0.7),
+        net=Classifier(layers=1, width=128, embedding=64, pairs=2**17, word_dropout=0.3, dropout=0.5),
         smoothing=0.1,
         average=0.99,
-        optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=1.0),
+        optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=1.0, b2=0.99),
         descent=Descent(clip=1.0),
-        run=Run(steps=2200, chunk=20, evaluate_every=220, save_every=220),
+        run=Run(steps=720, chunk=20, evaluate_every=120, save_every=120),
     )

@@ -225,17 +225,15 @@ class LanguageModel(nn.Module):
 class Classifier(nn.Module):
     """A bidirectional LSTM, its mean and maximum over the text, and a dense layer.
 
-    Beside it there may be a bag of words and of pairs of neighbours (Joulin et al. 2017, "Bag of tricks for efficient
-    text classification", arXiv:1607.01759), which the dense layer reads too: wide and deep (Cheng et al. 2016,
-    arXiv:1606.07792). Each pair has a row of a table, found by hashing.
+    A token's features may be those of the pair with its neighbour besides (Joulin et al. 2017, "Bag of tricks for
+    efficient text classification", arXiv:1607.01759): each pair has a row of a table, found by hashing.
 
     Attributes:
         layers: of LSTM
         width: of each, both directions together
-        embedding: features of a token, and of a pair
-        pairs: rows of the table of pairs, or 0 for no bag
-        word_dropout: the share of tokens that the LSTM doesn't see (Iyyer et al. 2015)
-        bag_dropout: the share of words and of pairs that are left out of the bag
+        embedding: features of a token
+        pairs: rows of the table of pairs, or 0 for none
+        word_dropout: the share of tokens whose features are zeroed, whole (Iyyer et al. 2015)
         dropout: between layers, and before the output
     """
 
@@ -244,7 +242,6 @@ class Classifier(nn.Module):
     embedding: int = 128
     pairs: int = 0
     word_dropout: float = 0.0
-    bag_dropout: float = 0.0
     dropout: float = 0.0
     vocabulary: Filled[int] = 0
     outputs: Filled[int] = 0
@@ -253,22 +250,16 @@ class Classifier(nn.Module):
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """i32[batch, time], padded with PAD -> logits [batch, outputs]."""
         mask = tokens != PAD
-        words = nn.Embed(self.vocabulary, self.embedding, embedding_init=EMBEDDING)(tokens)
-        x = Dropout(self.word_dropout, shared=(2,))(words, train)
+        x = nn.Embed(self.vocabulary, self.embedding, embedding_init=EMBEDDING)(tokens)
+        if self.pairs:
+            after = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=PAD).astype(jnp.uint32)
+            row = (tokens.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + after * jnp.uint32(0x85EBCA77)) >> 7
+            row = (row % jnp.uint32(self.pairs)).astype(jnp.int32)
+            x = x + nn.Embed(self.pairs, self.embedding, embedding_init=nn.initializers.zeros, name="pairs")(row)
+        x = Dropout(self.word_dropout, shared=(2,))(x, train)
         x, _ = LSTM(self.layers, self.width, bidirectional=True, dropout=self.dropout)(x, mask, train=train)
         x = Dropout(self.dropout)(pool(x, mask), train)
-        if self.pairs:
-            pairs = nn.Embed(self.pairs, self.embedding, embedding_init=EMBEDDING, name="pairs")(self._rows(tokens))
-            terms, there = jnp.concatenate([words, pairs], 1), jnp.concatenate([mask, mask], 1)[:, :, None]
-            bag = Dropout(self.bag_dropout, shared=(2,))(terms * there, train).sum(1)
-            x = jnp.concatenate([x, bag / jnp.sqrt(there.sum(1)).clip(1)], -1)
         return Dense(self.outputs)(x)
-
-    def _rows(self, tokens: jax.Array) -> jax.Array:
-        """Of each token and the one after it the row of the table of pairs, i32[batch, time]."""
-        after = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=PAD).astype(jnp.uint32)
-        mixed = (tokens.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + after * jnp.uint32(0x85EBCA77)) >> 7
-        return (mixed % jnp.uint32(self.pairs)).astype(jnp.int32)
 
 
 class Translation(NamedTuple):
