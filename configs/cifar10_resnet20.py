@@ -6,8 +6,9 @@ and label smoothing besides, and 36 passes over the data instead of 182.
 
     python -m experiments.train cifar10_resnet20
 
-Expected: not known yet for this setting. Without cutout and smoothing, 9,200 steps gave 90.63 % on the test images (one
-seed; 96.7 % on its training batches, 55 minutes on 2 cores beside other work): it had learnt them too well.
+Expected: a test accuracy of at least 0.9125.
+Measured: 0.9166; one seed. Without cutout and smoothing, after 9,200 steps: 0.9063, with 0.967 on training batches.
+Time: 124 minutes on one core, beside other work; about 60 on two (`--place shard_map`, see the README).
 """
 
 from research.data.augment import Augment
