@@ -27,15 +27,27 @@ LONGEST = (
     "test_resume",
     "test_extending",
     "test_gan",
-    "test_checkpoint",
+    "test_sequences",
     "test_laws",
     "test_configs",
-    "test_elsewhere",
+    "test_text_runs",
+    "test_command_line",
+    "test_checkpoint",
+    "test_experiments",
+    "test_nets",
 )
 """Files that are begun first, so that both workers end at about the same time."""
 
 PARTS = {"test_resume": "whole", "test_laws": "name", "test_configs": "name"}
 """Files whose tests need not share a process where this parameter differs."""
+
+
+@pytest.fixture(scope="module")
+def quickly():
+    """For modules that compile for most of their time, and whose claims hold of unoptimised programs too."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.hookimpl(tryfirst=True)

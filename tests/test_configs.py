@@ -14,15 +14,8 @@ from research.data.text import Text
 from research.data.unpaired import Unpaired
 from research.experiment import Mistake
 
+pytestmark = pytest.mark.usefixtures("quickly")
 LIMITS = {Text: 20_000, Sentences: 300, Pairs: 300, Images: 300, Unpaired: 300}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quickly():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.mark.parametrize("name", config.names())

@@ -14,19 +14,11 @@ from research.lift import closed, many, seeds
 from research.place import place
 from research.state import Batch
 
-pytestmark = pytest.mark.parametrize("name", EXPERIMENTS)
+pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS), pytest.mark.usefixtures("quickly")]
 KEY = 20
 ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan")
 """Learners whose States are of a kind with another's: cnn's, dqn's with a world, gan's with two nets."""
 N = 4
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quickly():
-    """Compiling takes most of the time, and the laws hold of unoptimised programs too."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

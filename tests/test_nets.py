@@ -13,6 +13,7 @@ from research.nets.cnn import CNN, ResNet
 from research.nets.q import MinAtarNet
 from research.network import forward, initialise
 
+pytestmark = pytest.mark.usefixtures("quickly")
 CASES = [
     # channels, height, width, batch, features, kernel, stride, padding
     (8, 12, 12, 3, 5, 3, 1, "SAME"),
