@@ -10,9 +10,9 @@ With a judge, samples are compared with the data on the features of that classif
 is to be read beside that of the test images, the floor.
 
 Expected: the judge's mean confidence at 0.95 or more, each digit 6 to 14 % of the samples.
-Measured: not in full. After `--data.batch 64 --steps 2000` (5 minutes on one core) a confidence of 0.705 and 0.703, where
-test images have 0.948 by this judge, which was trained with label smoothing; FID 5.02 and 4.60 (test images 0.09); digits
-from 1 to 20 % of the samples; two seeds.
+Measured: not in full. After `--data.batch 64 --steps 2000` (5 minutes on one core) a confidence of 0.705 and 0.703;
+test images have 0.948 by this judge, which was trained with label smoothing. FID 5.02 and 4.60 (test images 0.09);
+digits from 1 to 20 % of the samples; two seeds.
 """
 
 from research.data.images import Images
