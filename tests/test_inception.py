@@ -19,13 +19,12 @@ torch = pytest.importorskip("torch")
 functional = torch.nn.functional
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quickly():
-    """Compiling takes most of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
+pytestmark = pytest.mark.usefixtures("quickly", "one_thread")
+
+
+@pytest.fixture(scope="module")
+def one_thread():
     torch.set_num_threads(1)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 class Layer(torch.nn.Module):
