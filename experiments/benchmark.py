@@ -14,28 +14,33 @@ Each contender is a process of its own. They take turns, round by round, since m
 medians and their ratios.
 """
 
-import importlib.util
 import os
 import statistics
 import subprocess
 import sys
-import time
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
 
-CORES = os.cpu_count() or 1
+from experiments.contenders import (
+    CORES,
+    DCGAN,
+    TEXT,
+    purejaxrl_dqn,
+    pytorch,
+    pytorch_dcgan,
+    samestep,
+    samestep_dcgan,
+    samestep_dqn,
+)
+
 SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_eigen=false"
 """One XLA device a core, of one thread each: what runs best on a CPU, by --place shard_map."""
-
-BATCH, STEPS = 128, 10
-FRAMES = 250_000
 
 UNITS = {
     "cnn": "images/s",
@@ -49,46 +54,6 @@ UNITS = {
 
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 """Operations/s of dense 16-bit matrix products, as NVIDIA states them, by a part of the device's name."""
-
-
-class Reading(NamedTuple):
-    """A language model's training. `layers` and `width` are the net's, `heads` is 0 for an LSTM."""
-
-    batch: int
-    context: int
-    layers: int
-    width: int
-    heads: int
-    vocabulary: int = 65
-    dtype: Literal["float32", "bfloat16"] = "float32"
-
-    def operations(self) -> float:
-        """Floating-point operations a token that a Transformer needs, forward and backward: 6 for each weight that is
-        multiplied, 12 for each feature of each token attended to (Chowdhery et al. 2022, "PaLM", appendix B)."""
-        weights = 12 * self.layers * self.width**2 + self.vocabulary * self.width
-        return 6 * weights + 12 * self.layers * self.width * self.context
-
-
-TEXT = {
-    "transformer": Reading(12, 64, layers=4, width=128, heads=4),
-    "lstm": Reading(50, 50, layers=2, width=128, heads=0),
-    "gpt2": Reading(8, 1024, layers=12, width=768, heads=12, vocabulary=50304, dtype="bfloat16"),
-}
-"""nanoGPT's setting for a CPU, char-rnn's, and GPT-2."""
-
-
-class Adversaries(NamedTuple):
-    """DCGAN's nets, for images of side x side. `widths` are the discriminator's; the generator's are in reverse."""
-
-    side: int
-    channels: int
-    widths: tuple[int, ...]
-    latent: int = 100
-    batch: int = 64
-
-
-DCGAN = {"dcgan28": Adversaries(28, 1, (64, 128)), "dcgan64": Adversaries(64, 3, (64, 128, 256, 512))}
-"""mnist_dcgan's nets, and those of PyTorch's tutorial."""
 
 
 @dataclass(frozen=True)
@@ -106,249 +71,6 @@ class Options:
     rounds: int = 7
     purejaxrl: Path | None = None
     contender: str = ""
-
-
-def samestep(what: str, place_name: Any) -> Callable[[], float]:
-    """Examples/s (of text: tokens/s) of `STEPS` steps in one dispatch, the data on the device."""
-    import jax.numpy as jnp
-    import numpy as np
-
-    from research.data.feed import resident
-    from research.data.text import Windows
-    from research.descend import Descent
-    from research.learners.supervised import supervised
-    from research.losses import classification, tokens
-    from research.nets import lstm, transformer
-    from research.nets.cnn import CNN
-    from research.optim import Optimizer, optimizer, schedule
-    from research.place import place
-
-    where, how, luck = place(place_name), Optimizer(learning_rate=1e-3), np.random.default_rng(0)
-    if what == "cnn":
-        net: Any = CNN(widths=(16, 32, 64), depth=2, outputs=10)
-        criterion, example, per_step = classification(), jnp.zeros((1, 28, 28, 1)), BATCH
-        images = luck.normal(size=(2048, 28, 28, 1)).astype(np.float32)
-        feed: Any = resident(images, luck.integers(10, size=2048).astype(np.int32), BATCH, 0)
-        dtype: Literal["float32", "bfloat16"] = "float32"
-    else:
-        batch, context, layers, width, heads, vocabulary, dtype = TEXT[what]
-        if heads:
-            stack = transformer.Stack(layers=layers, width=width, heads=heads, bias=False)
-            net = transformer.LanguageModel(stack, context=context, outputs=vocabulary)
-        else:
-            net = lstm.LanguageModel(layers, width, outputs=vocabulary)
-        criterion, example, per_step = tokens(-1), jnp.zeros((1, context), jnp.int32), batch * context
-        feed = Windows(luck.integers(vocabulary, size=100_000).astype(np.int32), context, batch, 0)
-    tx, rate = optimizer(how, STEPS), schedule(how, STEPS)
-    descent = Descent(dtype=dtype)
-    learner = supervised(net, example, criterion, criterion, tx, rate, how=descent, axis=where.axis)
-    return stepping(learner, feed, where, per_step)
-
-
-def samestep_dcgan(what: str, place_name: Any) -> Callable[[], float]:
-    """Images/s of `STEPS` steps in one dispatch. The generator's update has noise of its own, as in Goodfellow et al.'s
-    Algorithm 1: one more forward pass of the generator than in `pytorch_dcgan`."""
-    import numpy as np
-
-    from research.data.feed import resident
-    from research.data.images import ImageSpec
-    from research.learners.gan import GAN, gan
-    from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
-    from research.place import place
-
-    side, channels, widths, latent, batch = DCGAN[what]
-    config = GAN(generator=DCGANGenerator(widths[::-1]), discriminator=DCGANDiscriminator(widths), latent=latent)
-    where, luck = place(place_name), np.random.default_rng(0)
-    images = luck.integers(256, size=(2048, side, side, channels), dtype=np.uint8)
-    learner = gan(config, ImageSpec((side, side, channels), 1, ("any",), (0.5,), (0.5,)), where.axis)
-    return stepping(learner, resident(images, np.zeros(2048, np.int32), batch, 0), where, batch)
-
-
-def stepping(learner: Any, feed: Any, where: Any, per_step: int) -> Callable[[], float]:
-    """Examples/s of `STEPS` steps in one dispatch."""
-    import jax
-
-    from research.lift import closed, many
-
-    feed = where.put_data(feed, None)
-    steps = where.train(lambda s, f: many(closed(learner.step, f, where.axis), STEPS)(s, None), None)
-    state = where.put(jax.jit(learner.init)(jax.random.key(0)))
-
-    def once() -> float:
-        nonlocal state
-        began = time.perf_counter()
-        state, _ = jax.block_until_ready(steps(state, feed))
-        return STEPS * per_step / (time.perf_counter() - began)
-
-    return once
-
-
-def pytorch(what: str, how: str = "eager") -> Callable[[], float]:
-    """The same work in PyTorch, AdamW in both; how: eager, channels_last, or best (compiled, with a fused AdamW)."""
-    import torch
-    from torch.nn.functional import cross_entropy
-
-    from experiments import baselines
-    from research.nets.transformer import Stack
-
-    torch.set_num_threads(CORES)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    memory = torch.channels_last if how == "channels_last" else torch.contiguous_format
-    if what == "cnn":
-        net = baselines.cnn().to(memory_format=memory)  # type: ignore[call-overload]
-        images, labels = torch.randn(2048, 1, 28, 28, device=device), torch.randint(10, (2048,), device=device)
-        per_step, dtype = BATCH, torch.float32
-
-        def batch() -> tuple[torch.Tensor, torch.Tensor]:
-            index = torch.randint(2048, (BATCH,), device=device)
-            return images[index].contiguous(memory_format=memory), labels[index]
-    else:
-        size, context, layers, width, heads, vocabulary, _ = TEXT[what]
-        if heads:
-            stack = Stack(layers=layers, width=width, heads=heads, bias=False)
-            net = baselines.LanguageModel(stack, context, vocabulary)
-        else:
-            net = baselines.LSTM(layers, width, vocabulary)
-        text = torch.randint(vocabulary, (100_000,), device=device)
-        per_step, dtype = size * context, getattr(torch, TEXT[what].dtype)
-
-        def batch() -> tuple[torch.Tensor, torch.Tensor]:
-            starts = torch.randint(len(text) - context, (size, 1), device=device)
-            places = starts + torch.arange(context + 1, device=device)
-            return text[places[:, :-1]], text[places[:, 1:]]
-
-    net = net.to(device)
-    adam = torch.optim.AdamW(net.parameters(), 1e-3, weight_decay=0.0, fused=how == "best")
-    run = torch.compile(net) if how == "best" else net
-
-    def once() -> float:
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            inputs, targets = batch()
-            adam.zero_grad()
-            with torch.autocast(device, dtype, enabled=dtype != torch.float32):
-                loss = cross_entropy(run(inputs).flatten(0, -2), targets.flatten())
-            loss.backward()
-            adam.step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return STEPS * per_step / (time.perf_counter() - began)
-
-    return once
-
-
-def pytorch_dcgan(what: str, how: str) -> Callable[[], float]:
-    """The same in PyTorch, as its tutorial trains: the discriminator's samples serve the generator's update as well."""
-    import torch
-    from torch.nn.functional import softplus
-
-    from experiments import baselines
-
-    torch.set_num_threads(CORES)
-    side, channels, widths, latent, size = DCGAN[what]
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    memory = torch.channels_last if how == "channels_last" else torch.contiguous_format
-    nets = baselines.dcgan(widths, latent, side, channels)
-    generator, discriminator = (net.to(device, memory_format=memory) for net in nets)  # type: ignore[call-overload]
-    adams = [torch.optim.Adam(net.parameters(), 2e-4, (0.5, 0.999)) for net in (generator, discriminator)]
-    images = torch.randint(256, (2048, channels, side, side), dtype=torch.uint8, device=device)
-
-    def once() -> float:
-        began = time.perf_counter()
-        for _ in range(STEPS):
-            pixels = images[torch.randint(2048, (size,), device=device)]
-            reals = (pixels.float() / 127.5 - 1).contiguous(memory_format=memory)
-            fakes = generator(torch.randn(size, latent, device=device))
-            discriminator.requires_grad_(True)
-            adams[1].zero_grad()
-            (softplus(-discriminator(reals)).mean() + softplus(discriminator(fakes.detach())).mean()).backward()
-            adams[1].step()
-            discriminator.requires_grad_(False)
-            adams[0].zero_grad()
-            softplus(-discriminator(fakes)).mean().backward()
-            adams[0].step()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        return STEPS * size / (time.perf_counter() - began)
-
-    return once
-
-
-def samestep_dqn() -> Callable[[], float]:
-    """Frames/s of a run in purejaxrl's setting; the batch is 130, the next multiple of 10 environments above 128."""
-    import jax
-
-    from research.experiment import Run
-    from research.learners.dqn import DQN
-    from research.lift import many
-    from research.optim import Optimizer
-    from research.state import NO_BATCH
-
-    chunk = 500
-    config = DQN(
-        batch=130, optimizer=Optimizer(learning_rate=2.5e-4), run=Run(steps=FRAMES // 100, chunk=chunk, metric="return")
-    )
-    learner = config.build()
-    init, steps = jax.jit(learner.init), jax.jit(many(learner.step, chunk), donate_argnums=0)
-
-    def once() -> float:
-        state = jax.block_until_ready(init(jax.random.key(0)))
-        began = time.perf_counter()
-        for _ in range(config.run.steps // chunk):
-            state, _ = steps(state, NO_BATCH)
-        jax.block_until_ready(state)
-        return FRAMES / (time.perf_counter() - began)
-
-    return once
-
-
-def purejaxrl_dqn(clone: Path) -> Callable[[], float]:
-    """Frames/s of the clone's own DQN in its own setting, one seed; what today's packages have renamed is put back."""
-    import gymnax.wrappers.purerl as wrappers
-    import jax
-
-    class LogWrapper(wrappers.LogWrapper):  # steps gave five values before gymnax 1.0
-        def step(self, *arguments: Any) -> Any:
-            observation, state, reward, terminated, truncated, info = super().step(*arguments)
-            return observation, state, reward, terminated | truncated, info
-
-    wrappers.LogWrapper = LogWrapper
-    sys.modules["wandb"] = types.ModuleType("wandb")
-    vars(jax)["tree_map"] = jax.tree.map
-    spec = importlib.util.spec_from_file_location("purejaxrl_dqn", clone / "purejaxrl" / "dqn.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = {
-        "NUM_ENVS": 10,
-        "BUFFER_SIZE": 10_000,
-        "BUFFER_BATCH_SIZE": 128,
-        "TOTAL_TIMESTEPS": FRAMES,
-        "EPSILON_START": 1.0,
-        "EPSILON_FINISH": 0.05,
-        "EPSILON_ANNEAL_TIME": FRAMES // 2,
-        "TARGET_UPDATE_INTERVAL": 500,
-        "LR": 2.5e-4,
-        "LEARNING_STARTS": 10_000,
-        "TRAINING_INTERVAL": 10,
-        "LR_LINEAR_DECAY": False,
-        "GAMMA": 0.99,
-        "TAU": 1.0,
-        "ENV_NAME": "CartPole-v1",
-        "SEED": 0,
-        "NUM_SEEDS": 1,
-        "WANDB_MODE": "disabled",
-        "ENTITY": "",
-        "PROJECT": "",
-    }
-    train, keys = jax.jit(jax.vmap(module.make_train(config))), jax.random.split(jax.random.PRNGKey(0), 1)
-
-    def once() -> float:
-        began = time.perf_counter()
-        jax.block_until_ready(train(keys))
-        return FRAMES / (time.perf_counter() - began)
-
-    return once
 
 
 def contenders(options: Options) -> dict[str, tuple[Callable[[], Callable[[], float]], str]]:

@@ -220,6 +220,33 @@ def test_padding_changes_nothing():
     np.testing.assert_array_equal(nothing, np.zeros((1, 4)))
 
 
+@pytest.mark.parametrize(
+    ("masked", "classifier"),
+    [
+        (
+            transformer.MaskedModel(SMALL, vocabulary=50, context=11, outputs=30),
+            transformer.Classifier(SMALL, vocabulary=50, context=11, outputs=3),
+        ),
+        (
+            lstm.MaskedModel(width=8, embedding=6, vocabulary=50, outputs=30),
+            lstm.Classifier(width=8, embedding=6, vocabulary=50, outputs=3),
+        ),
+    ],
+    ids=["transformer", "lstm"],
+)
+def test_a_masked_model_pre_trains_the_classifiers_encoder(masked, classifier):
+    text, places = words(0, batch=2, time=6), jnp.array([[4, 1], [0, 5]])
+    params = params_of(masked, (text, places))
+    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
+    assert shapes(params["encoder"]) == shapes(params_of(classifier, text)["encoder"])
+    logits = masked.apply({"params": params}, (text, places))
+    assert logits.shape == (2, 2, 30)
+    turned = masked.apply({"params": params}, (text, places[:, ::-1]))
+    np.testing.assert_allclose(logits, turned[:, ::-1], atol=1e-6)
+    padded = jnp.pad(text, ((0, 0), (0, 5)), constant_values=PAD)
+    np.testing.assert_allclose(logits, masked.apply({"params": params}, (padded, places)), atol=1e-5)
+
+
 TRANSLATORS = [
     transformer.Translator(SMALL, context=20, outputs=50),
     lstm.Translator(layers=2, width=16, outputs=50),
@@ -340,7 +367,7 @@ def test_tokens_criterion_by_hand():
 
 def test_hidden_tokens():
     text = jnp.concatenate([words(0, 1, 30)[0], jnp.zeros(10, jnp.int32)])
-    hidden, places, truth = jax.vmap(lambda k: hide(k, text, 8, 50))(jax.random.split(jax.random.key(0), 500))
+    hidden, places, truth = jax.vmap(lambda k: hide(k, text, 8, 50, 50))(jax.random.split(jax.random.key(0), 500))
     chosen = np.asarray(truth) != PAD
     assert set(chosen.sum(1).tolist()) == {6}  # 8 of 40, of the 30 that are there
     np.testing.assert_array_equal(np.asarray(truth)[chosen], np.asarray(text)[np.asarray(places)][chosen])
@@ -348,6 +375,8 @@ def test_hidden_tokens():
     assert abs((shown == 4).mean() - 0.8) < 0.03
     assert abs((shown == np.asarray(truth)[chosen]).mean() - 0.1 - 0.1 / 45) < 0.03
     assert ((np.asarray(hidden) != np.asarray(text)).sum(1) <= 6).all()
+    frequent = jax.vmap(lambda k: hide(k, text, 8, 50, 20))(jax.random.split(jax.random.key(0), 500))[2]
+    assert set(np.unique(frequent)) == {PAD, *(int(token) for token in text if PAD < token < 20)}
 
 
 def test_dropout():

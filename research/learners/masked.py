@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from research.data.sentences import Sentences
 from research.data.tokens import MASK, PAD
-from research.experiment import Feeds, Report
+from research.experiment import Feeds, Mistake, Report
 from research.learners.supervised import Training
 from research.losses import tokens
 from research.nets import transformer
@@ -29,27 +29,36 @@ class Masked(Training):
 
     Attributes:
         data: the texts
-        net: a Flax module: (tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, vocabulary]
+        net: a Flax module: (tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs]
         share: of the tokens to be guessed: 80 % of them are hidden, 10 % replaced by others, 10 % left as they are
+        guessed: only tokens among the first (most frequent) so many are to be, None for all; the logits of a large
+            vocabulary cost more than a small net
     """
 
     data: Sentences = field(default_factory=Sentences)
     net: nn.Module = field(default_factory=transformer.MaskedModel)
     share: float = 0.15
+    guessed: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guessed is not None and self.guessed <= SPECIAL:
+            raise Mistake(f"guessed must be more than the {SPECIAL} special tokens, not {self.guessed}")
 
     def build(self, axis: str | None = None) -> Learner:
         """See `Experiment`."""
         texts = self.data.spec()
         size = texts.tokenizer.size
+        guessed = min(self.guessed or size, size)
         example = (jnp.zeros((1, texts.length), jnp.int32), jnp.zeros((1, 1), jnp.int32))
 
         def hidden(keys: jax.Array, batch: Batch) -> Batch:
             count = max(1, round(self.share * batch.inputs.shape[1]))
-            corrupted, places, targets = jax.vmap(lambda k, t: hide(k, t, count, size))(keys, batch.inputs)
+            corrupted, places, targets = jax.vmap(lambda k, t: hide(k, t, count, size, guessed))(keys, batch.inputs)
             return batch._replace(inputs=(corrupted, places), targets=targets)
 
         return self.learner(
-            filled(self.net, vocabulary=size, context=texts.length),
+            filled(self.net, vocabulary=size, context=texts.length, outputs=guessed),
             example,
             tokens(ignored=PAD),
             judge=tokens(ignored=PAD),
@@ -67,17 +76,21 @@ class Masked(Training):
         return ()
 
 
-def hide(key: jax.Array, text: jax.Array, count: int, size: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Chooses `count` tokens of `text` i32[time] to be guessed; where it is padded, its share of them.
+def hide(
+    key: jax.Array, text: jax.Array, count: int, size: int, guessed: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Chooses `count` tokens of `text` i32[time] to be guessed; of fewer candidates, the same share.
 
-    size: of the vocabulary
+    size     of the vocabulary
+    guessed  the candidates are the tokens below it, but for PAD
 
     Returns the text as the net sees it, the places i32[count], and the tokens there, PAD where none was chosen.
     """
     where, how, what = jax.random.split(key, 3)
-    scores = jnp.where(text == PAD, -1.0, jax.random.uniform(where, text.shape))
+    candidates = (text != PAD) & (text < guessed)
+    scores = jnp.where(candidates, jax.random.uniform(where, text.shape), -1.0)
     score, places = jax.lax.top_k(scores, count)
-    length = (text != PAD).sum()
+    length = candidates.sum()
     chosen = (score >= 0) & (jnp.arange(count) < jnp.maximum(1, jnp.round(length * count / text.size)))
     truth = text[places]
     luck = jax.random.uniform(how, (count,))

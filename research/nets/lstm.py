@@ -222,18 +222,55 @@ class LanguageModel(nn.Module):
         return self.head(self.drop(x, train)), carry
 
 
-class Classifier(nn.Module):
-    """A bidirectional LSTM, its mean and maximum over the text, and a dense layer.
+class Encoder(nn.Module):
+    """Each token's features, from all tokens of its text, by a bidirectional LSTM.
 
-    A token's features may be those of the pair with its neighbour besides (Joulin et al. 2017, "Bag of tricks for
-    efficient text classification", arXiv:1607.01759): each pair has a row of a table, found by hashing.
+    A token's embedding may be the sum of its own and that of the pair with its neighbour (Joulin et al. 2017, "Bag of
+    tricks for efficient text classification", arXiv:1607.01759): each pair has a row of a table, found by hashing.
 
     Attributes:
         layers: of LSTM
         width: of each, both directions together
-        embedding: features of a token
+        embedding: features of a token before them
         pairs: rows of the table of pairs, or 0 for none
-        word_dropout: the share of tokens whose features are zeroed, whole (Iyyer et al. 2015)
+        word_dropout: the share of tokens whose embeddings are zeroed, whole (Iyyer et al. 2015)
+        dropout: between layers
+    """
+
+    vocabulary: int
+    layers: int
+    width: int
+    embedding: int
+    pairs: int = 0
+    word_dropout: float = 0.0
+    dropout: float = 0.0
+
+    def setup(self) -> None:
+        self.words = nn.Embed(self.vocabulary, self.embedding, embedding_init=EMBEDDING)
+        if self.pairs:
+            self.neighbours = nn.Embed(self.pairs, self.embedding, embedding_init=nn.initializers.zeros)
+        self.drop = Dropout(self.word_dropout, shared=(2,))
+        self.lstm = LSTM(self.layers, self.width, bidirectional=True, dropout=self.dropout)
+
+    def __call__(self, tokens: jax.Array, train: bool) -> Memory:
+        """i32[batch, time], padded with PAD."""
+        mask, x = tokens != PAD, self.words(tokens)
+        if self.pairs:
+            after = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=PAD).astype(jnp.uint32)
+            row = (tokens.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + after * jnp.uint32(0x85EBCA77)) >> 7
+            x = x + self.neighbours((row % jnp.uint32(self.pairs)).astype(jnp.int32))
+        x, _ = self.lstm(self.drop(x, train), mask, train=train)
+        return Memory(x, mask)
+
+    def logits(self, x: jax.Array, count: int) -> jax.Array:
+        """[..., embedding] -> [..., count], of the first so many words."""
+        return product(x, self.words.embedding[:count].T.astype(x.dtype))
+
+
+class Classifier(nn.Module):
+    """An encoder, and a dense layer on the mean and the maximum of its features.
+
+    Attributes: see `Encoder`, and
         dropout: between layers, and before the output
     """
 
@@ -249,17 +286,37 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """i32[batch, time], padded with PAD -> logits [batch, outputs]."""
-        mask = tokens != PAD
-        x = nn.Embed(self.vocabulary, self.embedding, embedding_init=EMBEDDING)(tokens)
-        if self.pairs:
-            after = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=PAD).astype(jnp.uint32)
-            row = (tokens.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + after * jnp.uint32(0x85EBCA77)) >> 7
-            row = (row % jnp.uint32(self.pairs)).astype(jnp.int32)
-            x = x + nn.Embed(self.pairs, self.embedding, embedding_init=nn.initializers.zeros, name="pairs")(row)
-        x = Dropout(self.word_dropout, shared=(2,))(x, train)
-        x, _ = LSTM(self.layers, self.width, bidirectional=True, dropout=self.dropout)(x, mask, train=train)
-        x = Dropout(self.dropout)(pool(x, mask), train)
-        return Dense(self.outputs)(x)
+        sizes = self.vocabulary, self.layers, self.width, self.embedding, self.pairs
+        features, mask = Encoder(*sizes, self.word_dropout, self.dropout, name="encoder")(tokens, train)
+        return Dense(self.outputs)(Dropout(self.dropout)(pool(features, mask), train))
+
+
+class MaskedModel(nn.Module):
+    """An encoder that guesses tokens hidden from it, to pre-train a `Classifier`: their encoders' parameters are alike.
+
+    Devlin et al. 2019, "BERT" (arXiv:1810.04805), with a bidirectional LSTM.
+
+    Attributes: see `Encoder`, and
+        dropout: between layers, and of the features that are guessed from
+    """
+
+    layers: int = 1
+    width: int = 256
+    embedding: int = 128
+    dropout: float = 0.0
+    vocabulary: Filled[int] = 0
+    outputs: Filled[int] = 0
+
+    @nn.compact
+    def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
+        """(tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs] at those places."""
+        tokens, places = inputs
+        sizes = self.vocabulary, self.layers, self.width, self.embedding
+        encoder = Encoder(*sizes, dropout=self.dropout, name="encoder")
+        features = jnp.take_along_axis(encoder(tokens, train).tokens, places[:, :, None], 1)
+        x = nn.gelu(Dense(self.embedding)(Dropout(self.dropout)(features, train)))
+        logits = encoder.logits(nn.LayerNorm(epsilon=1e-5)(x), self.outputs)
+        return logits + self.param("bias", nn.initializers.zeros, (self.outputs,))
 
 
 class Translation(NamedTuple):

@@ -277,9 +277,9 @@ class Embedding(nn.Module):
             return x * self.stack.width**0.5 + sinusoids(positions, self.stack.width).astype(x.dtype)
         return x
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """[batch, time, width] -> [batch, time, vocabulary]."""
-        return product(x, self.tokens.embedding.T.astype(x.dtype))
+    def logits(self, x: jax.Array, count: int | None = None) -> jax.Array:
+        """[batch, time, width] -> [batch, time, vocabulary], or [batch, time, count] of its first tokens."""
+        return product(x, self.tokens.embedding[:count].T.astype(x.dtype))
 
 
 def _length(tokens: jax.Array, context: int) -> jax.Array:
@@ -365,9 +365,9 @@ class Encoder(nn.Module):
         x, _ = self.blocks(self.embedding(tokens, positions), seen, train)
         return Memory(x, mask)
 
-    def logits(self, x: jax.Array) -> jax.Array:
-        """[..., width] -> [..., vocabulary]."""
-        return self.embedding.logits(x)
+    def logits(self, x: jax.Array, count: int | None = None) -> jax.Array:
+        """[..., width] -> [..., vocabulary], or [..., count] of its first tokens."""
+        return self.embedding.logits(x, count)
 
 
 class Classifier(nn.Module):
@@ -404,16 +404,17 @@ class MaskedModel(nn.Module):
     stack: Stack = Stack()
     vocabulary: Filled[int] = 0
     context: Filled[int] = 0
+    outputs: Filled[int] = 0
 
     @nn.compact
     def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
-        """(tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, vocabulary] at those places."""
+        """(tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs] at those places."""
         tokens, places = inputs
         encoder = Encoder(self.stack, self.vocabulary, self.context, name="encoder")
         features = jnp.take_along_axis(encoder(tokens, train).tokens, places[:, :, None], 1)
         x = nn.gelu(Dense(self.stack.width, kernel_init=SMALL)(features))
-        logits = encoder.logits(nn.LayerNorm(epsilon=1e-5)(x))
-        return logits + self.param("bias", nn.initializers.zeros, (self.vocabulary,))
+        logits = encoder.logits(nn.LayerNorm(epsilon=1e-5)(x), self.outputs)
+        return logits + self.param("bias", nn.initializers.zeros, (self.outputs,))
 
 
 class Translator(nn.Module):
