@@ -74,8 +74,8 @@ def gan(**changes: Any) -> GAN:
     """A tiny GAN of digits."""
     config = GAN(
         data=Images(name="digits", batch=32, evaluation_batch=40),
-        generator=DCGANGenerator(widths=(8, 4)),
-        discriminator=DCGANDiscriminator(widths=(4, 8), spectral=True),
+        generator=DCGANGenerator(widths=(8, 4), hidden=6),
+        discriminator=DCGANDiscriminator(widths=(4, 8), hidden=6, spectral=True),
         latent=4,
         average=0.9,
         generator_optimizer=SGD,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from research.nets.gan import (
     Conv,
+    Dense,
     Discriminator,
     Generator,
     Labelled,
@@ -15,6 +16,7 @@ from research.nets.gan import (
     Seed,
     leaky,
     smallest,
+    with_label,
 )
 from research.network import Filled
 
@@ -24,21 +26,26 @@ class DCGANGenerator(Generator):
 
     Attributes:
         widths: channels, of the first layer on; the images are 2**len(widths) times what the noise is projected to
+        hidden: features of a dense layer before them, or 0 for none (InfoGAN's for MNIST, Chen et al. 2016,
+            arXiv:1606.03657, appendix C.1: where images are small, convolutions alone see no more than parts of them)
         norm: after each layer but the last
     """
 
     widths: tuple[int, ...] = (128, 64)
+    hidden: int = 0
     norm: Normalisation = "batch"
     axis: Filled[str | None] = None
 
     @nn.compact
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
         first = (self.widths[0], *smallest("generator.widths", self.shape, len(self.widths)))
-        x = Seed(first, self.classes)(*inputs, train)
-        x = nn.relu(Norm(self.norm, self.axis)(x, train))
+        norm = lambda x: nn.relu(Norm(self.norm, self.axis)(x, train))
+        z = with_label(*inputs, self.classes)
+        if self.hidden:
+            z = norm(Dense(self.hidden)(z, train).T[:, None, None])[:, 0, 0].T
+        x = norm(Seed(first)(z, train))
         for width in self.widths[1:]:
-            x = Conv(width, up=True, use_bias=self.norm == "none")(x, train)
-            x = nn.relu(Norm(self.norm, self.axis)(x, train))
+            x = norm(Conv(width, up=True, use_bias=self.norm == "none")(x, train))
         return jnp.tanh(Conv(self.shape[-1], up=True)(x, train)).transpose(3, 1, 2, 0)
 
 
@@ -47,11 +54,13 @@ class DCGANDiscriminator(Discriminator):
 
     Attributes:
         widths: channels, of the first layer on
+        hidden: features of a dense layer after them, or 0 for none; see `DCGANGenerator`
         norm: after each layer but the first; batch would couple the examples, which a gradient penalty forbids
         spectral: spectral normalisation of all kernels
     """
 
     widths: tuple[int, ...] = (64, 128)
+    hidden: int = 0
     norm: Normalisation = "batch"
     spectral: bool = False
     axis: Filled[str | None] = None
@@ -65,4 +74,8 @@ class DCGANDiscriminator(Discriminator):
             norm = "none" if layer == 0 else self.norm
             x = Conv(width, stride=2, spectral=self.spectral, use_bias=norm == "none")(x, train)
             x = leaky(Norm(norm, self.axis)(x, train))
-        return Score(self.classes, self.spectral)(x.reshape(-1, x.shape[-1]).T, labels, train)
+        features = x.reshape(-1, x.shape[-1]).T
+        if self.hidden:
+            x = Dense(self.hidden, self.spectral)(features, train).T[:, None, None]
+            features = leaky(Norm(self.norm, self.axis)(x, train))[:, 0, 0].T
+        return Score(self.classes, self.spectral)(features, labels, train)

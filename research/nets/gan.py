@@ -152,15 +152,13 @@ def smallest(net: str, shape: tuple[int, ...], halvings: int) -> tuple[int, int]
 
 
 class Seed(nn.Module):
-    """Where a generator starts: noise, with the label's embedding, as an image [channels, height, width, batch]."""
+    """Where a generator starts: a vector [batch, features] as an image [channels, height, width, batch]."""
 
     shape: tuple[int, int, int]
-    classes: int
     deviation: float | None = 0.02
 
     @nn.compact
-    def __call__(self, noise: jax.Array, labels: jax.Array, train: bool) -> jax.Array:
-        z = with_label(noise, labels, self.classes)
+    def __call__(self, z: jax.Array, train: bool) -> jax.Array:
         return Dense(math.prod(self.shape), deviation=self.deviation)(z, train).T.reshape(*self.shape, -1)
 
 

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.nets.gan import Conv, Discriminator, Generator, Labelled, Norm, Score, Seed, smallest
+from research.nets.gan import Conv, Discriminator, Generator, Labelled, Norm, Score, Seed, smallest, with_label
 from research.network import Filled
 
 
@@ -21,7 +21,7 @@ class ResidualGenerator(Generator):
     @nn.compact
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
         first = (self.widths[0], *smallest("generator.widths", self.shape, len(self.widths)))
-        x = Seed(first, self.classes, None)(*inputs, train)
+        x = Seed(first, None)(with_label(*inputs, self.classes), train)
         norm = lambda x: nn.relu(Norm("batch", self.axis)(x, train))
         for width in self.widths:
             y = Conv(width, 3, deviation=None)(doubled(norm(x)), train)
