@@ -49,13 +49,16 @@ def kid(x: np.ndarray, y: np.ndarray, block: int = 1000) -> Estimate:
     """The squared maximum mean discrepancy of features x and y with the kernel (x·y / dimensions + 1)**3.
 
     Bińkowski, Sutherland, Arbel & Gretton 2018 (arXiv:1801.01401). Unbiased (so it may be below 0): of each block of
-    at most `block` examples of x, and as many of y, in their order, without those that are over.
+    at most `block` examples of x, and as many of y. Both are shuffled before, always alike, since
+    data may be sorted.
 
     Raises Mistake where there are fewer than two of either.
     """
     x, y = _features(x, y, 2, "KID")
     block = min(block, len(x), len(y))
     count = min(len(x), len(y)) // block
+    luck = np.random.default_rng(0)
+    x, y = luck.permutation(x), luck.permutation(y)
     found = [_mmd(x[n * block : (n + 1) * block], y[n * block : (n + 1) * block]) for n in range(count)]
     return Estimate(float(np.mean(found)), float(np.std(found, ddof=1) / count**0.5) if count > 1 else float("nan"))
 
