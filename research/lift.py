@@ -1,6 +1,6 @@
 """Lifts: they take a step or a learner and give one back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -51,7 +51,14 @@ def seeds(learner: Learner) -> Learner:
 
 def first(state: State, tree: Tree) -> Tree:
     """`tree`, of `state`, on one device; where the State has the axis of `seeds`, the first seed's."""
-    return jax.device_put(jax.tree.map(lambda x: x[0] if state.key.ndim else x, jax.device_get(tree)))
+    return next(members(state, tree))
+
+
+def members(state: State, tree: Tree) -> Iterator[Tree]:
+    """`tree`, of `state`, of one seed after another, on one device; alone, where the State is of one."""
+    tree = jax.device_get(tree)
+    for n in range(len(state.key) if state.key.ndim else 1):
+        yield jax.device_put(jax.tree.map(lambda x, n=n: x[n] if state.key.ndim else x, tree))
 
 
 def followed(average: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:

@@ -105,3 +105,15 @@ def _features(x: np.ndarray, y: np.ndarray, least: int, what: str) -> tuple[np.n
         if len(z) < least:
             raise Mistake(f"{what} of features of {z.shape[1]} dimensions needs {least} images or more, not {len(z)}")
     return np.asarray(x, np.float64), np.asarray(y, np.float64)
+
+
+def ensemble_accuracy(logits: np.ndarray, truth: np.ndarray) -> float:
+    """The share of examples that the mean prediction of several nets has right: a deep ensemble.
+
+    logits  [nets, examples, classes]; truth  i[examples]
+
+    Lakshminarayanan, Pritzel & Blundell 2017 (arXiv:1612.01474).
+    """
+    likely = np.exp(logits - logits.max(-1, keepdims=True))
+    mean = (likely / likely.sum(-1, keepdims=True)).mean(0)
+    return float((mean.argmax(-1) == truth).mean())

@@ -5,7 +5,7 @@ import pytest
 from scipy.linalg import sqrtm
 
 from research.experiment import Mistake
-from research.measures import fid, kid, precision_recall
+from research.measures import ensemble_accuracy, fid, kid, precision_recall
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) + 1
@@ -94,3 +94,11 @@ def test_too_few_images_are_a_mistake():
         precision_recall(X[:3], Y)
     with pytest.raises(ValueError, match="of one kind"):
         fid(X, Y[:, :4])
+
+
+def test_an_ensemble_is_right_where_its_mean_is():
+    logits = np.log([[[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]], [[0.4, 0.6], [0.3, 0.7], [0.4, 0.6]]])
+    # The mean has 0.65, 0.45 and 0.3 for the first class: right where the truth is 0, 1, 1.
+    assert ensemble_accuracy(logits + [[[7.0], [0.0], [-9.0]]], np.array([0, 1, 1])) == 1
+    assert ensemble_accuracy(logits, np.array([0, 0, 1])) == pytest.approx(2 / 3)
+    assert ensemble_accuracy(logits[:1], np.array([0, 0, 1])) == 1

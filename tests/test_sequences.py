@@ -237,8 +237,9 @@ def test_padding_changes_nothing():
 def test_a_masked_model_pre_trains_the_classifiers_encoder(masked, classifier):
     text, places = words(0, batch=2, time=6), jnp.array([[4, 1], [0, 5]])
     params = params_of(masked, (text, places))
-    shapes = lambda tree: jax.tree.map(jnp.shape, tree)
-    assert shapes(params["encoder"]) == shapes(params_of(classifier, text)["encoder"])
+    own, shapes = params_of(classifier, text), lambda tree: jax.tree.map(jnp.shape, tree)
+    assert params.keys() & own.keys() == {"encoder"}
+    assert shapes(params["encoder"]) == shapes(own["encoder"])
     logits = masked.apply({"params": params}, (text, places))
     assert logits.shape == (2, 2, 30)
     turned = masked.apply({"params": params}, (text, places[:, ::-1]))

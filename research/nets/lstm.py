@@ -228,13 +228,7 @@ class Encoder(nn.Module):
     A token's embedding may be the sum of its own and that of the pair with its neighbour (Joulin et al. 2017, "Bag of
     tricks for efficient text classification", arXiv:1607.01759): each pair has a row of a table, found by hashing.
 
-    Attributes:
-        layers: of LSTM
-        width: of each, both directions together
-        embedding: features of a token before them
-        pairs: rows of the table of pairs, or 0 for none
-        word_dropout: the share of tokens whose embeddings are zeroed, whole (Iyyer et al. 2015)
-        dropout: between layers
+    The fields are those of `Classifier`.
     """
 
     vocabulary: int
@@ -270,7 +264,12 @@ class Encoder(nn.Module):
 class Classifier(nn.Module):
     """An encoder, and a dense layer on the mean and the maximum of its features.
 
-    Attributes: see `Encoder`, and
+    Attributes:
+        layers: of LSTM
+        width: of each, both directions together
+        embedding: features of a token before them
+        pairs: rows of the table of pairs, or 0 for none; see `Encoder`
+        word_dropout: the share of tokens whose embeddings are zeroed, whole (Iyyer et al. 2015)
         dropout: between layers, and before the output
     """
 
@@ -288,7 +287,7 @@ class Classifier(nn.Module):
         """i32[batch, time], padded with PAD -> logits [batch, outputs]."""
         sizes = self.vocabulary, self.layers, self.width, self.embedding, self.pairs
         features, mask = Encoder(*sizes, self.word_dropout, self.dropout, name="encoder")(tokens, train)
-        return Dense(self.outputs)(Dropout(self.dropout)(pool(features, mask), train))
+        return Dense(self.outputs, name="head")(Dropout(self.dropout)(pool(features, mask), train))
 
 
 class MaskedModel(nn.Module):
@@ -296,7 +295,10 @@ class MaskedModel(nn.Module):
 
     Devlin et al. 2019, "BERT" (arXiv:1810.04805), with a bidirectional LSTM.
 
-    Attributes: see `Encoder`, and
+    Attributes:
+        layers: of LSTM
+        width: of each, both directions together
+        embedding: features of a token before them
         dropout: between layers, and of the features that are guessed from
     """
 

@@ -389,7 +389,7 @@ class Classifier(nn.Module):
         """i32[batch, time], padded with PAD -> logits [batch, outputs]."""
         features, mask = Encoder(self.stack, self.vocabulary, self.context, name="encoder")(tokens, train)
         pooled = Dropout(self.dropout)(pool(features, mask), train)
-        return Dense(self.outputs, kernel_init=SMALL)(pooled)
+        return Dense(self.outputs, kernel_init=SMALL, name="head")(pooled)
 
 
 class MaskedModel(nn.Module):

@@ -1,7 +1,7 @@
 """Reports on text: samples, attention maps, cells over a text, translations and their BLEU, mistakes."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from research.experiment import Feeds, Report
 from research.files import failing, replacing
 from research.generate import Sampling, beam_search, sample
 from research.judge import merged
-from research.lift import first
+from research.lift import first, members
 from research.log import console
+from research.measures import ensemble_accuracy
 from research.nets import lstm, transformer
 from research.state import Batch, Metrics, State, Tree
 
@@ -36,7 +37,12 @@ PRINTED = 40
 
 def weights(state: State) -> Tree:
     """The parameters that are judged: averaged ones where there are any; of several seeds, the first's."""
-    return first(state, state.collections.get("average", state.params))
+    return first(state, evaluated(state))
+
+
+def evaluated(state: State) -> Tree:
+    """The parameters that are judged, of all seeds."""
+    return state.collections.get("average", state.params)
 
 
 def language(net: nn.Module, tokenizer: Tokenizer | None, evaluate: Callable[[State, Batch], Metrics]) -> Report:
@@ -182,16 +188,21 @@ def classification(
 ) -> Report:
     """Test texts counted in confusion.png, the worst mistakes in mistakes.txt; precision, recall and F1 of each class.
 
+    Of several seeds they are the first's; ensemble_accuracy is that of their mean prediction.
+
     logits  (params, tokens i32[batch, time]) -> [batch, classes]
     """
     logits = jax.jit(logits)
 
+    def judged(params: Tree, test: Iterable[Batch]) -> np.ndarray:
+        rows = [np.asarray(logits(params, jnp.asarray(b.inputs)))[b.mask > 0] for b in test]
+        return np.asarray(jax.nn.log_softmax(np.concatenate(rows)))
+
     def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-        params = weights(state)
-        rows = [(b, np.asarray(jax.nn.log_softmax(logits(params, jnp.asarray(b.inputs))))) for b in feeds.test]
-        outputs = np.concatenate([o[b.mask > 0] for b, o in rows])
-        truth = np.concatenate([b.targets[b.mask > 0] for b, _ in rows])
-        texts = [text for b, _ in rows for text in b.inputs[b.mask > 0]]
+        each = np.stack([judged(params, feeds.test) for params in members(state, evaluated(state))])
+        outputs = each[0]
+        truth = np.concatenate([b.targets[b.mask > 0] for b in feeds.test])
+        texts = [text for b in feeds.test for text in b.inputs[b.mask > 0]]
         predicted = outputs.argmax(1)
         matrix = np.zeros((len(names), len(names)), int)
         np.add.at(matrix, (truth, predicted), 1)
@@ -204,7 +215,8 @@ def classification(
             if truth[i] != predicted[i]
         ]
         _write_text(directory / "mistakes.txt", "\n\n".join(told))
-        return scores(matrix, names)
+        together = {"ensemble_accuracy": ensemble_accuracy(each, truth)} if len(each) > 1 else {}
+        return scores(matrix, names) | together
 
     return report
 
