@@ -5,7 +5,8 @@ guessed at too, in the end, to tell the loss; nothing is learnt from them.
 
     python -m experiments.train imdb_masked
 
-Expected: not measured yet.
+Measured: of the hidden words of test reviews 0.413 are guessed, loss 3.242; one seed.
+Time: 43 minutes on one core, beside other work.
 """
 
 from research.data.sentences import Sentences

@@ -1,10 +1,9 @@
-"""IMDb's film reviews, liked or not, by a Transformer; fine-tuned where `imdb_masked` has trained it beforehand.
+"""IMDb's film reviews, liked or not, by a Transformer, from scratch.
 
 Maas et al. 2011, "Learning word vectors for sentiment analysis". bentrevett/pytorch-sentiment-analysis has .933 by
-BERT, which has read far more than these reviews.
+BERT, which has read far more than these reviews. For what pre-training on the reviews alone gives, see `imdb_lstm`.
 
-    python -m experiments.train imdb_masked
-    python -m experiments.train imdb_transformer --init-from runs/imdb_masked
+    python -m experiments.train imdb_transformer
 
 Expected: not measured yet.
 """

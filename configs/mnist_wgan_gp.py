@@ -1,9 +1,9 @@
 """MNIST by a Wasserstein GAN with gradient penalty.
 
 Paper: Gulrajani, Ahmed, Arjovsky, Dumoulin & Courville 2017, "Improved training of Wasserstein GANs"
-(arXiv:1704.00028): its Algorithm 1, with a penalty of 10, and five critic updates a step. Adam begins at 0.001, ten times
-theirs, and falls to 0, for there are few steps. The critic has a dense layer, without which it sees no more than parts of
-digits: after 1,000 steps FID was 15.9, with it 10.2.
+(arXiv:1704.00028): its Algorithm 1, with a penalty of 10, and five critic updates a step. Adam begins at 0.001, ten
+times theirs, and falls to 0, for there are few steps. The critic has a dense layer, without which it sees no more than
+parts of digits: after 1,000 steps FID was 15.9, with it 10.2.
 
     python -m experiments.train mnist_cnn --smoothing 0
     python -m experiments.train mnist_wgan_gp --judge runs/mnist_cnn
@@ -12,8 +12,8 @@ With a judge, samples are compared with the data on the features of that classif
 is to be read beside that of the test images, the floor.
 
 Wanted: the judge's mean confidence at 0.95 or more, each digit 6 to 14 % of the samples.
-Measured: after `--run.steps 5000`, of 10,000 samples: confidence 0.942 (of test images 0.996), each digit 9.4 to 11.3 %,
-FID 2.74 (of test images 0.47); one seed.
+Measured: after `--run.steps 5000`, of 10,000 samples: confidence 0.942 (of test images 0.996), each digit 9.4 to
+11.3 %, FID 2.74 (of test images 0.47); one seed.
 Time: 28 minutes on one core, beside other work.
 """
 

@@ -99,6 +99,7 @@ def test_too_few_images_are_a_mistake():
 def test_an_ensemble_is_right_where_its_mean_is():
     logits = np.log([[[0.9, 0.1], [0.6, 0.4], [0.2, 0.8]], [[0.4, 0.6], [0.3, 0.7], [0.4, 0.6]]])
     # The mean has 0.65, 0.45 and 0.3 for the first class: right where the truth is 0, 1, 1.
-    assert ensemble_accuracy(logits + [[[7.0], [0.0], [-9.0]]], np.array([0, 1, 1])) == 1
+    shifted = logits + np.array([[7.0], [0.0], [-9.0]])
+    assert ensemble_accuracy(shifted, np.array([0, 1, 1])) == 1
     assert ensemble_accuracy(logits, np.array([0, 0, 1])) == pytest.approx(2 / 3)
     assert ensemble_accuracy(logits[:1], np.array([0, 0, 1])) == 1

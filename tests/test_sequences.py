@@ -211,7 +211,7 @@ def test_padding_changes_nothing():
     padded = jnp.pad(text, ((0, 0), (0, 5)), constant_values=PAD)
     nets = (
         transformer.Classifier(SMALL, vocabulary=50, context=11, outputs=3),
-        lstm.Classifier(width=8, embedding=8, pairs=32, vocabulary=50, outputs=3),
+        lstm.Classifier(width=8, embedding=8, vocabulary=50, outputs=3),
     )
     for net in nets:
         params = {"params": params_of(net, padded)}

@@ -225,9 +225,6 @@ class LanguageModel(nn.Module):
 class Encoder(nn.Module):
     """Each token's features, from all tokens of its text, by a bidirectional LSTM.
 
-    A token's embedding may be the sum of its own and that of the pair with its neighbour (Joulin et al. 2017, "Bag of
-    tricks for efficient text classification", arXiv:1607.01759): each pair has a row of a table, found by hashing.
-
     The fields are those of `Classifier`.
     """
 
@@ -235,25 +232,18 @@ class Encoder(nn.Module):
     layers: int
     width: int
     embedding: int
-    pairs: int = 0
     word_dropout: float = 0.0
     dropout: float = 0.0
 
     def setup(self) -> None:
         self.words = nn.Embed(self.vocabulary, self.embedding, embedding_init=EMBEDDING)
-        if self.pairs:
-            self.neighbours = nn.Embed(self.pairs, self.embedding, embedding_init=nn.initializers.zeros)
         self.drop = Dropout(self.word_dropout, shared=(2,))
         self.lstm = LSTM(self.layers, self.width, bidirectional=True, dropout=self.dropout)
 
     def __call__(self, tokens: jax.Array, train: bool) -> Memory:
         """i32[batch, time], padded with PAD."""
-        mask, x = tokens != PAD, self.words(tokens)
-        if self.pairs:
-            after = jnp.pad(tokens[:, 1:], ((0, 0), (0, 1)), constant_values=PAD).astype(jnp.uint32)
-            row = (tokens.astype(jnp.uint32) * jnp.uint32(0x9E3779B1) + after * jnp.uint32(0x85EBCA77)) >> 7
-            x = x + self.neighbours((row % jnp.uint32(self.pairs)).astype(jnp.int32))
-        x, _ = self.lstm(self.drop(x, train), mask, train=train)
+        mask = tokens != PAD
+        x, _ = self.lstm(self.drop(self.words(tokens), train), mask, train=train)
         return Memory(x, mask)
 
     def logits(self, x: jax.Array, count: int) -> jax.Array:
@@ -268,7 +258,6 @@ class Classifier(nn.Module):
         layers: of LSTM
         width: of each, both directions together
         embedding: features of a token before them
-        pairs: rows of the table of pairs, or 0 for none; see `Encoder`
         word_dropout: the share of tokens whose embeddings are zeroed, whole (Iyyer et al. 2015)
         dropout: between layers, and before the output
     """
@@ -276,7 +265,6 @@ class Classifier(nn.Module):
     layers: int = 1
     width: int = 256
     embedding: int = 128
-    pairs: int = 0
     word_dropout: float = 0.0
     dropout: float = 0.0
     vocabulary: Filled[int] = 0
@@ -285,7 +273,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """i32[batch, time], padded with PAD -> logits [batch, outputs]."""
-        sizes = self.vocabulary, self.layers, self.width, self.embedding, self.pairs
+        sizes = self.vocabulary, self.layers, self.width, self.embedding
         features, mask = Encoder(*sizes, self.word_dropout, self.dropout, name="encoder")(tokens, train)
         return Dense(self.outputs, name="head")(Dropout(self.dropout)(pool(features, mask), train))
 
