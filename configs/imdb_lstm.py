@@ -7,9 +7,9 @@ bentrevett/pytorch-sentiment-analysis has .862 by a bidirectional LSTM, .875 by 
     python -m experiments.train imdb_lstm --init-from runs/imdb_masked
 
 Wanted: a test accuracy of at least 0.901, from the labelled reviews alone.
-Measured: 0.891; one seed. After 720 steps, with half the learning rate and an average over 100 steps: 0.889. On the 1,250
-held-out training reviews it had 0.910 at best: they share films with those that it was trained on. Without pre-training,
-with a table of pairs of words besides: 0.891.
+Measured: 0.891; one seed. After 720 steps, with half the learning rate and an average over 100 steps: 0.889. On the
+1,250 held-out training reviews it had 0.910 at best: they share films with those that it was trained on. Without
+pre-training, with a table of pairs of words besides: 0.891.
 Time: 15 minutes on one core, beside other work, after 43 for `imdb_masked`.
 """
 
