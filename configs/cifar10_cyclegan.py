@@ -9,7 +9,9 @@ Paper: Zhu, Park, Isola & Efros 2017, "Unpaired image-to-image translation using
 With a judge, translated test images are classified; beside them real ones.
 
 Expected: a cycle error below a quarter of its start; at least half of the translations called the target's class.
-Measured: not measured yet.
+Measured: not in this setting. With `--generator.width 16 --discriminator.widths 32 64 128 --identity None --run.steps
+3000` (13 minutes on one core) the cycle error was 0.46 over the first 20 steps, and 0.18 in the end; of translated test
+images 0.478 were called trucks, but 0.042 automobiles; one seed. The pictures are noisy.
 """
 
 from research.data.augment import Augment
