@@ -74,8 +74,8 @@ def gan(**changes: Any) -> GAN:
     """A tiny GAN of digits."""
     config = GAN(
         data=Images(name="digits", batch=32, evaluation_batch=40),
-        generator=DCGANGenerator(widths=(8, 4), hidden=6),
-        discriminator=DCGANDiscriminator(widths=(4, 8), hidden=6, spectral=True),
+        generator=DCGANGenerator(widths=(8, 4)),
+        discriminator=DCGANDiscriminator(widths=(4, 8), spectral=True),
         latent=4,
         average=0.9,
         generator_optimizer=SGD,
@@ -153,7 +153,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "gan": gan(),
     "wgan_gp": gan(
         generator=DenseGenerator(widths=(8,)),
-        discriminator=DCGANDiscriminator(widths=(4,), norm="none"),
+        discriminator=DCGANDiscriminator(widths=(4,), hidden=6, norm="none"),
         conditional=True,
         loss="wasserstein",
         critic_updates=2,
