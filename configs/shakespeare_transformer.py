@@ -6,7 +6,8 @@ dropout 0.2: a validation loss of 1.4697 nats per character at its best, in 3 mi
     python -m experiments.train shakespeare_transformer --descent.dtype bfloat16
 
 Expected: a best test loss of at most 1.4697, on a GPU.
-Measured: not yet; nobody here had one.
+Measured: not yet; nobody here had one. Its first 50 steps, without dropout and in float32, agree with PyTorch's from
+the same weights and batches: the losses, 4.257 to 2.503, are at most 5.7e-6 apart (python -m experiments.agree).
 """
 
 from research.data.text import Text
