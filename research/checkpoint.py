@@ -96,6 +96,9 @@ class Checkpoints:
             self._worker.shutdown()
             with suppress(Exception):  # what it has to tell, wait() told
                 self._manager.close()
+            with suppress(OSError):  # of a save that failed, orbax's threads may have written on until here
+                if _primary():
+                    _clear(self._directory)
 
     def steps(self) -> list[int]:
         """The steps that are saved, oldest first."""
@@ -344,6 +347,11 @@ def _tidy(directory: Path, step: int) -> None:
     saved, unsaved = _steps(directory)
     for stale in (*unsaved, *(s for s in saved if s > step)):
         _delete(directory, stale)
+    _clear(directory)
+
+
+def _clear(directory: Path) -> None:
+    """Deletes what orbax had not finished, and checksums of nothing."""
     for path in directory.iterdir():
         if ".orbax-checkpoint-tmp" in path.name and path.is_dir():
             shutil.rmtree(path)
