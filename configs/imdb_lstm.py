@@ -1,16 +1,17 @@
-"""IMDb's film reviews, liked or not, by a bidirectional LSTM that `imdb_masked` has trained beforehand.
+"""IMDb's film reviews, liked or not, by a bidirectional LSTM that `imdb_masked` has trained beforehand, and a bag.
 
-Maas et al. 2011, "Learning word vectors for sentiment analysis": 25,000 reviews to train on, 25,000 to test on.
+Maas et al. 2011, "Learning word vectors for sentiment analysis": 25,000 reviews to train on, 25,000 to test on. Beside
+the LSTM a bag of words and pairs of words reads them; each has a loss of its own, and their mean logits tell.
 bentrevett/pytorch-sentiment-analysis has .862 by a bidirectional LSTM, .875 by a CNN.
 
     python -m experiments.train imdb_masked
     python -m experiments.train imdb_lstm --init-from runs/imdb_masked
 
-Wanted: a test accuracy of at least 0.901, from the labelled reviews alone.
-Measured: 0.891; one seed. After 720 steps, with half the learning rate and an average over 100 steps: 0.889. On the
-1,250 held-out training reviews it had 0.910 at best: they share films with those that it was trained on. Without
-pre-training, with a table of pairs of words besides: 0.891.
-Time: 15 minutes on one core, beside other work, after 43 for `imdb_masked`.
+Expected: a test accuracy of at least 0.901, from the labelled reviews alone.
+Measured: 0.908; one seed. Its bag alone: 0.898. The LSTM alone, `--net.pairs 0 --run.steps 1800`: 0.891. The setting was
+chosen on training reviews of films held out (0.910 there; with one loss for both readers 0.903). On the 1,250
+held-out training reviews it has 0.916: they share films with those that it was trained on.
+Time: 13 minutes on one core, beside other work, after 43 for `imdb_masked`.
 """
 
 from research.data.sentences import Sentences
@@ -25,10 +26,10 @@ def config() -> ClassifyText:
     """The experiment."""
     return ClassifyText(
         data=Sentences(name="imdb_reviews", vocabulary=30_000, lengths=(128, 256, 400), batch=64, validation=0.05),
-        net=Classifier(layers=1, width=256, embedding=128, word_dropout=0.2, dropout=0.5),
+        net=Classifier(layers=1, width=256, embedding=128, word_dropout=0.2, dropout=0.5, pairs=2**18, bag_dropout=0.6),
         smoothing=0.1,
-        average=0.995,
+        average=0.99,
         optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=0.1, b2=0.99),
         descent=Descent(clip=1.0),
-        run=Run(steps=1800, chunk=20, evaluate_every=300, save_every=300),
+        run=Run(steps=1000, chunk=20, evaluate_every=200, save_every=200),
     )

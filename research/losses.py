@@ -17,12 +17,16 @@ Criterion = Callable[[Any, Any, jax.Array], tuple[Mean, Metrics]]
 def classification(smoothing: float = 0.0) -> Criterion:
     """Cross-entropy of logits f32[batch, classes] against labels i32[batch], in nats, and the accuracy.
 
+    Of logits f32[batch, readers, classes] each reader has its loss, and the mean of them counts; so their mean logits'
+    accuracy.
+
     smoothing: the share of each target spread evenly over the classes (Szegedy et al. 2016, arXiv:1512.00567).
     """
 
     def criterion(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[Mean, Metrics]:
-        loss = mean(cross_entropy(logits, labels, smoothing), mask)
-        return loss, {"accuracy": mean(logits.argmax(-1) == labels, mask)}
+        logits = logits.reshape(len(logits), -1, logits.shape[-1])
+        losses = cross_entropy(logits, jnp.broadcast_to(labels[:, None], logits.shape[:2]), smoothing)
+        return mean(losses.mean(1), mask), {"accuracy": mean(logits.mean(1).argmax(-1) == labels, mask)}
 
     return criterion
 

@@ -137,7 +137,7 @@ SEQUENCES: dict[str, Experiment] = {
         run=TEXT_RUN,
     ),
     "sentences": ClassifyText(
-        data=MOONS, net=lstm.Classifier(width=8, embedding=8), average=0.9, optimizer=SGD, run=TEXT_RUN
+        data=MOONS, net=lstm.Classifier(width=8, embedding=8, pairs=16), average=0.9, optimizer=SGD, run=TEXT_RUN
     ),
     "translator": Translate(
         data=BACKWARDS,

@@ -26,8 +26,8 @@ from research.nets import gan as nets
 from research.nets.conv import _dilated, transposed
 from research.network import forward, initialise
 from research.optim import Optimizer
-from research.reports.gan import digest, drawn, judge, targets
-from research.state import each
+from research.reports.gan import digest, drawn, judge, judged, targets
+from research.state import State, each
 
 
 @pytest.fixture(scope="module")
@@ -567,6 +567,19 @@ def test_a_run_leaves_pictures_and_a_judgement(runs):
     assert values["fid"] > values["fid_of_test_images"] > 0  # after 20 steps it has not learned much
     assert 0 <= values["rarest"] <= 0.1 <= values["commonest"] <= 1
     assert 0.1 <= values["confidence"] <= 1 and 0 <= values["precision"] <= 1
+
+
+def test_obeyed_is_the_share_in_which_the_judge_sees_the_label(runs, tmp_path):
+    classifier = runs[1]
+    data = Images(name="digits")
+    arrays = data.arrays()
+    of_each = arrays.test_images[[int(np.flatnonzero(arrays.test_labels == label)[0]) for label in range(10)]]
+    seen = judge(classifier, None, (8, 8, 1)).read(of_each)[1].argmax(1)
+    ask = lambda params, collections, noise, labels: jnp.asarray(of_each)[labels] / 127.5 - 1
+    state = State(0, jax.random.key(0), {}, {}, {}, ())
+    report = lambda conditional: judged(ask, 4, data, classifier, None, 300, conditional)(state, None, tmp_path)
+    assert report(True)["obeyed"] == np.mean(seen == np.arange(10)) > 0
+    assert "obeyed" not in report(False)
 
 
 def test_features_are_what_the_last_layer_reads(runs):

@@ -136,6 +136,10 @@ def test_classification_by_hand():
     plain, metrics = classification()(logits, labels, mask)
     assert plain.value == pytest.approx(-(log_p[0, 0] + log_p[1, 2]) / 2, rel=1e-5)
     assert metrics["accuracy"].value == 0.5 and metrics["accuracy"].count == 2
+    two, metrics = classification()(np.stack([logits, -3 * logits], 1), labels, mask)
+    other, _ = classification()(-3 * logits, labels, mask)
+    assert two.value == pytest.approx(float(plain.value + other.value) / 2, rel=1e-5) and two.count == 2
+    assert metrics["accuracy"].value == 0  # the mean logits are (-2, 0, 0) and (0, -1, 0), the labels 0 and 2
     smooth, _ = classification(0.3)(logits, labels, mask)
     targets = np.full((3, 3), 0.1) + 0.7 * np.eye(3)[labels]
     assert smooth.value == pytest.approx(-(targets * log_p)[:2].sum() / 2, rel=1e-5)

@@ -13,7 +13,7 @@ from research.experiment import Mistake
 from research.generate import Sampling, allowed, beam_search, draw, sample
 from research.learners.masked import hide
 from research.losses import cross_entropy, tokens
-from research.nets import dropout, lstm, transformer
+from research.nets import bag, dropout, lstm, transformer
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack
 
@@ -211,13 +211,35 @@ def test_padding_changes_nothing():
     padded = jnp.pad(text, ((0, 0), (0, 5)), constant_values=PAD)
     nets = (
         transformer.Classifier(SMALL, vocabulary=50, context=11, outputs=3),
-        lstm.Classifier(width=8, embedding=8, vocabulary=50, outputs=3),
+        lstm.Classifier(width=8, embedding=8, pairs=16, vocabulary=50, outputs=3),
     )
     for net in nets:
         params = {"params": params_of(net, padded)}
         np.testing.assert_allclose(net.apply(params, text), net.apply(params, padded), atol=1e-5)
     nothing = pool(jnp.ones((1, 3, 2)), jnp.zeros((1, 3), bool))
     np.testing.assert_array_equal(nothing, np.zeros((1, 4)))
+
+
+def test_a_bag_by_hand_and_beside_the_lstm():
+    text, table = jnp.array([[7, 4, 7, PAD]]), 2**10
+    net = bag.Bag(table, 6, word_dropout=0.5, vocabulary=50, outputs=3)
+    params = params_of(net, text)
+    params["pairs"]["embedding"] = jax.random.normal(jax.random.key(1), (table, 6))
+    found = np.asarray(bag.rows(text, table))[0]
+    assert len(set(found[:3])) == 3  # (7, 4), (4, 7), (7, end): the order counts
+    assert list(np.asarray(bag.rows(jnp.array([[9, 7, 4]]), table))[0, 1:2]) == [found[0]]  # the place doesn't
+    total = params["words"]["embedding"][np.array([7, 4, 7])].sum(0) + params["pairs"]["embedding"][found[:3]].sum(0)
+    expected = total / np.sqrt(3) @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(net.apply({"params": params}, text)[0], expected, rtol=1e-5, atol=1e-6)
+
+    both = lstm.Classifier(width=8, embedding=6, pairs=table, vocabulary=50, outputs=3)
+    alone = lstm.Classifier(width=8, embedding=6, vocabulary=50, outputs=3)
+    tree = {"params": params_of(both, text)}
+    of_bag = bag.Bag(table, vocabulary=50, outputs=3).apply({"params": tree["params"]["bag"]}, text)
+    without = {"params": {name: tree["params"][name] for name in ("encoder", "head")}}
+    np.testing.assert_allclose(both.apply(tree, text), (alone.apply(without, text) + of_bag) / 2, atol=1e-6)
+    readers = both.apply(tree, text, train=True, rngs={"dropout": jax.random.key(0)})
+    assert readers.shape == (1, 2, 3)
 
 
 @pytest.mark.parametrize(

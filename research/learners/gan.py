@@ -122,7 +122,15 @@ class GAN(Players):
         yield reports.film
         yield reports.interpolations(self.samples, self.latent, classes)
         if self.judge is not None:
-            yield reports.judged(self.samples, self.latent, self.data, self.judge, self.judge_hash, self.judge_samples)
+            yield reports.judged(
+                self.samples,
+                self.latent,
+                self.data,
+                self.judge,
+                self.judge_hash,
+                self.judge_samples,
+                self.conditional,
+            )
         if self.inception is not None:
             yield reports.judged_by_inception(self.samples, self.latent, self.data, self.inception, self.judge_samples)
 

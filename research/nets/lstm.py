@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.data.tokens import PAD
+from research.nets.bag import Bag
 from research.nets.dense import Dense, product
 from research.nets.dropout import Dropout
 from research.nets.sequence import Memory, pool
@@ -254,12 +255,17 @@ class Encoder(nn.Module):
 class Classifier(nn.Module):
     """An encoder, and a dense layer on the mean and the maximum of its features.
 
+    Beside it there may be a `Bag`: then two read the text, each with a loss of its own, and their mean logits tell.
+    They err on other texts (Mesnil, Mikolov, Ranzato & Bengio 2015, arXiv:1412.5335).
+
     Attributes:
         layers: of LSTM
         width: of each, both directions together
         embedding: features of a token before them
         word_dropout: the share of tokens whose embeddings are zeroed, whole (Iyyer et al. 2015)
         dropout: between layers, and before the output
+        pairs: rows of the bag's table of pairs of words, or 0 for no bag
+        bag_dropout: the share of words and pairs that the bag leaves out
     """
 
     layers: int = 1
@@ -267,15 +273,28 @@ class Classifier(nn.Module):
     embedding: int = 128
     word_dropout: float = 0.0
     dropout: float = 0.0
+    pairs: int = 0
+    bag_dropout: float = 0.0
     vocabulary: Filled[int] = 0
     outputs: Filled[int] = 0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """i32[batch, time], padded with PAD -> logits [batch, outputs]."""
+        """i32[batch, time], padded with PAD -> logits [batch, outputs]; in training [batch, 2, outputs] with a bag."""
         sizes = self.vocabulary, self.layers, self.width, self.embedding
         features, mask = Encoder(*sizes, self.word_dropout, self.dropout, name="encoder")(tokens, train)
-        return Dense(self.outputs, name="head")(Dropout(self.dropout)(pool(features, mask), train))
+        logits = Dense(self.outputs, name="head")(Dropout(self.dropout)(pool(features, mask), train))
+        if not self.pairs:
+            return logits
+        bag = Bag(
+            pairs=self.pairs,
+            word_dropout=self.bag_dropout,
+            vocabulary=self.vocabulary,
+            outputs=self.outputs,
+            name="bag",
+        )
+        both = jnp.stack([logits, bag(tokens, train)], 1)
+        return both if train else both.mean(1)
 
 
 class MaskedModel(nn.Module):

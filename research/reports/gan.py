@@ -169,13 +169,16 @@ def digest(tree: Tree) -> str:
     return total.hexdigest()
 
 
-def judged(generate: Samples, latent: int, data: Images, directory: str, sha256: str | None, count: int) -> Report:
+def judged(
+    generate: Samples, latent: int, data: Images, directory: str, sha256: str | None, count: int, conditional: bool
+) -> Report:
     """How `count` samples compare with data, on the features of a classifier; judged.json says of which.
 
     FID and KID are to the training images; those of the test images, the floor, stand beside them (FID falls with the
     number of images: the two compare where there are as many samples as test images). Precision and recall take as many
     training images as samples. confidence is the mean probability of the class that the classifier gives; rarest and
-    commonest are the least and the greatest share of a class among the samples.
+    commonest are the least and the greatest share of a class among the samples. Where the generator reads labels
+    (`conditional`), which take turns, obeyed is the share of samples in which the classifier sees theirs.
     """
     generate = jax.jit(generate)
 
@@ -187,7 +190,8 @@ def judged(generate: Samples, latent: int, data: Images, directory: str, sha256:
         test, sure = classifier.read(arrays.test_images)
         some = train[np.linspace(0, len(train) - 1, min(count, len(train))).round().astype(int)]
         manifold = precision_recall(some, features[: len(some)])
-        shares = np.bincount(probabilities.argmax(1), minlength=len(arrays.names)) / count
+        seen, classes = probabilities.argmax(1), len(arrays.names)
+        shares = np.bincount(seen, minlength=classes) / count
         values = {
             "fid": fid(features, train),
             "fid_of_test_images": fid(test, train),
@@ -200,6 +204,8 @@ def judged(generate: Samples, latent: int, data: Images, directory: str, sha256:
             "rarest": float(shares.min()),
             "commonest": float(shares.max()),
         }
+        if conditional:
+            values["obeyed"] = float((seen == np.arange(count) % classes).mean())
         about = {"judge": directory, "sha256": classifier.sha256, "features": f"the input of {classifier.layer}"}
         write_json(where / "judged.json", {**about, "samples": count, **values})
         tell(f"judged by {directory} ({classifier.sha256[:16]}, {about['features']})", values)
