@@ -283,6 +283,16 @@ def test_sizes_are_the_papers():
     assert shape_of(cyclegan.CycleGenerator(8, 1), image) == image.shape
 
 
+def test_instance_norms_do_not_see_brightness_and_layer_norms_do():
+    image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3), minval=-0.5, maxval=0.5)
+    for norm, least, most in (("instance", 0, 1e-4), ("layer", 1e-3, 2)):
+        net = cyclegan.CycleGenerator(4, 1, 3, norm)
+        params, _ = initialise(net, jax.random.key(1), image)
+        params = jax.tree.map(lambda x: 10 * x, params)  # first values are small, and so what a net makes of them
+        change = jnp.abs(forward(net, params, {}, image + 0.3)[0] - forward(net, params, {}, image)[0]).max()
+        assert least <= change <= most, norm
+
+
 def test_sizes_that_cannot_be_are_mistakes():
     net = dcgan.DCGANGenerator((4, 4, 4), shape=(28, 28, 1))
     inputs = jnp.zeros((1, 5)), jnp.zeros(1, jnp.int32)

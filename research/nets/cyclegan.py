@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from research.experiment import Mistake, positive
-from research.nets.gan import Conv, Norm, leaky, normalised, padded, smallest
+from research.nets.gan import Conv, Norm, leaky, padded, smallest
 
 
 class CycleGenerator(nn.Module):
@@ -19,11 +19,13 @@ class CycleGenerator(nn.Module):
         width: channels of the first layer; four times as many in the blocks
         blocks: residual blocks; 9 for images of 256x256, 6 for smaller ones
         side: of the first and last kernel, an odd number
+        norm: instance, as in the paper, takes away how bright an image is, and its contrast; layer leaves the colours
     """
 
     width: int = 64
     blocks: int = 9
     side: int = 7
+    norm: Literal["instance", "layer"] = "instance"
 
     def __post_init__(self) -> None:
         positive(self, "generator", "width", "blocks", "side")
@@ -34,19 +36,19 @@ class CycleGenerator(nn.Module):
         """Images [batch, height, width, channels] -> images of the same shape."""
         if min(smallest("generator", images.shape[1:], 2)) < 2:
             raise Mistake("generator: images of 8x8 or more expected, which can be halved twice")
-        # No biases but the last: the instance norms would take them away again.
+        # No biases but the last: instance norms would take them away again, and layer norms have their own.
         reflected = lambda x, width, side: Conv(width, side, pad=0, use_bias=False)(
             padded(x, side // 2, "reflect"), train
         )
-        norm = lambda x: nn.relu(normalised(x, (1, 2)))
-        x = norm(reflected(images.transpose(3, 1, 2, 0), self.width, self.side))
+        norm = lambda x: Norm(self.norm)(x, train)
+        x = nn.relu(norm(reflected(images.transpose(3, 1, 2, 0), self.width, self.side)))
         for factor in (2, 4):
-            x = norm(Conv(factor * self.width, 3, stride=2, use_bias=False)(x, train))
+            x = nn.relu(norm(Conv(factor * self.width, 3, stride=2, use_bias=False)(x, train)))
         for _ in range(self.blocks):
-            y = norm(reflected(x, 4 * self.width, 3))
-            x = x + normalised(reflected(y, 4 * self.width, 3), (1, 2))
+            y = nn.relu(norm(reflected(x, 4 * self.width, 3)))
+            x = x + norm(reflected(y, 4 * self.width, 3))
         for factor in (2, 1):
-            x = norm(Conv(factor * self.width, 3, up=True, use_bias=False)(x, train))
+            x = nn.relu(norm(Conv(factor * self.width, 3, up=True, use_bias=False)(x, train)))
         x = Conv(images.shape[-1], self.side, pad=0)(padded(x, self.side // 2, "reflect"), train)
         return jnp.tanh(x).transpose(3, 1, 2, 0)
 
