@@ -1,7 +1,7 @@
 """Speed beside others', on this machine, in one go: python -m experiments.benchmark WHAT [options].
 
     cnn          images/s of training mnist_cnn's net
-    dcgan28      images/s of training mnist_dcgan's nets: a batch of 64 for both players' updates
+    dcgan28      images/s of training two layers of DCGAN, for MNIST: a batch of 64 for both players' updates
     dcgan64      the same for images of 64x64x3, with the nets of PyTorch's DCGAN tutorial
     transformer  tokens/s of training in nanoGPT's setting for a CPU
     lstm         characters/s of training in char-rnn's setting, 2 layers of 128

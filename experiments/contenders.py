@@ -54,7 +54,7 @@ class Adversaries(NamedTuple):
 
 
 DCGAN = {"dcgan28": Adversaries(28, 1, (64, 128)), "dcgan64": Adversaries(64, 3, (64, 128, 256, 512))}
-"""mnist_dcgan's nets, and those of PyTorch's tutorial."""
+"""Two layers, twice as wide as mnist_dcgan's, and the nets of PyTorch's tutorial."""
 
 
 def samestep(what: str, place_name: Any) -> Callable[[], float]:

@@ -62,7 +62,7 @@ class PatchDiscriminator(nn.Module):
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
-    norm: Literal["instance", "none"] = "instance"
+    norm: Literal["instance", "layer", "none"] = "instance"
 
     def __post_init__(self) -> None:
         positive(self, "discriminator", "widths")
