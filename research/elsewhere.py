@@ -113,8 +113,9 @@ def topology(name: str) -> Topology:
     compilers = ("jax_cuda12_plugin", "jax_cuda13_plugin") if gpu else ("libtpu",)
     if not any(map(importlib.util.find_spec, compilers)):
         raise NotInstalled(f"the compiler for {name} is not installed: pip install -e .[{'cuda12' if gpu else 'tpu'}]")
+    on_cpu = NotInstalled("to compile for other hardware, JAX must run on the CPU: set JAX_PLATFORMS=cpu")
     if jax.default_backend() != "cpu":
-        raise NotInstalled("to compile for other hardware, JAX must run on the CPU: set JAX_PLATFORMS=cpu")
+        raise on_cpu
     try:
         if gpu:
             slices = f"1x1x{shape or 1}"
@@ -124,6 +125,8 @@ def topology(name: str) -> Topology:
             os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
             os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
             found = topologies.get_topology_desc(platform="tpu", topology_name=name)
+    except NotImplementedError:  # JAX looked for a GPU, found none, and dropped the compiler
+        raise on_cpu from None
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
