@@ -14,7 +14,10 @@ is to be read beside that of the test images, the floor. The labels take turns, 
 how many samples the judge sees the digit that was asked for.
 
 Expected: the judge's mean confidence at 0.95 or more, each digit 6 to 14 % of the samples.
-Measured: not measured yet.
+Measured: confidence 0.991 (0.990 to 0.991; of test images 0.996), each digit 9.8 to 10.3 %, FID 3.11 (2.53 to 3.44; of
+test images 0.47), obeyed 0.985 (0.981 to 0.985): median and range of --run.seed 0, 1 and 2, of 10,000 samples each.
+Without labels, `--no-conditional`: confidence 0.903, FID 10.5, digits 4.5 to 15.6 %; one seed.
+Time: 7 to 9 minutes a seed on one core, beside other work.
 """
 
 from research.data.images import Images
