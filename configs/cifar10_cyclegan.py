@@ -10,8 +10,11 @@ steps the cycle error was 0.17 with them, 0.11 without. Adam begins at 0.0006, t
 
 With a judge, translated test images are classified; beside them real ones.
 
-Wanted: a cycle error below a quarter of its start; at least half of the translations called the target's class.
-Measured: MEASURED
+Expected: a cycle error below a quarter of its start; at least half of the translations called the target's class.
+Measured: cycle error 0.43 over the first 20 steps, 0.077 over the last, 0.079 of test images. Of 2,000 translations
+0.571 are called the target's class: 0.765 of those to trucks, but 0.377 of those to automobiles; one seed. To the eye
+they change in texture, hardly in shape. After 1,500 steps (and falling to 0 by then) it was 0.651 and 0.028.
+Time: 33 minutes on one core, beside other work.
 """
 
 from research.data.augment import Augment
