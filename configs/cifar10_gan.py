@@ -12,8 +12,12 @@ which published ones are: it is to be read beside that of the test images, the f
 its weights, --inception inception.npz (see `research/nets/inception.py`). With --conditional both nets
 read the label (Miyato & Koyama 2018, arXiv:1802.05637).
 
-Expected: not trained by us yet, for want of a device.
-Measured: not measured yet.
+Expected: not trained in full by us yet, for want of a device.
+Measured: a short run, `--generator.widths 64 64 64 --discriminator.widths 32 32 32 32 --average 0.99 --run.steps 300
+--run.chunk 10 --run.evaluate-every 100 --run.save-every 100 --generator-optimizer.learning-rate 0.001
+--discriminator-optimizer.learning-rate 0.001`: FID 19.6 (of test images 0.034), confidence 0.644 (of test images
+0.899), classes 0.03 to 33.5 % of 10,000 samples; one seed. Colours, and no objects yet.
+Time: of that, 11 minutes on one core, beside other work.
 """
 
 from research.data.images import Images
