@@ -10,11 +10,11 @@ Expected: the return rises through most of the 1,000,000 frames. Measured, seed 
 Time: 10 minutes on 2 cores that had other work to do.
 """
 
-from research.envs.vector import Environment
-from research.experiment import Run
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.learners.dqn import DQN
 from research.nets.q import MinAtarNet
-from research.optim import Optimizer
+from research.rl.environments import Environment
 
 
 def config() -> DQN:

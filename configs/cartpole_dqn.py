@@ -12,11 +12,11 @@ The same learner and seeds 10-19, 20-29 and 30-39, called from a script: 10, 10 
 was chosen by looking at seeds 0-29.
 """
 
-from research.envs.vector import Environment
-from research.experiment import Run
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.learners.dqn import DQN
 from research.nets.q import MLP
-from research.optim import Optimizer
+from research.rl.environments import Environment
 
 
 def config() -> DQN:

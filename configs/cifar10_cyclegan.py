@@ -17,12 +17,12 @@ they change in texture, hardly in shape. After 1,500 steps (and falling to 0 by 
 Time: 33 minutes on one core, beside other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.data.augment import Augment
 from research.data.unpaired import Unpaired
-from research.experiment import Run
 from research.learners.cyclegan import CycleGAN
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
-from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=6e-4, b1=0.5, schedule="linear")
 

@@ -20,11 +20,11 @@ Measured: a short run, `--generator.widths 64 64 64 --discriminator.widths 32 32
 Time: of that, 11 minutes on one core, beside other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.data.images import Images
-from research.experiment import Run
 from research.learners.gan import GAN
 from research.nets.residual import ResidualDiscriminator, ResidualGenerator
-from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.0, b2=0.9, schedule="linear")
 

@@ -11,12 +11,12 @@ Measured: 0.9166; one seed. Without cutout and smoothing, after 9,200 steps: 0.9
 Time: 124 minutes on one core, beside other work; those 9,200 steps were 55 minutes on two (`--place shard_map`).
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.data.augment import Augment
 from research.data.images import Images
-from research.experiment import Run
 from research.learners.classify import Classify
 from research.nets.cnn import ResNet
-from research.optim import Optimizer
 
 
 def config() -> Classify:

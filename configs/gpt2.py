@@ -11,12 +11,12 @@ gathered on the host from the file as it lies on the disk.
 Expected: not measured yet; nobody here had a GPU.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data.text import Text
-from research.descend import Descent
-from research.experiment import Run
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel, Stack
-from research.optim import Optimizer
 
 
 def config() -> Language:

@@ -11,12 +11,12 @@ Expected: not trained by us yet, for want of the data and a device; the paper ju
 Measured: not measured yet.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.data.augment import Augment
 from research.data.unpaired import Unpaired
-from research.experiment import Run
 from research.learners.cyclegan import CycleGAN
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
-from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.5, schedule="linear")
 

@@ -8,12 +8,12 @@ BERT, which has read far more than these reviews. For what pre-training on the r
 Expected: not measured yet.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data.sentences import Sentences
-from research.descend import Descent
-from research.experiment import Run
 from research.learners.sentences import ClassifyText
 from research.nets.transformer import Classifier, Stack
-from research.optim import Optimizer
 
 
 def config() -> ClassifyText:

@@ -11,12 +11,12 @@ Time: 190 s for one seed on 2 cores; 40 minutes for the 5 together while they ha
 XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false" and --place shard_map.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.data.augment import Augment
 from research.data.images import Images
-from research.experiment import Run
 from research.learners.classify import Classify
 from research.nets.cnn import CNN
-from research.optim import Optimizer
 
 
 def config() -> Classify:

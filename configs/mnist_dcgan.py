@@ -20,11 +20,11 @@ Without labels, `--no-conditional`: confidence 0.903, FID 10.5, digits 4.5 to 15
 Time: 7 to 9 minutes a seed on one core, beside other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.data.images import Images
-from research.experiment import Run
 from research.learners.gan import GAN
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
-from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=1e-3, b1=0.5, schedule="linear")
 

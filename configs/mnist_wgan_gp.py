@@ -19,11 +19,11 @@ Without labels, `--no-conditional --run.steps 8000`: confidence 0.9496, each dig
 Time: 19 minutes a seed on one core, 55 without labels, beside other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
 from research.data.images import Images
-from research.experiment import Run
 from research.learners.gan import GAN
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
-from research.optim import Optimizer
 
 ADAM = Optimizer(learning_rate=1e-3, b1=0.0, b2=0.9, schedule="linear")
 

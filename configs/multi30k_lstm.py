@@ -10,12 +10,12 @@ Measured: 35.15 BLEU (brevity penalty 1.000); one seed, resumed once.
 Time: 60 minutes on one core, beside much other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data.pairs import Pairs
-from research.descend import Descent
-from research.experiment import Run
 from research.learners.translate import Translate
 from research.nets.lstm import Translator
-from research.optim import Optimizer
 
 
 def config() -> Translate:

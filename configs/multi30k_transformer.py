@@ -11,12 +11,12 @@ Measured: 39.10, brevity penalty 0.963, in 20 passes; German to English 41.33, b
 Time: 40 minutes each on about one core, beside other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data.pairs import Pairs
-from research.descend import Descent
-from research.experiment import Run
 from research.learners.translate import Translate
 from research.nets.transformer import Stack, Translator
-from research.optim import Optimizer
 
 
 def config() -> Translate:

@@ -11,12 +11,12 @@ Measured: 1.548; one seed.
 Time: 21 minutes on one core, beside other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data.text import Text
-from research.descend import Descent
-from research.experiment import Run
 from research.learners.language import Language
 from research.nets.lstm import LanguageModel
-from research.optim import Optimizer
 
 
 def config() -> Language:

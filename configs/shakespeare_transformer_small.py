@@ -11,12 +11,12 @@ Measured: 1.708, 1.706 and 1.714.
 Time: 8 minutes for all 3 on one core, beside other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data.text import Text
-from research.descend import Descent
-from research.experiment import Run
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel, Stack
-from research.optim import Optimizer
 
 
 def config() -> Language:

@@ -9,12 +9,12 @@ Measured: an accuracy of 0.807 ± 0.005 (0.802 to 0.812) on the 1,821 test sente
 Time: 4 minutes for all 3 on one core, beside other work.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data.sentences import Sentences
-from research.descend import Descent
-from research.experiment import Run
 from research.learners.sentences import ClassifyText
 from research.nets.transformer import Classifier, Stack
-from research.optim import Optimizer
 
 
 def config() -> ClassifyText:

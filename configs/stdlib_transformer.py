@@ -9,12 +9,12 @@ Measured: 1.419 nats per character of files it has not seen, Python 3.11; one se
 at the same time.
 """
 
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data.text import Text
-from research.descend import Descent
-from research.experiment import Run
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel, Stack
-from research.optim import Optimizer
 
 
 def config() -> Language:

@@ -17,13 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from research import config
-from research.descend import Descent
-from research.experiment import Mistake
+from research.core.errors import Mistake
+from research.core.optimizers import schedule
+from research.core.state import Batch
+from research.core.update import Descent
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel
-from research.optim import schedule
-from research.state import Batch
+from research.training import config
 
 SHOWN = 10
 """Losses in the table."""

@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from research import config, elsewhere
-from research.config import Config
-from research.experiment import Failure
-from research.place import PlaceName
+from research.core.errors import Failure
+from research.core.placement import PlaceName
+from research.training import aot, config
+from research.training.config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,14 @@ def main(arguments: list[str]) -> int:
 def _compile(name: str, *arguments: str) -> None:
     jax.config.update("jax_platforms", "cpu")  # what is there doesn't matter
     command = config.parse(name, list(arguments), Command, "compile")
-    where = elsewhere.topology(command.topology)
-    facts = elsewhere.compiled(command.config, where, command.place)
+    where = aot.topology(command.topology)
+    facts = aot.compiled(command.config, where, command.place)
     show(name, where, facts)
     if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
         raise Failure(f"it does not fit {where.name}: a smaller batch, descent.micro or more devices need less")
 
 
-def show(name: str, where: elsewhere.Topology, facts: elsewhere.Compiled) -> None:
+def show(name: str, where: aot.Topology, facts: aot.Compiled) -> None:
     """Prints the facts as a table."""
     rows = {
         "devices": str(facts.devices),

@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from research.experiment import Failure, Mistake
-from research.log import console
-from research.run import Interrupted
+from research.core.console import console
+from research.core.errors import Failure, Mistake
+from research.training.run import Interrupted
 
 
 def status(action: Callable[[], int | None]) -> int:

@@ -62,15 +62,15 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
     import jax.numpy as jnp
     import numpy as np
 
+    from research.core.losses import classification, tokens
+    from research.core.optimizers import Optimizer, optimizer, schedule
+    from research.core.placement import place
+    from research.core.update import Descent
     from research.data.feed import resident
     from research.data.text import Windows
-    from research.descend import Descent
     from research.learners.supervised import supervised
-    from research.losses import classification, tokens
     from research.nets import lstm, transformer
     from research.nets.cnn import CNN
-    from research.optim import Optimizer, optimizer, schedule
-    from research.place import place
 
     where, how, luck = place(place_name), Optimizer(learning_rate=1e-3), np.random.default_rng(0)
     if what == "cnn":
@@ -99,11 +99,11 @@ def samestep_dcgan(what: str, place_name: Any) -> Callable[[], float]:
     Algorithm 1: one more forward pass of the generator than in `pytorch_dcgan`."""
     import numpy as np
 
+    from research.core.placement import place
     from research.data.feed import resident
     from research.data.images import ImageSpec
     from research.learners.gan import GAN, gan
     from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
-    from research.place import place
 
     side, channels, widths, latent, batch = DCGAN[what]
     config = GAN(generator=DCGANGenerator(widths[::-1]), discriminator=DCGANDiscriminator(widths), latent=latent)
@@ -117,7 +117,7 @@ def stepping(learner: Any, feed: Any, where: Any, per_step: int) -> Callable[[],
     """Examples/s of `STEPS` steps in one dispatch."""
     import jax
 
-    from research.lift import closed, many
+    from research.core.transformations import closed, many
 
     feed = where.put_data(feed, None)
     steps = where.train(lambda s, f: many(closed(learner.step, f, where.axis), STEPS)(s, None), None)
@@ -227,11 +227,11 @@ def samestep_dqn() -> Callable[[], float]:
     """Frames/s of a run in purejaxrl's setting; the batch is 130, the next multiple of 10 environments above 128."""
     import jax
 
-    from research.experiment import Run
+    from research.core.experiment import Run
+    from research.core.optimizers import Optimizer
+    from research.core.state import NO_BATCH
+    from research.core.transformations import many
     from research.learners.dqn import DQN
-    from research.lift import many
-    from research.optim import Optimizer
-    from research.state import NO_BATCH
 
     chunk = 500
     config = DQN(

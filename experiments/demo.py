@@ -7,9 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import headlines, status
-from research import config
-from research.log import console
-from research.run import train
+from research.core.console import console
+from research.training import config
+from research.training.run import train
 
 DEMOS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("digits_cnn", ()),

@@ -9,9 +9,9 @@ import tyro
 
 import research
 from experiments.console import show, status
-from research import log
-from research.judge import Evaluator, summary
-from research.place import place
+from research.core.console import warn
+from research.core.placement import place
+from research.training.judge import Evaluator, summary
 
 
 def main(arguments: list[str]) -> int:
@@ -36,7 +36,7 @@ def evaluate(directory: tyro.conf.Positional[Path]) -> None:
     show(title, test, {"published": dict(experiment.run.published), **({"summary.json": recorded} if recorded else {})})
     for metric, value in recorded.items():
         if not _same(test[metric]["mean"], value):
-            log.warn(f"{metric} is {test[metric]['mean']} here, {value} in {done}")
+            warn(f"{metric} is {test[metric]['mean']} here, {value} in {done}")
 
 
 def _same(a: float | None, b: float | None) -> bool:

@@ -6,8 +6,9 @@ from pathlib import Path
 import tyro
 
 from experiments.console import status
-from research import log, plot, workdir
-from research.experiment import Mistake
+from research.core.errors import Mistake
+from research.evaluation import plots as plot
+from research.training import log, workdir
 
 
 def main(arguments: list[str]) -> int:

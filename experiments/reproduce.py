@@ -7,11 +7,11 @@ from typing import Any
 import tyro
 
 from experiments.console import headlines, markdown, status
-from research import config
-from research.experiment import Experiment
-from research.files import failing, replacing
-from research.log import console
-from research.run import train
+from research.core.console import console
+from research.core.experiment import Experiment
+from research.core.files import failing, replacing
+from research.training import config
+from research.training.run import train
 
 COLUMNS = ("config", "metric", "test", "published", "seeds", "steps", "seconds", "steps/s", "device", "command")
 

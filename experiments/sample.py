@@ -13,14 +13,14 @@ import tyro
 
 import research
 from experiments.console import status
-from research import workdir
-from research.data.tokens import EOS
-from research.experiment import Mistake
-from research.generate import Sampling, beam_search, sample
+from research.core.errors import Mistake
+from research.core.special_tokens import EOS
+from research.core.state import State
+from research.evaluation.decoding import Sampling, beam_search, sample
+from research.evaluation.text import weights, words
 from research.learners.language import Language
 from research.learners.translate import Translate
-from research.reports.text import weights, words
-from research.state import State
+from research.training import workdir
 
 
 @dataclass(frozen=True)

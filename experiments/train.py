@@ -3,8 +3,8 @@
 import sys
 
 from experiments.console import measured, show, status
-from research import config
-from research.run import train
+from research.training import config
+from research.training.run import train
 
 
 def main(arguments: list[str]) -> int:

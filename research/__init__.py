@@ -5,6 +5,6 @@ from typing import Any
 
 def load(directory: Any) -> Any:
     """(config, learner, state) of the run kept in `directory`; see `research.run.load`."""
-    from research.run import load  # here, so that importing a small module imports no other
+    from research.training.run import load  # here, so that importing a small module imports no other
 
     return load(directory)

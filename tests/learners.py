@@ -6,6 +6,9 @@ from typing import Any
 import flax.linen as nn
 import numpy as np
 
+from research.core.experiment import Experiment, Run
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
 from research.data import pairs, sentences
 from research.data.augment import Augment
 from research.data.images import Images
@@ -13,9 +16,6 @@ from research.data.pairs import Pairs
 from research.data.sentences import Sentences
 from research.data.text import Text
 from research.data.unpaired import Unpaired
-from research.descend import Descent
-from research.envs.vector import Environment
-from research.experiment import Experiment, Run
 from research.learners.classify import Classify
 from research.learners.cyclegan import CycleGAN
 from research.learners.dqn import DQN
@@ -30,7 +30,7 @@ from research.nets.cyclegan import PatchDiscriminator
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.nets.gan import Conv, DenseGenerator
 from research.nets.q import MLP
-from research.optim import Optimizer
+from research.rl.environments import Environment
 
 SGD = Optimizer(name="sgd", learning_rate=0.05, momentum=0.9)
 RUN = Run(steps=12, chunk=3, evaluate_every=6, save_every=6)

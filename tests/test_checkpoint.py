@@ -15,10 +15,10 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from research import checkpoint
-from research.checkpoint import Checkpoints, init_from, restore
-from research.experiment import Failure, Mistake
-from research.state import State
+from research.core.errors import Failure, Mistake
+from research.core.state import State
+from research.training import checkpoint
+from research.training.checkpoint import Checkpoints, init_from, restore
 
 TX = optax.adam(1e-3)
 

@@ -14,8 +14,8 @@ from learners import classify, dqn
 
 import research
 from experiments.train import main
-from research import checkpoint, config
-from research.experiment import Failure, Mistake
+from research.core.errors import Failure, Mistake
+from research.training import checkpoint, config
 
 TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]

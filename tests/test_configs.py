@@ -6,13 +6,13 @@ import jax
 import numpy as np
 import pytest
 
-from research import config
+from research.core.errors import Mistake
 from research.data.images import Images
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
 from research.data.text import Text
 from research.data.unpaired import Unpaired
-from research.experiment import Mistake
+from research.training import config
 
 pytestmark = pytest.mark.usefixtures("quickly")
 LIMITS = {Text: 20_000, Sentences: 300, Pairs: 300, Images: 300, Unpaired: 300}

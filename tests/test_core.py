@@ -6,12 +6,13 @@ import numpy as np
 import optax
 import pytest
 
-from research.descend import Descent, descend
-from research.experiment import Failure, Run
-from research.judge import best, check_moving, exhausted, merged, summary
-from research.lift import averaged
-from research.optim import Optimizer, decayed, matrices, optimizer, schedule
-from research.state import NO_BATCH, Batch, Learner, Mean, State, each, mean, stream
+from research.core.errors import Failure
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer, decayed, matrices, optimizer, schedule
+from research.core.state import NO_BATCH, Batch, Learner, Mean, State, each, mean, stream
+from research.core.transformations import averaged
+from research.core.update import Descent, descend
+from research.training.judge import best, check_moving, exhausted, merged, summary
 
 
 def state(step=0, key=0, params=(), collections=None):

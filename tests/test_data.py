@@ -10,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.core.errors import Failure, Mistake
+from research.core.state import NO_BATCH, each
 from research.data.augment import Augment, augment
 from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched, resident
 from research.data.images import Images, arrays, check, held_out
 from research.data.order import carved, indices, permuted, positions
-from research.experiment import Failure, Mistake
-from research.state import NO_BATCH, each
 
 SIZES = (1, 2, 3, 10, 97, 1000)
 

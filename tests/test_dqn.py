@@ -7,15 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.envs import probes, replay, vector
-from research.envs.replay import Frame
-from research.envs.vector import Environment
-from research.experiment import Failure, Mistake, Run
+from research.core.errors import Failure, Mistake
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.state import NO_BATCH, State
+from research.core.transformations import many, seeds
 from research.learners.dqn import DQN
-from research.lift import many, seeds
 from research.nets.q import MLP
-from research.optim import Optimizer
-from research.state import NO_BATCH, State
+from research.rl import environments as vector
+from research.rl import probes, replay
+from research.rl.environments import Environment
+from research.rl.replay import Frame
 
 G = 0.5
 

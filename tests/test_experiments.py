@@ -16,12 +16,12 @@ from matplotlib.image import imread
 
 import research
 from experiments import console, demo, evaluate, plot, reproduce, train
-from research import config
-from research.envs.vector import Environment
-from research.experiment import Failure
+from research.core.errors import Failure
+from research.core.state import Batch
+from research.evaluation import episodes
 from research.learners.classify import Classify
-from research.reports import episodes
-from research.state import Batch
+from research.rl.environments import Environment
+from research.training import config
 
 TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]

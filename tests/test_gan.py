@@ -12,22 +12,23 @@ from PIL import Image
 
 import research
 from experiments.console import status
-from research import checkpoint, config, run
+from research.core.errors import Mistake
+from research.core.experiment import Run
+from research.core.modules import forward, initialise
+from research.core.optimizers import Optimizer
+from research.core.state import State, each
+from research.core.transformations import closed, many
 from research.data.feed import prefetched
 from research.data.images import Arrays, Images
 from research.data.order import indices
 from research.data.unpaired import Unpaired, splits
-from research.experiment import Mistake, Run
+from research.evaluation.gan import digest, drawn, judge, judged, targets
 from research.learners.cyclegan import queried
 from research.learners.gan import ADVERSARIES, GAN, penalty, slope
-from research.lift import closed, many
 from research.nets import cyclegan, dcgan, residual
 from research.nets import gan as nets
 from research.nets.conv import _dilated, transposed
-from research.network import forward, initialise
-from research.optim import Optimizer
-from research.reports.gan import digest, drawn, judge, judged, targets
-from research.state import State, each
+from research.training import checkpoint, config, run
 
 
 @pytest.fixture(scope="module")

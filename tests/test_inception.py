@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from learners import gan
 
-from research.experiment import Mistake
-from research.measures import fid
-from research.nets import inception
+from research.core.errors import Mistake
+from research.evaluation import inception
+from research.evaluation.gan import drawn, pixels
+from research.evaluation.inception import Inception, Reader, reader, resized, weights
+from research.evaluation.sample_metrics import fid
 from research.nets.gan import DenseGenerator
-from research.nets.inception import Inception, Reader, reader, resized, weights
-from research.reports.gan import drawn, pixels
 
 torch = pytest.importorskip("torch")
 functional = torch.nn.functional

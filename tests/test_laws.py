@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from learners import EXPERIMENTS
 
+from research.core.placement import place
+from research.core.state import Batch
+from research.core.transformations import closed, many, seeds
 from research.data.feed import prefetched
-from research.lift import closed, many, seeds
-from research.place import place
-from research.state import Batch
 
 pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS), pytest.mark.usefixtures("quickly")]
 KEY = 20

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from research import log, plot
-from research.experiment import Failure
+from research.core import console as people
+from research.core.errors import Failure
+from research.evaluation import plots as plot
+from research.training import log
 
 
 def events(directory):
@@ -137,7 +139,9 @@ def test_a_full_disk_is_a_failure(tmp_path):
 
 def console(monkeypatch, terminal):
     file = io.StringIO()
-    monkeypatch.setattr(log, "console", Console(file=file, force_terminal=terminal, width=150, soft_wrap=True))
+    shown = Console(file=file, force_terminal=terminal, width=150, soft_wrap=True)
+    for module in (log, people):
+        monkeypatch.setattr(module, "console", shown)
     return file
 
 
@@ -147,7 +151,7 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then(monkeypatch):
         for step in range(11, 51):
             progress.say("train", {"loss": 1 / step, "each": [1.0, 3.0], "gone": None})
             progress.update(step)
-        log.warn("[b]careful[/b]")
+        people.warn("[b]careful[/b]")
     first, last = file.getvalue().splitlines()
     assert first == "warning: [b]careful[/b]"
     assert last.startswith("training 50/100, ") and last.endswith("| train loss 0.02, each 2, gone -")
@@ -163,5 +167,5 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     with log.Progress(100) as progress:
         progress.say("train", {"loss": 0.5})
         progress.update(50)
-        log.warn("careful")
+        people.warn("careful")
     assert "50/100" in file.getvalue() and "train loss 0.5" in file.getvalue() and "careful" in file.getvalue()

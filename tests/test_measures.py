@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from research.experiment import Mistake
-from research.measures import ensemble_accuracy, fid, kid, precision_recall
+from research.core.errors import Mistake
+from research.evaluation.sample_metrics import ensemble_accuracy, fid, kid, precision_recall
 
 rng = np.random.default_rng(0)
 X = rng.normal(size=(60, 5)) @ rng.normal(size=(5, 5)) + 1
@@ -71,7 +71,7 @@ def test_precision_and_recall_by_hand():
 
 
 def test_precision_and_recall_against_all_distances(monkeypatch):
-    monkeypatch.setattr("research.measures.ROWS", 7)  # several parts, the last one smaller
+    monkeypatch.setattr("research.evaluation.sample_metrics.ROWS", 7)  # several parts, the last one smaller
 
     def covered(points, centres, k=3):
         distance = lambda a, b: np.linalg.norm(a[:, None] - b[None], axis=-1)

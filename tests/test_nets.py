@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.signal import correlate
 
-from research.descend import cast
-from research.losses import classification
+from research.core.losses import classification
+from research.core.modules import forward, initialise
+from research.core.update import cast
 from research.nets import conv
 from research.nets.cnn import CNN, ResNet
 from research.nets.q import MinAtarNet
-from research.network import forward, initialise
 
 pytestmark = pytest.mark.usefixtures("quickly")
 CASES = [

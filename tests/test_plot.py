@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from research import plot
-from research.experiment import Failure
+from research.core.errors import Failure
+from research.evaluation import plots as plot
 
 
 def lines(n=30, seeds=None, **more):

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import research
-from research.log import read
+from research.training.log import read
 
 RUNS = {
     "digits_cnn": "--net.widths 4 8 --net.depth 1 --steps 60 --run.chunk 5 --run.evaluate-every 10 --run.save-every 10",

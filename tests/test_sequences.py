@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from research.data.tokens import BOS, EOS, PAD
-from research.experiment import Mistake
-from research.generate import Sampling, allowed, beam_search, draw, sample
+from research.core.errors import Mistake
+from research.core.losses import cross_entropy, tokens
+from research.core.special_tokens import BOS, EOS, PAD
+from research.evaluation.decoding import Sampling, allowed, beam_search, draw, sample
 from research.learners.masked import hide
-from research.losses import cross_entropy, tokens
 from research.nets import bag, dropout, lstm, transformer
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from research.core.errors import Failure, Mistake
+from research.core.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN
 from research.data import sentences
 from research.data import text as texts
 from research.data.buckets import Bucketed, bucketed, judged
@@ -20,8 +22,7 @@ from research.data.pairs import Pairs
 from research.data.sentences import Sentences
 from research.data.text import END, IGNORED, Text, Windows, windows
 from research.data.tfds import columns
-from research.data.tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN, commonest, tokenizer_from, trained
-from research.experiment import Failure, Mistake
+from research.data.tokenizer import commonest, tokenizer_from, trained
 
 ODD = "Zwölf Boxkämpfer — naïve 日本語 😀👩‍👩‍👧\r\n\t\x00\x03 <pad><eos>"
 VERSE = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 4

@@ -10,11 +10,11 @@ from learners import EXPERIMENTS
 
 from experiments import agree, sample, train
 from experiments.evaluate import main as evaluate
-from research.descend import Descent
-from research.experiment import Mistake
+from research.core.errors import Mistake
+from research.core.optimizers import Optimizer
+from research.core.update import Descent
+from research.evaluation.text import attended, scores, words
 from research.nets.transformer import LanguageModel, Stack
-from research.optim import Optimizer
-from research.reports.text import attended, scores, words
 
 WORDS = ["der", "rote", "blaue", "Mond", "und", "die", "Sonne", "läuft", "nicht"]
 

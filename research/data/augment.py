@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from research.experiment import Mistake
+from research.core.errors import Mistake
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,11 @@ import jax
 import numpy as np
 from flax import struct
 
+from research.core.errors import Mistake
+from research.core.special_tokens import PAD
+from research.core.state import Batch, Tree
 from research.data.feed import batches
 from research.data.order import indices, permuted
-from research.data.tokens import PAD
-from research.experiment import Mistake
-from research.state import Batch, Tree
 
 PASSES = 100
 """Epochs that a cycle over the buckets takes at most; a bucket too rare for a block in so many gets one anyway."""

@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from research.core.errors import Mistake
+from research.core.experiment import Feed, Feeds
+from research.core.state import NO_BATCH, Batch, Tree
 from research.data.order import carved, indices
-from research.experiment import Feed, Feeds, Mistake
-from research.state import NO_BATCH, Batch, Tree
 
 FeedName = Literal["resident", "stream"]
 """Where training data lives: all of it on the device, or on the host, a chunk of batches at a time."""

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from research.core.errors import Failure, Mistake
+from research.core.experiment import Feeds
 from research.data import tfds
 from research.data.feed import FeedName, feeds
 from research.data.order import carved, check_fields
-from research.experiment import Failure, Feeds, Mistake
 
 
 class Arrays(NamedTuple):

@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.experiment import Mistake, positive
+from research.core.errors import Mistake
+from research.core.experiment import positive
 
 ROUNDS = 8
 """Of the Feistel network. Four do for large sizes (Luby & Rackoff 1988); more serve the evenness of tiny ones."""

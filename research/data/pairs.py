@@ -7,13 +7,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from research.core.errors import Mistake
+from research.core.experiment import Feeds
+from research.core.special_tokens import BOS, EOS
+from research.core.state import Tree
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
 from research.data.order import carved, check_fields
 from research.data.strings import is_path, kept, read_file, strings
-from research.data.tokens import BOS, EOS, Tokenizer, trained
-from research.experiment import Feeds, Mistake
-from research.state import Tree
+from research.data.tokenizer import Tokenizer, trained
 
 
 class Texts(NamedTuple):

@@ -6,12 +6,14 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from research.core.errors import Mistake
+from research.core.experiment import Feeds
+from research.core.special_tokens import UNKNOWN
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
 from research.data.order import carved, check_fields
 from research.data.strings import kept, strings
-from research.data.tokens import UNKNOWN, Tokenizer, trained
-from research.experiment import Feeds, Mistake
+from research.data.tokenizer import Tokenizer, trained
 
 
 class Texts(NamedTuple):

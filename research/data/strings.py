@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from research.data.tokens import Tokenizer
-from research.experiment import Mistake
+from research.core.errors import Mistake
+from research.data.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".rs", ".go", ".js", ".ts", ".java")
 """Of the files of a folder that are read."""

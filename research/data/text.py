@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from research.core.errors import Mistake
+from research.core.experiment import Feeds
+from research.core.state import Batch
 from research.data import tfds
 from research.data.feed import FeedName, batches
 from research.data.order import carved, check_fields, indices
 from research.data.strings import SUFFIXES, is_path, kept, read_file, strings
-from research.data.tokens import Tokenizer, commonest, trained
-from research.experiment import Feeds, Mistake
-from research.state import Batch
+from research.data.tokenizer import Tokenizer, commonest, trained
 
 END = "\x03"
 """Stands between documents: ASCII's END OF TEXT, a character like any other to every tokenizer."""

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from research.experiment import Failure, Mistake
+from research.core.errors import Failure, Mistake
 
 
 def directory(dir: str | None) -> str | None:

@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import struct
 
+from research.core.errors import Mistake
+from research.core.experiment import Feed, Feeds
+from research.core.state import Batch
 from research.data import images, tfds
 from research.data.feed import FeedName, feeds
 from research.data.order import check_fields
-from research.experiment import Feed, Feeds, Mistake
-from research.state import Batch
 
 CYCLE_GAN = "cycle_gan/"
 """How the names of TensorFlow Datasets' sets start that have the splits trainA, trainB, testA and testB."""

@@ -7,15 +7,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.experiment import Feeds, Report
+from research.core.losses import classification
+from research.core.modules import forward
+from research.core.state import Learner, Tree
 from research.data.augment import Augment, augment
 from research.data.images import Images
-from research.experiment import Feeds, Report
+from research.evaluation import images as reports
 from research.learners.supervised import Training
-from research.losses import classification
 from research.nets.cnn import CNN
-from research.network import forward
-from research.reports import images as reports
-from research.state import Learner, Tree
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,16 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.experiment import Feeds, Report, Run, Snapshot, positive
+from research.core.modules import forward, initialise
+from research.core.optimizers import optimizer, schedule
+from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
+from research.core.update import cast, descend
 from research.data.augment import Augment, augment
 from research.data.unpaired import Unpaired
-from research.descend import cast, descend
-from research.experiment import Feeds, Report, Run, Snapshot, positive
+from research.evaluation import gan as reports
 from research.learners.players import Players, prepared, together
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
-from research.network import forward, initialise
-from research.optim import optimizer, schedule
-from research.reports import gan as reports
-from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
 
 
 @dataclass(frozen=True, kw_only=True)

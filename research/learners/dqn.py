@@ -14,17 +14,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from research.core.errors import Mistake
+from research.core.experiment import Feeds, Report, Run, positive
+from research.core.modules import forward, initialise
+from research.core.optimizers import Optimizer, optimizer, schedule
+from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
+from research.core.update import Descent, descend
 from research.data.feed import Empty, episodes
-from research.descend import Descent, descend
-from research.envs import replay
-from research.envs.replay import Frame, Sample
-from research.envs.vector import Environment, Vector, make
-from research.experiment import Feeds, Mistake, Report, Run, positive
+from research.evaluation.episodes import episode
 from research.nets.q import MLP
-from research.network import forward, initialise
-from research.optim import Optimizer, optimizer, schedule
-from research.reports.episodes import episode
-from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
+from research.rl import replay
+from research.rl.environments import Environment, Vector, make
+from research.rl.replay import Frame, Sample
 
 
 class World(NamedTuple):

@@ -13,16 +13,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.errors import Mistake
+from research.core.experiment import Feeds, Report, Run, Snapshot, positive
+from research.core.modules import forward, initialise, on_axis
+from research.core.optimizers import optimizer, schedule
+from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
+from research.core.transformations import followed
+from research.core.update import cast, descend
 from research.data.images import Images, ImageSpec
-from research.descend import cast, descend
-from research.experiment import Feeds, Mistake, Report, Run, Snapshot, positive
+from research.evaluation import gan as reports
 from research.learners.players import Players, prepared, together
-from research.lift import followed
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
-from research.network import forward, initialise, on_axis
-from research.optim import optimizer, schedule
-from research.reports import gan as reports
-from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
 
 LossName = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 

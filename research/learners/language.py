@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
+from research.core.experiment import Feeds, Report
+from research.core.losses import tokens
+from research.core.modules import filled
+from research.core.state import Learner
 from research.data.text import Text
-from research.experiment import Feeds, Report
+from research.evaluation import text as reports
 from research.learners.supervised import Training
-from research.losses import tokens
 from research.nets import transformer
-from research.network import filled
-from research.reports import text as reports
-from research.state import Learner
 
 
 @dataclass(frozen=True, kw_only=True)

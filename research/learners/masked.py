@@ -10,14 +10,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.errors import Mistake
+from research.core.experiment import Feeds, Report
+from research.core.losses import tokens
+from research.core.modules import filled
+from research.core.special_tokens import MASK, PAD
+from research.core.state import Batch, Learner, each
 from research.data.sentences import Sentences
-from research.data.tokens import MASK, PAD
-from research.experiment import Feeds, Mistake, Report
 from research.learners.supervised import Training
-from research.losses import tokens
 from research.nets import transformer
-from research.network import filled
-from research.state import Batch, Learner, each
 
 SPECIAL = MASK + 1
 """The first token that is a word, or a part of one."""

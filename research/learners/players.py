@@ -6,10 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.descend import Descent
-from research.experiment import Mistake, Run
-from research.optim import Optimizer
-from research.state import Mean, Metrics
+from research.core.errors import Mistake
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.state import Mean, Metrics
+from research.core.update import Descent
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.5, b2=0.999)
 """DCGAN's."""

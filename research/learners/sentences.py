@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
+from research.core.experiment import Feeds, Report
+from research.core.losses import classification
+from research.core.modules import filled, forward
+from research.core.state import Learner
 from research.data.sentences import Sentences
-from research.experiment import Feeds, Report
+from research.evaluation import text as reports
 from research.learners.supervised import Training
-from research.losses import classification
 from research.nets import lstm
-from research.network import filled, forward
-from research.reports import text as reports
-from research.state import Learner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.descend import Descent, descend
-from research.experiment import Mistake, Run
-from research.lift import averaged
-from research.losses import Criterion
-from research.network import forward, initialise, on_axis
-from research.optim import Optimizer, optimizer, schedule
-from research.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
+from research.core.errors import Mistake
+from research.core.experiment import Run
+from research.core.losses import Criterion
+from research.core.modules import forward, initialise, on_axis
+from research.core.optimizers import Optimizer, optimizer, schedule
+from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
+from research.core.transformations import averaged
+from research.core.update import Descent, descend
 
 
 def unchanged(batch: Batch) -> Batch:

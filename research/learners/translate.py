@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
+from research.core.experiment import Feeds, Report
+from research.core.losses import tokens
+from research.core.modules import filled
+from research.core.special_tokens import PAD
+from research.core.state import Learner
 from research.data.pairs import Pairs
-from research.data.tokens import PAD
-from research.experiment import Feeds, Report
+from research.evaluation import text as reports
 from research.learners.supervised import Training
-from research.losses import tokens
 from research.nets import transformer
-from research.network import filled
-from research.reports import text as reports
-from research.state import Learner
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.experiment import Mistake, positive
+from research.core.errors import Mistake
+from research.core.experiment import positive
+from research.core.modules import Filled
 from research.nets.conv import BatchNorm, Conv, max_pool
-from research.network import Filled
 
 
 class CNN(nn.Module):

@@ -6,7 +6,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.experiment import Mistake, positive
+from research.core.errors import Mistake
+from research.core.experiment import positive
 from research.nets.gan import Conv, Norm, leaky, padded, smallest
 
 

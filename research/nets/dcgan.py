@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.modules import Filled
 from research.nets.gan import (
     Conv,
     Dense,
@@ -18,7 +19,6 @@ from research.nets.gan import (
     smallest,
     with_label,
 )
-from research.network import Filled
 
 
 class DCGANGenerator(Generator):

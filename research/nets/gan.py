@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.experiment import Mistake, positive
+from research.core.errors import Mistake
+from research.core.experiment import positive
+from research.core.modules import Filled
 from research.nets.conv import BatchNorm, convolve, transposed
-from research.network import Filled
 
 Normalisation = Literal["batch", "instance", "layer", "none"]
 Labelled = tuple[jax.Array, jax.Array]

@@ -3,8 +3,8 @@
 import flax.linen as nn
 import jax
 
+from research.core.modules import Filled
 from research.nets.conv import Conv
-from research.network import Filled
 
 
 class MLP(nn.Module):

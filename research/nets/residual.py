@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.modules import Filled
 from research.nets.gan import Conv, Discriminator, Generator, Labelled, Norm, Score, Seed, smallest, with_label
-from research.network import Filled
 
 
 class ResidualGenerator(Generator):

@@ -13,12 +13,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.data.tokens import PAD
-from research.experiment import Mistake, positive
+from research.core.errors import Mistake
+from research.core.experiment import positive
+from research.core.modules import Filled
+from research.core.special_tokens import PAD
 from research.nets.dense import Dense, product
 from research.nets.dropout import Dropout
 from research.nets.sequence import Memory, pool
-from research.network import Filled
 
 SMALL = nn.initializers.normal(0.02)
 """How kernels and embeddings start: Radford et al. 2019, "Language models are unsupervised multitask learners"."""

@@ -1,0 +1,62 @@
+"""Files that are whole or not there, and file errors that read as one clear message."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from research.core.errors import Failure
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path beside `path` to write to; on leaving, it takes the place of `path` atomically."""
+    temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
+    try:
+        yield temporary
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def sync(path: Path) -> None:
+    """Forces a file, or a directory's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes `value` as JSON, atomically."""
+    with failing("write", path), replacing(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def failing(what: str, path: Path) -> Iterator[None]:
+    """What the file system refuses inside becomes a Failure: could not `what` `path`, why, and the mend."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(f"could not {what} {path}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Why a file operation failed, and the mend, in one line. Libraries wrap OSErrors, so their text counts too."""
+    text = " ".join(str(error).split())
+    number = error.errno if isinstance(error, OSError) else None
+    if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
+        return "the disk is full; free some space and start again, the run goes on from its last checkpoint"
+    if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "Permission denied" in text or "Read-only" in text:
+        return "it can't be written to; check its permissions, or choose another --workdir"
+    if number in (errno.ENOTDIR, errno.EEXIST) or "Not a directory" in text:
+        return "there is a file where a directory should be; move it, or choose another --workdir"
+    return f"{type(error).__name__}: {text[:300]}"

@@ -1,0 +1,61 @@
+"""Criteria: (outputs, targets, mask) -> (loss, metrics), all Means over the examples with mask 1."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from research.core.state import Mean, Metrics, mean
+
+Criterion = Callable[[Any, Any, jax.Array], tuple[Mean, Metrics]]
+
+
+def classification(smoothing: float = 0.0) -> Criterion:
+    """Cross-entropy of logits f32[batch, classes] against labels i32[batch], in nats, and the accuracy.
+
+    Of logits f32[batch, readers, classes] each reader has its loss, and the mean of them counts; so their mean logits'
+    accuracy.
+
+    smoothing: the share of each target spread evenly over the classes (Szegedy et al. 2016, arXiv:1512.00567).
+    """
+
+    def criterion(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[Mean, Metrics]:
+        logits = logits.reshape(len(logits), -1, logits.shape[-1])
+        losses = cross_entropy(logits, jnp.broadcast_to(labels[:, None], logits.shape[:2]), smoothing)
+        return mean(losses.mean(1), mask), {"accuracy": mean(logits.mean(1).argmax(-1) == labels, mask)}
+
+    return criterion
+
+
+def tokens(ignored: int, smoothing: float = 0.0, lengths: np.ndarray | None = None) -> Criterion:
+    """Cross-entropy of logits f32[batch, time, vocabulary] against tokens i32[batch, time], in nats, and the accuracy.
+
+    Both are means over the tokens: the targets equal to `ignored` count for nothing.
+
+    lengths  i32[vocabulary], the characters of each token; with them, the loss is also told in bits per character
+    """
+
+    def criterion(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> tuple[Mean, Metrics]:
+        weights = mask[:, None] * (targets != ignored)
+        targets = jnp.maximum(targets, 0)
+        loss = mean(cross_entropy(logits, targets, smoothing), weights)
+        metrics = {"accuracy": mean(logits.argmax(-1) == targets, weights)}
+        if lengths is not None:
+            characters = (weights * jnp.asarray(lengths, jnp.float32)[targets]).sum()
+            nats = mean(cross_entropy(logits, targets), weights)
+            metrics["bits_per_character"] = Mean(nats.total / math.log(2), characters)
+        return loss, metrics
+
+    return criterion
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
+    """-log softmax(logits)[label], in nats: logits [..., classes], labels i32[...] -> [...]; see `classification`."""
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # The smoothed target's share of the loss, without a one-hot of every label.
+    spread = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
+    return (1 - smoothing) * loss + smoothing * spread

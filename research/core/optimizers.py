@@ -1,0 +1,120 @@
+"""Optimizers and schedules by name: one flat dataclass over optax."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import optax
+from optax.contrib import MuonDimensionNumbers
+
+from research.core.state import Tree
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """What moves the parameters.
+
+    Attributes:
+        name: adamw (Loshchilov & Hutter 2019, arXiv:1711.05101), sgd (with momentum), adafactor (Shazeer &
+            Stern 2018, arXiv:1804.04235), lion (Chen et al. 2023, arXiv:2302.06675), muon (Jordan 2024;
+            matrices and convolutions by Muon, all else by Adam). Adam is adamw without decay.
+        learning_rate: its peak
+        schedule: constant; linear or cosine, down to 0 at the last step; halving, at `halve_at`;
+            one_cycle (Smith & Topin 2018, arXiv:1708.07120): up from 1/25 over the first 30 %, then down by a
+            cosine to nothing
+        warmup: steps over which the others rise linearly from 0
+        weight_decay: of kernels and embeddings alone (muon: of what it moves, kernels); for sgd it is part of the
+            gradient (L2), else it is times the learning rate
+        momentum: of sgd and of muon
+        nesterov: whether the momentum looks ahead
+        b1: decay of the first moment, of adamw, of muon's Adam and of lion
+        b2: decay of the second moment, likewise
+        eps: added to the root of the second moment, of adamw and of muon's Adam
+        halve_at: the fractions of the run after which `halving` halves the learning rate
+    """
+
+    name: Literal["adamw", "sgd", "adafactor", "lion", "muon"] = "adamw"
+    learning_rate: float = 1e-3
+    schedule: Literal["constant", "linear", "cosine", "halving", "one_cycle"] = "constant"
+    warmup: int = 0
+    halve_at: tuple[float, ...] = (0.5, 0.75, 0.875)
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = True
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if self.warmup < 0:
+            raise ValueError(f"optimizer.warmup must be 0 or more steps, not {self.warmup}")
+
+
+def schedule(how: Optimizer, steps: int) -> optax.Schedule:
+    """The learning rate as a function of the optimizer's count of updates, of `steps` in all."""
+    after = max(steps - how.warmup, 1)
+    match how.schedule:
+        case "constant":
+            shape = optax.constant_schedule(1.0)
+        case "linear":
+            shape = optax.linear_schedule(1.0, 0.0, after)
+        case "cosine":
+            shape = optax.cosine_decay_schedule(1.0, after)
+        case "halving":
+            shape = optax.piecewise_constant_schedule(1.0, {int(at * steps) - how.warmup: 0.5 for at in how.halve_at})
+        case "one_cycle":
+            shape = optax.cosine_onecycle_schedule(after, 1.0)
+    if how.warmup:
+        shape = optax.join_schedules([optax.linear_schedule(0.0, 1.0, how.warmup), shape], [how.warmup])
+    # The peak is multiplied in last, so that a sweep can vmap it.
+    return lambda count: how.learning_rate * shape(count)
+
+
+def optimizer(how: Optimizer, steps: int) -> optax.GradientTransformation:
+    """The optimizer for a run of `steps` updates."""
+    rate = schedule(how, steps)
+    match how.name:
+        case "adamw":
+            return optax.adamw(rate, how.b1, how.b2, how.eps, weight_decay=how.weight_decay, mask=decayed)
+        case "sgd":
+            sgd = optax.sgd(rate, how.momentum, how.nesterov)
+            return optax.chain(optax.add_decayed_weights(how.weight_decay, decayed), sgd)
+        case "adafactor":
+            return optax.adafactor(rate, weight_decay_rate=how.weight_decay, weight_decay_mask=decayed)
+        case "lion":
+            return optax.lion(rate, how.b1, how.b2, weight_decay=how.weight_decay, mask=decayed)
+        case "muon":
+            return optax.contrib.muon(
+                rate,
+                beta=how.momentum,
+                nesterov=how.nesterov,
+                weight_decay=how.weight_decay,
+                weight_decay_mask=decayed,
+                adam_b1=how.b1,
+                adam_b2=how.b2,
+                eps=how.eps,
+                muon_weight_dimension_numbers=matrices,
+                consistent_rms=0.2,  # updates of Adam's size, so that one learning rate serves both
+            )
+
+
+def decayed(params: Tree) -> Tree:
+    """True for kernels and embeddings; False for biases and the scales of norms, which are not decayed."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _is_kernel(path) or path[-1].key == "embedding", params)
+
+
+def matrices(params: Tree) -> Tree:
+    """Which axes Muon takes for a matrix: all of a kernel's but the last, against the last; None: left to Adam.
+
+    Stacked layers (under "layers", leaves [layers, ...]) are a matrix each.
+    """
+
+    def axes(path: tuple, x: jax.Array) -> MuonDimensionNumbers | None:
+        first = 1 if any(part.key == "layers" for part in path) else 0
+        return MuonDimensionNumbers(tuple(range(first, x.ndim - 1)), x.ndim - 1) if _is_kernel(path) else None
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _is_kernel(path: tuple) -> bool:
+    return path[-1].key.endswith("kernel")

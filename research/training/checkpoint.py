@@ -1,0 +1,369 @@
+"""Checkpoints: the whole State of a step, written by orbax in the background, with a checksum of our own.
+
+    checkpoints/300/        what orbax wrote: {"params/Dense_0/kernel": array, ...}
+    checkpoints/300.json    what it holds, the sha256 of each file, whether it was the best so far; written last
+
+A step counts as saved once its .json is there, itself written atomically and with its own sha256. Nothing older goes
+before that, so a run killed at any moment resumes from its newest save; a damaged step is noticed and the one before
+it used. Checkpoints are bound to no topology: a State comes back on the host, and its place puts it where it runs.
+"""
+
+import hashlib
+import json
+import logging
+import shutil
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from research.core.errors import Failure, Mistake
+from research.core.files import failing, reason, replacing
+from research.core.state import State
+from research.training.leaves import check_same, describe, differences, named, plain, plain_shape, size, typed
+
+T = TypeVar("T")
+Warn = Callable[[str], None]
+to_stderr: Warn = partial(print, file=sys.stderr)
+
+
+def _not_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname and "orbax" not in record.getMessage()
+
+
+for _logger in ("absl", "asyncio"):
+    # Where the disk is full, orbax writes some 500 lines of tracebacks, from threads; a Failure says it in one.
+    logging.getLogger(_logger).addFilter(_not_orbax)
+
+
+class Manifest(NamedTuple):
+    """The .json of a saved step.
+
+    best    whether it was the best so far: the newest of these is the best one
+    leaves  the State's leaves, "float32[3,4]" by name
+    files   the sha256 of each file, by its path inside the step's directory
+    """
+
+    best: bool
+    leaves: dict[str, str]
+    files: dict[str, str]
+
+
+class Checkpoints:
+    """Saves a run's States in `directory`, in the background; a context manager.
+
+    keep  the newest ones that are kept, at least 2; the best one is kept besides
+    step  where the run goes on from: what is there of later steps is damaged, or `restore` would have found it, and
+          is deleted when the context is entered, as are the leftovers of saves that were killed
+
+    What goes wrong in the background is raised, as a Failure, by the next call or on leaving the context.
+    With several processes, all of them make the same calls on a directory that they share.
+    """
+
+    def __init__(self, directory: Path | str, keep: int, step: int) -> None:
+        self._directory = Path(directory).absolute()
+        self._keep, self._step = keep, step
+        self._pending: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        with failing("save to", self._directory):
+            self._directory.mkdir(parents=True, exist_ok=True)
+            if _primary():
+                _tidy(self._directory, self._step)
+            _together()
+            # Old steps are deleted here, after the checksum of a new one, so orbax keeps them all.
+            options = ocp.CheckpointManagerOptions(max_to_keep=None)
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._worker = ThreadPoolExecutor(1, "checkpoint")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            self.wait()
+        except Failure:
+            if error is None:  # else the error on its way out is the first one, and the one to be told
+                raise
+        finally:
+            self._worker.shutdown()
+            with suppress(Exception):  # what it has to tell, wait() told
+                self._manager.close()
+            with suppress(OSError):  # of a save that failed, orbax's threads may have written on until here
+                if _primary():
+                    _clear(self._directory)
+
+    def steps(self) -> list[int]:
+        """The steps that are saved, oldest first."""
+        self.wait()
+        return _steps(self._directory)[0]
+
+    def save(self, step: int, state: State) -> bool:
+        """Starts to save `state`, which may be donated at once. False: that step is there already."""
+        return self._save(step, state, best=False)
+
+    def save_best(self, step: int, state: State) -> bool:
+        """`save`, as the best one so far; if that step is there already, it is only marked so."""
+        return self._save(step, state, best=True)
+
+    def wait(self) -> None:
+        """Waits until what was saved is on the disk, checksum and all."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+            _together()
+
+    def _save(self, step: int, state: State, best: bool) -> bool:
+        if step in self.steps():
+            if best and _primary():
+                with failing("save to", self._directory):
+                    manifest = _manifest(self._directory, step)
+                    _write_manifest(self._directory, step, manifest._replace(best=True))
+                    _rotate(self._directory, self._keep)
+            return False
+        leaves = named(state)
+        described = {name: describe(leaf) for name, leaf in leaves.items()}
+        try:
+            started = self._manager.save(step, args=ocp.args.StandardSave(plain(leaves)), force=True)
+            assert started, f"orbax declined to save step {step}"
+        except Exception as error:
+            raise self._failure(step, error) from error
+        self._pending = self._worker.submit(self._finish, step, described, best)
+        return True
+
+    def _finish(self, step: int, described: dict[str, str], best: bool) -> None:
+        """In the background: waits for orbax, then writes the checksum, and only then deletes what is old."""
+        try:
+            self._manager.wait_until_finished()
+            if _primary():
+                _write_manifest(self._directory, step, Manifest(best, described, _sums(self._directory / str(step))))
+                _rotate(self._directory, self._keep)
+        except Exception as error:
+            failure = self._failure(step, error)
+            with suppress(OSError):
+                if _primary():
+                    _tidy(self._directory, step)  # what was written of it takes up the room that may be wanting
+            raise failure from error
+
+    def _failure(self, step: int, error: Exception) -> Failure:
+        saved = _steps(self._directory)[0] if self._directory.is_dir() else []
+        left = f"step {saved[-1]} is its newest checkpoint" if saved else "there is no checkpoint yet"
+        return Failure(f"could not save step {step} in {self._directory} ({left}): {reason(error)}")
+
+
+def restore(
+    directory: Path | str, abstract: State, warn: Warn = to_stderr, best: bool = False
+) -> tuple[int, State] | None:
+    """The newest step in `directory` and its State on the host; None where nothing was saved.
+
+    best: the one that was marked so, where there is one.
+
+    It only reads. A damaged step is passed over, with one line to `warn`. Raises Mistake where a checkpoint holds
+    another State than `abstract` (`jax.eval_shape(learner.init, key)`), Failure where every one is damaged.
+    """
+    leaves = named(abstract)
+
+    def read(path: Path, manifest: Manifest) -> State:
+        check_same(path, manifest.leaves, leaves)
+        found = _read(path, leaves)
+        return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
+
+    path = Path(directory).absolute()
+    return (_newest(path, read, warn, True) if best else None) or _newest(path, read, warn, False)
+
+
+def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False) -> State:
+    """`state` with the params of the newest (or best) checkpoint of another run, and the collections that match.
+
+    Params that only one of them has (a head for another task) start afresh, which is told. Raises Mistake where params
+    of one name differ in shape, none are common, or nothing was saved.
+    """
+
+    def read(path: Path, manifest: Manifest) -> State:
+        def under(prefix: str, leaves: dict[str, T]) -> dict[str, T]:
+            return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
+
+        here = named(state)
+        wanted, held = under("params", here), under("params", manifest.leaves)
+        chosen = {name: leaf for name, leaf in wanted.items() if name in held}
+        if not chosen:
+            raise Mistake(f"checkpoint {path} has none of these params: {', '.join(list(wanted)[:3])}, …")
+        check_same(path, {name: held[name] for name in chosen}, chosen)
+        fresh = [name for name in wanted if name not in held]
+        if fresh:
+            warn(f"{path} does not have {', '.join(fresh)}: they start afresh")
+        for collection in (f"collections/{name}" for name in state.collections):
+            if not differences(under(collection, manifest.leaves), under(collection, here)):
+                chosen |= under(collection, here)
+        found = here | _read(path, chosen)
+        return jax.tree.unflatten(jax.tree.structure(state), list(found.values()))
+
+    found = _newest(Path(directory).absolute(), read, warn, best)
+    if found is None:
+        raise Mistake(f"{directory} holds no checkpoint to start from")
+    return found[1]
+
+
+class _Damaged(Exception):
+    """Why a step can't be used."""
+
+
+def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool) -> tuple[int, T] | None:
+    """The newest step that is whole (and is marked best), and what `read` makes of it."""
+    with failing("read", directory):
+        if not directory.exists():
+            return None
+        saved, unsaved = _steps(directory)
+    damage: list[tuple[int, str]] = []
+    for step in sorted(saved + unsaved, reverse=True):
+        try:
+            if step in unsaved:
+                raise _Damaged("it has no checksum, its save was cut short")
+            manifest = _manifest(directory, step)
+            if best and not manifest.best:
+                continue
+            _verify(directory / str(step), manifest)
+            found = read(directory / str(step), manifest)
+        except _Damaged as error:
+            damage.append((step, str(error)))
+            continue
+        for damaged, why in damage:
+            warn(f"checkpoint {directory / str(damaged)} is damaged ({why}): using step {step} instead")
+        return step, found
+    if len(damage) == 1 and damage[0][0] in unsaved:
+        warn(f"checkpoint {directory / str(damage[0][0])} is not used ({damage[0][1]}): there is none before it")
+        return None
+    if damage:
+        told = "; ".join(f"step {step}: {why}" for step, why in damage)
+        raise Failure(
+            f"no {'best ' if best else ''}checkpoint in {directory} can be used ({told}): "
+            "restore them from a backup, or start afresh with --overwrite"
+        )
+    return None
+
+
+def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
+    """The leaves of those names, on the host; orbax neither checks nor casts them, that was done before."""
+    shapes = {name: plain_shape(leaf) for name, leaf in leaves.items() if size(leaf)}
+    args = ocp.args.PyTreeRestore(
+        shapes,
+        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes},
+        partial_restore=True,
+    )
+    try:
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(path / "default", args=args)
+    except Exception as error:
+        raise _Damaged(f"orbax can't read it: {' '.join(str(error).split())[:200]}") from error
+    return {name: typed(found[name] if name in shapes else None, leaf) for name, leaf in leaves.items()}
+
+
+def _steps(directory: Path) -> tuple[list[int], list[int]]:
+    """The steps that are saved, and those that have a directory but no checksum; both oldest first."""
+    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
+    saved = [step for step in steps if _manifest_path(directory, step).exists()]
+    return saved, [step for step in steps if step not in saved]
+
+
+def _manifest_path(directory: Path, step: int) -> Path:
+    return directory / f"{step}.json"
+
+
+def _manifest(directory: Path, step: int) -> Manifest:
+    """Raises _Damaged where it isn't what was written."""
+    try:
+        written = json.loads(_manifest_path(directory, step).read_bytes())
+        if written["sha256"] != _digest(written["manifest"]):
+            raise ValueError
+        return Manifest(**written["manifest"])
+    except (ValueError, KeyError, TypeError, OSError):
+        raise _Damaged(f"{step}.json is not as it was written") from None
+
+
+def _write_manifest(directory: Path, step: int, manifest: Manifest) -> None:
+    content = manifest._asdict()
+    with replacing(_manifest_path(directory, step)) as path:
+        path.write_text(json.dumps({"sha256": _digest(content), "manifest": content}, indent=1) + "\n")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _sums(path: Path, names: Iterable[str] | None = None) -> dict[str, str]:
+    """The sha256 of each file under `path`."""
+    if names is None:
+        names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+    sums = {}
+    for name in names:
+        with (path / name).open("rb") as file:
+            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return sums
+
+
+def _verify(path: Path, manifest: Manifest) -> None:
+    for name, expected in manifest.files.items():
+        try:
+            actual = _sums(path, [name])[name]
+        except FileNotFoundError:
+            raise _Damaged(f"{name} is missing") from None
+        except OSError as error:
+            raise _Damaged(f"{name} can't be read: {error.strerror}") from None
+        if actual != expected:
+            raise _Damaged(f"{name} is not as it was written")
+
+
+def _rotate(directory: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` steps and the best one."""
+    saved = _steps(directory)[0]
+    kept = set(saved[-keep:])
+    for step in reversed(saved):
+        try:
+            if _manifest(directory, step).best:
+                kept.add(step)
+                break
+        except _Damaged:
+            continue
+    for step in saved:
+        if step not in kept:
+            _delete(directory, step)
+
+
+def _delete(directory: Path, step: int) -> None:
+    """The checksum goes first: a step half deleted is one that was never saved."""
+    _manifest_path(directory, step).unlink(missing_ok=True)
+    shutil.rmtree(directory / str(step))
+
+
+def _tidy(directory: Path, step: int) -> None:
+    """Deletes what killed saves left, and the damaged steps after `step`."""
+    saved, unsaved = _steps(directory)
+    for stale in (*unsaved, *(s for s in saved if s > step)):
+        _delete(directory, stale)
+    _clear(directory)
+
+
+def _clear(directory: Path) -> None:
+    """Deletes what orbax had not finished, and checksums of nothing."""
+    for path in directory.iterdir():
+        if ".orbax-checkpoint-tmp" in path.name and path.is_dir():
+            shutil.rmtree(path)
+        elif path.suffix == ".json" and not (directory / path.stem).is_dir():
+            path.unlink()
+
+
+def _primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _together() -> None:
+    """What the first process did to the directory is seen by all from here on."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("checkpoints")

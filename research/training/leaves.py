@@ -1,0 +1,80 @@
+"""The leaves of a State by name, as a checkpoint holds them."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.core.errors import Mistake
+from research.core.state import Tree
+
+
+def named(tree: Tree) -> dict[str, Any]:
+    """The leaves by name, "params/Dense_0/kernel", in the tree's order."""
+    paths = jax.tree_util.tree_leaves_with_path(tree)
+    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    if len(leaves) != len(paths):
+        raise Mistake("two leaves of the State have the same name: a name with a slash in it may be the cause")
+    return leaves
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def size(leaf: Any) -> int:
+    """How many elements it has."""
+    return int(np.prod(leaf.shape))
+
+
+def plain(leaves: dict[str, Any]) -> dict[str, Any]:
+    """What orbax can save: keys as their bits; arrays without elements left out, their shape says it all."""
+    return {name: jax.random.key_data(x) if _is_key(x) else x for name, x in leaves.items() if size(x)}
+
+
+def plain_shape(leaf: Any) -> Any:
+    """The shape of what orbax saves of it."""
+    shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype)
+
+
+def typed(found: np.ndarray | None, leaf: Any) -> Any:
+    """What orbax gave back as the leaf that it was."""
+    if found is None:
+        return np.zeros(leaf.shape, leaf.dtype)
+    return jax.random.wrap_key_data(jnp.asarray(found), impl=_implementation(leaf)) if _is_key(leaf) else found
+
+
+def _implementation(key: Any) -> Any:
+    found: list[Any] = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)  # it takes no shape, but a tracer
+    return found[0]
+
+
+def describe(leaf: Any) -> str:
+    """In words: 'float32[3,4]'."""
+    return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
+
+
+def differences(held: dict[str, str], leaves: dict[str, Any]) -> list[str]:
+    """What `held` has otherwise than `leaves`, in words."""
+    wanted = {name: describe(leaf) for name, leaf in leaves.items()}
+    both = [name for name in wanted if name in held]
+    return [
+        *(f"{name} is {held[name]} there, {wanted[name]} here" for name in both if held[name] != wanted[name]),
+        *(f"{name} is not there" for name in wanted if name not in held),
+        *(f"{name} is there only" for name in held if name not in wanted),
+    ]
+
+
+def check_same(path: Path, held: dict[str, str], leaves: dict[str, Any]) -> None:
+    """Raises Mistake where the checkpoint at `path` holds others than these leaves."""
+    differ = differences(held, leaves)
+    if differ:
+        more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
+        raise Mistake(
+            f"checkpoint {path} holds something else ({'; '.join(differ[:3])}{more}): "
+            "use the config and the code that it was made with"
+        )

@@ -1,0 +1,287 @@
+"""What a run writes down as it goes: metrics.jsonl, the same for TensorBoard, and a progress bar."""
+
+import json
+import math
+import os
+import shutil
+import struct
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Column
+from rich.text import Text
+
+from research.core.console import console
+from research.core.files import failing, replacing
+from research.core.files import write_json as write_json
+
+# tensorboardX imports PyTorch where there is one, which takes as long as all else here, and is not needed.
+hidden = "torch" not in sys.modules
+if hidden:
+    sys.modules["torch"] = None  # type: ignore[assignment]  # its import fails
+try:
+    from tensorboardX import summary as tensorboard
+    from tensorboardX.proto.event_pb2 import Event
+    from tensorboardX.record_writer import RecordWriter
+finally:
+    if hidden:
+        del sys.modules["torch"]
+
+Values = Mapping[str, Any]
+"""Values by metric: a number, or a list of one for each seed; None where there is none."""
+
+METRICS = "metrics.jsonl"
+TENSORBOARD = "tensorboard"
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON has it: arrays as lists, and None for what is not finite (JSON has no NaN)."""
+    if isinstance(value, Mapping):
+        return {name: plain(x) for name, x in value.items()}
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    value = np.asarray(value).tolist()  # a float32 becomes the float64 that it equals, and is written out in full
+    if isinstance(value, list):
+        return plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read(directory: Path | str) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; without the last one where a killed run tore it."""
+    path = Path(directory) / METRICS
+    with failing("read", path):
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in _whole(path)]
+
+
+def cut(directory: Path | str, step: int) -> None:
+    """Drops the lines after `step`, where a run goes on, and a torn last one."""
+    path = Path(directory) / METRICS
+    with failing("write", path):
+        if not path.exists():
+            return
+        lines = [line for line in _whole(path) if json.loads(line)["step"] <= step]
+        with replacing(path) as temporary:
+            temporary.write_bytes(b"".join(lines))
+
+
+def _whole(path: Path) -> Iterator[bytes]:
+    """The lines that end."""
+    return (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+
+
+class Log:
+    """Writes metrics.jsonl and TensorBoard's events in `directory`, a context manager.
+
+    It goes on after what metrics.jsonl holds (see `cut`); TensorBoard's events are written anew from it, so that
+    none is there twice. `flush` comes before each checkpoint: what led to a checkpoint is then on the disk.
+    """
+
+    def __init__(self, directory: Path | str) -> None:
+        self._directory = Path(directory)
+
+    def __enter__(self) -> Self:
+        lines = read(self._directory)
+        last = max((line["step"] for line in lines), default=0)
+        with failing("write to", self._directory):
+            self._file = (self._directory / METRICS).open("a")
+            self._events = _Events(self._directory / TENSORBOARD, lines, last)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        try:
+            self.flush()
+        except Exception:
+            if error is None:
+                raise
+        finally:
+            for file in (self._file, self._events):
+                try:
+                    file.close()
+                except OSError:  # flush told it
+                    continue
+
+    def line(self, step: int, split: str, values: Values, timing: Values | None = None) -> None:
+        """One line: the values of a split after `step` steps, and what the clock says, which no two runs share."""
+        line = plain({"step": step, "split": split, **values, "time": {"unix": time.time(), **(timing or {})}})
+        with failing("write to", self._directory):
+            self._file.write(json.dumps(line, allow_nan=False) + "\n")
+            self._file.flush()
+            self._events.scalars(line)
+
+    def picture(self, step: int, path: Path) -> None:
+        """A PNG for TensorBoard, by the name of its file."""
+        with failing("write to", self._directory):
+            self._events.picture(step, path.stem, path.read_bytes())
+
+    def flush(self) -> None:
+        """Returns when all that was written is on the disk."""
+        with failing("write to", self._directory):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._events.flush()
+
+
+class _Events:
+    """TensorBoard's event file. Written here and now, as tensorboardX's own writer has a thread that can't be waited
+    for, and whose errors nobody sees. Of several seeds, the mean and the spread."""
+
+    def __init__(self, directory: Path, lines: Iterable[dict[str, Any]], last: int) -> None:
+        pictures = {
+            (event.step, event.summary.value[0].tag): event.SerializeToString()
+            for path in sorted(directory.glob("events.*"))
+            for event in _events(path)
+            if event.step <= last and event.summary.value and event.summary.value[0].HasField("image")
+        }
+        self._pictured = set(pictures)
+        # All anew beside the old one, then in its place.
+        new = directory.with_name(f".{directory.name}.tmp")
+        shutil.rmtree(new, ignore_errors=True)
+        new.mkdir()
+        name = f"events.out.tfevents.{int(time.time()):010d}.samestep"
+        self._writer = RecordWriter(str(new / name))
+        self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
+        for line in lines:
+            self.scalars(line)
+        for picture in pictures.values():
+            self._writer.write(picture)
+        self.flush()
+        shutil.rmtree(directory, ignore_errors=True)
+        new.rename(directory)  # the open file goes along
+
+    def scalars(self, line: dict[str, Any]) -> None:
+        """All numbers of a line of metrics.jsonl."""
+        told = line["time"]
+        numbers = {f"{line['split']}/{name}": x for name, x in line.items() if name not in ("step", "split", "time")}
+        numbers |= {f"time/{name}": value for name, value in told.items() if name != "unix"}
+        values = []
+        for name, number in numbers.items():
+            if isinstance(number, list):
+                each = [x for x in number if x is not None]
+                if each:
+                    values += tensorboard.scalar(name, np.mean(each)).value
+                    values += tensorboard.scalar(f"{name}/spread", np.std(each)).value
+            elif isinstance(number, int | float):
+                values += tensorboard.scalar(name, number).value
+        if values:
+            self._write(Event(wall_time=told["unix"], step=line["step"], summary=tensorboard.Summary(value=values)))
+
+    def picture(self, step: int, tag: str, png: bytes) -> None:
+        """A PNG, unless it is there from before a resume."""
+        if (step, tag) in self._pictured:
+            return
+        width, height = struct.unpack(">II", png[16:24])
+        image = tensorboard.Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+        summary = tensorboard.Summary(value=[tensorboard.Summary.Value(tag=tag, image=image)])
+        self._write(Event(wall_time=time.time(), step=step, summary=summary))
+        self._pictured.add((step, tag))
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, event: Event) -> None:
+        self._writer.write(event.SerializeToString())
+
+
+def _events(path: Path) -> Iterator[Event]:
+    """The events of a file, up to one that a killed run tore."""
+    data, at = path.read_bytes(), 0
+    while at + 16 <= len(data):
+        (size,) = struct.unpack_from("<Q", data, at)  # then its checksum, the event, and that one's
+        if at + size + 16 > len(data):
+            return
+        yield Event.FromString(data[at + 12 : at + 12 + size])
+        at += size + 16
+
+
+class Progress:
+    """A progress bar on standard error, a context manager; where that is no terminal, a line now and then.
+
+    steps  in all
+    start  the steps already done
+    every  the seconds between lines, where there is no terminal
+    """
+
+    def __init__(self, steps: int, start: int = 0, description: str = "training", every: float = 30.0) -> None:
+        self._steps, self._step, self._every = steps, start, every
+        self._description = description
+        self._texts: dict[str, str] = {}
+        self._started = self._told = (time.monotonic(), start)
+        self._bar = None
+        if console.is_terminal and not console.is_dumb_terminal:
+            self._bar = Bar(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _Speed(table_column=Column(no_wrap=True)),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+                console=console,
+            )
+            self._task = self._bar.add_task(description, total=steps, completed=start, text="")
+
+    def __enter__(self) -> Self:
+        self._started = self._told = (time.monotonic(), self._step)
+        if self._bar:
+            self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+        elif self._step > self._started[1]:
+            self._tell(self._started)
+
+    def update(self, step: int) -> None:
+        """So many steps are done."""
+        self._step = step
+        if self._bar:
+            self._bar.update(self._task, completed=step)
+        elif time.monotonic() - self._told[0] > self._every:
+            self._tell(self._told)
+            self._told = (time.monotonic(), step)
+
+    def say(self, split: str, values: Values) -> None:
+        """The latest values of a split."""
+        self._texts[split] = f"{split} {brief(values)}"
+        if self._bar:
+            self._bar.update(self._task, text=" | ".join(self._texts.values()))
+
+    def _tell(self, since: tuple[float, int]) -> None:
+        seconds, steps = time.monotonic() - since[0], self._step - since[1]
+        left = _clock((self._steps - self._step) * seconds / steps) if steps else "?"
+        parts = [f"{self._description} {self._step}/{self._steps}", f"{steps / seconds:.3g} steps/s", f"{left} left"]
+        console.print(", ".join(parts) + "".join(f" | {text}" for text in self._texts.values()), markup=False)
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:.3g} steps/s" if task.speed else "")
+
+
+def brief(values: Values) -> str:
+    """The values in a few words; of several seeds, their mean."""
+    words = []
+    for name, value in values.items():
+        each = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
+        words.append(f"{name} {np.mean(each):.4g}" if each else f"{name} -")
+    return ", ".join(words)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"

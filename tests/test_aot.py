@@ -1,0 +1,76 @@
+"""Every learner's training compiles for hardware that is not there, by that hardware's own compiler."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import pytest
+from learners import EXPERIMENTS, classify
+
+from research.core.placement import place
+from research.core.update import Descent
+from research.nets.cnn import CNN, ResNet
+from research.training.aot import NotInstalled, compiled, lower, operations, topology
+
+CHUNK = 2
+CLOCKED = {"dqn": 2}
+"""Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows."""
+
+GATHERED = {"cyclegan": {"all-gather"}}
+"""What a learner gathers besides: the pool of past images, the same on every device, gets the fakes of all."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def uncached():
+    """These programs can't be read back from the compilation cache: nothing of them is kept there."""
+    option = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, option)
+    jax.config.update(option, 1e9)
+    yield
+    jax.config.update(option, before)
+
+
+@functools.cache
+def devices(name: str):
+    """The topology; skips where there is no compiler for it."""
+    try:
+        return topology(name)
+    except NotInstalled as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.mark.parametrize("where, how", [("v5e:2x4", "shard_map"), ("v5e:2x4", "pmap"), ("h100", "jit")])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_compiles(name, where, how):
+    experiment = EXPERIMENTS[name]
+    facts = compiled(experiment, devices(where), how, CHUNK)
+    assert facts.devices == (8 if where == "v5e:2x4" else 1)
+    assert 0 < facts.arguments < facts.memory < devices(where).memory
+    assert facts.outputs < 2**16  # metrics: the State takes the place of the one donated
+    # Gradients and metrics are summed, and nothing else is gathered: each device keeps its share.
+    assert set(facts.collectives) == ({"all-reduce"} | GATHERED.get(name, set()) if facts.devices > 1 else set())
+    # The platform's branch of each convolution is chosen by then.
+    assert operations(facts.hlo)["conditional"] == CLOCKED.get(name, 0)
+    if isinstance(getattr(experiment, "net", None), CNN | ResNet):
+        assert facts.convolutions > 0
+
+
+@pytest.mark.parametrize("where", ["v5e:2x4", "h100"])
+def test_the_platform_compiled_for_decides(where):
+    """A convolution is one where it is to run, though the CPU that lowers it would make a matrix product of it."""
+    resnet = classify(net=ResNet(widths=(4, 8), blocks=(1, 1), shortcut="project"))
+    count = lambda devices: lower(resnet, place("jit", devices), CHUNK).as_text().count(".convolution(")
+    assert count(devices(where).devices) > 0 == count(jax.devices("cpu"))
+
+
+def test_attention_on_an_h100_is_flash():
+    """In bfloat16 by cuDNN, its backward pass too; in float32, which cuDNN can't, by XLA."""
+    experiment = EXPERIMENTS["transformer"]
+    net = experiment.net.clone(stack=dataclasses.replace(experiment.net.stack, width=64, heads=2))
+    data = dataclasses.replace(experiment.data, context=64)
+    for dtype, expected in (("bfloat16", True), ("float32", False)):
+        half = dataclasses.replace(experiment, net=net, data=data, descent=Descent(dtype=dtype))
+        hlo = compiled(half, devices("h100"), "jit", CHUNK).hlo
+        found = re.findall(r'custom_call_target="__cudnn\$fmha(\w*)"', hlo)
+        assert any("Backward" in name for name in found) == expected == bool(found)
