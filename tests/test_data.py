@@ -78,13 +78,13 @@ def test_positions_do_not_overflow(size):
                 np.testing.assert_array_equal(offset, [p % size for p in exact])
 
 
-def test_shares_make_up_the_whole():
+def test_rows_are_those_of_the_whole():
     expected = indices(11, 24, 100, 0, np)
-    np.testing.assert_array_equal(np.concatenate([indices(11, 24, 100, 0, np, (k, 4)) for k in range(4)]), expected)
-    traced = jax.jit(jax.vmap(lambda k: indices(11, 24, 100, 0, jnp, (k, 4))))(jnp.arange(4))
-    np.testing.assert_array_equal(traced.ravel(), expected)
-    with pytest.raises(ValueError, match="5 equal parts"):
-        indices(0, 24, 100, 0, np, (0, 5))
+    for rows in (np.arange(6, 12), np.array([23, 0, 5, 5])):
+        np.testing.assert_array_equal(indices(11, 24, 100, 0, np, rows), expected[rows])
+        np.testing.assert_array_equal(jax.jit(lambda r: indices(11, 24, 100, 0, jnp, r))(rows), expected[rows])
+    with pytest.raises(ValueError, match="batches of 0 from 100"):
+        indices(0, 0, 100, 0, np)
 
 
 def test_carved_parts_are_disjoint_and_never_empty():
@@ -107,7 +107,7 @@ def pair(batch=8, size=21):
 def test_resident_and_stream_give_the_same_batches():
     here, stream = pair()
     put = jax.device_put(here)
-    at = jax.jit(lambda feed, step: feed.batch_at(step))
+    at = jax.jit(lambda feed, step, rows=None: feed.batch_at(step, rows))
     seen = []
     for step in (0, 1, 2, 10**6):
         batch = stream.batch_at(step)
@@ -116,10 +116,12 @@ def test_resident_and_stream_give_the_same_batches():
         np.testing.assert_array_equal(batch.inputs, stream.inputs[batch.index])
         np.testing.assert_array_equal(batch.targets["label"], batch.index)
         assert batch.mask.dtype == np.float32 and batch.mask.sum() == 8
-        equal(stream.batch_at(step, (1, 2)), jax.tree.map(lambda x: x[4:], batch))
+        equal(stream.batch_at(step, np.array([5, 0])), jax.tree.map(lambda x: x[[5, 0]], batch))
+        equal(at(put, step, jnp.arange(4, 8)), jax.tree.map(lambda x: x[4:], batch))
         seen.extend(batch.index)
     assert sorted(seen[:21]) == list(range(21))
     assert (here.resident, stream.resident, Empty().resident) == (True, False, True)
+    assert (here.batch, stream.batch, Empty().batch) == (8, 8, 0)
 
 
 def test_empty_feed_has_no_leaves():

@@ -15,14 +15,16 @@ from research.core.state import Batch, Learner, State
 class Feed(Protocol):
     """Training data, a pure function of the step.
 
+    batch     the size of the global batch, and 0 where a learner makes its own data
     resident  True: a pytree whose arrays live on the device; `batch_at` is traced inside the step.
               False: it lives on the host, which puts a chunk's batches on the device while the one before runs
     """
 
+    batch: int
     resident: bool
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step, or the part `share[0]` of its `share[1]` equal parts."""
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step; with `rows` (i32[rows], positions within it), these examples of it alone."""
         ...
 
 

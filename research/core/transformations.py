@@ -27,8 +27,11 @@ def closed(step: Step, feed: Any, axis: str | None = None) -> Step:
     """
 
     def step_on_feed(state: State, _: Any) -> tuple[State, Metrics]:
-        share = (0, 1) if axis is None else (jax.lax.axis_index(axis), jax.lax.axis_size(axis))
-        return step(state, feed.batch_at(state.step, share))
+        rows = None
+        if axis is not None:
+            n = feed.batch // jax.lax.axis_size(axis)
+            rows = jax.lax.axis_index(axis) * n + jnp.arange(n)
+        return step(state, feed.batch_at(state.step, rows))
 
     return step_on_feed
 

@@ -37,12 +37,12 @@ class Resident:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=True)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it), leaves [batch, ...]; `step` and `share[0]` may be traced."""
-        index = indices(step, self.batch, size_of(self.examples), self.seed, jnp, share)
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, leaves [batch, ...], or these rows of it; both arguments may be traced."""
+        index = indices(step, self.batch, size_of(self.examples), self.seed, jnp, rows)
         leaves, structure = jax.tree.flatten(self.examples)
-        rows = [jnp.asarray(x).at[index].get(mode="promise_in_bounds") for x in leaves]
-        shaped = [x.reshape(-1, *shape) for x, shape in zip(rows, self.shapes, strict=True)]
+        found = [jnp.asarray(x).at[index].get(mode="promise_in_bounds") for x in leaves]
+        shaped = [x.reshape(-1, *shape) for x, shape in zip(found, self.shapes, strict=True)]
         return Batch(index, jnp.ones(index.shape, jnp.float32), *jax.tree.unflatten(structure, shaped))
 
 
@@ -63,19 +63,20 @@ class Stream:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it), leaves [batch, ...]."""
-        index = indices(step, self.batch, size_of(self.inputs), self.seed, np, share)
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, leaves [batch, ...], or these rows of it."""
+        index = indices(step, self.batch, size_of(self.inputs), self.seed, np, rows)
         return _rows(index, np.ones(index.shape, np.float32), self.inputs, self.targets)
 
 
 @struct.dataclass
 class Empty:
-    """The feed of a learner that makes its own data: a pytree without leaves."""
+    """The feed of a learner that makes its own data: a pytree without leaves, and batches of no rows."""
 
+    batch: int = struct.field(pytree_node=False, default=0)
     resident: bool = struct.field(pytree_node=False, default=True)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The batch without leaves, at any step."""
         return NO_BATCH
 

@@ -81,7 +81,7 @@ class Unpaired:
             )
             for at, (train, test) in enumerate(((data.train_x, data.test_x), (data.train_y, data.test_y)))
         )
-        train = Both(x.train, y.train, self.feed == "resident")
+        train = Both(x.train, y.train, self.batch, self.feed == "resident")
         return Feeds(train, beside(x.validation, y.validation), beside(x.test, y.test))
 
 
@@ -91,11 +91,12 @@ class Both:
 
     x: Feed
     y: Feed
+    batch: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it); `index` is that of X."""
-        return both(self.x.batch_at(step, share), self.y.batch_at(step, share))
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, or these rows of it; `index` is that of X."""
+        return both(self.x.batch_at(step, rows), self.y.batch_at(step, rows))
 
 
 def both(x: Batch, y: Batch) -> Batch:
