@@ -78,6 +78,28 @@ def test_positions_do_not_overflow(size):
                 np.testing.assert_array_equal(offset, [p % size for p in exact])
 
 
+@pytest.mark.parametrize("size", [2**31 + 1, 2**32 + 7, 10**12])
+def test_the_host_counts_in_64_bits(size):
+    for step in (0, 123_456_789, 2**31 - 1):
+        exact = [step * 10_007 + i for i in range(10_007)]
+        epoch, offset = positions(step, 10_007, size, np)
+        np.testing.assert_array_equal(epoch, [p // size % 2**32 for p in exact])
+        np.testing.assert_array_equal(offset, [p % size for p in exact])
+    found = indices(7, 10_007, size, 0, np)
+    assert found.dtype == np.int64 and len(np.unique(found)) == 10_007
+    assert 0 <= found.min() < 0.01 * size and 0.99 * size < found.max() < size
+    with pytest.raises(ValueError, match=f"{size} examples are more than a device can index"):
+        indices(7, 8, size, 0, jnp)
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_words_of_64_bits_give_the_same_permutation(size):
+    narrow = np.arange(size, dtype=np.uint32)
+    wide = permuted(narrow.astype(np.uint64), np.uint32(3), size, 5, np)
+    assert wide.dtype == np.uint64
+    np.testing.assert_array_equal(wide, permuted(narrow, np.uint32(3), size, 5, np))
+
+
 def test_rows_are_those_of_the_whole():
     expected = indices(11, 24, 100, 0, np)
     for rows in (np.arange(6, 12), np.array([23, 0, 5, 5])):
@@ -122,6 +144,14 @@ def test_resident_and_stream_give_the_same_batches():
     assert sorted(seen[:21]) == list(range(21))
     assert (here.resident, stream.resident, Empty().resident) == (True, False, True)
     assert (here.batch, stream.batch, Empty().batch) == (8, 8, 0)
+
+
+def test_more_examples_than_a_device_can_index():
+    many = np.broadcast_to(np.uint8(1), (2**31 + 1, 1))
+    with pytest.raises(Mistake, match=r"2,147,483,649 training examples are more than the 2,147,483,648.*--data.feed"):
+        resident(many, (), 2, 0)
+    batch = Stream(many, (), 4, 0).batch_at(2**29)
+    assert batch.index.dtype == np.int32 and batch.inputs.tolist() == [[1]] * 4
 
 
 def test_empty_feed_has_no_leaves():

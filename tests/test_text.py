@@ -142,6 +142,26 @@ def test_windows_are_slices_of_the_text():
     np.testing.assert_array_equal(np.sort(seen[:93]), np.arange(93))
 
 
+def test_a_file_of_more_tokens_than_32_bits_count(tmp_path, monkeypatch):
+    size, context = 2**32 + 50, 5
+    tokens = np.memmap(tmp_path / "tokens", np.uint8, "w+", shape=(size,))  # sparse: what is not written takes no space
+    places = indices(3, 16, size - context, 0, np)
+    for n, place in enumerate(places):
+        tokens[place : place + context + 1] = np.arange(context + 1) + 6 * n
+    assert places.max() > 2**31 and places.min() < 2**31
+    batch = Windows(tokens, context, batch=16, seed=0, resident=False).batch_at(3)
+    np.testing.assert_array_equal(batch.inputs, np.arange(5) + 6 * np.arange(16)[:, None])
+    np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
+    np.testing.assert_array_equal(batch.index.view(np.uint32), places % 2**32)
+
+    few = tokens[:20]
+    monkeypatch.setattr(texts, "_tokens", lambda *_: (texts.TextSpec(None, 100, context, 0), tokens, few, few))
+    config = Text("tokens.npy", context=context, batch=16, feed="stream")
+    equal(config.feeds().train.batch_at(3), batch)
+    with pytest.raises(Mistake, match=r"4,294,967,346 tokens of data.name tokens.npy are more than the 2,147,483,648"):
+        dataclasses.replace(config, feed="resident").feeds()
+
+
 def test_resident_windows_are_the_streamed_ones():
     tokens = np.random.default_rng(0).integers(50, size=40, dtype=np.int32)
     here = Windows(jnp.asarray(tokens), context=6, batch=8, seed=1)

@@ -15,7 +15,7 @@ from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import tfds
-from research.data.feed import FeedName, batches
+from research.data.feed import FeedName, batches, check_device
 from research.data.order import carved, check_fields, indices
 from research.data.strings import SUFFIXES, is_path, kept, read_file, strings
 from research.data.tokenizer import Tokenizer, commonest, trained
@@ -102,6 +102,8 @@ class Text:
             raise Mistake(
                 f"data.name {self.name}: {len(train)} tokens to train on fill no window of {self.context}; {mend}"
             )
+        if self.feed == "resident":
+            check_device(len(train), f"tokens of data.name {self.name}")
         context = self.evaluation_context or self.context
         judge = lambda tokens: batches(*windows(tokens, context), self.evaluation_batch)
         return Feeds(
@@ -128,14 +130,18 @@ class Windows:
     resident: bool = struct.field(pytree_node=False, default=True)
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The global batch of a step, i32[batch, context], or these rows of it; `index` is where a window begins."""
+        """The global batch of a step, i32[batch, context], or these rows of it.
+
+        `index` is where a window begins; of more than 2**31 tokens, its low 32 bits.
+        """
         xp = jnp if self.resident else np
         index = indices(step, self.batch, len(self.tokens) - self.context, self.seed, xp, rows)
+        # On the host, where there may be more tokens than 32 bits count, NumPy adds in 64.
         places = index[:, None] + xp.arange(self.context + 1)
         tokens: Any = xp.asarray(self.tokens)
         window = tokens.at[places].get(mode="promise_in_bounds") if self.resident else tokens[places]
         window = window.astype(xp.int32)
-        return Batch(index, xp.ones(index.shape, xp.float32), window[:, :-1], window[:, 1:])
+        return Batch(index.astype(xp.int32), xp.ones(index.shape, xp.float32), window[:, :-1], window[:, 1:])
 
 
 def windows(tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
