@@ -2,8 +2,10 @@
 
 import os
 import shutil
+import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +15,11 @@ import pytest
 from research.core.errors import Failure, Mistake
 from research.core.state import NO_BATCH, each
 from research.data.augment import Augment, augment
+from research.data.checks import check_images, check_labels
 from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched, resident
-from research.data.images import Images, arrays, check, held_out
+from research.data.images import Images, arrays, held_out
 from research.data.order import carved, indices, permuted, positions
+from research.data.unpaired import Domains, Unpaired
 
 SIZES = (1, 2, 3, 10, 97, 1000)
 
@@ -256,18 +260,70 @@ def test_a_set_that_is_not_there(tmp_path, monkeypatch):
 
 def test_what_is_no_set_of_labelled_images():
     images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 2, 3], np.int32)
-    check("ok", images, labels, 4)
-    with pytest.raises(Failure, match=r"expected labels 0 \.\.\. 2; 1 are out of range, example 3 has 3"):
-        check("set", images, labels, 3)
-    with pytest.raises(Failure, match="expected 3 whole numbers"):
-        check("set", images[:3], labels, 4)
+    check_images("ok", images)
+    check_labels("ok", labels, 4, 4)
+    with pytest.raises(Mistake, match=r"set: expected labels 0 \.\.\. 2; 1 are out of range, example 3 has 3"):
+        check_labels("set", labels, 4, 3)
+    with pytest.raises(Mistake, match="set: expected 3 whole numbers"):
+        check_labels("set", labels, 3, 4)
     for wrong in (images[..., 0], images.astype(np.float32), images[:0]):
-        with pytest.raises(Mistake, match="expected images uint8"):
-            check("set", wrong, labels, 4)
+        with pytest.raises(Mistake, match="set: expected images uint8"):
+            check_images("set", wrong)
     with pytest.raises(Mistake, match="too few"):
         feeds((images[:1], labels[:1]), (images, labels), 2, 2, 0.1, 0)
     split = held_out(np.tile(images, (5, 1, 1, 1)), np.arange(20), ("a",) * 20)
     np.testing.assert_array_equal(np.sort(np.concatenate([split.train_labels, split.test_labels])), np.arange(20))
+
+
+def from_guide(path, monkeypatch):
+    """The module that docs/extending.md shows as the file `path`."""
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    module = ModuleType(Path(path).stem)
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
+    exec(page.split(f"```python\n# {path}\n")[1].split("```")[0], module.__dict__)
+    return module
+
+
+def test_a_source_that_inherits_is_limited_and_checked(monkeypatch):
+    stripes = from_guide("research/data/stripes.py", monkeypatch).Stripes
+    whole, few = stripes(examples=100).load(), stripes(examples=100, limit=10)
+    assert [len(part) for part in whole[:4]] == [100, 100, 25, 25]
+    equal(few.load()[:4], tuple(part[:10] for part in whole[:4]))
+    feeds = few.feeds()
+    examples = lambda split: int(sum(b.mask.sum() for b in split))
+    assert len(feeds.train.examples[1]) + examples(feeds.validation) == examples(feeds.test) == 10
+    assert few.spec().mean == pytest.approx([whole.train_images[:10].mean() / 255])
+    data = few.arrays()
+    for wrong, message in (
+        (data._replace(test_labels=data.test_labels + 3), r"stripes, split test: expected labels 0 \.\.\. 7"),
+        (data._replace(train_labels=data.train_labels[1:]), "split train: expected 100 whole numbers as labels"),
+        (data._replace(train_images=data.train_images / 255), "split train: expected images uint8"),
+        (
+            data._replace(test_images=data.test_images[:, 1:]),
+            r"one shape expected, not \(12, 12, 1\) for training",
+        ),
+    ):
+
+        class Wrong(stripes):
+            def arrays(self, found=wrong):
+                return found
+
+        for use in (Wrong.load, Wrong.feeds, Wrong.spec):
+            with pytest.raises(Mistake, match=message):
+                use(Wrong(name="stripes", seed=len(message)))
+
+
+def test_two_domains_that_inherit_are_limited_and_checked():
+    class Greys(Unpaired):
+        def arrays(self):
+            part = lambda count, side: np.zeros((count, side, side, 1), np.uint8)
+            return Domains(part(9, 2), part(8, 2), part(7, 2), part(6, self.seed))
+
+    assert [len(part) for part in Greys(limit=7, seed=2).load()] == [7, 7, 7, 6]
+    with pytest.raises(Mistake, match=r"cifar10: images of one shape expected, not \(2, 2, 1\) and \(3, 3, 1\)"):
+        Greys(seed=3).feeds()
+    with pytest.raises(Mistake, match="cifar10, test_y: expected images uint8"):
+        Greys(seed=0).feeds()
 
 
 def built(directory: Path, examples):

@@ -451,7 +451,7 @@ def test_cyclegans_losses_are_the_papers():
 
 def test_unpaired_data():
     data = Unpaired(name="digits", classes=("3", "8"), batch=16, evaluation_batch=20, validation=0.1)
-    whole, feeds = Images(name="digits").arrays(), data.feeds()
+    whole, feeds = Images(name="digits").load(), data.feeds()
     size = lambda label: int((whole.test_labels == label).sum())
     for at, label in enumerate((3, 8)):
         shown = np.concatenate([batch.inputs[at][batch.targets[at] > 0] for batch in feeds.test])
@@ -583,7 +583,7 @@ def test_a_run_leaves_pictures_and_a_judgement(runs):
 def test_obeyed_is_the_share_in_which_the_judge_sees_the_label(runs, tmp_path):
     classifier = runs[1]
     data = Images(name="digits")
-    arrays = data.arrays()
+    arrays = data.load()
     of_each = arrays.test_images[[int(np.flatnonzero(arrays.test_labels == label)[0]) for label in range(10)]]
     seen = judge(classifier, None, (8, 8, 1)).read(of_each)[1].argmax(1)
     ask = lambda params, collections, noise, labels: jnp.asarray(of_each)[labels] / 127.5 - 1
@@ -596,7 +596,7 @@ def test_obeyed_is_the_share_in_which_the_judge_sees_the_label(runs, tmp_path):
 def test_features_are_what_the_last_layer_reads(runs):
     experiment, _, state = research.load(runs[1])
     found = judge(runs[1], None, (8, 8, 1))
-    images = Images(name="digits").arrays().test_images[:300]  # more than are computed at a time
+    images = Images(name="digits").load().test_images[:300]  # more than are computed at a time
     features, probabilities = found.read(images)
     last = state.params["Dense_0"]
     logits = features @ last["kernel"] + last["bias"]
@@ -632,7 +632,7 @@ def test_translations_are_drawn_and_recognised(runs, tmp_path):
     for report in experiment.reports():
         values |= report(state, experiment.feeds(), tmp_path)
     assert (tmp_path / "translations.png").stat().st_size > 1000
-    images, labels = (Images(name="digits").arrays()[at] for at in (2, 3))
+    images, labels = (Images(name="digits").load()[at] for at in (2, 3))
     predicted = judge(runs[1], None, (8, 8, 1)).read(images)[1].argmax(1)
     assert values["real_y"] == pytest.approx((predicted[labels == 8] == 8).mean())
     assert values["real_x"] == pytest.approx((predicted[labels == 3] == 3).mean())

@@ -242,7 +242,7 @@ def test_the_report_compares_samples_and_test_images_with_training_images(monkey
     state = jax.jit(experiment.build().init)(jax.random.key(0))
     *_, report = experiment.reports()
     values = report(state, feeds, tmp_path)
-    arrays = experiment.data.arrays()
+    arrays = experiment.data.load()
     train, test = rows(arrays.train_images), rows(arrays.test_images)
     made = pixels(experiment.samples(state.params, state.collections, *drawn(3, 300, 4, 10)))
     assert values["inception_fid"] == pytest.approx(fid(rows(made), train), rel=0.02)

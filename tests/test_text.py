@@ -13,7 +13,7 @@ import pytest
 
 from research.core.errors import Failure, Mistake
 from research.core.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN
-from research.data import sentences
+from research.data import pairs, sentences
 from research.data import text as texts
 from research.data.buckets import Bucketed, bucketed, judged
 from research.data.feed import prefetched
@@ -502,6 +502,34 @@ def test_sentences_that_cannot_be(tmp_path):
         Sentences("tiny", where).spec()
     with pytest.raises(Mistake, match=r"expected features en and de, and a split train; it has features text"):
         Pairs("tiny", where).spec()
+
+
+def test_texts_that_inherit_are_limited_and_checked():
+    class Odd(Sentences):
+        def texts(self):
+            part = lambda count: (np.array(["one two"] * count, object), np.arange(count) % self.seed)
+            return sentences.Texts(("even", "odd"), part(20), part(9), part(8))
+
+    config = Odd(seed=2, limit=5, lengths=(4,))
+    feeds = config.feeds(1)
+    assert len(feeds.train.buckets[0].index) == len(unbatched(feeds.validation)) == len(unbatched(feeds.test)) == 5
+    with pytest.raises(Mistake, match=r"split train: expected labels 0 ... 1; 6 are out of range, example 2 has 2"):
+        Odd(seed=3).spec()
+
+    class Echo(Pairs):
+        def texts(self):
+            part = lambda count: [["a b"] * count, ["a b"] * min(count, self.seed)]
+            return pairs.Texts(part(20), part(9), part(8))
+
+    feeds = Echo(seed=20, limit=5, vocabulary=270).feeds(1)
+    assert len(feeds.train.buckets[0].index) == 5 and len(Echo(seed=20, limit=5, vocabulary=270).references()) == 5
+    assert len(unbatched_pairs(feeds.validation)) == 5
+    with pytest.raises(Mistake, match="split train: as many of both expected, not 20 texts and 10 translations"):
+        Echo(seed=10).spec()
+
+
+def unbatched_pairs(batches):
+    return [batch.index[n] for batch in batches for n in np.flatnonzero(batch.mask)]
 
 
 def test_columns_of_an_empty_or_damaged_split():

@@ -12,9 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.errors import Mistake
-from research.core.experiment import positive
-
 DEVICE_SIZE = 2**31
 """The most examples that data on a device may have: indices have 32 bits there, and 64 on the host."""
 
@@ -109,14 +106,6 @@ def mixed(x: Any) -> Any:
     x = (x ^ (x >> 16)) * np.uint32(0x7FEB352D)
     x = (x ^ (x >> 15)) * np.uint32(0x846CA68B)
     return x ^ (x >> 16)
-
-
-def check_fields(data: Any, *sizes: str) -> None:
-    """Raises Mistake unless the batches of a data config, its limit and its fields `sizes` are at least 1 (or None),
-    and its share of validation data is a fraction."""
-    positive(data, "data", *sizes, "batch", "evaluation_batch", "limit")
-    if not 0 < data.validation < 1:
-        raise Mistake(f"data.validation is a fraction between 0 and 1, not {data.validation}")
 
 
 def carved(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

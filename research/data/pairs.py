@@ -13,7 +13,8 @@ from research.core.special_tokens import BOS, EOS
 from research.core.state import Tree
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
-from research.data.order import carved, check_fields
+from research.data.checks import check_fields
+from research.data.order import carved
 from research.data.strings import is_path, kept, read_file, strings
 from research.data.tokenizer import Tokenizer, trained
 
@@ -98,8 +99,23 @@ class Pairs:
         return list(_pairs(self, tfds.directory(self.dir)).references)
 
     def texts(self) -> Texts:
-        """The texts themselves; what another source of pairs has to say, and all of it."""
+        """The texts, the same at each call: the only method that a new source overrides."""
         return _texts(self)
+
+    def load(self) -> Texts:
+        """`texts`, checked, and at most `limit` pairs of each split. Raises as `spec` does."""
+        data = self.texts()
+
+        def checked(split: str, part: list[list[str]]) -> list[list[str]]:
+            sources, targets = part
+            if not 0 < len(sources) == len(targets):
+                found = f"{len(sources)} texts and {len(targets)} translations"
+                raise Mistake(f"data.name {self.name}, split {split}: as many of both expected, not {found}")
+            return [side[: self.limit] for side in part]
+
+        train = checked("train", data.train)
+        validation = None if data.validation is None else checked("validation", data.validation)
+        return Texts(train, validation, checked("test", data.test))
 
     def feeds(self, chunk: int) -> Feeds:
         """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
@@ -133,7 +149,7 @@ class _Pairs(NamedTuple):
 
 @functools.lru_cache(maxsize=2)
 def _pairs(config: Pairs, dir: str | None) -> _Pairs:
-    train, validation, test = config.texts()
+    train, validation, test = config.load()
     if validation is None:
         if len(train[0]) < 2:
             raise Mistake(

@@ -15,8 +15,9 @@ from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import tfds
+from research.data.checks import check_fields
 from research.data.feed import FeedName, batches, check_device
-from research.data.order import carved, check_fields, indices
+from research.data.order import carved, indices
 from research.data.strings import SUFFIXES, is_path, kept, read_file, strings
 from research.data.tokenizer import Tokenizer, commonest, trained
 

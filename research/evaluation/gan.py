@@ -185,7 +185,7 @@ def judged(
     generate = jax.jit(generate)
 
     def report(state: State, feeds: Feeds, where: Path) -> dict[str, float]:
-        arrays = data.arrays()
+        arrays = data.load()
         classifier = judge(directory, sha256, arrays.train_images.shape[1:])
         features, probabilities = classifier.read(sampled(generate, state, latent, len(arrays.names), count))
         train, _ = classifier.read(arrays.train_images)
@@ -224,7 +224,7 @@ def judged_by_inception(generate: Samples, latent: int, data: Images, path: str,
     generate = jax.jit(generate)
 
     def report(state: State, feeds: Feeds, where: Path) -> dict[str, float]:
-        arrays, reader = data.arrays(), inception.reader(path)
+        arrays, reader = data.load(), inception.reader(path)
         train = reader.read(arrays.train_images)
         values = {
             "inception_fid": fid(reader.read(sampled(generate, state, latent, len(arrays.names), count)), train),
@@ -239,7 +239,7 @@ def judged_by_inception(generate: Samples, latent: int, data: Images, path: str,
 
 def check_inception(path: str, data: Images, count: int) -> None:
     """Raises Mistake where `path` holds no weights, or there are too few samples or images for Inception FID."""
-    arrays = data.arrays()
+    arrays = data.load()
     channels, least = arrays.train_images.shape[-1], inception.FEATURES + 1
     if channels not in (1, 3):
         raise Mistake(f"inception: images of 1 or 3 channels expected, not {channels}: leave it out")
@@ -291,7 +291,7 @@ def recognised(translate: Translate, data: Unpaired, directory: str, sha256: str
     translate = jax.jit(translate, static_argnums=2)
 
     def report(state: State, feeds: Feeds, where: Path) -> dict[str, float]:
-        domains = data.arrays()
+        domains = data.load()
         classifier = judge(directory, sha256, domains.test_x.shape[1:])
         x, y = targets(classifier, data, directory)
         params = first(state, state.params)

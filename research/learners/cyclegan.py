@@ -54,12 +54,12 @@ class CycleGAN(Players):
 
     def build(self, axis: str | None = None) -> Learner:
         """See `Experiment`."""
-        return cyclegan(self, self.data.arrays().train_x.shape[1:], axis)
+        return cyclegan(self, self.data.load().train_x.shape[1:], axis)
 
     def feeds(self) -> Feeds:
         """See `Experiment`; tells at once what is wrong with the judge."""
         if self.judge is not None:
-            classifier = reports.judge(self.judge, self.judge_hash, self.data.arrays().train_x.shape[1:])
+            classifier = reports.judge(self.judge, self.judge_hash, self.data.load().train_x.shape[1:])
             reports.targets(classifier, self.data, self.judge)
         return self.data.feeds()
 
