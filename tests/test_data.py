@@ -364,6 +364,19 @@ def test_a_prepared_set_without_a_test_split(tmp_path):
     assert sorted([*data.train_labels, *data.test_labels]) == [0] * 10 + [1] * 10
 
 
+def test_sets_are_cached_by_their_directory(tmp_path, monkeypatch):
+    for name, height in (("a", 3), ("b", 5)):
+        (tmp_path / name).mkdir()
+        built(tmp_path / name, [image(height, k % 2) for k in range(20)])
+    monkeypatch.chdir(tmp_path)
+    for name, height in (("a", 3), ("b", 5)):
+        monkeypatch.setenv("TFDS_DATA_DIR", name)
+        assert Images("tiny").spec().shape == Images("tiny").load().train_images.shape[1:] == (height, 4, 1)
+    monkeypatch.chdir("b")
+    monkeypatch.setenv("TFDS_DATA_DIR", "../a")
+    assert np.shares_memory(Images("tiny").load().train_images, arrays("tiny", str(tmp_path / "a"), None).train_images)
+
+
 def test_images_of_unequal_shapes(tmp_path):
     where = built(tmp_path, [image(3 + k % 2, 0) for k in range(20)])
     with pytest.raises(Mistake, match=r"tiny, split train: images of one shape expected, not \(3, 4, 1\) and \(4, 4"):

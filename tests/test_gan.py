@@ -476,7 +476,7 @@ def test_unpaired_data():
         Unpaired(classes=("truck", "truck"))
 
 
-def test_the_splits_of_cycle_gan(monkeypatch):
+def test_the_splits_of_cycle_gan(monkeypatch, tmp_path):
     class Builder:
         data_path = "somewhere"
 
@@ -494,10 +494,10 @@ def test_the_splits_of_cycle_gan(monkeypatch):
             return [{"image": np.full((4, 4, 3), self.size, np.uint8), "label": 0} for _ in places]
 
     monkeypatch.setattr("research.data.tfds.builder", lambda *_: Builder())
-    found = splits("cycle_gan/horse2zebra", None)
+    found = splits("cycle_gan/horse2zebra", str(tmp_path))
     assert [len(part) for part in found] == [3, 4, 1, 2]
     assert [int(part[0, 0, 0, 0]) for part in found] == [3, 4, 1, 2]
-    assert splits("cycle_gan/horse2zebra", None) is found
+    assert splits("cycle_gan/horse2zebra", str(tmp_path)) is found
 
 
 # ---- what goes wrong

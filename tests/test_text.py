@@ -265,6 +265,14 @@ def test_numbers_of_a_file(tmp_path):
         dataclasses.replace(config, seed=2).spec()
 
 
+def test_texts_are_cached_by_their_path(tmp_path, monkeypatch):
+    for folder, text in (("a", "abc" * 99), ("b", "defgh" * 99)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.txt").write_text(text)
+        monkeypatch.chdir(tmp_path / folder)
+        assert Text("./text.txt", context=8).spec().classes == len(set(text))
+
+
 def test_the_standard_library():
     config = Text(limit=20_000)
     spec, train, validation, test = texts._tokens(config, None)

@@ -82,7 +82,7 @@ class Images:
 
     def spec(self) -> ImageSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _spec(self)
+        return _spec(self, tfds.directory(self.dir))
 
     def arrays(self) -> Arrays:
         """The images and labels, the same at each call: the only method that a new source overrides."""
@@ -200,7 +200,8 @@ def _decoded(source: Any, what: str, where: Any, limit: int | None = None) -> tu
 
 
 @functools.lru_cache(maxsize=2)
-def _spec(images: Images) -> ImageSpec:
+def _spec(images: Images, dir: str | None) -> ImageSpec:
+    """`dir`, where the set is, is there for the cache."""
     data = images.load()
     height, width, channels = data.train_images.shape[1:]
     # How often each of the 256 shades is met, image by image: exact, and in little memory.

@@ -15,7 +15,7 @@ from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
 from research.data.checks import check_fields
 from research.data.order import carved
-from research.data.strings import is_path, kept, read_file, strings
+from research.data.strings import is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, trained
 
 
@@ -88,15 +88,15 @@ class Pairs:
 
     def spec(self) -> PairSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _pairs(self, tfds.directory(self.dir)).spec
+        return _pairs(self, location(self.name, self.dir)).spec
 
     def sources(self) -> list[str]:
         """The texts to translate of the test split, as they are; `Batch.index` is a place among them."""
-        return list(_pairs(self, tfds.directory(self.dir)).sources)
+        return list(_pairs(self, location(self.name, self.dir)).sources)
 
     def references(self) -> list[str]:
         """Their translations in the set, as they are."""
-        return list(_pairs(self, tfds.directory(self.dir)).references)
+        return list(_pairs(self, location(self.name, self.dir)).references)
 
     def texts(self) -> Texts:
         """The texts, the same at each call: the only method that a new source overrides."""
@@ -119,7 +119,7 @@ class Pairs:
 
     def feeds(self, chunk: int) -> Feeds:
         """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
-        data = _pairs(self, tfds.directory(self.dir))
+        data = _pairs(self, location(self.name, self.dir))
 
         def buckets(sources: list[np.ndarray], targets: list[np.ndarray]) -> Any:
             def rows(index: np.ndarray, length: int) -> tuple[Tree, Tree]:
@@ -148,7 +148,8 @@ class _Pairs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def _pairs(config: Pairs, dir: str | None) -> _Pairs:
+def _pairs(config: Pairs, where: str | None) -> _Pairs:
+    """`where` the set is, `location`, is there for the cache."""
     train, validation, test = config.load()
     if validation is None:
         if len(train[0]) < 2:

@@ -13,7 +13,7 @@ from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
 from research.data.checks import check_fields, check_labels
 from research.data.order import carved
-from research.data.strings import kept, strings
+from research.data.strings import kept, location, strings
 from research.data.tokenizer import Tokenizer, trained
 
 
@@ -79,7 +79,7 @@ class Sentences:
 
     def spec(self) -> SentenceSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _labelled(self, tfds.directory(self.dir))[0]
+        return _labelled(self, location(self.name, self.dir))[0]
 
     def texts(self) -> Texts:
         """The texts and labels, the same at each call: the only method that a new source overrides."""
@@ -99,7 +99,7 @@ class Sentences:
 
     def feeds(self, chunk: int) -> Feeds:
         """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
-        spec, *parts = _labelled(self, tfds.directory(self.dir))
+        spec, *parts = _labelled(self, location(self.name, self.dir))
 
         def buckets(part: tuple[list[np.ndarray], np.ndarray]) -> Any:
             texts, labels = part
@@ -116,8 +116,11 @@ class Sentences:
 
 
 @functools.lru_cache(maxsize=2)
-def _labelled(config: Sentences, dir: str | None) -> tuple[Any, ...]:
-    """(spec, train, validation, test): of each part its texts' tokens, a list of i32[tokens], and labels i32[texts]."""
+def _labelled(config: Sentences, where: str | None) -> tuple[Any, ...]:
+    """(spec, train, validation, test): of each part its texts' tokens, a list of i32[tokens], and labels i32[texts].
+
+    `where` the set is, `location`, is there for the cache.
+    """
     names, (texts, labels), validation, test = config.load()
     if validation is None:
         if len(texts) < 2:

@@ -18,7 +18,7 @@ from research.data import tfds
 from research.data.checks import check_fields
 from research.data.feed import FeedName, batches, check_device
 from research.data.order import carved, indices
-from research.data.strings import SUFFIXES, is_path, kept, read_file, strings
+from research.data.strings import SUFFIXES, is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, commonest, trained
 
 END = "\x03"
@@ -93,11 +93,11 @@ class Text:
 
     def spec(self) -> TextSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _tokens(self, tfds.directory(self.dir))[0]
+        return _tokens(self, location(self.name, self.dir))[0]
 
     def feeds(self) -> Feeds:
         """What a run reads; the tokenizer is kept. Raises as `spec` does."""
-        spec, train, validation, test = _tokens(self, tfds.directory(self.dir))
+        spec, train, validation, test = _tokens(self, location(self.name, self.dir))
         if len(train) <= self.context:
             mend = "give a smaller --data.context, or a longer text"
             raise Mistake(
@@ -157,7 +157,7 @@ def windows(tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokens(text: Text, dir: str | None) -> tuple[TextSpec, np.ndarray, np.ndarray, np.ndarray]:
+def _tokens(text: Text, where: str | None) -> tuple[TextSpec, np.ndarray, np.ndarray, np.ndarray]:
     """(spec, train, validation, test): the tokens i[tokens] of the three parts."""
     if text.name.endswith(".npy"):
         tokens = _numbers(text)
@@ -165,7 +165,7 @@ def _tokens(text: Text, dir: str | None) -> tuple[TextSpec, np.ndarray, np.ndarr
         parts = _limited((*_cut(rest, text.validation), test), text.limit)
         spec = TextSpec(None, text.vocabulary, text.context, 0)
     else:
-        train, *others = _limited(_parts(text, dir), text.limit)
+        train, *others = _limited(_parts(text, where), text.limit)
         if not train:
             raise Mistake(f"data.name {text.name}: there is no text to train on")
         tokenizer = trained(text.tokenizer, _documents(train), text.vocabulary)
