@@ -37,7 +37,7 @@ def config() -> GAN:
         discriminator=ResidualDiscriminator(widths=(128, 128, 128, 128)),
         latent=128,
         loss="hinge",
-        critic_updates=5,
+        num_updates=5,
         average=0.9999,
         generator_optimizer=ADAM,
         discriminator_optimizer=ADAM,

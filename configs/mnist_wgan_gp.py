@@ -37,7 +37,7 @@ def config() -> GAN:
         latent=100,
         conditional=True,
         loss="wasserstein",
-        critic_updates=5,
+        num_updates=5,
         gradient_penalty=10.0,
         average=0.999,
         generator_optimizer=ADAM,

@@ -8,7 +8,7 @@ import numpy as np
 
 from research.core.experiment import Experiment, Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data import pairs, sentences
 from research.data.augment import Augment
 from research.data.images import Images
@@ -127,7 +127,7 @@ SEQUENCES: dict[str, Experiment] = {
         data=TEXT,
         net=lstm.LanguageModel(width=8),
         optimizer=dataclasses.replace(SGD, schedule="cosine", warmup=2),
-        descent=Descent(clip=0.5),
+        update=UpdateConfig(clip=0.5),
         run=TEXT_RUN,
     ),
     "masked": Masked(
@@ -156,7 +156,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         discriminator=DCGANDiscriminator(widths=(4,), hidden=6, norm="none"),
         conditional=True,
         loss="wasserstein",
-        critic_updates=2,
+        num_updates=2,
         gradient_penalty=10.0,
         average=None,
         discriminator_optimizer=dataclasses.replace(SGD, learning_rate=0.002),  # the penalty is steep

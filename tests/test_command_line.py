@@ -136,7 +136,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--seeds", "0"], "--seeds must be at least 1"),
         (["digits_cnn", "--run.evaluate-every", "70"], "the nearest are 50 or 100"),
         (["digits_cnn", "--run.keep", "1"], "run.keep must be at least 2"),
-        (["digits_cnn", "--descent.micro", "3"], "descent.micro=3 does not divide data.batch=64"),
+        (["digits_cnn", "--update.grad-accum-steps", "3"], "descent.micro=3 does not divide data.batch=64"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
         (["digits_cnn", "--run.metric", "acuracy", *TINY], "accuracy"),
         (["digits_cnn", "--data.name", "mnits"], "did you mean mnist?"),
@@ -195,7 +195,7 @@ def test_a_damaged_newest_checkpoint_falls_back(copy, capsys):
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
     arguments = [*TINY, "--steps", "200", "--optimizer.name", "sgd", "--optimizer.learning-rate", "1e30"]
     status, said = run(capsys, "digits_cnn", "--workdir", str(tmp_path / "n"), *arguments)
-    assert status == 1 and "NaN or infinite at step" in said and "loss" in said and "--descent.clip" in said
+    assert status == 1 and "NaN or infinite at step" in said and "loss" in said and "--update.clip" in said
     lines = [json.loads(line) for line in (tmp_path / "n" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines)
 

@@ -8,10 +8,11 @@ import pytest
 
 from research.core.errors import Failure
 from research.core.experiment import Run
+from research.core.metrics import Mean, mean
 from research.core.optimizers import Optimizer, decayed, matrices, optimizer, schedule
-from research.core.state import NO_BATCH, Batch, Learner, Mean, State, each, mean, stream
+from research.core.state import NO_BATCH, Batch, Learner, State, each, stream
 from research.core.transformations import averaged
-from research.core.update import Descent, descend
+from research.core.update import UpdateConfig, descend
 from research.training.judge import best, check_moving, exhausted, merged, summary
 
 
@@ -50,7 +51,9 @@ GRADIENT = 2 * ((2 * 1 - 1) * 1 + (2 * 2 - 1) * 2 + (2 * 3 - 1) * 3) / 3  # at w
 @pytest.mark.parametrize("clip", [None, 1.0, 100.0])
 def test_descend_by_hand(micro, clip):
     params, tx = {"kernel": jnp.float32(2)}, optax.sgd(0.1)
-    new, *_, metrics = descend(squared, tx, params, tx.init(params), {}, X, jax.random.key(0), Descent(micro, clip))
+    new, *_, metrics = descend(
+        squared, tx, params, tx.init(params), {}, X, jax.random.key(0), UpdateConfig(micro, clip)
+    )
     assert metrics["gradient_norm"].value == pytest.approx(GRADIENT, rel=1e-6)
     assert metrics["loss"].value == pytest.approx((1 + 9 + 25) / 3)
     step = GRADIENT if clip is None else min(GRADIENT, clip)
@@ -73,7 +76,7 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
 
     params, tx = {"kernel": jnp.float32(2)}, optax.adam(0.1)
     new, opt_state, _, metrics = descend(
-        loss, tx, params, tx.init(params), {}, X, jax.random.key(0), Descent(dtype="bfloat16")
+        loss, tx, params, tx.init(params), {}, X, jax.random.key(0), UpdateConfig(dtype="bfloat16")
     )
     assert seen == [jnp.bfloat16] and new["kernel"].dtype == jnp.float32
     assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves((opt_state, metrics)))

@@ -368,7 +368,7 @@ def test_a_ring_of_eight_gaussians_is_reached_all_round(optimised):
 
 
 def test_a_step_reads_a_batch_for_each_critic_update():
-    experiment = gan(critic_updates=4)
+    experiment = gan(num_updates=4)
     batch = experiment.feeds().train.batch_at(3)
     np.testing.assert_array_equal(batch.index, indices(3, 128, 1294, 0, np))
     assert experiment.divisible()["data.batch"] == 32

@@ -12,7 +12,7 @@ from experiments import agree, sample, train
 from experiments.evaluate import main as evaluate
 from research.core.errors import Mistake
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.evaluation.text import attended, scores, words
 from research.nets.transformer import LanguageModel, Stack
 
@@ -156,7 +156,7 @@ def test_training_agrees_with_pytorch():
     optimizer = Optimizer(learning_rate=0.01, schedule="cosine", warmup=2, weight_decay=0.1, b2=0.99)
     stack = Stack(layers=2, width=16, heads=2, dropout=0.2, bias=False)
     experiment = dataclasses.replace(
-        EXPERIMENTS["transformer"], net=LanguageModel(stack), optimizer=optimizer, descent=Descent(clip=0.5)
+        EXPERIMENTS["transformer"], net=LanguageModel(stack), optimizer=optimizer, update=UpdateConfig(clip=0.5)
     )
     plain = agree.without_dropout(experiment)
     batches = [plain.feeds().train.batch_at(step) for step in range(8)]

@@ -1,15 +1,16 @@
 """What a config is: one typed value that can build its learner and its feeds. The host loop knows no more."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import tyro
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.state import Batch, Learner, State
+from research.core.update import UpdateConfig
 
 
 class Feed(Protocol):
@@ -21,8 +22,8 @@ class Feed(Protocol):
 
     resident: bool
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step, or the part `share[0]` of its `share[1]` equal parts."""
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, or its examples at the positions `rows`, i32[n]."""
         ...
 
 
@@ -87,42 +88,68 @@ class Run:
     def __post_init__(self) -> None:
         positive(self, "run", "steps", "chunk", "evaluate_every", "save_every", "patience")
         if self.keep < 2:
-            raise Mistake(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
+            raise UserError(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
         for name in ("evaluate_every", "save_every", "steps"):
             interval = getattr(self, name)
             if interval % self.chunk:
                 below, above = interval // self.chunk * self.chunk, -(-interval // self.chunk) * self.chunk
                 nearest = f"{below} or {above}" if below else f"{above}"
-                raise Mistake(
+                raise UserError(
                     f"run.{name}={interval} is not a multiple of run.chunk={self.chunk}: the nearest are {nearest} "
                     f"(or choose a chunk that divides it, say {divisor(interval, self.chunk)})"
                 )
 
 
-class Experiment(Protocol):
-    """The typed value that a file of configs/ makes: nested frozen dataclasses, one class for each algorithm."""
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The typed value that a file of configs/ makes: frozen dataclasses in one another, one class for each algorithm.
 
-    @property
-    def run(self) -> Run: ...
+    Its fields are the options of the command line. A subclass adds its own (data, nets, optimizers), and defines
+    `build` and `feeds`.
 
-    def build(self, axis: str | None = None) -> Learner:
-        """The learner; pure, and without a branch on a float field, so that a sweep can vmap it.
+    Attributes:
+        update: how gradient steps are computed
+        run: how long, how often, and what counts
+    """
 
-        axis: the mapped axis over devices that its batch and world are split over, if any.
-        """
-        ...
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    run: Run = field(default_factory=Run)
+
+    adversaries: ClassVar[tuple[str, ...]] = ()
+    """Names whose losses play against each other: a run in which all of them have stopped is ended."""
+
+    def __post_init__(self) -> None:
+        for name, size in self.divisible().items():
+            if not size:
+                parts = self.update.grad_accum_steps
+                raise UserError(f"update.grad_accum_steps={parts} does not divide {name}")
+
+    def build(self) -> Learner:
+        """The learner; pure, and without a branch on a float field, so that a sweep can vmap it."""
+        raise NotImplementedError
 
     def feeds(self) -> Feeds:
-        """The data, or for reinforcement learning the empty feed and the seeds of the episodes to judge by."""
-        ...
+        """The data; for reinforcement learning the empty feed and the seeds of the episodes to evaluate on."""
+        raise NotImplementedError
 
     def divisible(self) -> dict[str, int]:
-        """The sizes, by field name, that devices must divide: batch, environments."""
-        ...
+        """The sizes, by field name, that the number of devices must divide."""
+        data = getattr(self, "data", None)
+        if data is None:
+            return {}
+        return {
+            "data.batch": microbatch(data.batch, self.update),
+            "data.evaluation_batch": data.evaluation_batch,
+        }
 
     def reports(self) -> Iterable[Report]:
         """What is made of the final State besides its test metrics."""
-        ...
+        return ()
+
+
+def microbatch(batch: int, update: UpdateConfig) -> int:
+    """The examples of one microbatch of a batch; 0 where the batch can't be cut into equal ones."""
+    return 0 if batch % update.grad_accum_steps else batch // update.grad_accum_steps
 
 
 def positive(config: Any, prefix: str, *names: str) -> None:
@@ -132,7 +159,7 @@ def positive(config: Any, prefix: str, *names: str) -> None:
         sizes = value if isinstance(value, tuple) else (value,)
         if value is not None and min(sizes, default=0) < 1:
             shown = f"{prefix}.{name}" if prefix else name
-            raise Mistake(f"{shown} must be at least 1, not {value}")
+            raise UserError(f"{shown} must be at least 1, not {value}")
 
 
 def divisor(number: int, near: int) -> int:

@@ -1,4 +1,4 @@
-"""Criteria: (outputs, targets, mask) -> (loss, metrics), all Means over the examples with mask 1."""
+"""Criteria, (outputs, targets, mask) -> (loss, metrics), all over the examples with mask 1; and losses made of them."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research.core.state import Mean, Metrics, mean
+from research.core.metrics import Mean, Metrics, mean
+from research.core.modules import Network
+from research.core.state import Batch, State, evaluated, owned
+from research.core.types import Tree
+from research.core.update import Aux, Loss
 
 Criterion = Callable[[Any, Any, jax.Array], tuple[Mean, Metrics]]
 
@@ -59,3 +63,21 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     # The smoothed target's share of the loss, without a one-hot of every label.
     spread = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
     return (1 - smoothing) * loss + smoothing * spread
+
+
+def criterion_loss(net: Network, name: str, criterion: Criterion) -> Loss:
+    """The loss for `update` that is `criterion` of what the net called `name` makes of a batch's inputs."""
+
+    def loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
+        outputs, moved = net.apply(params, owned(state, name), batch.inputs, rng=rng)
+        value, metrics = criterion(outputs, batch.targets, batch.mask)
+        return value, Aux(metrics, moved)
+
+    return loss
+
+
+def criterion_metrics(net: Network, name: str, criterion: Criterion, state: State, batch: Batch) -> Metrics:
+    """The value of `criterion`, "loss", and its metrics for the parameters of `name` that are evaluated."""
+    outputs, _ = net.apply(evaluated(state, name), owned(state, name), batch.inputs)
+    value, metrics = criterion(outputs, batch.targets, batch.mask)
+    return {"loss": value, **metrics}

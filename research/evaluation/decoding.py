@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.special_tokens import BOS, EOS, PAD
-from research.core.state import Tree
+from research.core.types import Tree
 
 NEVER = -1e9
 """The log-probability of what can't be."""

@@ -12,8 +12,9 @@ from matplotlib.patches import Rectangle
 
 from research.core.experiment import Feeds, Report
 from research.core.files import failing, replacing
-from research.core.state import State, Tree
-from research.core.transformations import first
+from research.core.state import State
+from research.core.transformations import first_seed
+from research.core.types import Tree
 from research.evaluation import plots as plot
 from research.rl.environments import Timestep, Vector
 
@@ -34,7 +35,7 @@ def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.A
         return environment.step(luck, states, action, (states, observation))  # it is over before it starts anew
 
     def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-        params, seed = first(state, state.params), int(feeds.test[0].index[0])
+        params, seed = first_seed(state, state.params), int(feeds.test[0].index[0])
         key = jax.random.key(seed)
         states, observation = reset(key)
         seen, rewards = [np.asarray(observation[0])], []

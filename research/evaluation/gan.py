@@ -19,8 +19,9 @@ from research.core.console import console
 from research.core.errors import Mistake
 from research.core.experiment import Feeds, Report
 from research.core.files import failing, replacing, write_json
-from research.core.state import State, Tree
-from research.core.transformations import first
+from research.core.state import State
+from research.core.transformations import first_seed
+from research.core.types import Tree
 from research.data.images import Images
 from research.data.unpaired import Unpaired
 from research.evaluation import inception
@@ -50,7 +51,7 @@ def samples(generate: Samples, latent: int, classes: int) -> Report:
     generate = jax.jit(generate)
 
     def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-        weights = first(state, (state.params, state.collections))
+        weights = first_seed(state, (state.params, state.collections))
         made = pixels(generate(*weights, *drawn(0, ROWS * COLUMNS, latent, classes)))
         plot.image_grid(made, None, directory / "samples.png", columns=COLUMNS)
         return {}
@@ -78,7 +79,7 @@ def interpolations(generate: Samples, latent: int, classes: int) -> Report:
         angle = jnp.linspace(0, jnp.pi / 2, COLUMNS)[None, :, None]
         # As normal all the way: cos² + sin² = 1.
         noise = jnp.cos(angle) * start[:, None] + jnp.sin(angle) * end[:, None]
-        weights = first(state, (state.params, state.collections))
+        weights = first_seed(state, (state.params, state.collections))
         made = pixels(generate(*weights, noise.reshape(-1, latent), jnp.repeat(labels, COLUMNS)))
         plot.image_grid(made, None, directory / "interpolations.png", columns=COLUMNS)
         return {}
@@ -122,7 +123,7 @@ def judge(directory: str, sha256: str | None, shape: tuple[int, ...]) -> Judge:
     if expected != shape:
         sides = ["x".join(map(str, s)) for s in (expected, shape)]
         raise Mistake(f"judge: {directory} was trained on images of {sides[0]}, and these are {sides[1]}")
-    weights = first(state, (state.params, state.collections))
+    weights = first_seed(state, (state.params, state.collections))
     found = digest(weights)
     if sha256 is not None and not found.startswith(sha256):
         raise Mistake(
@@ -255,7 +256,7 @@ def check_inception(path: str, data: Images, count: int) -> None:
 
 def sampled(generate: Samples, state: State, latent: int, classes: int, count: int) -> np.ndarray:
     """`count` samples u8[count, h, w, c], always of the same noise; their labels take turns."""
-    weights = first(state, (state.params, state.collections))
+    weights = first_seed(state, (state.params, state.collections))
     parts = zip(*(batches(x) for x in drawn(3, count, latent, classes)), strict=True)
     return np.concatenate([pixels(generate(*weights, *part)) for part in parts])
 
@@ -270,7 +271,7 @@ def translations(translate: Translate) -> Report:
     translate = jax.jit(translate, static_argnums=2)
 
     def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-        params, batch = first(state, state.params), feeds.test[0]
+        params, batch = first_seed(state, state.params), feeds.test[0]
         columns = []
         for images, there, back in zip(batch.inputs, (True, False), (False, True), strict=True):
             translated = translate(params, images[:ROWS], there)
@@ -294,7 +295,7 @@ def recognised(translate: Translate, data: Unpaired, directory: str, sha256: str
         domains = data.arrays()
         classifier = judge(directory, sha256, domains.test_x.shape[1:])
         x, y = targets(classifier, data, directory)
-        params = first(state, state.params)
+        params = first_seed(state, state.params)
         called = lambda images, label: float((classifier.read(images)[1].argmax(1) == label).mean())
         translated = lambda images, forth: np.concatenate(
             [pixels(translate(params, part, forth)) for part in batches(images)]

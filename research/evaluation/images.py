@@ -7,8 +7,9 @@ import jax
 import numpy as np
 
 from research.core.experiment import Feeds, Report
-from research.core.state import State, Tree
-from research.core.transformations import first, members
+from research.core.state import State
+from research.core.transformations import each_seed, first_seed
+from research.core.types import Tree
 from research.evaluation import plots as plot
 from research.evaluation.sample_metrics import ensemble_accuracy
 
@@ -30,7 +31,7 @@ def classification(logits: Callable[[Tree, dict[str, Tree], jax.Array], jax.Arra
         there = np.concatenate([batch.mask for batch in feeds.test]) > 0
         gathered = lambda values: np.concatenate([np.asarray(x) for x in values])[there]
         judged = lambda weights: gathered(logits(*weights, batch.inputs) for batch in feeds.test)
-        each = np.stack([judged(weights) for weights in members(state, (state.params, state.collections))])
+        each = np.stack([judged(weights) for weights in each_seed(state, (state.params, state.collections))])
         outputs = each[0]
         truth = gathered(batch.targets for batch in feeds.test)
         images = gathered(batch.inputs for batch in feeds.test)
@@ -60,7 +61,7 @@ def filters(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
     params: Tree = state.collections.get("average", state.params)
     if "Conv_0" not in params:
         return {}
-    kernel = np.asarray(first(state, params["Conv_0"]["kernel"]))  # [height, width, channels, filters]
+    kernel = np.asarray(first_seed(state, params["Conv_0"]["kernel"]))  # [height, width, channels, filters]
     if kernel.shape[2] in (1, 3):
         scaled = 0.5 + kernel / (2 * np.abs(kernel).max())  # 0 is in the middle
         plot.image_grid(scaled.transpose(3, 0, 1, 2), None, directory / "filters.png")

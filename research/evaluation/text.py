@@ -15,9 +15,11 @@ from matplotlib.figure import Figure
 from research.core.console import console
 from research.core.experiment import Feeds, Report
 from research.core.files import failing, replacing
+from research.core.metrics import Metrics
 from research.core.special_tokens import EOS, PAD
-from research.core.state import Batch, Metrics, State, Tree
-from research.core.transformations import first, members
+from research.core.state import Batch, State
+from research.core.transformations import each_seed, first_seed
+from research.core.types import Tree
 from research.data.text import END
 from research.data.tokenizer import Tokenizer
 from research.evaluation import plots as plot
@@ -38,7 +40,7 @@ PRINTED = 40
 
 def weights(state: State) -> Tree:
     """The parameters that are judged: averaged ones where there are any; of several seeds, the first's."""
-    return first(state, evaluated(state))
+    return first_seed(state, evaluated(state))
 
 
 def evaluated(state: State) -> Tree:
@@ -59,7 +61,9 @@ def language(net: nn.Module, tokenizer: Tokenizer | None, evaluate: Callable[[St
                 attention(net, params, tokenizer, text[0], directory / "attention.png")
             if isinstance(net, lstm.LanguageModel):
                 cells(net, params, tokenizer, text.reshape(-1)[:4000], directory / "cells.png")
-        one = state._replace(**{name: first(state, value) for name, value in state._asdict().items() if name != "step"})
+        one = state._replace(
+            **{name: first_seed(state, value) for name, value in state._asdict().items() if name != "step"}
+        )
         judge = jax.jit(evaluate)
         found = [jax.device_get(judge(one, batch)) for batch in feeds.test]
         loss = merged(jax.tree.map(lambda *x: np.stack(x), *found))["loss"]
@@ -200,7 +204,7 @@ def classification(
         return np.asarray(jax.nn.log_softmax(np.concatenate(rows)))
 
     def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-        each = np.stack([judged(params, feeds.test) for params in members(state, evaluated(state))])
+        each = np.stack([judged(params, feeds.test) for params in each_seed(state, evaluated(state))])
         outputs = each[0]
         truth = np.concatenate([b.targets[b.mask > 0] for b in feeds.test])
         texts = [text for b in feeds.test for text in b.inputs[b.mask > 0]]

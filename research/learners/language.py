@@ -8,16 +8,16 @@ import jax.numpy as jnp
 
 from research.core.experiment import Feeds, Report
 from research.core.losses import tokens
-from research.core.modules import filled
+from research.core.modules import bind
 from research.core.state import Learner
 from research.data.text import Text
 from research.evaluation import text as reports
-from research.learners.supervised import Training
+from research.learners.supervised import Supervised, supervised
 from research.nets import transformer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Language(Training):
+class Language(Supervised):
     """An experiment in language modelling.
 
     Attributes:
@@ -31,14 +31,14 @@ class Language(Training):
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
         text = self.data.spec()
-        return filled(self.net, outputs=text.classes, context=self.data.context)
+        return bind(self.net, outputs=text.classes, context=self.data.context)
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
         vocabulary = self.data.spec().tokenizer
         criterion = tokens(ignored=-1, lengths=None if vocabulary is None else vocabulary.lengths)
         example = jnp.zeros((1, self.data.context), jnp.int32)
-        return self.learner(self.model(), example, criterion, judge=criterion, axis=axis)
+        return supervised(self.network(self.model()), self.updater(), example, criterion, criterion)
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""

@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from research.core.errors import Mistake
 from research.core.experiment import Feeds, Report
 from research.core.losses import tokens
-from research.core.modules import filled
+from research.core.modules import bind
 from research.core.special_tokens import MASK, PAD
-from research.core.state import Batch, Learner, each
+from research.core.state import Batch, Learner, example_keys
 from research.data.sentences import Sentences
-from research.learners.supervised import Training
+from research.learners.supervised import Supervised, supervised
 from research.nets import transformer
 
 SPECIAL = MASK + 1
@@ -25,7 +25,7 @@ SPECIAL = MASK + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masked(Training):
+class Masked(Supervised):
     """An experiment in pre-training an encoder on texts without their labels.
 
     Attributes:
@@ -46,7 +46,7 @@ class Masked(Training):
         if self.guessed is not None and self.guessed <= SPECIAL:
             raise Mistake(f"guessed must be more than the {SPECIAL} special tokens, not {self.guessed}")
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
         texts = self.data.spec()
         size = texts.tokenizer.size
@@ -58,14 +58,14 @@ class Masked(Training):
             corrupted, places, targets = jax.vmap(lambda k, t: hide(k, t, count, size, guessed))(keys, batch.inputs)
             return batch._replace(inputs=(corrupted, places), targets=targets)
 
-        return self.learner(
-            filled(self.net, vocabulary=size, context=texts.length, outputs=guessed),
+        return supervised(
+            self.network(bind(self.net, vocabulary=size, context=texts.length, outputs=guessed)),
+            self.updater(),
             example,
             tokens(ignored=PAD),
-            judge=tokens(ignored=PAD),
-            prepare=lambda batch: hidden(each(jax.random.key(0), batch.index), batch),
+            eval_criterion=tokens(ignored=PAD),
+            prepare=lambda batch: hidden(example_keys(jax.random.key(0), batch.index), batch),
             augment=hidden,
-            axis=axis,
         )
 
     def feeds(self) -> Feeds:

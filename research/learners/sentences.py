@@ -8,16 +8,16 @@ import jax.numpy as jnp
 
 from research.core.experiment import Feeds, Report
 from research.core.losses import classification
-from research.core.modules import filled, forward
+from research.core.modules import bind
 from research.core.state import Learner
 from research.data.sentences import Sentences
 from research.evaluation import text as reports
-from research.learners.supervised import Training
+from research.learners.supervised import Supervised, supervised
 from research.nets import lstm
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyText(Training):
+class ClassifyText(Supervised):
     """An experiment in text classification.
 
     Attributes:
@@ -33,16 +33,16 @@ class ClassifyText(Training):
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
         texts = self.data.spec()
-        return filled(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=texts.classes)
+        return bind(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=texts.classes)
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
-        return self.learner(
-            self.model(),
+        return supervised(
+            self.network(self.model()),
+            self.updater(),
             jnp.zeros((1, self.data.spec().length), jnp.int32),
             classification(self.smoothing),
-            judge=classification(),
-            axis=axis,
+            eval_criterion=classification(),
         )
 
     def feeds(self) -> Feeds:
@@ -51,6 +51,6 @@ class ClassifyText(Training):
 
     def reports(self) -> Iterable[Report]:
         """See `Experiment`."""
-        net, texts = self.model(), self.data.spec()
-        logits = lambda params, inputs: forward(net, params, {}, inputs)[0]
+        net, texts = self.network(self.model()), self.data.spec()
+        logits = lambda params, inputs: net.apply(params, {}, inputs)[0]
         return (reports.classification(logits, texts.tokenizer, texts.names),)

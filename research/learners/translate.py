@@ -8,17 +8,17 @@ import jax.numpy as jnp
 
 from research.core.experiment import Feeds, Report
 from research.core.losses import tokens
-from research.core.modules import filled
+from research.core.modules import bind
 from research.core.special_tokens import PAD
 from research.core.state import Learner
 from research.data.pairs import Pairs
 from research.evaluation import text as reports
-from research.learners.supervised import Training
+from research.learners.supervised import Supervised, supervised
 from research.nets import transformer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translate(Training):
+class Translate(Supervised):
     """An experiment in translation.
 
     Attributes:
@@ -38,13 +38,13 @@ class Translate(Training):
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
         pairs = self.data.spec()
-        return filled(self.net, outputs=pairs.tokenizer.size, context=pairs.length)
+        return bind(self.net, outputs=pairs.tokenizer.size, context=pairs.length)
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
         words = jnp.zeros((1, self.data.spec().length), jnp.int32)
         criterion = tokens(ignored=PAD, smoothing=self.smoothing)
-        return self.learner(self.model(), (words, words), criterion, judge=tokens(ignored=PAD), axis=axis)
+        return supervised(self.network(self.model()), self.updater(), (words, words), criterion, tokens(ignored=PAD))
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""

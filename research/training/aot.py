@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
 from research.core.placement import Place, PlaceName, place
-from research.core.state import Tree
+from research.core.types import Tree
 from research.training.run import check_divisible, dispatch
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -67,7 +67,7 @@ class Topology(NamedTuple):
     memory: int
 
 
-class NotInstalled(Mistake):
+class NotInstalled(UserError):
     """The compiler for a topology can't be used here; the message says how it could."""
 
 
@@ -105,12 +105,12 @@ class Compiled(NamedTuple):
 def topology(name: str) -> Topology:
     """The topology called `name`: a TPU slice, KIND:SHAPE ("v5e:2x4"), or GPUs of one machine, "h100" or "h100:8".
 
-    Raises Mistake where there is none of that name, NotInstalled where there is no compiler for it.
+    Raises UserError where there is none of that name, NotInstalled where there is no compiler for it.
     """
     kind, _, shape = name.partition(":")
     gpu = kind == "h100"
     if kind not in MEMORY or (gpu and not (shape or "1").isdigit()):
-        raise Mistake(f"there is no topology {name!r}: say v5e:2x4, or another shape of {', '.join(MEMORY)}")
+        raise UserError(f"there is no topology {name!r}: say v5e:2x4, or another shape of {', '.join(MEMORY)}")
     compilers = ("jax_cuda12_plugin", "jax_cuda13_plugin") if gpu else ("libtpu",)
     if not any(map(importlib.util.find_spec, compilers)):
         raise NotInstalled(f"the compiler for {name} is not installed: pip install -e .[{'cuda12' if gpu else 'tpu'}]")
@@ -131,7 +131,7 @@ def topology(name: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
-        raise Mistake(f"there is no topology {name!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"there is no topology {name!r}: {str(error).splitlines()[0]}") from None
     return Topology(name, list(found.devices), MEMORY[kind] * 2**30)
 
 
@@ -140,7 +140,7 @@ def compiled(
 ) -> Compiled:
     """The experiment's training, `chunk` steps (the config's own) a dispatch, compiled for the topology.
 
-    Raises Mistake where the devices don't divide a batch, Failure where the program doesn't fit their memory.
+    Raises UserError where the devices don't divide a batch, RunError where the program doesn't fit their memory.
     """
     target = place(how, where.devices)
     check_divisible(experiment, target)
@@ -151,7 +151,7 @@ def compiled(
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise Failure(f"it does not fit {where.name}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"it does not fit {where.name}: {str(error).splitlines()[0]}") from error
     seconds = time.monotonic() - started
     memory, hlo = program.memory_analysis(), program.as_text()
     assert memory is not None and hlo is not None, "every compiler here tells"
@@ -169,7 +169,7 @@ def compiled(
 
 def lower(experiment: Experiment, target: Place, chunk: int) -> jax.stages.Lowered:
     """The experiment's training chunk at a place of which only the devices' kind need be known."""
-    learner, feed = experiment.build(target.axis), experiment.feeds().train
+    learner, feed = experiment.build(), experiment.feeds().train
     state, steps = jax.eval_shape(learner.init, jax.random.key(0)), dispatch(learner, target, feed, chunk)
     if feed.resident:
         data = target.put_data(shapes(feed), None)

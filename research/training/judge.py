@@ -1,6 +1,5 @@
 """Metrics on the host: merged over steps and batches, checked, compared."""
 
-import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,29 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.experiment import Run
+from research.core.metrics import Metrics, Values, merged
 from research.core.placement import Place
-from research.core.state import Batch, Learner, Metrics, State
+from research.core.state import Batch, Learner, State
 
 STILL = 5
 """So many steps, or more, tell whether anything moves."""
-
-Values = dict[str, Any]
-"""Values by metric: a float, or a list of one for each seed; None where nothing was counted, or it is not finite."""
-
-
-def merged(metrics: Metrics) -> Values:
-    """The values of Means with a leading axis, of steps or of batches: merged over it, in float64."""
-    sums = {name: [np.asarray(x, np.float64).sum(0) for x in mean] for name, mean in metrics.items()}
-    return {name: _value(total, count) for name, (total, count) in sums.items()}
-
-
-def _value(total: Any, count: Any) -> Any:
-    if np.ndim(total):
-        return [_value(t, c) for t, c in zip(total, count, strict=True)]
-    value = float(total) / float(count) if count else math.nan
-    return value if math.isfinite(value) else None
 
 
 class Evaluator:
@@ -48,11 +32,11 @@ class Evaluator:
 
 
 def check_finite(metrics: Metrics, before: int, directory: Path) -> None:
-    """Raises Failure if a metric of some step, [steps] or [steps, seeds], is not finite; with seeds, if of all.
+    """Raises RunError if a metric of some step, [steps] or [steps, seeds], is not finite; with seeds, if of all.
 
     before: the steps done before these. A seed that diverges is null in the logs, and the others go on.
     """
-    finite = {name: np.isfinite(value.total) for name, value in metrics.items()}
+    finite = {name: _finite(metric) for name, metric in metrics.items()}
     fine = np.logical_and.reduce(list(finite.values()))
     if fine.ndim == 2:
         fine = np.logical_or.reduce(fine, 1)
@@ -60,29 +44,36 @@ def check_finite(metrics: Metrics, before: int, directory: Path) -> None:
         return
     step = int(np.argmin(fine))
     names = [name for name, good in finite.items() if not np.all(good[step])]
-    raise Failure(
+    raise RunError(
         f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. The last good checkpoint "
-        f"is kept in {directory / 'checkpoints'}. Try a lower learning rate or --descent.clip 1; --debug, in another "
+        f"is kept in {directory / 'checkpoints'}. Try a lower learning rate or --update.clip 1; --debug, in another "
         "--workdir, shows where it comes from"
     )
 
 
-def check_moving(metrics: Metrics, before: int, directory: Path) -> None:
-    """Raises Failure if nets that play against each other have all stopped: saturated, or dead.
+def _finite(metric: Any) -> Any:
+    """Whether all numbers of a metric are finite: at each step [steps], or of each seed at each step [steps, seeds]."""
+    leaves = jax.tree.leaves(metric)
+    rank = min(np.ndim(x) for x in leaves)
+    return np.logical_and.reduce([np.isfinite(x).all(tuple(range(rank, np.ndim(x)))) for x in leaves])
 
-    NAME has if its NAME_loss, [steps] or [steps, seeds], is the same at all steps, although each has other data, or if
-    its NAME_gradient_norm is 0 at all of them; with seeds, at all seeds. Fewer than `STILL` steps can't tell.
 
-    before: the steps done before these
+def check_moving(metrics: Metrics, adversaries: Sequence[str], before: int, left: str) -> None:
+    """Raises RunError if nets that play against each other have all stopped: saturated, or dead.
+
+    NAME of `adversaries` has if its NAME_loss, [steps] or [steps, seeds], is the same at all steps, although each has
+    other data, or if its NAME_gradient_norm is 0 at all of them; with seeds, at all seeds. Fewer than `STILL` steps
+    can't tell.
+
+    before: the steps done before these; left: which checkpoints there are, in words
     """
-    players = [name.removesuffix("_loss") for name in metrics if name.endswith("_loss")]
-    steps = min((len(metrics[f"{name}_loss"].total) for name in players), default=0)
-    if len(players) < 2 or steps < STILL:
+    if not adversaries or len(metrics[f"{adversaries[0]}_loss"].total) < STILL:  # type: ignore[attr-defined]
         return
-    if np.all(np.logical_and.reduce([_stopped(name, metrics) for name in players])):
-        raise Failure(
-            f"{' and '.join(players)} have stopped: from step {before + 1} to {before + steps} their losses stood "
-            f"still, or had no gradient. The checkpoints up to step {before} are kept in {directory / 'checkpoints'}. "
+    if np.all(np.logical_and.reduce([_stopped(name, metrics) for name in adversaries])):
+        steps = len(metrics[f"{adversaries[0]}_loss"].total)  # type: ignore[attr-defined]
+        raise RunError(
+            f"{' and '.join(adversaries)} have stopped: from step {before + 1} to {before + steps} their losses stood "
+            f"still, or had no gradient. {left}. "
             "Try lower learning rates or, where the config has them, another --loss, --r1 or --gradient-penalty, or "
             "--discriminator.spectral"
         )
@@ -90,20 +81,18 @@ def check_moving(metrics: Metrics, before: int, directory: Path) -> None:
 
 def _stopped(name: str, metrics: Metrics) -> Any:
     """Whether a net has, [] or [seeds]; where nothing was counted, it has not, and where it diverged, it has."""
-    total, count = (np.asarray(x, np.float64) for x in metrics[f"{name}_loss"])
+    total, count = (np.asarray(x, np.float64) for x in jax.tree.leaves(metrics[f"{name}_loss"]))
     with np.errstate(invalid="ignore", divide="ignore"):
         loss = total / count
         moved = np.ptp(loss, 0) > 1e-6 * np.abs(loss).max(0)
-    stopped = ~moved
-    if (gradient := metrics.get(f"{name}_gradient_norm")) is not None:
-        stopped |= (np.asarray(gradient.total) == 0).all(0)
-    return stopped & (count > 0).all(0)
+    norm = jax.tree.leaves(metrics[f"{name}_gradient_norm"])[0]
+    return (~moved | (np.asarray(norm) == 0).all(0)) & (count > 0).all(0)
 
 
 def check_metric(names: Iterable[str], run: Run) -> None:
-    """Raises Mistake unless `run.metric`, which "best" goes by, is one of the validation metrics `names`."""
+    """Raises UserError unless `run.metric`, which "best" goes by, is one of the validation metrics `names`."""
     if run.metric not in names:
-        raise Mistake(f"there is no metric {run.metric!r}: set --run.metric to one of {', '.join(sorted(names))}")
+        raise UserError(f"there is no metric {run.metric!r}: set --run.metric to one of {', '.join(sorted(names))}")
 
 
 def score(values: Values, run: Run) -> float | None:

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from research.core.console import warn
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Experiment, Feed, Feeds, Report, Snapshot
+from research.core.metrics import Metrics, merged
 from research.core.placement import Place, place
-from research.core.state import Learner, Metrics, State
-from research.core.transformations import closed, many, seeds
+from research.core.state import Learner, State
+from research.core.transformations import per_seed, scan_steps, with_feed
 from research.data.feed import prefetched
 from research.evaluation import plots as plot
 from research.training import checkpoint, config, log, workdir
@@ -30,7 +31,6 @@ from research.training.judge import (
     check_metric,
     check_moving,
     exhausted,
-    merged,
     score,
     summary,
 )
@@ -47,7 +47,7 @@ class Interrupted(BaseException):
 def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     """Trains the config called `name`, or goes on where it was left, and returns the content of summary.json.
 
-    Raises Mistake and Failure, whose texts say what to do, and Interrupted when it was asked to stop.
+    Raises UserError and RunError, whose texts say what to do, and Interrupted when it was asked to stop.
     """
     directory = command.workdir or Path("runs") / name
     with workdir.owned(directory, name, command), jax.disable_jit(command.debug), jax.debug_nans(command.debug):
@@ -58,26 +58,26 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
 def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     """The config, learner and judged State (see Run.final) of the run kept in `directory`; it reads, never writes.
 
-    Of a run of several seeds, State and learner have their axis. Raises Mistake where there is no such run.
+    Of a run of several seeds, State and learner have their axis. Raises UserError where there is no such run.
     """
     directory = Path(directory)
     about = workdir.about(directory)
     if about is None:
-        raise Mistake(f"{directory} holds no run: it has no config.json")
+        raise UserError(f"{directory} holds no run: it has no config.json")
     experiment = config.from_json(about["name"], about["config"])
-    learner, key = _learner(experiment, about["seeds"], None)
+    learner, key = _learner(experiment, about["seeds"])
     best = experiment.run.final == "best"
     found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), warn, best)
     if found is None:
-        raise Mistake(f"{directory} holds no checkpoint yet")
+        raise UserError(f"{directory} holds no checkpoint yet")
     return experiment, learner, found[1]
 
 
 def check_divisible(experiment: Experiment, where: Place) -> None:
-    """Raises Mistake unless the devices of `where` divide the experiment's batches and environments."""
+    """Raises UserError unless the devices of `where` divide the experiment's batches and environments."""
     for field, size in experiment.divisible().items():
         if size % where.size:
-            raise Mistake(f"the {where.size} devices do not divide {field}={size}: choose a multiple, or --place jit")
+            raise UserError(f"the {where.size} devices do not divide {field}={size}: choose a multiple, or --place jit")
 
 
 def dispatch(learner: Learner, where: Place, feed: Feed, chunk: int) -> jax.stages.Wrapped:
@@ -86,8 +86,8 @@ def dispatch(learner: Learner, where: Place, feed: Feed, chunk: int) -> jax.stag
     data: the resident feed itself; of another feed, a chunk's batches, stacked.
     """
     if feed.resident:
-        return where.train(lambda s, f: many(closed(learner.step, f, where.axis), chunk)(s, None), None)
-    return where.train(many(learner.step, chunk), 1)
+        return where.train(lambda s, f: scan_steps(with_feed(learner.step, f, where.split), chunk)(s, None), None)
+    return where.train(scan_steps(learner.step, chunk), 1)
 
 
 def _train(command: config.Command[Experiment], directory: Path) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     check_divisible(experiment, where)
     feeds = experiment.feeds()
     workdir.keep(directory, feeds.kept)
-    learner, key = _learner(experiment, command.seeds, where.axis)
+    learner, key = _learner(experiment, command.seeds)
 
     abstract = jax.eval_shape(learner.init, key)
     check_metric(jax.eval_shape(learner.evaluate, abstract, feeds.validation[0]), run)
@@ -124,7 +124,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
             metrics = jax.device_get(metrics)
             now = time.monotonic()
             check_finite(metrics, step, directory)
-            check_moving(metrics, step, directory)
+            check_moving(metrics, experiment.adversaries, step, str(directory))
             step += run.chunk
             last = step == run.steps
             values = merged(metrics)
@@ -208,12 +208,12 @@ def _reported(reports: Sequence[Report], state: State, feeds: Feeds, directory: 
     return numbers
 
 
-def _learner(experiment: Experiment, n: int | None, axis: str | None) -> tuple[Learner, jax.Array]:
+def _learner(experiment: Experiment, n: int | None) -> tuple[Learner, jax.Array]:
     """The learner, and its root key or keys."""
-    learner, seed = experiment.build(axis), experiment.run.seed
+    learner, seed = experiment.build(), experiment.run.seed
     if n is None:
         return learner, jax.random.key(seed)
-    return seeds(learner), jax.vmap(jax.random.key)(jnp.arange(seed, seed + n))
+    return per_seed(learner), jax.vmap(jax.random.key)(jnp.arange(seed, seed + n))
 
 
 @contextlib.contextmanager

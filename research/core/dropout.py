@@ -22,7 +22,7 @@ class Dropout(nn.Module):
     shared: tuple[int, ...] = ()
 
     @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+    def __call__(self, x: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """The same where not in training, or the rate is 0."""
         if not train or self.rate == 0:
             return x
