@@ -97,7 +97,7 @@ def test_nothing_counted_moves_nothing():
 
 def test_a_loss_of_the_whole_batch_refuses_microbatches():
     before, update = updating(UpdateConfig(2))
-    with pytest.raises(UserError, match="of the whole batch: .* must be 1, not 2"):
+    with pytest.raises(UserError, match=r"of the whole batch: .* must be 1, not 2"):
         update(before, "net", squared, X, whole_batch=True)
 
 

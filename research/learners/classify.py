@@ -7,9 +7,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Experiment, Feeds, Report, Run
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
+from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, owned, rng
 from research.data.augment import Augment, augment
 from research.data.images import Images, ImageSpec
@@ -80,3 +81,17 @@ def scaled(pixels: jax.Array) -> jax.Array:
 def standardised(images: jax.Array, spec: ImageSpec) -> jax.Array:
     """Images [..., channels] less each channel's mean, over its standard deviation."""
     return (images - jnp.array(spec.mean)) / jnp.array(spec.std)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    return {
+        "cnn": Classify(
+            data=Images(name="digits", batch=32, evaluation_batch=40),
+            net=CNN(widths=(8,), depth=1, dropout=0.2),
+            augment=Augment(shift=1, flip=True, cutout=2, noise=0.05),
+            smoothing=0.1,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, chunk=3, evaluate_every=6, save_every=6),
+        )
+    }

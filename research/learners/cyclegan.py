@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from research.core.devices import gathered, position
-from research.core.experiment import Feeds, Report, Run, Snapshot, positive
+from research.core.experiment import Experiment, Feeds, Report, Run, Snapshot, positive
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
+from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, example_keys, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, updater
@@ -25,6 +26,7 @@ from research.data.unpaired import Unpaired
 from research.evaluation import gan as reports
 from research.learners.adversarial import Adversarial, prepared
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
+from research.nets.gan import Conv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,3 +227,28 @@ def query_pool(pool: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Ar
     # A step later than the pool's size finds it full: so the product can't overflow.
     before = jnp.minimum(step, size) * len(images) + jnp.arange(len(images))
     return jax.lax.scan(one, pool, (images, place, exchange, before))
+
+
+class _Translator(nn.Module):
+    """Images -> images by one convolution: `CycleGenerator` takes a minute to compile."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        return nn.tanh(Conv(images.shape[-1], 3)(images.transpose(3, 1, 2, 0), train)).transpose(3, 1, 2, 0)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    sgd = Optimizer(name="sgd", learning_rate=0.05)
+    return {
+        "cyclegan": CycleGAN(
+            data=Unpaired(name="digits", classes=("3", "8"), batch=8, evaluation_batch=16),
+            generator=_Translator(),
+            discriminator=PatchDiscriminator(widths=(4,)),
+            augment=Augment(flip=True),
+            pool=12,
+            generator_optimizer=sgd,
+            discriminator_optimizer=sgd,
+            run=Run(steps=12, chunk=3, evaluate_every=6, save_every=6, metric="cycle_error", goal="min"),
+        )
+    }

@@ -14,9 +14,10 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError
-from research.core.experiment import Feeds, Report, Run, Snapshot, positive
+from research.core.experiment import Experiment, Feeds, Report, Run, Snapshot, positive
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import Network, network
+from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates, strided, updater
@@ -25,6 +26,7 @@ from research.evaluation import gan as reports
 from research.learners.adversarial import Adversarial, prepared
 from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
+from research.nets.gan import DenseGenerator
 
 STATISTICS = 512
 """Samples over which batch statistics are recomputed."""
@@ -249,3 +251,35 @@ def gradient_norm_squared(score_fn: Callable[[jax.Array], jax.Array], images: ja
     """The squared norm f32[batch] of the score's gradient by each image; gamma / 2 times it is the penalty R1."""
     gradient = jax.grad(lambda x: score_fn(x).sum())(images)
     return (gradient.reshape(len(images), -1) ** 2).sum(1)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    sgd = Optimizer(name="sgd", learning_rate=0.05)
+    data = Images(name="digits", batch=32, evaluation_batch=40)
+    run = Run(steps=12, chunk=3, evaluate_every=6, save_every=6, metric="discriminator_loss", goal="min")
+    return {
+        "gan": GAN(
+            data=data,
+            generator=DCGANGenerator(widths=(8, 4)),
+            discriminator=DCGANDiscriminator(widths=(4, 8), spectral=True),
+            latent=4,
+            average=0.9,
+            generator_optimizer=sgd,
+            discriminator_optimizer=sgd,
+            run=run,
+        ),
+        "wgan_gp": GAN(
+            data=data,
+            generator=DenseGenerator(widths=(8,)),
+            discriminator=DCGANDiscriminator(widths=(4,), hidden=6, norm="none"),
+            latent=4,
+            conditional=True,
+            loss="wasserstein",
+            num_updates=2,
+            gradient_penalty=10.0,
+            generator_optimizer=sgd,
+            discriminator_optimizer=replace(sgd, learning_rate=0.002),  # the penalty is steep
+            run=run,
+        ),
+    }

@@ -6,14 +6,17 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Experiment, Feeds, Report, Run
 from research.core.losses import tokens
 from research.core.modules import bind
+from research.core.optimizers import Optimizer
 from research.core.state import Learner
+from research.core.update import UpdateConfig
 from research.data.text import Text
+from research.data.toy import toy_text
 from research.evaluation import text as reports
 from research.learners.supervised import Supervised, supervised
-from research.nets import transformer
+from research.nets import lstm, transformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,3 +50,24 @@ class Language(Supervised):
     def reports(self) -> Iterable[Report]:
         """See `Experiment`."""
         return (reports.language(self.model(), self.data.spec().tokenizer, self.build().evaluate),)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    run = Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min")
+    stack = transformer.Stack(layers=2, width=8, heads=2, dropout=0.1)
+    return {
+        "transformer": Language(
+            data=toy_text(),
+            net=transformer.LanguageModel(stack),
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=run,
+        ),
+        "lstm": Language(
+            data=toy_text(),
+            net=lstm.LanguageModel(width=8, dropout=0.1),
+            optimizer=Optimizer(name="sgd", learning_rate=0.05, schedule="cosine", warmup=2),
+            update=UpdateConfig(clip=0.5),
+            run=run,
+        ),
+    }

@@ -11,12 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import Mistake
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Experiment, Feeds, Report, Run
 from research.core.losses import tokens
 from research.core.modules import bind
+from research.core.optimizers import Optimizer
 from research.core.special_tokens import MASK, PAD
 from research.core.state import Batch, Learner, example_keys
 from research.data.sentences import Sentences
+from research.data.toy import ToySentences
 from research.learners.supervised import Supervised, supervised
 from research.nets import transformer
 
@@ -99,3 +101,16 @@ def hide(
     shown = jnp.where(luck < 0.8, MASK, jnp.where(luck < 0.9, other, truth))
     text = text.at[places].set(jnp.where(chosen, shown, truth))
     return text, places, jnp.where(chosen, truth, PAD)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    stack = transformer.Stack(layers=2, width=8, heads=2, groups=1, positions="rotary", dropout=0.1)
+    return {
+        "masked": Masked(
+            data=ToySentences(),
+            net=transformer.MaskedModel(stack),
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min"),
+        )
+    }

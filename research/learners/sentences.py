@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Experiment, Feeds, Report, Run
 from research.core.losses import classification
 from research.core.modules import bind
+from research.core.optimizers import Optimizer
 from research.core.state import Learner
 from research.data.sentences import Sentences
+from research.data.toy import ToySentences
 from research.evaluation import text as reports
 from research.learners.supervised import Supervised, supervised
 from research.nets import lstm
@@ -54,3 +56,16 @@ class ClassifyText(Supervised):
         net, texts = self.network(self.model()), self.data.spec()
         logits = lambda params, inputs: net.apply(params, {}, inputs)[0]
         return (reports.classification(logits, texts.tokenizer, texts.names),)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    return {
+        "sentences": ClassifyText(
+            data=ToySentences(),
+            net=lstm.Classifier(width=8, embedding=8, pairs=16, word_dropout=0.1, dropout=0.1, bag_dropout=0.1),
+            average=0.9,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min"),
+        )
+    }

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Experiment, Feeds, Report, Run
 from research.core.losses import tokens
 from research.core.modules import bind
+from research.core.optimizers import Optimizer
 from research.core.special_tokens import PAD
 from research.core.state import Learner
 from research.data.pairs import Pairs
+from research.data.toy import ToyPairs
 from research.evaluation import text as reports
 from research.learners.supervised import Supervised, supervised
 from research.nets import transformer
@@ -64,3 +66,16 @@ class Translate(Supervised):
                 data.references(),
             ),
         )
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    stack = transformer.Stack(layers=2, width=8, heads=2, positions="sinusoidal", dropout=0.1, remat=True, unroll=1)
+    return {
+        "translator": Translate(
+            data=ToyPairs(),
+            net=transformer.Translator(stack),
+            optimizer=Optimizer(name="sgd", learning_rate=0.5),  # below, the first norms move by less than rounding
+            run=Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min"),
+        )
+    }
