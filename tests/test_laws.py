@@ -210,3 +210,39 @@ def test_microbatches(name):
             state, _ = step(state, batch)
         states.append(host(state))
     assert_close(*states)
+
+
+STEPS, DISTANCE = 20, 0.1
+
+
+def losses(name: str, dtype: str):
+    """The losses of 20 steps in `dtype` by name, [steps], and the evaluation after them."""
+    experiment = EXPERIMENTS[name]
+    learner = dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, dtype=dtype)).build()
+    feeds, target = made(name)[1], at("one")
+    batches = [feeds.train.batch_at(k) for k in range(STEPS)]
+    if feeds.train.resident:
+        steps = lambda state, feed: scan_steps(with_feed(learner.step, feed), STEPS)(state, None)
+        state, metrics = jax.jit(steps)(start(name), feeds.train)
+    else:
+        state, metrics = start(name), []
+        step = jax.jit(learner.step)
+        for batch in batches:
+            state, found = step(state, batch)
+            metrics.append(found)
+        metrics = jax.tree.map(lambda *x: np.stack(x), *metrics)
+    judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves((state.params, metrics, judged)))
+    values = lambda found: {key: np.asarray(m.value) for key, m in found.items() if key.endswith("loss")}
+    return values(metrics), values(judged)
+
+
+def test_precision(name):
+    """In bfloat16, 20 steps train and evaluate; the last losses are within `DISTANCE` of float32's, relative to 1."""
+    (full, full_judged), (half, half_judged) = losses(name, "float32"), losses(name, "bfloat16")
+    for key in full:
+        a, b = full[key][-5:].mean(), half[key][-5:].mean()
+        assert abs(a - b) <= DISTANCE * max(abs(a), 1), key
+        assert not np.array_equal(full[key], half[key]), "it did not compute in bfloat16"
+    for key in full_judged:
+        assert abs(full_judged[key] - half_judged[key]) <= DISTANCE * max(abs(full_judged[key]), 1), key
