@@ -136,7 +136,7 @@ class Attention(nn.Module):
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool, flash: bool) -> jax.Array:
     """softmax(q k^T / sqrt(size)) v, [batch, time, heads, size]; k and v may have fewer heads.
 
-    mask: bool, can be broadcast to [batch, heads, time, keys], True where a query may attend to a key; None: everywhere.
+    mask: bool, broadcast to [batch, heads, time, keys], True where a query may attend to a key; None: everywhere.
     flash: in programs for NVIDIA's GPUs by cuDNN, where it can: see `fits_cudnn`.
     """
 
