@@ -165,7 +165,7 @@ class LSTM(nn.Module):
         last = []
         for n in range(self.layers):
             if n:
-                x = Dropout(self.dropout)(x, train)
+                x = Dropout(self.dropout, batch_axis=1)(x, train)
             if self.bidirectional:
                 half = self.width // 2
                 ahead, a = Layer(half)(x, there)
