@@ -26,7 +26,7 @@ from research.evaluation import plots as plot
 from research.evaluation.decoding import Sampling, beam_search, sample
 from research.evaluation.sample_metrics import ensemble_accuracy
 from research.nets import lstm, transformer
-from research.training.judge import merged
+from research.core.metrics import merged
 
 SHOWN = 64
 """Tokens in a picture of a text."""
