@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import signal
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,14 +33,7 @@ from research.training.judge import (
     score,
     summary,
 )
-
-
-class Interrupted(BaseException):
-    """A signal asked the run to stop; it has been saved. No `Exception`: those of reports are passed over."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} and saved; the same command resumes")
-        self.number = number
+from research.training.signals import Interrupted, on_signal
 
 
 def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
@@ -115,7 +107,8 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     validation = [where.put_data(batch, 0) for batch in feeds.validation]
     saved = checkpoint.Checkpoints(directory / "checkpoints", run.keep, step)
     lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
-    with saved, lines, bar, _signals(asked.append), contextlib.ExitStack() as stack:
+    signals = on_signal(asked.append, lambda: f"the compiled call after step {step}")
+    with saved, lines, bar, signals, contextlib.ExitStack() as stack:
         advance = stack.enter_context(_chunks(learner, where, feeds.train, run.chunk, step, run.steps))
         begun = time.monotonic()
         while step < run.steps and not exhausted(scores, run):
@@ -153,7 +146,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     def stop(number: int) -> None:
         raise Interrupted(number)
 
-    with _signals(stop):
+    with on_signal(stop, lambda: f"the evaluation of step {step}"):
         if run.final == "best":
             step, state = checkpoint.restore(directory / "checkpoints", abstract, warn, True) or (step, state)
             state = where.put(state)
@@ -236,14 +229,3 @@ def _chunks(
                 return compiled(state, batch)
 
         yield advance
-
-
-@contextlib.contextmanager
-def _signals(answer: Callable[[int], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `answer` with their number."""
-    before = {n: signal.signal(n, lambda number, _: answer(number)) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
