@@ -5,6 +5,7 @@ import errno
 import json
 import shutil
 import typing
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ from learners import classify, dqn
 import research
 from experiments.train import main
 from research.core.errors import Failure, Mistake
-from research.training import checkpoint, config
+from research.training import checkpoint, config, workdir
 
 TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]
@@ -163,15 +164,67 @@ def test_another_config_is_refused_naming_the_field(copy, capsys):
     assert status == 0 and json.loads((copy / "config.json").read_text())["config"]["run"]["seed"] == 5
 
 
-def test_another_version_or_something_else_is_refused(copy, capsys, tmp_path):
+def test_another_version_is_refused_in_one_line_and_may_be_overwritten(copy, capsys):
     about = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**about, "format": 99}))
-    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
-    assert status == 2 and "another version" in said
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.txt").write_text("dear")
-    status, said = run(capsys, "digits_cnn", "--workdir", str(tmp_path / "home"), *TINY, "--overwrite")
-    assert status == 2 and "something else" in said and (tmp_path / "home" / "thesis.txt").exists()
+    for version in (98, 99):
+        (copy / "config.json").write_text(json.dumps({**about, "format": version}))
+        with pytest.raises(Mistake) as refused:
+            research.load(copy)
+        why = str(refused.value)
+        assert f"(format {version}; this version has {workdir.FORMAT})" in why and "\n" not in why
+        status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
+        assert status == 2 and why in said
+    with workdir.owned(copy, "digits_cnn", config.parse("digits_cnn", [*TINY, "--overwrite"])):
+        assert sorted(path.name for path in copy.iterdir()) == [".lock", "config.json"]
+    assert json.loads((copy / "config.json").read_text())["format"] == workdir.FORMAT
+
+
+@pytest.mark.parametrize("there", [{"thesis.txt": "dear"}, {"config.json": '{"model_type": "bert"}', "a.txt": "dear"}])
+def test_a_directory_of_something_else_is_left_alone(there, capsys, tmp_path):
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    status, said = run(capsys, "digits_cnn", "--workdir", str(tmp_path), *TINY, "--overwrite")
+    assert status == 2 and "choose another --workdir" in said
+    assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.name != ".lock"} == there
+
+
+def owned(directory, *arguments, name="digits_cnn"):
+    """Claims the directory for this command, and returns its config.json."""
+    with workdir.owned(directory, name, config.parse(name, list(arguments))):
+        return workdir.about(directory)
+
+
+def test_a_refused_command_does_not_claim_the_directory(tmp_path, capsys):
+    status, said = run(capsys, "cartpole_dqn", "--workdir", str(tmp_path), "--environment.name", "Cartpole-v1")
+    assert status == 2 and "did you mean CartPole-v1" in said
+    assert owned(tmp_path, name="cartpole_dqn")["config"]["environment"]["name"] == "CartPole-v1"
+    (tmp_path / "checkpoints" / "100.orbax-checkpoint-tmp").mkdir(parents=True)  # of a killed first save
+    assert owned(tmp_path, "--seed", "3")["config"]["run"]["seed"] == 3
+    for first in ("one", "two"):
+        workdir.keep(tmp_path, {"tokenizer.json": first})  # nothing was trained with the one before
+        assert (tmp_path / "tokenizer.json").read_text() == first
+    for part in ("checkpoints/100", "checkpoints/100.json", "summary.json"):
+        directory = tmp_path / "saved" / part.replace("/", "")
+        owned(directory)
+        workdir.keep(directory, {"tokenizer.json": "one"})
+        (directory / part).parent.mkdir(exist_ok=True)
+        (directory / part).write_text("")
+        with pytest.raises(Mistake, match=r"run\.seed: 0 there, 3 now"):
+            owned(directory, "--seed", "3")
+        with pytest.raises(Mistake, match="fit it alone"):
+            workdir.keep(directory, {"tokenizer.json": "two"})
+
+
+def test_another_init_from_is_refused_once_there_is_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    owned(Path("run"), "--init-from", "a")
+    assert owned(Path("run"), "--init-from", "b")["init_from"] == "b"
+    Path("run", "checkpoints").mkdir()
+    Path("run", "checkpoints", "100.json").write_text("")
+    for arguments, now in ((["--init-from", "c"], "c"), ([], "None")):
+        with pytest.raises(Mistake, match=rf"init_from: b there, {now} now"):
+            owned(Path("run"), *arguments)
+    assert owned(Path("run"), "--init-from", str(tmp_path / "b"))["init_from"] == "b"
 
 
 def test_damaged_config_json(copy):

@@ -211,6 +211,13 @@ def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best:
     return found[1]
 
 
+def any_saved(directory: Path) -> bool:
+    """Whether `directory` holds a checkpoint, even a damaged one."""
+    with failing("read", directory):
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return any(name.removesuffix(".json").isdecimal() for name in names)
+
+
 class _Damaged(Exception):
     """Why a step can't be used."""
 
