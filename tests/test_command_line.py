@@ -166,7 +166,7 @@ def test_another_config_is_refused_naming_the_field(copy, capsys):
 
 def test_another_version_is_refused_in_one_line_and_may_be_overwritten(copy, capsys):
     about = json.loads((copy / "config.json").read_text())
-    for version in (98, 99):
+    for version in (1, 99):
         (copy / "config.json").write_text(json.dumps({**about, "format": version}))
         with pytest.raises(Mistake) as refused:
             research.load(copy)

@@ -18,7 +18,7 @@ from research.core.experiment import Experiment
 from research.core.files import failing, replacing
 from research.training import checkpoint, config, log
 
-FORMAT = 1
+FORMAT = 2
 """The format of a run's directory. Directories of other formats are refused."""
 
 PACKAGES = ("samestep", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "gymnax", "numpy")
