@@ -6,6 +6,7 @@ import json
 import shutil
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from learners import classify, dqn
 import research
 from experiments.train import main
 from research.core.errors import Failure, Mistake
-from research.training import checkpoint, config, workdir
+from research.training import checkpoint, config, provenance, workdir
 
 TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]
@@ -227,6 +228,56 @@ def test_another_init_from_is_refused_once_there_is_a_checkpoint(tmp_path, monke
     assert owned(Path("run"), "--init-from", str(tmp_path / "b"))["init_from"] == "b"
 
 
+def test_a_finished_run_says_so_and_whether_the_code_has_changed(copy, capsys):
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
+    assert status == 0 and f"{copy} is already finished" in said and "--overwrite trains anew" in said
+    assert "has changed" not in said
+    about = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**about, "code": "0" * 16}))
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
+    assert status == 0 and f"warning: the code in research/ has changed since {copy} was started" in said
+
+
+def test_the_hash_of_the_code(tmp_path):
+    (tmp_path / "core").mkdir()
+    for name, text in (("core/a.py", "1"), ("b.py", "2"), ("c.txt", "3")):
+        (tmp_path / name).write_text(text)
+    first = provenance.code(tmp_path)
+    (tmp_path / "c.txt").write_text("4")
+    assert provenance.code(tmp_path) == first
+    changed = []
+    for name, text in (("core/a.py", "12"), ("b.py", ""), ("d.py", "")):
+        (tmp_path / name).write_text(text)
+        changed.append(provenance.code(tmp_path))
+    assert len({first, *changed}) == 4
+    assert provenance.code() == provenance.code() != first
+
+
+@pytest.mark.parametrize(
+    ("flags", "deterministic"),
+    [
+        (None, False),
+        ("--xla_gpu_deterministic_ops=true", True),
+        ("--xla_cpu_multi_thread_eigen=false --xla_gpu_deterministic_ops", True),
+        ("--xla_gpu_deterministic_ops=true --xla_gpu_deterministic_ops=false", False),
+        ("--xla_gpu_deterministic_ops_too=true", False),
+    ],
+)
+def test_deterministic_operations_are_recorded_and_their_lack_is_told_on_a_gpu(
+    flags, deterministic, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if flags is not None:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    about = owned(tmp_path)
+    assert about["deterministic_ops"] is deterministic and about["xla_flags"] == (flags or "")
+    provenance.check_deterministic()
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu")])
+    provenance.check_deterministic()
+    assert ("--xla_gpu_deterministic_ops=true" in capsys.readouterr().err) is not deterministic
+
+
 def test_damaged_config_json(copy):
     about = json.loads((copy / "config.json").read_text())
     about["config"]["net"]["widths"] = ["__import__('os')"]
@@ -242,7 +293,7 @@ def test_a_damaged_newest_checkpoint_falls_back(copy, capsys):
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
-    assert status == 0 and said.count("is damaged (") == 1
+    assert status == 0 and said.count("is damaged (") == 1 and f"{copy}: resumed at step 2 of 4" in said
 
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):

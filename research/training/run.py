@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.console import warn
+from research.core.console import say, warn
 from research.core.errors import Mistake
 from research.core.experiment import Experiment, Feed, Feeds, Report, Snapshot
 from research.core.placement import Place, place
@@ -21,7 +21,7 @@ from research.core.state import Learner, Metrics, State
 from research.core.transformations import closed, many, seeds
 from research.data.feed import prefetched
 from research.evaluation import plots as plot
-from research.training import checkpoint, config, log, workdir
+from research.training import checkpoint, config, log, provenance, workdir
 from research.training.judge import (
     Evaluator,
     best,
@@ -44,7 +44,10 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     directory = command.workdir or Path("runs") / name
     with workdir.owned(directory, name, command), jax.disable_jit(command.debug), jax.debug_nans(command.debug):
         done = directory / "summary.json"
-        return json.loads(done.read_text()) if done.exists() else _train(command, directory)
+        if done.exists():
+            say(f"{directory} is already finished: these are its results; --overwrite trains anew")
+            return json.loads(done.read_text())
+        return _train(command, directory)
 
 
 def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
@@ -97,6 +100,9 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     if found is None and command.init_from is not None:
         workdir.check_kept(command.init_from, feeds.kept)
         state = checkpoint.init_from(command.init_from / "checkpoints", state, warn)
+    if found is not None:
+        say(f"{directory}: resumed at step {step} of {run.steps}")
+    provenance.check_deterministic()
     log.cut(directory, step)
     scores = [score(line, run) for line in log.read(directory) if line["split"] == "validation"]
     state = where.put(state)
@@ -178,7 +184,7 @@ def _finish(
         "seeds": list(range(run.seed, run.seed + (command.seeds or 1))),
         "seconds": seconds,
         "steps_per_second": statistics.median(t["steps_per_second"] for t in timings),
-        "device": workdir.device(),
+        "device": provenance.device(),
         "published": dict(run.published),
     }
     plot.curves({directory.name: history}, directory / "curves.png")

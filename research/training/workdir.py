@@ -3,25 +3,18 @@
 import contextlib
 import fcntl
 import json
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
-
-import jax
 
 from research.core.errors import Failure, Mistake
 from research.core.experiment import Experiment
 from research.core.files import failing, replacing
-from research.training import checkpoint, config, log
+from research.training import checkpoint, config, log, provenance
 
 FORMAT = 2
 """The format of a run's directory. Directories of other formats are refused."""
-
-PACKAGES = ("samestep", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "gymnax", "numpy")
 
 
 @contextlib.contextmanager
@@ -50,6 +43,7 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
         there = about(directory)
         if there is not None and saved(directory):
             _check_same(directory, name, command, there)
+            provenance.check_code(directory, there["code"])
         else:
             log.write_json(directory / "config.json", _describe(name, command))
         yield
@@ -116,10 +110,6 @@ def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
 
 
 def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "format": FORMAT,
         "name": name,
@@ -127,27 +117,8 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         "seeds": command.seeds,
         "place": command.place,
         "init_from": None if command.init_from is None else str(command.init_from),
-        "device": device(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "git": _revision(),
+        **provenance.describe(),
     }
-
-
-def device() -> str:
-    """The devices of this process, in words."""
-    devices = jax.devices()
-    kind = platform.processor() or platform.machine() if devices[0].platform == "cpu" else devices[0].device_kind
-    return f"{len(devices)} x {devices[0].platform} ({kind})"
-
-
-def _revision() -> str | None:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError):
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        return found.stdout.strip() or None
-    return None
 
 
 def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> None:
