@@ -195,6 +195,20 @@ def owned(directory, *arguments, name="digits_cnn"):
         return workdir.about(directory)
 
 
+def test_init_from_starts_from_what_the_other_run_evaluates(tmp_path, capsys):
+    """That is the average at its best checkpoint, here the first one: its later steps make it worse."""
+    rates = ["--optimizer.name", "sgd", "--optimizer.learning-rate", "10", "--optimizer.schedule", "constant"]
+    options = [*TINY, "--average", "0.5", "--run.final", "best", "--run.metric", "loss", "--run.goal", "min", *rates]
+    assert run(capsys, "digits_cnn", "--workdir", str(tmp_path / "a"), *options)[0] == 0
+    _, _, state = research.load(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["step"] == 2
+    still = [*TINY, "--steps", "2", "--optimizer.learning-rate", "0", "--optimizer.weight-decay", "0"]
+    again = ["--workdir", str(tmp_path / "b"), "--init-from", str(tmp_path / "a")]
+    assert run(capsys, "digits_cnn", *again, *still)[0] == 0
+    _, _, found = research.load(tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, found.params, state.collections["average"])
+
+
 def test_a_refused_command_does_not_claim_the_directory(tmp_path, capsys):
     status, said = run(capsys, "cartpole_dqn", "--workdir", str(tmp_path), "--environment.name", "Cartpole-v1")
     assert status == 2 and "did you mean CartPole-v1" in said
@@ -212,7 +226,7 @@ def test_a_refused_command_does_not_claim_the_directory(tmp_path, capsys):
         (directory / part).write_text("")
         with pytest.raises(Mistake, match=r"run\.seed: 0 there, 3 now"):
             owned(directory, "--seed", "3")
-        with pytest.raises(Mistake, match="fit it alone"):
+        with pytest.raises(Mistake, match="is not the tokenizer"):
             workdir.keep(directory, {"tokenizer.json": "two"})
 
 

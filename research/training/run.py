@@ -99,7 +99,8 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     step, state = found or (0, jax.jit(learner.init)(key))
     if found is None and command.init_from is not None:
         workdir.check_kept(command.init_from, feeds.kept)
-        state = checkpoint.init_from(command.init_from / "checkpoints", state, warn)
+        from_best = workdir.evaluates_best(command.init_from)
+        state = checkpoint.init_from(command.init_from / "checkpoints", state, warn, from_best)
     if found is not None:
         say(f"{directory}: resumed at step {step} of {run.steps}")
     provenance.check_deterministic()

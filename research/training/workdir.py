@@ -68,6 +68,14 @@ def about(directory: Path) -> dict[str, Any] | None:
     return content
 
 
+def evaluates_best(directory: Path) -> bool:
+    """Whether the run in `directory` evaluates its best checkpoint rather than its last one (see `Run.final`)."""
+    there = about(directory)
+    if there is None:
+        raise Mistake(f"{directory} holds no run: it has no config.json")
+    return there["config"]["run"]["final"] == "best"
+
+
 def _read(directory: Path) -> dict[str, Any] | None:
     """config.json as a run of any version wrote it; None where there is no such file."""
     path = directory / "config.json"
@@ -104,7 +112,7 @@ def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
         path = directory / name
         if path.exists() and path.read_bytes() != text.encode():
             raise Mistake(
-                f"{path} differs from the {path.stem} made from this data, and the checkpoints in {directory} fit it "
+                f"{path} is not the {path.stem} that this data makes, and the checkpoints in {directory} fit that one "
                 "alone: use the data and the version of samestep that the run was made with, or another --workdir"
             )
 
