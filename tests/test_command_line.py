@@ -92,6 +92,8 @@ def test_a_run_leaves_what_was_promised(finished):
         (4, "validation"),
     ]
     assert {"loss", "accuracy", "gradient_norm", "learning_rate", "time"} <= set(lines[0])
+    assert lines[0]["time"]["steps_per_second"] is None  # it includes compiling
+    assert lines[2]["time"]["steps_per_second"] == summary["steps_per_second"]
     about = json.loads((finished / "config.json").read_text())
     assert about["name"] == "digits_cnn" and about["versions"]["jax"] and about["config"]["data"]["batch"] == 8
 

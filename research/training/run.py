@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import json
-import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -117,7 +116,7 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     signals = on_signal(asked.append, lambda: f"the compiled call after step {step}")
     with saved, lines, bar, signals, contextlib.ExitStack() as stack:
         advance = stack.enter_context(_chunks(learner, where, feeds.train, run.chunk, step, run.steps))
-        begun = time.monotonic()
+        begun, first = time.monotonic(), step
         while step < run.steps and not exhausted(scores, run):
             started = time.monotonic()
             state, metrics = advance(state)
@@ -125,12 +124,13 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
             now = time.monotonic()
             check_finite(metrics, step, directory)
             check_moving(metrics, step, directory)
+            speed = None if step == first else run.chunk / (now - started)  # the first dispatch compiles
             step += run.chunk
             last = step == run.steps
             values = merged(metrics)
-            lines.line(step, "train", values, {"seconds": now - begun, "steps_per_second": run.chunk / (now - started)})
+            lines.line(step, "train", values, {"seconds": now - begun, "steps_per_second": speed})
             begun = now
-            bar.update(step)
+            bar.update(step, speed)
             bar.say("train", values)
 
             if step % run.evaluate_every == 0 or last:
@@ -175,8 +175,7 @@ def _finish(
     test = summary(evaluate(state, feeds.test))
     numbers = _reported(reports, state, feeds, directory)
     history = log.read(directory)
-    timings = [line["time"] for line in history if line["split"] == "train"]
-    seconds = sum(t["seconds"] for t in timings)
+    seconds = sum(line["time"]["seconds"] for line in history if line["split"] == "train")
     result = {
         "test": test,
         **({"reports": numbers} if numbers else {}),
@@ -184,7 +183,7 @@ def _finish(
         "step": step,
         "seeds": list(range(run.seed, run.seed + (command.seeds or 1))),
         "seconds": seconds,
-        "steps_per_second": statistics.median(t["steps_per_second"] for t in timings),
+        "steps_per_second": log.steps_per_second(history),
         "device": provenance.device(),
         "published": dict(run.published),
     }
