@@ -9,7 +9,7 @@ from rich.table import Table
 
 from research.core.console import console
 from research.core.errors import Failure, Mistake
-from research.training.run import Interrupted
+from research.training.signals import Interrupted
 
 
 def status(action: Callable[[], int | None]) -> int:

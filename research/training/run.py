@@ -1,7 +1,6 @@
 """The one host loop: dispatches of steps, evaluation, logs, checkpoints. It knows no families."""
 
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -114,7 +113,8 @@ def begin(job: Job) -> tuple[int, State]:
         say(f"{job.directory}: resumed at step {step} of {job.experiment.run.steps}")
     elif source is not None:
         workdir.check_kept(source, job.feeds.kept)
-        state = checkpoint.init_from(source, state, warn)
+        from_best = workdir.evaluates_best(source)
+        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best)
     provenance.check_deterministic()
     log.cut(job.directory, step)
     return step, job.where.put(state)
@@ -133,7 +133,7 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     signals = on_signal(asked.append, lambda: f"the compiled call after step {step}")
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
     with saved, lines, bar, signals, ahead as advance:
-        begun = time.monotonic()
+        begun, first = time.monotonic(), step
         while step < run.steps and not exhausted(scores, run):
             started = time.monotonic()
             state, metrics = advance(state)
@@ -141,12 +141,12 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
             now = time.monotonic()
             check_finite(metrics, step, saved.described())
             check_moving(metrics, job.experiment.adversaries, step, saved.described())
+            speed = None if step == first else run.steps_per_dispatch / (now - started)  # the first dispatch compiles
             step += run.steps_per_dispatch
-            speed = run.steps_per_dispatch / (now - started)
             values = merged(metrics)
             lines.line(step, "train", values, {"seconds": now - begun, "steps_per_second": speed})
             begun = now
-            bar.update(step)
+            bar.update(step, speed)
             bar.say("train", values)
 
             values = validate(job, step, state)
@@ -191,15 +191,14 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
         test = summary(job.evaluate(state, job.feeds.test))
         numbers = reported(job.reports, state, Split("test", job.feeds.test), directory)
         history = log.read(directory)
-        timings = [line["time"] for line in history if line["split"] == "train"]
         result = {
             "test": test,
             **({"reports": numbers} if numbers else {}),
             "state": run.checkpoint_for_test,
             "step": step,
             "seeds": list(range(run.seed, run.seed + (job.command.seeds or 1))),
-            "seconds": sum(t["seconds"] for t in timings),
-            "steps_per_second": statistics.median(t["steps_per_second"] for t in timings),
+            "seconds": sum(line["time"]["seconds"] for line in history if line["split"] == "train"),
+            "steps_per_second": log.steps_per_second(history),
             "device": provenance.device(),
             "published": dict(run.published),
         }
