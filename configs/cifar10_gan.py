@@ -5,12 +5,12 @@ Paper: Miyato, Kataoka, Koyama & Yoshida 2018, "Spectral normalization for gener
 is the discriminator's here, 64, where the paper doubles it.
 
     python -m experiments.train cifar10_resnet20
-    python -m experiments.train cifar10_gan --judge runs/cifar10_resnet20
+    python -m experiments.train cifar10_gan --classifier-dir runs/cifar10_resnet20
 
-With a judge, samples are compared with the data on the features of that classifier. Such an FID is not Inception's, in
-which published ones are: it is to be read beside that of the test images, the floor. Inception's own takes the file of
-its weights, --inception inception.npz (see `research/nets/inception.py`). With --conditional both nets
-read the label (Miyato & Koyama 2018, arXiv:1802.05637).
+With --classifier-dir, samples are compared with the data on the features of that classifier. Such an FID is not
+Inception's, on which published ones are computed: compare it with the FID of the test images. The Inception FID needs
+the file of Inception's weights, --inception inception.npz (see `research/evaluation/inception.py`). With --conditional
+both nets read the label (Miyato & Koyama 2018, arXiv:1802.05637).
 
 Expected: not trained in full by us yet, for want of a device.
 Measured: a short run, `--generator.widths 64 64 64 --discriminator.widths 32 32 32 32 --average 0.99 --run.steps 300

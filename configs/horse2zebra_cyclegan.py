@@ -7,7 +7,7 @@ images are flipped, but not enlarged and cropped; and Adam's rate falls from the
     tfds build cycle_gan/horse2zebra --file_format=array_record
     python -m experiments.train horse2zebra_cyclegan
 
-Expected: not trained by us yet, for want of the data and a device; the paper judges it by pictures alone.
+Expected: not trained by us yet, for want of the data and a device; the paper evaluates it by pictures alone.
 Measured: not measured yet.
 """
 

@@ -40,18 +40,35 @@ class Feeds(NamedTuple):
     kept: Mapping[str, str] = MappingProxyType({})
 
 
-Report = Callable[[State, Feeds, Path], dict[str, float]]
-"""What is no mean, on the host: it may leave pictures in the directory, and gives numbers by name."""
+class Split(NamedTuple):
+    """The data that a report runs on.
+
+    name     "validation" during training, "test" at the end
+    batches  all batches of that split, as in `Feeds`
+    """
+
+    name: Literal["validation", "test"]
+    batches: Sequence[Batch]
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A report that is made at each evaluation too, in history/STEP of the run's directory."""
+Numbers = dict[str, Any]
+"""Numbers by name: a float, or a list of one float per seed."""
 
-    report: Report
 
-    def __call__(self, state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-        return self.report(state, feeds, directory)
+class Report(NamedTuple):
+    """A host-side evaluation that is not an average over examples: BLEU, FID, pictures.
+
+    Every report runs once at the end, on the test split.
+
+    run      (state, split, directory) -> numbers by name; it may also write files to the directory
+    every    steps between runs on the validation split during training (the last step is always included), or None;
+             these numbers are logged with the validation metrics
+    metrics  names of the numbers that `run` returns, those that `run.metric` can name; it needs an interval
+    """
+
+    run: Callable[[State, Split, Path], Numbers]
+    every: int | None = None
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -89,14 +106,17 @@ class Run:
         if self.keep < 2:
             raise Mistake(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
         for name in ("evaluate_every", "save_every", "steps"):
-            interval = getattr(self, name)
-            if interval % self.chunk:
-                below, above = interval // self.chunk * self.chunk, -(-interval // self.chunk) * self.chunk
-                nearest = f"{below} or {above}" if below else f"{above}"
-                raise Mistake(
-                    f"run.{name}={interval} is not a multiple of run.chunk={self.chunk}: the nearest are {nearest} "
-                    f"(or choose a chunk that divides it, say {divisor(interval, self.chunk)})"
-                )
+            self.check_interval(f"run.{name}", getattr(self, name))
+
+    def check_interval(self, name: str, interval: int | None) -> None:
+        """Raises Mistake unless `interval`, the value of the option `name`, is None or a multiple of `chunk`."""
+        if interval is not None and interval % self.chunk:
+            below, above = interval // self.chunk * self.chunk, -(-interval // self.chunk) * self.chunk
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise Mistake(
+                f"{name}={interval} is not a multiple of run.chunk={self.chunk}: the nearest are {nearest} "
+                f"(or choose a chunk that divides it, say {divisor(interval, self.chunk)})"
+            )
 
 
 class Experiment(Protocol):
@@ -120,9 +140,18 @@ class Experiment(Protocol):
         """The sizes, by field name, that devices must divide: batch, environments."""
         ...
 
-    def reports(self) -> Iterable[Report]:
-        """What is made of the final State besides its test metrics."""
+    def reports(self, load: "Load") -> Iterable[Report]:
+        """The host-side evaluations of a run. It is called before training begins.
+
+        load: reads the finished run that a report needs, for example a trained classifier
+
+        Raises Mistake where such a run is missing or does not fit.
+        """
         ...
+
+
+Load = Callable[[str | Path], tuple[Experiment, Learner, State]]
+"""The config, learner and evaluated State of the run in a directory. Raises Mistake where there is no such run."""
 
 
 def positive(config: Any, prefix: str, *names: str) -> None:

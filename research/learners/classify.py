@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Feeds, Load, Report
 from research.core.losses import classification
 from research.core.modules import forward
 from research.core.state import Learner, Tree
@@ -56,12 +56,12 @@ class Classify(Training):
         return self.data.feeds()
 
     def logits(self, params: Tree, collections: dict[str, Tree], pixels: jax.Array) -> jax.Array:
-        """What the net makes of images u8[batch, height, width, channels], as they are evaluated: [batch, classes]."""
+        """Logits [batch, classes] of images u8[batch, height, width, channels], by the evaluated weights."""
         images = self.data.spec()
         net = self.net.clone(outputs=images.classes)
         inputs = (pixels.astype(jnp.float32) / 255 - jnp.array(images.mean)) / jnp.array(images.std)
         return forward(net, collections.get("average", params), collections, inputs)[0]
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        return reports.classification(self.logits, self.data.spec().names), reports.filters
+        return reports.classification(self.logits, self.data.spec().names), reports.filters()

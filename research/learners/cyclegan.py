@@ -13,14 +13,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report, Run, Snapshot, positive
+from research.core.errors import Mistake
+from research.core.experiment import Feeds, Load, Report, Run, positive
 from research.core.modules import forward, initialise
 from research.core.optimizers import optimizer, schedule
 from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
 from research.core.update import cast, descend
 from research.data.augment import Augment, augment
 from research.data.unpaired import Unpaired
-from research.evaluation import gan as reports
+from research.evaluation import samples
+from research.evaluation.classifier import load_classifier
 from research.learners.players import Players, prepared, together
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 
@@ -51,27 +53,29 @@ class CycleGAN(Players):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "pool")
+        if self.sample_metrics_every is not None and self.classifier_dir is None:
+            raise Mistake("sample_metrics_every needs classifier_dir, the classifier that evaluates the translations")
 
     def build(self, axis: str | None = None) -> Learner:
         """See `Experiment`."""
         return cyclegan(self, self.data.arrays().train_x.shape[1:], axis)
 
     def feeds(self) -> Feeds:
-        """See `Experiment`; tells at once what is wrong with the judge."""
-        if self.judge is not None:
-            classifier = reports.judge(self.judge, self.judge_hash, self.data.arrays().train_x.shape[1:])
-            reports.targets(classifier, self.data, self.judge)
+        """See `Experiment`."""
         return self.data.feeds()
 
-    def translate(self, params: Tree, pixels: jax.Array, forth: bool) -> jax.Array:
-        """G or, back, F of images u8[batch, h, w, c]: [batch, h, w, c] in [-1, 1]."""
-        return forward(self.generator, params["generator"]["G" if forth else "F"], {}, prepared(pixels))[0]
+    def translate(self, params: Tree, images: jax.Array, to_y: bool) -> jax.Array:
+        """Translations [batch, h, w, c] in [-1, 1] of images u8[batch, h, w, c], by G to Y or by F to X."""
+        return forward(self.generator, params["generator"]["G" if to_y else "F"], {}, prepared(images))[0]
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        yield Snapshot(reports.translations(self.translate))
-        if self.judge is not None:
-            yield reports.recognised(self.translate, self.data, self.judge, self.judge_hash)
+        found = [samples.translation_grid(self.translate, self.run.evaluate_every)]
+        if self.classifier_dir is not None:
+            shape = self.data.arrays().train_x.shape[1:]
+            classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, shape)
+            found.append(samples.translation_metrics(self.translate, self.data, classifier, self.sample_metrics_every))
+        return found
 
 
 def cyclegan(config: CycleGAN, shape: tuple[int, ...], axis: str | None = None) -> Learner:

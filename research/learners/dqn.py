@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.errors import Mistake
-from research.core.experiment import Feeds, Report, Run, positive
+from research.core.experiment import Feeds, Load, Report, Run, positive
 from research.core.modules import forward, initialise
 from research.core.optimizers import Optimizer, optimizer, schedule
 from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
@@ -134,7 +134,7 @@ class DQN:
         """See `Experiment`."""
         return {"environments": self.environments, "episodes": self.episodes}
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         environment = make(self.environment)
         net = self.net.clone(outputs=environment.actions)

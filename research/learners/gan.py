@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import Mistake
-from research.core.experiment import Feeds, Report, Run, Snapshot, positive
+from research.core.experiment import Feeds, Load, Report, Run, positive
 from research.core.modules import forward, initialise, on_axis
 from research.core.optimizers import optimizer, schedule
 from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
 from research.core.transformations import followed
 from research.core.update import cast, descend
 from research.data.images import Images, ImageSpec
-from research.evaluation import gan as reports
+from research.evaluation import samples
+from research.evaluation.classifier import load_classifier
 from research.learners.players import Players, prepared, together
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 
@@ -64,9 +65,10 @@ class GAN(Players):
         gradient_penalty: its weight, or None (Gulrajani et al. 2017, arXiv:1704.00028: 10, with wasserstein)
         r1: gamma of the penalty R1, or None (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406)
         average: decay of the averaged generator that is evaluated, None to evaluate the last one
-        inception: file of Inception's weights, see `nets/inception.py`, for Inception FID, or None
-        judge_samples: how many samples are judged, by `judge` on its features (FID, ...) or by Inception; more than the
-            features have dimensions
+        inception: path of an .npz file of Inception-v3's weights, see research/evaluation/inception.py, for the
+            Inception FID
+        num_samples: samples that the sample metrics (FID, ...) are computed on; more than the features that the
+            classifier or Inception has
     """
 
     data: Images = field(default_factory=Images)
@@ -81,11 +83,13 @@ class GAN(Players):
     average: float | None = None
     run: Run = field(default_factory=lambda: Run(metric="discriminator_loss", goal="min"))
     inception: str | None = None
-    judge_samples: int = 10_000
+    num_samples: int = 10_000
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "latent", "critic_updates", "judge_samples")
+        positive(self, "", "latent", "critic_updates", "num_samples")
+        if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
+            raise Mistake("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
         penalised = self.gradient_penalty is not None or self.r1 is not None
         if penalised and getattr(self.discriminator, "norm", None) == "batch":
             raise Mistake(
@@ -98,42 +102,35 @@ class GAN(Players):
         return gan(self, self.data.spec(), axis)
 
     def feeds(self) -> Feeds:
-        """See `Experiment`; tells at once what is wrong with the judges."""
-        if self.judge is not None:
-            least = reports.judge(self.judge, self.judge_hash, self.data.spec().shape).dimensions + 1
-            if self.judge_samples < least:
-                raise Mistake(
-                    f"judge_samples={self.judge_samples} are too few for FID: {least} or more, with this judge"
-                )
-        if self.inception is not None:
-            reports.check_inception(self.inception, self.data, self.judge_samples)
+        """See `Experiment`."""
         return replace(self.data, batch=self.critic_updates * self.data.batch).feeds()
 
     def samples(self, params: Tree, collections: dict[str, Tree], noise: jax.Array, labels: jax.Array) -> jax.Array:
-        """What the generator that is evaluated makes of noise [batch, latent] and labels i32[batch], in [-1, 1]."""
+        """Samples [batch, h, w, c] in [-1, 1] of the evaluated generator: noise [batch, latent], labels i32[batch]."""
         images = self.data.spec()
         generator = self.generator.clone(shape=images.shape, classes=images.classes if self.conditional else 0)
         weights: Tree = collections.get("average", params)
         return forward(generator, weights["generator"], belonging(collections, "generator"), (noise, labels))[0]
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        classes = self.data.spec().classes
-        yield Snapshot(reports.samples(self.samples, self.latent, classes))
-        yield reports.film
-        yield reports.interpolations(self.samples, self.latent, classes)
-        if self.judge is not None:
-            yield reports.judged(
-                self.samples,
-                self.latent,
-                self.data,
-                self.judge,
-                self.judge_hash,
-                self.judge_samples,
-                self.conditional,
+        images, latent, num_samples, every = self.data.spec(), self.latent, self.num_samples, self.sample_metrics_every
+        num_labels = images.classes if self.conditional else None
+        found = [
+            samples.sample_grid(self.samples, latent, num_labels, self.run.evaluate_every),
+            samples.animation(),
+            samples.interpolation_grid(self.samples, latent, num_labels),
+        ]
+        if self.classifier_dir is not None:
+            classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, images.shape)
+            found.append(
+                samples.classifier_metrics(
+                    self.samples, latent, self.data, classifier, num_samples, self.conditional, every
+                )
             )
         if self.inception is not None:
-            yield reports.judged_by_inception(self.samples, self.latent, self.data, self.inception, self.judge_samples)
+            found.append(samples.inception_metrics(self.samples, latent, self.data, self.inception, num_samples, every))
+        return found
 
 
 def gan(config: GAN, images: ImageSpec, axis: str | None = None) -> Learner:

@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Feeds, Load, Report
 from research.core.losses import tokens
 from research.core.modules import filled
 from research.core.state import Learner
 from research.data.text import Text
 from research.evaluation import text as reports
+from research.evaluation.decoding import module_apply
 from research.learners.supervised import Training
 from research.nets import transformer
 
@@ -44,6 +45,7 @@ class Language(Training):
         """See `Experiment`."""
         return self.data.feeds()
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        return (reports.language(self.model(), self.data.spec().tokenizer, self.build().evaluate),)
+        net, tokenizer = self.model(), self.data.spec().tokenizer
+        return () if tokenizer is None else (reports.language(net, module_apply(net), tokenizer),)

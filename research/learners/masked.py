@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import Mistake
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Feeds, Load, Report
 from research.core.losses import tokens
 from research.core.modules import filled
 from research.core.special_tokens import MASK, PAD
@@ -72,7 +72,7 @@ class Masked(Training):
         """See `Experiment`."""
         return self.data.feeds(self.run.chunk)
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         return ()
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import Mistake
-from research.core.experiment import Run
+from research.core.experiment import Run, positive
 from research.core.optimizers import Optimizer
 from research.core.state import Mean, Metrics
 from research.core.update import Descent
@@ -21,10 +21,13 @@ class Players:
     """An experiment with a generator and a discriminator; each says what its data and its nets are.
 
     Attributes:
-        generator_optimizer: of the generator, or of all of them
-        discriminator_optimizer: likewise
-        judge: directory of a finished run of a classifier of such images, which judges what is generated, or None
-        judge_hash: of that classifier's weights, as a report tells it; another one is refused
+        generator_optimizer: the optimizer of the generator, or of both generators
+        discriminator_optimizer: the optimizer of the discriminator, or of both discriminators
+        classifier_dir: directory of a finished run of an image classifier, which evaluates the generated images
+        classifier_hash: hash of that classifier's weights (or its first digits), as sample_metrics.json states it;
+            a classifier with other weights is refused
+        sample_metrics_every: steps between evaluations of the sample metrics during training; by default they are
+            computed once, at the end
     """
 
     data: Any
@@ -34,10 +37,13 @@ class Players:
     discriminator_optimizer: Optimizer = ADAM
     descent: Descent = field(default_factory=Descent)
     run: Run = field(default_factory=Run)
-    judge: str | None = None
-    judge_hash: str | None = None
+    classifier_dir: str | None = None
+    classifier_hash: str | None = None
+    sample_metrics_every: int | None = None
 
     def __post_init__(self) -> None:
+        positive(self, "", "sample_metrics_every")
+        self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
         if self.data.batch % self.descent.micro:
             raise Mistake(f"descent.micro={self.descent.micro} does not divide data.batch={self.data.batch}")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Feeds, Load, Report
 from research.core.losses import classification
 from research.core.modules import filled, forward
 from research.core.state import Learner
@@ -49,7 +49,7 @@ class ClassifyText(Training):
         """See `Experiment`."""
         return self.data.feeds(self.run.chunk)
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         net, texts = self.model(), self.data.spec()
         logits = lambda params, inputs: forward(net, params, {}, inputs)[0]

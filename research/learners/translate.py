@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Feeds, Load, Report, positive
 from research.core.losses import tokens
 from research.core.modules import filled
 from research.core.special_tokens import PAD
 from research.core.state import Learner
 from research.data.pairs import Pairs
 from research.evaluation import text as reports
+from research.evaluation.decoding import module_apply
 from research.learners.supervised import Training
 from research.nets import transformer
 
@@ -25,15 +26,24 @@ class Translate(Training):
         data: the pairs of sentences
         net: a Flax module: (source, target so far), each i32[batch, time] -> logits [batch, time, outputs]
         smoothing: of the targets
-        beams: translations kept at each step of the search
-        penalty: of short translations: scores are divided by ((5 + length) / 6) ** penalty
+        beams: sequences kept at each step of the beam search
+        length_penalty: exponent of the length penalty: the beam search divides log-probabilities by
+            ((5 + length) / 6) ** length_penalty
+        bleu_every: steps between evaluations of the BLEU on the validation data; by default it is computed once, at the
+            end, on the test data
     """
 
     data: Pairs = field(default_factory=Pairs)
     net: nn.Module = field(default_factory=transformer.Translator)
     smoothing: float = 0.1
     beams: int = 5
-    penalty: float = 1.0
+    length_penalty: float = 1.0
+    bleu_every: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "", "beams", "bleu_every")
+        self.run.check_interval("bleu_every", self.bleu_every)
 
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
@@ -50,17 +60,12 @@ class Translate(Training):
         """See `Experiment`."""
         return self.data.feeds(self.run.chunk)
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        pairs, data = self.data.spec(), self.data
-        return (
-            reports.translation(
-                self.model(),
-                pairs.tokenizer,
-                pairs.length,
-                self.beams,
-                self.penalty,
-                data.sources(),
-                data.references(),
-            ),
+        net, pairs = self.model(), self.data.spec()
+        texts = lambda split: (self.data.sources(split), self.data.references(split))
+        beam = reports.Beam(self.beams, self.length_penalty)
+        report = reports.translation(
+            net, module_apply(net), pairs.tokenizer, pairs.length, beam, texts, self.bleu_every
         )
+        return (report,)

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from research.core.console import warn
 from research.core.errors import Mistake
-from research.core.experiment import Experiment, Feed, Feeds, Report, Snapshot
+from research.core.experiment import Experiment, Feed, Feeds, Numbers, Report, Split
 from research.core.placement import Place, place
 from research.core.state import Learner, Metrics, State
 from research.core.transformations import closed, many, seeds
@@ -95,23 +95,24 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
     where = place(command.place, seeds=command.seeds is not None)
     check_divisible(experiment, where)
     feeds = experiment.feeds()
+    reports = tuple(experiment.reports(load))
     workdir.keep(directory, feeds.kept)
     learner, key = _learner(experiment, command.seeds, where.axis)
 
     abstract = jax.eval_shape(learner.init, key)
-    check_metric(jax.eval_shape(learner.evaluate, abstract, feeds.validation[0]), run)
+    names = {name for report in reports if report.every is not None for name in report.metrics}
+    check_metric(names.union(jax.eval_shape(learner.evaluate, abstract, feeds.validation[0])), run)
     found = checkpoint.restore(directory / "checkpoints", abstract, warn)
     step, state = found or (0, jax.jit(learner.init)(key))
     if found is None and command.init_from is not None:
         workdir.check_kept(command.init_from, feeds.kept)
         state = checkpoint.init_from(command.init_from / "checkpoints", state, warn)
     log.cut(directory, step)
-    scores = [score(line, run) for line in log.read(directory) if line["split"] == "validation"]
+    lines_of_metric = [x for x in log.read(directory) if x["split"] == "validation" and run.metric in x]
+    scores = [score(line, run) for line in lines_of_metric]
     state = where.put(state)
 
     evaluate = Evaluator(learner, where)
-    reports = tuple(experiment.reports())
-    snapshots = [report for report in reports if isinstance(report, Snapshot)]
     validation = [where.put_data(batch, 0) for batch in feeds.validation]
     saved = checkpoint.Checkpoints(directory / "checkpoints", run.keep, step)
     lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
@@ -133,12 +134,15 @@ def _train(command: config.Command[Experiment], directory: Path) -> dict[str, An
             bar.update(step)
             bar.say("train", values)
 
-            if step % run.evaluate_every == 0 or last:
-                values = evaluate(state, validation)
+            values = evaluate(state, validation) if step % run.evaluate_every == 0 or last else {}
+            due = [report for report in reports if report.every is not None and (step % report.every == 0 or last)]
+            split = Split("validation", feeds.validation)
+            values |= _reported(due, state, split, directory / "history" / f"{step:08}", run.metric)
+            if values:
                 lines.line(step, "validation", values)
                 bar.say("validation", values)
+            if run.metric in values:
                 scores.append(score(values, run))
-                _reported(snapshots, state, feeds, directory / "history" / f"{step:08}")
                 if best(scores, run) == len(scores) - 1:
                     lines.flush()
                     saved.save_best(step, state)
@@ -173,7 +177,7 @@ def _finish(
     """Judges the State by the test data, once; makes the reports and pictures; writes summary.json."""
     run = experiment.run
     test = summary(evaluate(state, feeds.test))
-    numbers = _reported(reports, state, feeds, directory)
+    numbers = _reported(reports, state, Split("test", feeds.test), directory)
     history = log.read(directory)
     timings = [line["time"] for line in history if line["split"] == "train"]
     seconds = sum(t["seconds"] for t in timings)
@@ -196,14 +200,21 @@ def _finish(
     return result
 
 
-def _reported(reports: Sequence[Report], state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-    """The numbers of the reports; their files are in `directory`."""
-    numbers: dict[str, float] = {}
+def _reported(
+    reports: Sequence[Report], state: State, split: Split, directory: Path, needed: str | None = None
+) -> Numbers:
+    """The numbers of the reports; their files are in `directory`.
+
+    A report that fails is passed over with a warning, unless it gives the number `needed`.
+    """
+    numbers: Numbers = {}
     for report in reports:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            numbers |= report(state, feeds, directory)
+            numbers |= log.plain(report.run(state, split, directory))
         except Exception as error:  # a picture that can't be drawn must not cost the run its summary
+            if needed in report.metrics:
+                raise
             warn(f"a report failed: {type(error).__name__}: {error}")
     return numbers
 

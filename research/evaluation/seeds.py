@@ -1,0 +1,18 @@
+"""What host-side evaluations share: which parameters they evaluate, and how they return numbers of several seeds."""
+
+from collections.abc import Mapping, Sequence
+
+from research.core.experiment import Numbers
+from research.core.state import State, Tree
+
+
+def eval_params(state: State) -> Tree:
+    """The parameters that are evaluated: the averaged ones where the State has them, of all seeds."""
+    return state.collections.get("average", state.params)
+
+
+def per_seed(each: Sequence[Mapping[str, float]]) -> Numbers:
+    """The numbers of each seed, by name: lists of one number per seed, or plain numbers of a single seed."""
+    if len(each) == 1:
+        return dict(each[0])
+    return {name: [numbers[name] for numbers in each] for name in each[0]}
