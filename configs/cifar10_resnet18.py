@@ -23,5 +23,5 @@ def config() -> Classify:
         small,
         data=Images(name="cifar10", batch=512, validation=0.02),
         net=ResNet(widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2), shortcut="project"),
-        run=dataclasses.replace(small.run, steps=6000, chunk=100, published=(("accuracy", 0.9302),)),
+        run=dataclasses.replace(small.run, steps=6000, steps_per_dispatch=100, published=(("accuracy", 0.9302),)),
     )

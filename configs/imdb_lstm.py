@@ -31,5 +31,5 @@ def config() -> ClassifyText:
         average=0.99,
         optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=0.1, b2=0.99),
         update=UpdateConfig(clip=1.0),
-        run=Run(steps=1000, chunk=20, evaluate_every=200, save_every=200),
+        run=Run(steps=1000, steps_per_dispatch=20, evaluate_every=200, save_every=200),
     )

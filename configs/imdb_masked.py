@@ -25,5 +25,5 @@ def config() -> Masked:
         guessed=6000,
         optimizer=Optimizer(learning_rate=3e-3, schedule="linear", warmup=100, b2=0.98),
         update=UpdateConfig(clip=1.0),
-        run=Run(steps=3600, chunk=20, evaluate_every=400, save_every=200, metric="loss", goal="min"),
+        run=Run(steps=3600, steps_per_dispatch=20, evaluate_every=400, save_every=200, metric="loss", mode="min"),
     )

@@ -24,5 +24,7 @@ def config() -> ClassifyText:
         average=0.998,
         optimizer=Optimizer(learning_rate=5e-4, schedule="linear", warmup=100, weight_decay=0.01, b2=0.98),
         update=UpdateConfig(clip=1.0),
-        run=Run(steps=1100, chunk=20, evaluate_every=220, save_every=220, published=(("accuracy", 0.933),)),
+        run=Run(
+            steps=1100, steps_per_dispatch=20, evaluate_every=220, save_every=220, published=(("accuracy", 0.933),)
+        ),
     )

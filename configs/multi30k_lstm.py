@@ -29,11 +29,11 @@ def config() -> Translate:
         update=UpdateConfig(clip=1.0),
         run=Run(
             steps=2500,
-            chunk=10,
+            steps_per_dispatch=10,
             evaluate_every=500,
             save_every=250,
             metric="loss",
-            goal="min",
+            mode="min",
             published=(("bleu", 28.3),),
         ),
     )

@@ -28,5 +28,5 @@ def config() -> Language:
         net=LanguageModel(layers=2, width=256, embedding=64, dropout=0.15),
         optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=50, weight_decay=0.05, b2=0.99),
         update=UpdateConfig(clip=1.0),
-        run=Run(steps=1800, chunk=25, evaluate_every=250, save_every=250, metric="loss", goal="min"),
+        run=Run(steps=1800, steps_per_dispatch=25, evaluate_every=250, save_every=250, metric="loss", mode="min"),
     )

@@ -27,12 +27,12 @@ def config() -> Language:
         update=UpdateConfig(clip=1.0),
         run=Run(
             steps=5000,
-            chunk=50,
+            steps_per_dispatch=50,
             evaluate_every=250,
             save_every=250,
             metric="loss",
-            goal="min",
-            final="best",
+            mode="min",
+            checkpoint_for_test="best",
             published=(("loss", 1.4697),),
         ),
     )

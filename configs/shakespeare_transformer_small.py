@@ -28,11 +28,11 @@ def config() -> Language:
         update=UpdateConfig(clip=1.0),
         run=Run(
             steps=2000,
-            chunk=100,
+            steps_per_dispatch=100,
             evaluate_every=500,
             save_every=500,
             metric="loss",
-            goal="min",
+            mode="min",
             published=(("loss", 1.88),),
         ),
     )

@@ -25,5 +25,5 @@ def config() -> ClassifyText:
         average=0.99,
         optimizer=Optimizer(learning_rate=1e-3, schedule="linear", warmup=50, weight_decay=0.1, b2=0.98),
         update=UpdateConfig(clip=1.0),
-        run=Run(steps=600, chunk=20, evaluate_every=100, save_every=300, published=(("accuracy", 0.854),)),
+        run=Run(steps=600, steps_per_dispatch=20, evaluate_every=100, save_every=300, published=(("accuracy", 0.854),)),
     )

@@ -24,5 +24,5 @@ def config() -> Language:
         net=LanguageModel(layers=1, width=192, embedding=64),
         optimizer=Optimizer(learning_rate=8e-3, schedule="linear", warmup=20, b2=0.99),
         update=UpdateConfig(clip=1.0),
-        run=Run(steps=500, chunk=25, evaluate_every=250, save_every=250, metric="loss", goal="min"),
+        run=Run(steps=500, steps_per_dispatch=25, evaluate_every=250, save_every=250, metric="loss", mode="min"),
     )

@@ -24,5 +24,5 @@ def config() -> Language:
         net=LanguageModel(Stack(layers=3, width=128, heads=4, positions="rotary", bias=False)),
         optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=50, weight_decay=0.1, b2=0.99),
         update=UpdateConfig(clip=1.0),
-        run=Run(steps=500, chunk=25, evaluate_every=250, save_every=250, metric="loss", goal="min"),
+        run=Run(steps=500, steps_per_dispatch=25, evaluate_every=250, save_every=250, metric="loss", mode="min"),
     )

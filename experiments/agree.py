@@ -70,7 +70,7 @@ def jax_losses(experiment: Language, batches: list[Batch]) -> tuple[list[float],
     """Our losses, and the initial parameters by name."""
     learner = experiment.build()
     state = jax.jit(learner.init)(jax.random.key(experiment.run.seed))
-    start = {"/".join(path): np.array(x) for path, x in flatten_dict(jax.device_get(state.params)).items()}
+    start = {"/".join(path): np.array(x) for path, x in flatten_dict(jax.device_get(state.params["net"])).items()}
     step, losses = jax.jit(learner.step, donate_argnums=0), []
     for batch in batches:
         state, metrics = step(state, batch)

@@ -235,7 +235,9 @@ def samestep_dqn() -> Callable[[], float]:
 
     chunk = 500
     config = DQN(
-        batch=130, optimizer=Optimizer(learning_rate=2.5e-4), run=Run(steps=FRAMES // 100, chunk=chunk, metric="return")
+        batch=130,
+        optimizer=Optimizer(learning_rate=2.5e-4),
+        run=Run(steps=FRAMES // 100, steps_per_dispatch=chunk, metric="return"),
     )
     learner = config.build()
     init, steps = jax.jit(learner.init), jax.jit(scan_steps(learner.step, chunk), donate_argnums=0)

@@ -19,7 +19,18 @@ from experiments.train import main
 from research.core.errors import Failure, Mistake
 from research.training import checkpoint, config, provenance, workdir
 
-TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
+TINY = [
+    "--net.widths",
+    "4",
+    "--net.depth",
+    "1",
+    "--steps",
+    "4",
+    "--run.steps-per-dispatch",
+    "2",
+    "--run.evaluate-every",
+    "2",
+]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]
 
 
@@ -117,7 +128,7 @@ def test_seeds_are_reported_each_and_the_first_is_the_single_run(finished, tmp_p
 
 
 def test_patience_stops_and_best_is_judged(tmp_path, capsys):
-    arguments = ["--run.patience", "1", "--run.final", "best", "--optimizer.learning-rate", "0"]
+    arguments = ["--run.patience", "1", "--run.checkpoint-for-test", "best", "--optimizer.learning-rate", "0"]
     status, _ = run(capsys, "digits_cnn", "--workdir", str(tmp_path / "p"), *TINY, "--steps", "20", *arguments)
     summary = json.loads((tmp_path / "p" / "summary.json").read_text())
     # With a learning rate of 0, batch statistics alone move: the second evaluation may be better, not many after it.
@@ -200,7 +211,18 @@ def owned(directory, *arguments, name="digits_cnn"):
 def test_init_from_starts_from_what_the_other_run_evaluates(tmp_path, capsys):
     """That is the average at its best checkpoint, here the first one: its later steps make it worse."""
     rates = ["--optimizer.name", "sgd", "--optimizer.learning-rate", "10", "--optimizer.schedule", "constant"]
-    options = [*TINY, "--average", "0.5", "--run.final", "best", "--run.metric", "loss", "--run.goal", "min", *rates]
+    options = [
+        *TINY,
+        "--average",
+        "0.5",
+        "--run.checkpoint-for-test",
+        "best",
+        "--run.metric",
+        "loss",
+        "--run.mode",
+        "min",
+        *rates,
+    ]
     assert run(capsys, "digits_cnn", "--workdir", str(tmp_path / "a"), *options)[0] == 0
     _, _, state = research.load(tmp_path / "a")
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["step"] == 2

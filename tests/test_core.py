@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from research.training.judge import best, check_moving, exhausted, summary
 
 from research.core.errors import RunError, UserError
 from research.core.experiment import Run
@@ -14,7 +15,6 @@ from research.core.modules import network
 from research.core.optimizers import Optimizer, decayed, matrices, optimizer, schedule
 from research.core.state import Batch, State, evaluated, example_keys, fold_name, rng
 from research.core.update import Aux, UpdateConfig, scan_updates, updater
-from research.training.judge import best, check_moving, exhausted, summary
 
 
 def state(step=0, key=0, params=(), collections=None):
@@ -284,7 +284,7 @@ def test_adversaries_that_stand_still_are_a_failure():
             metrics[f"{name}_loss"] = Mean(loss * counts, np.full(loss.shape, counts))
             metrics[f"{name}_gradient_norm"] = Mean(np.full(loss.shape, gradient), np.ones(loss.shape))
         try:
-            check_moving(metrics, ("one", "other"), 30, "Kept: nothing")
+            check_moving(metrics, ("one", "other"), 30, lambda: "Kept: nothing")
         except RunError as failure:
             return str(failure)
 
@@ -303,12 +303,12 @@ def test_adversaries_that_stand_still_are_a_failure():
     assert not told(both(still, moving), both(still, moving))
     assert not told(both(still, moving), both(moving, still))
     # Learners opt in by name: the losses of another, as PPO's of policy and value, may stand still.
-    check_moving({"policy_loss": Mean(still, np.ones(10)), "value_loss": Mean(still, np.ones(10))}, (), 0, "")
+    check_moving({"policy_loss": Mean(still, np.ones(10)), "value_loss": Mean(still, np.ones(10))}, (), 0, str)
 
 
 def test_best_and_patience():
     run = Run(patience=2)
     assert best([None, 0.5, 0.7, 0.7], run) == 2 and best([None], run) is None
-    assert best([3.0, 1.0, 2.0], Run(goal="min")) == 1
+    assert best([3.0, 1.0, 2.0], Run(mode="min")) == 1
     assert [exhausted([0.5, 0.7, 0.6, 0.7][:n], run) for n in range(5)] == [False, False, False, False, True]
     assert not exhausted([0.5, 0.4, 0.3, 0.2], Run())

@@ -11,7 +11,18 @@ import pytest
 
 from research.training.signals import Interrupted, on_signal
 
-TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "6", "--run.chunk", "2", "--run.evaluate-every", "2"]
+TINY = [
+    "--net.widths",
+    "4",
+    "--net.depth",
+    "1",
+    "--steps",
+    "6",
+    "--run.steps-per-dispatch",
+    "2",
+    "--run.evaluate-every",
+    "2",
+]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]
 
 SPIN = """

@@ -1,7 +1,7 @@
 """Metrics that merge: their leaves add up over microbatches, devices, steps and batches.
 
 A metric is a pytree with a method `compute`, which gives numbers by name once everything has been added up. What is no
-sum (BLEU, FID) is a host-side evaluation, see `experiment.Evaluation`.
+sum (BLEU, FID) is a host-side evaluation, see `experiment.Report`.
 """
 
 import math
@@ -48,6 +48,18 @@ class Mean(NamedTuple):
         """The mean under the metric's own name; NaN where nothing was counted."""
         with np.errstate(divide="ignore", invalid="ignore"):
             return {name: np.divide(self.total, self.count)}
+
+
+class Perplexity(NamedTuple):
+    """exp of the mean of losses in nats per token, given as a `Mean`'s total and count."""
+
+    total: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a field, not tuple's method
+
+    def compute(self, name: str) -> Mapping[str, Any]:
+        """The perplexity under the metric's own name; infinite where it overflows, NaN where nothing was counted."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return {name: np.exp(np.divide(self.total, self.count))}
 
 
 Metrics = dict[str, Metric]

@@ -1,6 +1,7 @@
 """The calls on Flax modules: `network` makes a module two pure functions, which own dtypes and random numbers."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
@@ -50,12 +51,13 @@ class Network(NamedTuple):
     apply: Apply
 
 
+@functools.cache
 def network(module: nn.Module, dtype: str = "float32") -> Network:
     """`module` as a `Network` that computes in `dtype`, in training and in evaluation.
 
     Parameters stay as they are (float32) and are cast where they are used; of an embedding table, a leaf called
     `embedding`, the rows are cast after the gather, so that their gradient is summed in float32. Collections are not
-    cast.
+    cast. Of equal modules it is the same Network, so that what is compiled for one serves the other.
 
     In training, each `Dropout` gets the examples' keys, so that an example's mask does not depend on where or in which
     microbatch it is computed. Other rng streams of the module start from the first example's key.

@@ -4,14 +4,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from research.core.devices import axis_if_bound, devices, position
 from research.core.metrics import Metrics
 from research.core.state import Batch, Learner, State, Step
-from research.core.types import Tree
 
 
-def scan_steps(step: Step, n: int) -> Step:
+def scan_steps(step: Step, n: int) -> Callable[[State, Any], tuple[State, Metrics]]:
     """n steps a dispatch. Takes batches stacked as leaves [n, batch, ...]; gives metrics stacked as [n]."""
 
     def steps(state: State, batches: Any) -> tuple[State, Metrics]:
@@ -57,13 +57,18 @@ def per_seed(learner: Learner) -> Learner:
     )
 
 
-def first_seed(state: State, tree: Tree) -> Tree:
-    """`tree`, of `state`, on one device; where the State has the axis of `per_seed`, the first seed's."""
-    return next(each_seed(state, tree))
+def first_seed(state: State) -> State:
+    """The first of `each_seed`."""
+    return next(each_seed(state))
 
 
-def each_seed(state: State, tree: Tree) -> Iterator[Tree]:
-    """`tree`, of `state`, of one seed after another, on one device; alone, where the State is of one."""
-    tree = jax.device_get(tree)
-    for n in range(len(state.key) if state.key.ndim else 1):
-        yield jax.device_put(jax.tree.map(lambda x, n=n: x[n] if state.key.ndim else x, tree))
+def each_seed(state: State) -> Iterator[State]:
+    """The State of one seed after another, on one device: what evaluation reads, without optimizer states and world."""
+    step, params, collections = jax.device_get((state.step, state.params, state.collections))
+    keys = state.key if state.key.ndim else state.key[None]
+    for n, key in enumerate(keys):
+        one = (params, collections)
+        if state.key.ndim:
+            one = jax.tree.map(lambda x, n=n: x[n], one)
+        params_of_one, collections_of_one = jax.device_put(one)
+        yield State(jnp.asarray(step), key, params_of_one, {}, collections_of_one, ())

@@ -232,7 +232,8 @@ def _accumulated(part: Callable, own: dict[str, Tree], data: Any, parts: int) ->
     start = own, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), gradient)
     (own, gradient), (value, metrics, rows) = jax.lax.scan(accumulate, start, data)
     rows = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:]), rows)
-    return own, (gradient, *added((value, metrics)), rows)
+    value, metrics = jax.tree.map(lambda x: x.sum(0), (value, metrics))
+    return own, (gradient, value, metrics, rows)
 
 
 def _clipped(gradient: Tree, clip: float | None) -> tuple[Tree, jax.Array]:

@@ -96,7 +96,7 @@ class Both:
     @property
     def batch(self) -> int:
         """The global batch's size, of each set."""
-        return self.x.batch
+        return self.x.batch  # type: ignore[attr-defined]
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step (or a share of it); `index` is that of X."""

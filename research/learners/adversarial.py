@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment
+from research.core.experiment import Experiment, positive
 from research.core.optimizers import Optimizer
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.5, b2=0.999)
@@ -20,8 +20,11 @@ class Adversarial(Experiment):
     Attributes:
         generator_optimizer: optimizer of the generator, or of all generators together
         discriminator_optimizer: optimizer of the discriminator, or of all discriminators together
-        judge: directory of a finished run of a classifier of such images, which judges what is generated, or None
-        judge_hash: of that classifier's weights, as a report tells it; another one is refused
+        classifier_dir: directory of a finished run of an image classifier, which evaluates the generated images
+        classifier_hash: hash of that classifier's weights (or its first digits), as sample_metrics.json states it;
+            a classifier with other weights is refused
+        sample_metrics_every: steps between evaluations of the sample metrics during training; by default they are
+            computed once, at the end
     """
 
     data: Any
@@ -29,8 +32,14 @@ class Adversarial(Experiment):
     discriminator: Any
     generator_optimizer: Optimizer = ADAM
     discriminator_optimizer: Optimizer = ADAM
-    judge: str | None = None
-    judge_hash: str | None = None
+    classifier_dir: str | None = None
+    classifier_hash: str | None = None
+    sample_metrics_every: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "", "sample_metrics_every")
+        self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
 
 
 def prepared(pixels: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, Feeds, Report, Run
+from research.core.experiment import Experiment, Feeds, Load, Report, Run
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
 from research.core.optimizers import Optimizer
@@ -68,9 +68,9 @@ class Classify(Supervised):
         inputs = standardised(scaled(images), spec)
         return net.apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        return reports.classification(self.logits, self.data.spec().names), reports.filters
+        return reports.classification(self.logits, self.data.spec().names), reports.filters()
 
 
 def scaled(pixels: jax.Array) -> jax.Array:
@@ -92,6 +92,6 @@ def tiny() -> dict[str, Experiment]:
             augment=Augment(shift=1, flip=True, cutout=2, noise=0.05),
             smoothing=0.1,
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
-            run=Run(steps=12, chunk=3, evaluate_every=6, save_every=6),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         )
     }

@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from research.core.devices import gathered, position
-from research.core.experiment import Experiment, Feeds, Report, Run, Snapshot, positive
+from research.core.errors import UserError
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, positive
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -23,7 +24,8 @@ from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.data.augment import Augment, augment
 from research.data.unpaired import Unpaired
-from research.evaluation import gan as reports
+from research.evaluation import samples
+from research.evaluation.classifier import load_classifier
 from research.learners.adversarial import Adversarial, prepared
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.nets.gan import Conv
@@ -50,35 +52,37 @@ class CycleGAN(Adversarial):
     cycle: float = 10.0
     identity: float | None = 5.0
     pool: int = 50
-    run: Run = field(default_factory=lambda: Run(metric="cycle_error", goal="min"))
+    run: Run = field(default_factory=lambda: Run(metric="cycle_error", mode="min"))
 
     adversaries = ("generators", "discriminators")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "pool")
+        if self.sample_metrics_every is not None and self.classifier_dir is None:
+            raise UserError("sample_metrics_every needs classifier_dir, the classifier that evaluates the translations")
 
     def build(self) -> Learner:
         """See `Experiment`."""
         return cyclegan(self, self.data.arrays().train_x.shape[1:])
 
     def feeds(self) -> Feeds:
-        """See `Experiment`; tells at once what is wrong with the judge."""
-        if self.judge is not None:
-            classifier = reports.judge(self.judge, self.judge_hash, self.data.arrays().train_x.shape[1:])
-            reports.targets(classifier, self.data, self.judge)
+        """See `Experiment`."""
         return self.data.feeds()
 
-    def translate(self, state: State, pixels: jax.Array, forth: bool) -> jax.Array:
-        """G or, back, F of images u8[batch, h, w, c]: [batch, h, w, c] in [-1, 1]."""
+    def translate(self, state: State, images: jax.Array, to_y: bool) -> jax.Array:
+        """Translations [batch, h, w, c] in [-1, 1] of images u8[batch, h, w, c], by G to Y or by F to X."""
         net = network(self.generator, self.update.dtype)
-        return net.apply(state.params["generators"]["G" if forth else "F"], {}, prepared(pixels))[0]
+        return net.apply(state.params["generators"]["G" if to_y else "F"], {}, prepared(images))[0]
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        yield Snapshot(reports.translations(self.translate))
-        if self.judge is not None:
-            yield reports.recognised(self.translate, self.data, self.judge, self.judge_hash)
+        found = [samples.translation_grid(self.translate, self.run.evaluate_every)]
+        if self.classifier_dir is not None:
+            shape = self.data.arrays().train_x.shape[1:]
+            classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, shape)
+            found.append(samples.translation_metrics(self.translate, self.data, classifier, self.sample_metrics_every))
+        return found
 
 
 def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
@@ -249,6 +253,6 @@ def tiny() -> dict[str, Experiment]:
             pool=12,
             generator_optimizer=sgd,
             discriminator_optimizer=sgd,
-            run=Run(steps=12, chunk=3, evaluate_every=6, save_every=6, metric="cycle_error", goal="min"),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="cycle_error", mode="min"),
         )
     }

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.errors import Mistake
-from research.core.experiment import Experiment, Feeds, Report, Run, microbatch, positive
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch, positive
 from research.core.metrics import Mean, Metrics, added, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -138,11 +138,11 @@ class DQN(Experiment):
             "episodes": self.episodes,
         }
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         environment = make(self.environment)
         net = network(self.net.clone(outputs=environment.actions), self.update.dtype)
-        return (episode(self.environment.name, environment, lambda params, x: net.apply(params["q"], {}, x)[0]),)
+        return (episode(self.environment.name, environment, lambda params, x: net.apply(params, {}, x)[0]),)
 
 
 def dqn(config: DQN, environment: Vector) -> Learner:
@@ -240,8 +240,8 @@ def dqn(config: DQN, environment: Vector) -> Learner:
         # The ring is no part of what the branches return: it stays where it is.
         learnt, metrics = jax.lax.cond(
             state.step >= config.waiting,
-            lambda state: (lambda s, m: (s._replace(world=()), m))(*learn(state)),
-            lambda state: (lambda s, m: (s._replace(world=()), m))(*wait(state)),
+            lambda state: without_world(learn(state)),
+            lambda state: without_world(wait(state)),
             state._replace(world=world),
         )
         state = learnt._replace(world=world)
@@ -278,6 +278,11 @@ def dqn(config: DQN, environment: Vector) -> Learner:
         return {"return": mean(return_, batch.mask), "length": mean(length, batch.mask)}
 
     return learner(init, step, evaluate)
+
+
+def without_world(found: tuple[State, Metrics]) -> tuple[State, Metrics]:
+    """The State without its `world`, which a branch would copy."""
+    return found[0]._replace(world=()), found[1]
 
 
 def q_of_action(values: jax.Array, action: jax.Array) -> jax.Array:

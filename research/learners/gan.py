@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError
-from research.core.experiment import Experiment, Feeds, Report, Run, Snapshot, positive
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, positive
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import Network, network
 from research.core.optimizers import Optimizer
@@ -22,7 +22,8 @@ from research.core.state import Batch, Learner, State, evaluated, example_keys, 
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates, strided, updater
 from research.data.images import Images, ImageSpec
-from research.evaluation import gan as reports
+from research.evaluation import samples
+from research.evaluation.classifier import load_classifier
 from research.learners.adversarial import Adversarial, prepared
 from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -70,9 +71,10 @@ class GAN(Adversarial):
         gradient_penalty: its weight, or None (Gulrajani et al. 2017, arXiv:1704.00028: 10, with wasserstein)
         r1: gamma of the penalty R1, or None (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406)
         average: decay of the averaged generator that is evaluated, None to evaluate the last one
-        inception: file of Inception's weights, see `nets/inception.py`, for Inception FID, or None
-        judge_samples: how many samples are judged, by `judge` on its features (FID, ...) or by Inception; more than the
-            features have dimensions
+        inception: path of an .npz file of Inception-v3's weights, see research/evaluation/inception.py, for the
+            Inception FID
+        num_samples: samples that the sample metrics (FID, ...) are computed on; more than the features that the
+            classifier or Inception has
     """
 
     data: Images = field(default_factory=Images)
@@ -85,15 +87,17 @@ class GAN(Adversarial):
     gradient_penalty: float | None = None
     r1: float | None = None
     average: float | None = None
-    run: Run = field(default_factory=lambda: Run(metric="discriminator_loss", goal="min"))
+    run: Run = field(default_factory=lambda: Run(metric="discriminator_loss", mode="min"))
     inception: str | None = None
-    judge_samples: int = 10_000
+    num_samples: int = 10_000
 
     adversaries = ("discriminator", "generator")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "latent", "num_updates", "judge_samples")
+        positive(self, "", "latent", "num_updates", "num_samples")
+        if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
+            raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
         penalised = self.gradient_penalty is not None or self.r1 is not None
         if penalised and getattr(self.discriminator, "norm", None) == "batch":
             raise UserError(
@@ -114,15 +118,7 @@ class GAN(Adversarial):
         )
 
     def feeds(self) -> Feeds:
-        """See `Experiment`; tells at once what is wrong with the judges."""
-        if self.judge is not None:
-            least = reports.judge(self.judge, self.judge_hash, self.data.spec().shape).dimensions + 1
-            if self.judge_samples < least:
-                raise UserError(
-                    f"judge_samples={self.judge_samples} are too few for FID: {least} or more, with this judge"
-                )
-        if self.inception is not None:
-            reports.check_inception(self.inception, self.data, self.judge_samples)
+        """See `Experiment`."""
         return replace(self.data, batch=self.num_updates * self.data.batch).feeds()
 
     def generate(self, generator: Network, state: State, noise: jax.Array, labels: jax.Array) -> jax.Array:
@@ -142,24 +138,25 @@ class GAN(Adversarial):
         """`generate` by the config's own generator."""
         return self.generate(self.networks(self.data.spec())[0], state, noise, labels)
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        classes = self.data.spec().classes
-        yield Snapshot(reports.samples(self.samples, self.latent, classes))
-        yield reports.film
-        yield reports.interpolations(self.samples, self.latent, classes)
-        if self.judge is not None:
-            yield reports.judged(
-                self.samples,
-                self.latent,
-                self.data,
-                self.judge,
-                self.judge_hash,
-                self.judge_samples,
-                self.conditional,
+        images, latent, num_samples, every = self.data.spec(), self.latent, self.num_samples, self.sample_metrics_every
+        num_labels = images.classes if self.conditional else None
+        found = [
+            samples.sample_grid(self.samples, latent, num_labels, self.run.evaluate_every),
+            samples.animation(),
+            samples.interpolation_grid(self.samples, latent, num_labels),
+        ]
+        if self.classifier_dir is not None:
+            classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, images.shape)
+            found.append(
+                samples.classifier_metrics(
+                    self.samples, latent, self.data, classifier, num_samples, self.conditional, every
+                )
             )
         if self.inception is not None:
-            yield reports.judged_by_inception(self.samples, self.latent, self.data, self.inception, self.judge_samples)
+            found.append(samples.inception_metrics(self.samples, latent, self.data, self.inception, num_samples, every))
+        return found
 
 
 def gan(config: GAN, images: ImageSpec) -> Learner:
@@ -257,7 +254,7 @@ def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
     sgd = Optimizer(name="sgd", learning_rate=0.05)
     data = Images(name="digits", batch=32, evaluation_batch=40)
-    run = Run(steps=12, chunk=3, evaluate_every=6, save_every=6, metric="discriminator_loss", goal="min")
+    run = Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="discriminator_loss", mode="min")
     return {
         "gan": GAN(
             data=data,

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, Feeds, Report, Run
-from research.core.losses import tokens
+from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.losses import tokens, with_perplexity
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
 from research.core.state import Learner
@@ -41,20 +41,21 @@ class Language(Supervised):
         vocabulary = self.data.spec().tokenizer
         criterion = tokens(ignored=-1, lengths=None if vocabulary is None else vocabulary.lengths)
         example = jnp.zeros((1, self.data.context), jnp.int32)
-        return supervised(self.network(self.model()), self.updater(), example, criterion, criterion)
+        return supervised(self.network(self.model()), self.updater(), example, criterion, with_perplexity(criterion))
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
         return self.data.feeds()
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        return (reports.language(self.model(), self.data.spec().tokenizer, self.build().evaluate),)
+        module, tokenizer = self.model(), self.data.spec().tokenizer
+        return () if tokenizer is None else (reports.language(module, self.network(module).apply, tokenizer),)
 
 
 def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
-    run = Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min")
+    run = Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min")
     stack = transformer.Stack(layers=2, width=8, heads=2, dropout=0.1)
     return {
         "transformer": Language(

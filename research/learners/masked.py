@@ -3,7 +3,6 @@
 Devlin, Chang, Lee & Toutanova 2019, "BERT" (arXiv:1810.04805), section 3.1.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import flax.linen as nn
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import Mistake
-from research.core.experiment import Experiment, Feeds, Report, Run
+from research.core.experiment import Experiment, Feeds, Run
 from research.core.losses import tokens
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
@@ -72,11 +71,7 @@ class Masked(Supervised):
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
-        return self.data.feeds(self.run.chunk)
-
-    def reports(self) -> Iterable[Report]:
-        """See `Experiment`."""
-        return ()
+        return self.data.feeds(self.run.steps_per_dispatch)
 
 
 def hide(
@@ -111,6 +106,6 @@ def tiny() -> dict[str, Experiment]:
             data=ToySentences(),
             net=transformer.MaskedModel(stack),
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
-            run=Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min"),
+            run=Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min"),
         )
     }

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, Feeds, Report, Run
+from research.core.experiment import Experiment, Feeds, Load, Report, Run
 from research.core.losses import classification
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
@@ -44,14 +44,14 @@ class ClassifyText(Supervised):
             self.updater(),
             jnp.zeros((1, self.data.spec().length), jnp.int32),
             classification(self.smoothing),
-            eval_criterion=classification(),
+            eval_criterion=classification(names=self.data.spec().names),
         )
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
-        return self.data.feeds(self.run.chunk)
+        return self.data.feeds(self.run.steps_per_dispatch)
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         net, texts = self.network(self.model()), self.data.spec()
         logits = lambda params, inputs: net.apply(params, {}, inputs)[0]
@@ -66,6 +66,6 @@ def tiny() -> dict[str, Experiment]:
             net=lstm.Classifier(width=8, embedding=8, pairs=16, word_dropout=0.1, dropout=0.1, bag_dropout=0.1),
             average=0.9,
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
-            run=Run(steps=12, chunk=4, evaluate_every=4, save_every=4, metric="loss", goal="min"),
+            run=Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min"),
         )
     }

@@ -19,7 +19,8 @@ from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
 from research.core.placement import Place, PlaceName, place
 from research.core.types import Tree
-from research.training.run import check_divisible, dispatch
+from research.training.checks import check_divisible
+from research.training.dispatch import dispatch
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -135,16 +136,14 @@ def topology(name: str) -> Topology:
     return Topology(name, list(found.devices), MEMORY[kind] * 2**30)
 
 
-def compiled(
-    experiment: Experiment, where: Topology, how: PlaceName = "shard_map", chunk: int | None = None
-) -> Compiled:
-    """The experiment's training, `chunk` steps (the config's own) a dispatch, compiled for the topology.
+def compiled(experiment: Experiment, where: Topology, how: PlaceName = "jit", steps: int | None = None) -> Compiled:
+    """The experiment's training, `steps` of them a dispatch (the config's own number), compiled for the topology.
 
     Raises UserError where the devices don't divide a batch, RunError where the program doesn't fit their memory.
     """
     target = place(how, where.devices)
     check_divisible(experiment, target)
-    lowered = lower(experiment, target, chunk or experiment.run.chunk)
+    lowered = lower(experiment, target, steps or experiment.run.steps_per_dispatch)
     started = time.monotonic()
     try:
         program = lowered.compile()
@@ -167,16 +166,16 @@ def compiled(
     )
 
 
-def lower(experiment: Experiment, target: Place, chunk: int) -> jax.stages.Lowered:
-    """The experiment's training chunk at a place of which only the devices' kind need be known."""
+def lower(experiment: Experiment, target: Place, steps: int) -> jax.stages.Lowered:
+    """A dispatch of the experiment's training at a place of which only the devices' kind need be known."""
     learner, feed = experiment.build(), experiment.feeds().train
-    state, steps = jax.eval_shape(learner.init, jax.random.key(0)), dispatch(learner, target, feed, chunk)
+    state, compiled = jax.eval_shape(learner.init, jax.random.key(0)), dispatch(learner, target, feed, steps)
     if feed.resident:
         data = target.put_data(shapes(feed), None)
     else:
-        stacked = lambda x: jax.ShapeDtypeStruct((chunk, *x.shape), x.dtype)
+        stacked = lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype)
         data = target.put_data(jax.tree.map(stacked, shapes(feed.batch_at(0))), 1)
-    return steps.lower(target.put(state), data)
+    return compiled.lower(target.put(state), data)
 
 
 def shapes(tree: Tree) -> Tree:

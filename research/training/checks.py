@@ -1,6 +1,6 @@
 """What is checked before and during training: the contract of a learner, finite numbers, adversaries that move."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -77,12 +77,12 @@ def check_metric(learner: Learner, state: State, batch: Batch, others: Iterable[
         raise UserError(f"there is no metric {run.metric!r}: set --run.metric to one of {', '.join(sorted(names))}")
 
 
-def check_finite(metrics: Metrics, before: int, left: str) -> None:
+def check_finite(metrics: Metrics, before: int, left: Callable[[], str]) -> None:
     """Raises RunError if a metric of some step, [steps] or [steps, seeds], is not finite; with seeds, if of all.
 
     A seed that diverges is null in the logs, and the others go on.
 
-    before: the steps done before these; left: which checkpoints there are, in words
+    before: the steps done before these; left: says which checkpoints there are
     """
     rank = min(np.ndim(x) for x in jax.tree.leaves(metrics))
     whole = lambda x: np.isfinite(x).all(tuple(range(rank, np.ndim(x))))
@@ -95,19 +95,19 @@ def check_finite(metrics: Metrics, before: int, left: str) -> None:
     step = int(np.argmin(fine))
     names = [name for name, good in finite.items() if not np.all(good[step])]
     raise RunError(
-        f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. {left}. Try a lower learning rate "
-        "or --update.clip 1; --debug, in another --workdir, shows where it comes from"
+        f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. {left()}. Try a lower learning "
+        "rate or --update.clip 1; --debug, in another --workdir, shows where it comes from"
     )
 
 
-def check_moving(metrics: Metrics, adversaries: Sequence[str], before: int, left: str) -> None:
+def check_moving(metrics: Metrics, adversaries: Sequence[str], before: int, left: Callable[[], str]) -> None:
     """Raises RunError if nets that play against each other have all stopped: saturated, or dead.
 
     NAME of `adversaries` has if its NAME_loss, [steps] or [steps, seeds], is the same at all steps, although each has
     other data, or if its NAME_gradient_norm is 0 at all of them; with seeds, at all seeds. Fewer than `STILL` steps
     can't tell.
 
-    before: the steps done before these; left: which checkpoints there are, in words
+    before: the steps done before these; left: says which checkpoints there are
     """
     if not adversaries or len(metrics[f"{adversaries[0]}_loss"].total) < STILL:  # type: ignore[attr-defined]
         return
@@ -115,7 +115,7 @@ def check_moving(metrics: Metrics, adversaries: Sequence[str], before: int, left
         steps = len(metrics[f"{adversaries[0]}_loss"].total)  # type: ignore[attr-defined]
         raise RunError(
             f"{' and '.join(adversaries)} have stopped: from step {before + 1} to {before + steps} their losses stood "
-            f"still, or had no gradient. {left}. "
+            f"still, or had no gradient. {left()}. "
             "Try lower learning rates or, where the config has them, another --loss, --r1 or --gradient-penalty, or "
             "--discriminator.spectral"
         )

@@ -139,8 +139,8 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
             state, metrics = advance(state)
             metrics = jax.device_get(metrics)
             now = time.monotonic()
-            check_finite(metrics, step, saved.described())
-            check_moving(metrics, job.experiment.adversaries, step, saved.described())
+            check_finite(metrics, step, saved.described)
+            check_moving(metrics, job.experiment.adversaries, step, saved.described)
             speed = None if step == first else run.steps_per_dispatch / (now - started)  # the first dispatch compiles
             step += run.steps_per_dispatch
             values = merged(metrics)

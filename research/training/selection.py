@@ -16,7 +16,7 @@ def score(values: Values, run: Run) -> float | None:
 
 def best(scores: Sequence[float | None], run: Run) -> int | None:
     """The position of the best score, the first of equals; None where there is none."""
-    sign = 1 if run.goal == "max" else -1
+    sign = 1 if run.mode == "max" else -1
     known = [(sign * score, -at) for at, score in enumerate(scores) if score is not None]
     return -max(known)[1] if known else None
 

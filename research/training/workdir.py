@@ -69,11 +69,11 @@ def about(directory: Path) -> dict[str, Any] | None:
 
 
 def evaluates_best(directory: Path) -> bool:
-    """Whether the run in `directory` evaluates its best checkpoint rather than its last one (see `Run.final`)."""
+    """Whether the run in `directory` evaluates its best checkpoint rather than its last one (see `Run.checkpoint_for_test`)."""
     there = about(directory)
     if there is None:
         raise Mistake(f"{directory} holds no run: it has no config.json")
-    return there["config"]["run"]["final"] == "best"
+    return there["config"]["run"]["checkpoint_for_test"] == "best"
 
 
 def _read(directory: Path) -> dict[str, Any] | None:
