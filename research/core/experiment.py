@@ -78,8 +78,8 @@ class Run:
 
     Attributes:
         steps: training steps of the whole run
-        seed: seed of the run: initial weights, dropout, augmentation, noise and exploration; the order of the data has its
-            own seed
+        seed: seed of the run: initial weights, dropout, augmentation, noise and exploration; the order of the data
+            has its own seed
         steps_per_dispatch: training steps per compiled call, and per line of training metrics; it divides `steps` and
             the intervals
         evaluate_every: steps between evaluations on validation data
@@ -112,16 +112,14 @@ class Run:
             self.check_interval(f"run.{name}", getattr(self, name))
 
     def check_interval(self, name: str, interval: int | None) -> None:
-        """Raises UserError unless `interval`, the value of the option `name`, is None or a multiple of `steps_per_dispatch`."""
-        if interval is not None and interval % self.steps_per_dispatch:
-            below, above = (
-                interval // self.steps_per_dispatch * self.steps_per_dispatch,
-                -(-interval // self.steps_per_dispatch) * self.steps_per_dispatch,
-            )
+        """Raises UserError unless `interval`, the option `name`, is None or a multiple of `steps_per_dispatch`."""
+        unit = self.steps_per_dispatch
+        if interval is not None and interval % unit:
+            below, above = interval // unit * unit, -(-interval // unit) * unit
             nearest = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"{name}={interval} is not a multiple of run.steps_per_dispatch={self.steps_per_dispatch}: the nearest are {nearest} "
-                f"(or choose a number that divides it, say {divisor(interval, self.steps_per_dispatch)})"
+                f"{name}={interval} is not a multiple of run.steps_per_dispatch={unit}: the nearest are {nearest} "
+                f"(or choose a number of steps that divides it, such as {divisor(interval, unit)})"
             )
 
 

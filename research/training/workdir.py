@@ -69,7 +69,7 @@ def about(directory: Path) -> dict[str, Any] | None:
 
 
 def evaluates_best(directory: Path) -> bool:
-    """Whether the run in `directory` evaluates its best checkpoint rather than its last one (see `Run.checkpoint_for_test`)."""
+    """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
     there = about(directory)
     if there is None:
         raise Mistake(f"{directory} holds no run: it has no config.json")
