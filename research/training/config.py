@@ -142,13 +142,33 @@ def _argument(path: str, value: Any) -> list[str]:
 
 
 def differences(config: Experiment, values: Any) -> list[str]:
-    """The fields in which `config` differs from `to_json`'s `values`, as text; those that may change left out."""
+    """The fields in which `config` differs from `to_json`'s `values`, as text; those of `MAY_CHANGE` are left out."""
     try:
-        mine, theirs = leaves(config), leaves(config, values)
+        differ = _differing(config, values)
     except Mistake as mistake:
         return [str(mistake)]
+    return [f"{path}: {there!r} there, {now!r} now" for path, (there, now) in differ.items()]
+
+
+def extends(config: Experiment, values: Any) -> bool:
+    """Whether `config` differs from `to_json`'s `values` in nothing but a larger run.steps."""
+    try:
+        differ = _differing(config, values)
+    except Mistake:
+        return False
+    return set(differ) == {"run.steps"} and differ["run.steps"][0] < config.run.steps
+
+
+def scheduled(config: Experiment) -> list[str]:
+    """The fields that vary something over the course of run.steps, as text: schedules, fractions of the training."""
     return [
-        f"{path}: {theirs[path]!r} there, {mine[path]!r} now"
-        for path in mine
-        if mine[path] != theirs[path] and path not in MAY_CHANGE
+        f"{path}={value}"
+        for path, value in leaves(config).items()
+        if (path.endswith("schedule") and value != "constant") or path.endswith("_fraction")
     ]
+
+
+def _differing(config: Experiment, values: Any) -> dict[str, tuple[Any, Any]]:
+    """{path: (the value there, the value now)}. Raises Mistake where the fields are not the same."""
+    now, there = leaves(config), leaves(config, values)
+    return {path: (there[path], now[path]) for path in now if there[path] != now[path] and path not in MAY_CHANGE}
