@@ -59,7 +59,7 @@ class Run:
     """How long, how often, and what counts.
 
     Attributes:
-        steps: training steps in all; with more steps than the run in the same workdir has, that run is continued
+        steps: number of training steps; more steps than the run in the workdir has extend that run
         seed: of the run: initial weights, and everything drawn on the way
         chunk: steps a dispatch and a line of training metrics; it divides the intervals and `steps`
         evaluate_every: steps between evaluations on validation data

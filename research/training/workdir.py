@@ -1,4 +1,4 @@
-"""A run's directory: who owns it, what made it, and whether it may be gone on with."""
+"""A run's directory: its lock, its config.json, and whether a command may resume the run in it."""
 
 import contextlib
 import fcntl
@@ -134,6 +134,7 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
 
 
 def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> None:
+    """Raise Mistake where the run in `directory`, whose config.json is `there`, is not the one of this command."""
     if there["name"] != name:
         differ = [f"it is a run of {there['name']}, not of {name}"]
     else:
@@ -146,7 +147,7 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
     if differ:
         raise Mistake(
             f"{directory} was made by another config ({'; '.join(differ)}): "
-            "choose another --workdir, or start afresh with --overwrite"
+            "choose another --workdir, or train anew with --overwrite"
         )
 
 
@@ -179,6 +180,7 @@ def _resolved(path: Path | str | None) -> Path | None:
 
 
 def _clear(directory: Path) -> None:
+    """Delete the run in `directory`."""
     for part in ("checkpoints", "tensorboard", "history"):
         shutil.rmtree(directory / part, ignore_errors=True)
     for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):
