@@ -77,7 +77,7 @@ class Run:
     """How long, how often, and what counts.
 
     Attributes:
-        steps: training steps of the whole run
+        steps: number of training steps; more steps than the run in the workdir has extend that run
         seed: seed of the run: initial weights, dropout, augmentation, noise and exploration; the order of the data
             has its own seed
         steps_per_dispatch: training steps per compiled call, and per line of training metrics; it divides `steps` and
