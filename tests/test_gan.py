@@ -16,7 +16,7 @@ from research.core.errors import Mistake
 from research.core.experiment import Run, Split
 from research.core.modules import forward, initialise
 from research.core.optimizers import Optimizer
-from research.core.state import State, each
+from research.core.state import State, each, stream
 from research.core.transformations import closed, many
 from research.data.feed import prefetched
 from research.data.images import Arrays, Images
@@ -135,7 +135,7 @@ def test_the_discriminators_loss_is_the_sum_of_its_parts():
     state, batch = learner.init(jax.random.key(1)), feed.batch_at(0)
     _, metrics = jax.jit(learner.step)(state, batch)
     # The noise and epsilon of an example are drawn by its index.
-    key = lambda name: research.state.stream(state, name)
+    key = lambda name: stream(state, name)
     z = jax.vmap(lambda k: jax.random.normal(k, (4,)))(each(key("latent"), batch.index))
     epsilon = jax.vmap(jax.random.uniform)(each(key("epsilon"), batch.index))
     made = experiment.samples(state.params, {}, z, batch.targets)
@@ -711,23 +711,42 @@ def test_sample_metrics_need_something_that_evaluates_the_samples():
 
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_translations_are_drawn_and_classified(runs, tmp_path, name):
-    experiment = dataclasses.replace(EXPERIMENTS["cyclegan"], classifier_dir=runs[1])
-    state = jax.jit(experiment.build().init)(jax.random.key(0))
-    values, batches = {}, getattr(experiment.feeds(), name)
-    for report in experiment.reports(research.load):
-        values |= report.run(state, Split(name, batches), tmp_path)
+    """G makes every image of X one image of Y's class; F leaves an image as it is."""
+    classifier = load_classifier(research.load, runs[1], None, (8, 8, 1))
+    predict = lambda images: classifier.predict(images)[1].argmax(1)
+    images = Images(name="digits").arrays().test_images
+    label = int(np.bincount(predict(images)).argmax())
+    data = Unpaired(name="digits", classes=("3" if label != 3 else "8", str(label)), batch=8, evaluation_batch=16)
+    target = jnp.asarray(images[predict(images) == label][0]) / 127.5 - 1
+    translate = lambda params, images, to_y: jnp.where(to_y, target, images / 127.5 - 1)
+    state, split = State(0, jax.random.key(0), {}, {}, {}, ()), Split(name, getattr(data.feeds(), name))
+    samples.translation_grid(translate, 5).run(state, split, tmp_path)
     assert (tmp_path / "translations.png").stat().st_size > 1000
-    predict = lambda images: load_classifier(research.load, runs[1], None, (8, 8, 1)).predict(images)[1].argmax(1)
-    x, y = (np.concatenate([b.inputs[at][b.targets[at] > 0] for b in batches]) for at in (0, 1))
+    report = samples.translation_metrics(translate, data, classifier, None)
+    values = report.run(state, split, tmp_path)
+    x, y = (np.concatenate([b.inputs[at][b.targets[at] > 0] for b in split.batches]) for at in (0, 1))
     if name == "test":
-        images, labels = (Images(name="digits").arrays()[at] for at in (2, 3))
-        np.testing.assert_array_equal(y, images[labels == 8])
-    translated = np.asarray(experiment.translate(state.params, x, True))
-    translated = np.round((translated + 1) * 127.5).astype(np.uint8)
+        np.testing.assert_array_equal(y, data.arrays().test_y)
+    x_class, y_class = (int(digit) for digit in data.classes)
     assert values == {
-        "x_to_y_accuracy": pytest.approx((predict(translated) == 8).mean(), abs=0.01),
-        "y_to_x_accuracy": values["y_to_x_accuracy"],
-        "x_accuracy": pytest.approx((predict(x) == 3).mean()),
-        "y_accuracy": pytest.approx((predict(y) == 8).mean()),
+        "x_to_y_accuracy": 1,
+        "y_to_x_accuracy": pytest.approx((predict(y) == x_class).mean()),
+        "x_accuracy": pytest.approx((predict(x) == x_class).mean()),
+        "y_accuracy": pytest.approx((predict(y) == y_class).mean()),
     }
-    assert 0 <= values["y_to_x_accuracy"] <= 1
+    assert values["y_accuracy"] > 0 and set(report.metrics) == set(values)
+    written = json.loads((tmp_path / "sample_metrics.json").read_text())
+    assert written["x_to_y_accuracy"] == 1 and written["classifier_hash"] == runs[2]
+
+
+def test_cyclegans_reports_translate_by_its_generators(runs, tmp_path):
+    experiment = dataclasses.replace(EXPERIMENTS["cyclegan"], classifier_dir=runs[1], sample_metrics_every=6)
+    state = jax.jit(experiment.build().init)(jax.random.key(0))
+    x = experiment.feeds().test[0].inputs[0]
+    for name, to_y in (("G", True), ("F", False)):
+        params = state.params["generator"][name]
+        expected = forward(experiment.generator, params, {}, x / np.float32(127.5) - 1)[0]
+        np.testing.assert_allclose(experiment.translate(state.params, x, to_y), expected, atol=1e-6)
+    grid, metrics = experiment.reports(research.load)
+    assert (grid.every, metrics.every) == (experiment.run.evaluate_every, 6)
+    assert 0 <= metrics.run(state, Split("test", experiment.feeds().test), tmp_path)["x_to_y_accuracy"] <= 1

@@ -61,7 +61,7 @@ def translator(tmp_path_factory, quickly):
         "--data.evaluation-batch 8 --net.stack.layers 1 --net.stack.width 32 --net.stack.heads 2 --net.stack.hidden 64 "
         "--net.stack.dropout 0 --steps 200 --run.steps-per-dispatch 10 --run.evaluate-every 200 --run.save-every 200 "
         "--optimizer.learning-rate 0.02 --optimizer.warmup 20 --average 0.9 "
-        "--bleu-every 100 --run.metric bleu --run.mode max --run.checkpoint-for-test best"
+        "--bleu-every 150 --run.metric bleu --run.mode max --run.checkpoint-for-test best"
     )
     where = ["--data.name", f"{folder}/", "--workdir", str(folder / "run")]
     assert train.main(["multi30k_transformer", *small.split(), *where]) == 0
@@ -125,11 +125,11 @@ def test_the_best_checkpoint_can_go_by_bleu(translator):
     """BLEU of the validation sentences is logged at its own interval; the final State is that of the best one."""
     lines = [json.loads(line) for line in (translator / "metrics.jsonl").read_text().splitlines()]
     validation = {line["step"]: line for line in lines if line["split"] == "validation"}
-    assert ["loss" in validation[step] for step in (100, 200)] == [False, True]  # the loss is evaluated every 200 steps
+    assert ["loss" in validation[step] for step in (150, 200)] == [False, True]  # the loss is evaluated every 200 steps
     bleu = {step: line["bleu"] for step, line in validation.items()}
     summary = json.loads((translator / "summary.json").read_text())
     assert summary["step"] == max(bleu, key=bleu.get) and summary["state"] == "best"
-    for step in (100, 200):
+    for step in (150, 200):
         written = (translator / "history" / f"{step:08}" / "translations.txt").read_text()
         assert written.startswith(f"BLEU = {bleu[step]:.2f}") and written.count("reference:") == 8  # not the 12 of test
 

@@ -73,7 +73,7 @@ def _draw_attention(net: nn.Module, params: Tree, tokenizer: Tokenizer, tokens: 
     inputs = collections["intermediates"]["blocks"]["layers"]["attention"]
     maps = attention_weights(inputs["queries"][0][:, 0], inputs["keys"][0][:, 0], causal=True)
     labels = _labels(tokenizer, tokens)
-    _draw_maps(maps, labels, labels, "how much each token (row) attends to the columns", path)
+    _draw_maps(maps, labels, labels, "attention of rows to columns", path)
 
 
 def attention_weights(queries: jax.Array, keys: jax.Array, causal: bool = False) -> np.ndarray:
@@ -195,9 +195,7 @@ def _draw_alignment(net: nn.Module, params: Tree, tokenizer: Tokenizer, batch: B
         cross = intermediates["blocks"]["layers"]["cross"]
         maps = attention_weights(cross["queries"][0][-1:, 0], cross["keys"][0][-1:, 0])
     rows = _labels(tokenizer, np.append(target[1:], EOS))
-    _draw_maps(
-        maps, rows, _labels(tokenizer, source), "how much each token to write (row) attends to the columns", path
-    )
+    _draw_maps(maps, rows, _labels(tokenizer, source), "attention of target (rows) to source", path)
 
 
 def classification(
