@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from research.core.devices import axis_if_bound
+
 Padding = Literal["SAME", "VALID"]
 
 
@@ -44,14 +46,12 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the batch on all devices of `axis`."""
-
-    axis: str | None = None
+    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the global batch, on all devices."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[channels, height, width, batch] -> the same."""
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=0, axis_name=self.axis)(x)
+        return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=0, axis_name=axis_if_bound())(x)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
