@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from research.training.evaluate import Evaluator, summary
 
 import research
 from experiments.console import show, status
 from research.core.console import warn
 from research.core.placement import place
+from research.training.evaluate import Evaluator, summary
 
 
 def main(arguments: list[str]) -> int:
