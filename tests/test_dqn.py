@@ -17,7 +17,7 @@ from research.nets.q import MLP
 from research.rl import environments as vector
 from research.rl import probes, replay
 from research.rl.environments import Environment
-from research.rl.replay import Frame
+from research.rl.rollout import Transition
 
 G = 0.5
 
@@ -93,15 +93,12 @@ def simulated(frames: int, environments: int = 3, slots: int = 20, rollout: int 
         for e in range(environments):
             x = (number + e) % 7
             history[e].append((1000 * e + number, x, x == 6))
-    shape = jax.ShapeDtypeStruct
-    number, flag = shape((), jnp.float32), shape((), bool)
-    frame = Frame(shape((1,), jnp.float32), shape((), jnp.int32), number, flag, flag, shape((1,), jnp.float32))
-    ring = replay.empty(frame, environments, slots)
+    ring = replay.empty(environments, slots, (1,))
     for step in range(frames // rollout):
         part = np.array([h[step * rollout : (step + 1) * rollout] for h in history])
         over = jnp.array(part[..., 2], bool)
         seen = jnp.array(part[..., :1], jnp.float32)
-        written = Frame(
+        written = Transition(
             seen,
             jnp.array(part[..., 1], jnp.int32),
             jnp.array(part[..., 1], jnp.float32),
@@ -135,16 +132,18 @@ def test_windows_stay_within_what_is_remembered(frames, n):
                     break
             np.testing.assert_allclose(drawn.return_[batch, i], rewards, rtol=1e-5)
             np.testing.assert_allclose(drawn.discount[batch, i], 0.9 ** (last - first + 1), rtol=1e-5)
-            assert float(drawn.final[batch, i, 0]) == 1000 * e + last + 0.5
+            assert float(drawn.next_observation[batch, i, 0]) == 1000 * e + last + 0.5
             started.add((e, first))
     assert len(started) == 3 * (min(frames, 20) - n + 1)  # every window there is
 
 
 def test_termination_ends_the_return():
     ring, _, step = simulated(20)
-    ring = ring._replace(terminated=ring.over)
+    ring = ring._replace(terminated=ring.done)
     drawn = replay.sample(ring, jax.random.split(jax.random.key(1), 3), jnp.int32(step), 5, (1, 100), 3, 0.9)
-    ended = ((np.asarray(drawn.final[0, :, 0]) - 0.5) % 1000 + np.asarray(drawn.observation[0, :, 0]) // 1000) % 7 == 6
+    ended = (
+        (np.asarray(drawn.next_observation[0, :, 0]) - 0.5) % 1000 + np.asarray(drawn.observation[0, :, 0]) // 1000
+    ) % 7 == 6
     np.testing.assert_array_equal(np.asarray(drawn.discount[0]) == 0, ended)
     assert 0 < ended.sum() < 300
 
@@ -152,11 +151,11 @@ def test_termination_ends_the_return():
 def test_ring_holds_the_true_next_observation():
     config = probe("Counting", run=Run(steps=10, chunk=10, metric="return"))
     state, metrics = trained(config)
-    ring = jax.tree.map(np.asarray, state.world.ring)
-    np.testing.assert_array_equal(ring.final[:, :50], ring.observation[:, :50] + 1)  # never 0, the reset's
-    np.testing.assert_array_equal(ring.over[:, :50], ring.final[:, :50, 0] == 7)
+    ring = jax.tree.map(np.asarray, state.world.buffer)
+    np.testing.assert_array_equal(ring.next_observation[:, :50], ring.observation[:, :50] + 1)  # never 0, the reset's
+    np.testing.assert_array_equal(ring.done[:, :50], ring.next_observation[:, :50, 0] == 7)
     assert not ring.terminated.any()
-    assert not ring.final[:, 50:].any()  # not yet written
+    assert not ring.next_observation[:, 50:].any()  # not yet written
     assert float(metrics["return"].total.sum()) == 4 * 7 * 21  # 50 frames hold 7 whole episodes of 0 + 1 + ... + 6
     assert float(metrics["return"].count.sum()) == 4 * 7
 
@@ -171,7 +170,7 @@ def test_epsilon_falls_linearly():
 def test_no_epsilon_is_greedy():
     config = probe("Chosen", epsilon_start=0.0, epsilon_end=0.0, start=1000)
     state, _ = trained(replace(config, run=Run(steps=10, chunk=10, metric="return")))
-    ring = jax.tree.map(np.asarray, state.world.ring)
+    ring = jax.tree.map(np.asarray, state.world.buffer)
     for x in (0, 1):
         best = values(config, state, x).argmax()
         assert (ring.action[:, :50][ring.observation[:, :50, 0] == x] == best).all()
@@ -180,7 +179,7 @@ def test_no_epsilon_is_greedy():
 def test_all_actions_are_tried_alike():
     config = probe("Chosen", run=Run(steps=20, chunk=20, metric="return"))
     state, _ = trained(config)
-    assert abs(float(state.world.ring.action.mean()) - 0.5) < 0.1
+    assert abs(float(state.world.buffer.action.mean()) - 0.5) < 0.1
 
 
 def test_learning_waits():
@@ -208,13 +207,13 @@ def test_seeds_differ_and_equal_their_single_runs():
     states = jax.jit(lifted.init)(jax.vmap(jax.random.key)(jnp.arange(2)))
     states, _ = jax.jit(many(lifted.step, 20), donate_argnums=0)(states, NO_BATCH)
     alone, _ = trained(config, 1)
-    np.testing.assert_array_equal(states.world.ring.action[1], alone.world.ring.action)
+    np.testing.assert_array_equal(states.world.buffer.action[1], alone.world.buffer.action)
     np.testing.assert_allclose(
         values(config, states._replace(params=jax.tree.map(lambda x: x[1], states.params)), 1.0),
         values(config, alone, 1.0),
         atol=1e-4,
     )
-    assert (states.world.ring.action[0] != states.world.ring.action[1]).any()
+    assert (states.world.buffer.action[0] != states.world.buffer.action[1]).any()
 
 
 def test_replay_is_not_copied_under_seeds():

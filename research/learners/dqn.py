@@ -7,7 +7,7 @@ where the config asks for them: double Q-learning (van Hasselt, Guez & Silver 20
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -25,26 +25,22 @@ from research.evaluation.episodes import episode
 from research.nets.q import MLP
 from research.rl import replay
 from research.rl.environments import Environment, Vector, make
-from research.rl.replay import Frame, Sample
+from research.rl.evaluation import play
+from research.rl.exploration import epsilon_greedy, linear_epsilon
+from research.rl.replay import Sample
+from research.rl.rollout import ActorState, Transition, reset, rollout
 
 
 class World(NamedTuple):
-    """What the agent acts in, leaves [environments, ...].
+    """What the agent acts in, and what it remembers.
 
-    number       i32, each environment's global index
-    states       the environments' states
-    observation  f32, what the next actions are chosen by
-    return_      f32, the sum of the rewards of the episode so far
-    length       f32, its frames
-    ring         the replay memory, leaves [environments, slots, ...]
+    Attributes:
+        actor: the environments, leaves [num_envs, ...]
+        buffer: the replay memory, leaves [num_envs, slots, ...]
     """
 
-    number: jax.Array
-    states: Tree
-    observation: jax.Array
-    return_: jax.Array
-    length: jax.Array
-    ring: Frame
+    actor: ActorState
+    buffer: Transition
 
 
 @dataclass(frozen=True)
@@ -144,139 +140,95 @@ class DQN:
 def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
     """The learner: Algorithm 1 of Mnih et al. 2015.
 
-    Q is `state.params`, Q̂ is `state.collections["target"]`, D is `state.world.ring`.
+    Q is `state.params`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
     """
     net = config.net.clone(outputs=environment.actions)
-    descents = max((config.run.steps - config.waiting) * config.updates, 1)
-    tx, rate = optimizer(config.optimizer, descents), schedule(config.optimizer, descents)
-    share = config.batch // config.environments
-    stored = jnp.dtype(config.stored)
+    updates = max((config.run.steps - config.waiting) * config.updates, 1)
+    tx, rate = optimizer(config.optimizer, updates), schedule(config.optimizer, updates)
+    epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
     def q(params: Tree, observation: jax.Array) -> jax.Array:
         return forward(net, params, {}, observation.astype(jnp.float32))[0]
 
-    def epsilon(step: jax.Array) -> jax.Array:
-        fall = step / (config.epsilon_fraction * config.run.steps)
-        return config.epsilon_start + (config.epsilon_end - config.epsilon_start) * jnp.minimum(fall, 1.0)
-
     def init(key: jax.Array) -> State:
         params, _ = initialise(net, key, jnp.zeros((1, *environment.shape)))
         state = State(jnp.int32(0), key, params, tx.init(params), {"target": jax.tree.map(jnp.copy, params)}, ())
-        index = jnp.arange(config.environments)
-        states, observation = environment.reset(each(stream(state, "first"), index))
-        seen, over = jnp.zeros(environment.shape, stored), jnp.zeros((), bool)
-        frame = Frame(seen, jnp.zeros((), jnp.int32), jnp.zeros(()), over, over, seen)
-        ring = replay.empty(frame, config.environments, config.slots)
-        zeros = jnp.zeros(config.environments)
-        return state._replace(world=World(index, states, observation, zeros, zeros.copy(), ring))
+        actor = reset(environment, stream(state, "first"), config.environments)
+        buffer = replay.empty(config.environments, config.slots, environment.shape, config.stored)
+        return state._replace(world=World(actor, buffer))
 
-    def act(state: State) -> tuple[World, Metrics]:
-        """`rollout` frames of every environment into the ring."""
+    def act(state: State) -> tuple[State, Metrics]:
+        """Act epsilon-greedily, and store the transitions in D."""
 
-        def frame(world: World, luck: tuple[jax.Array, jax.Array, Any]) -> tuple[World, tuple[Frame, Metrics]]:
-            keys, draw, starts = luck
-            # With probability epsilon select a random action, otherwise the best one. One draw decides both:
-            # below epsilon, draw / epsilon is uniform again.
-            chance = epsilon(state.step)
-            anything = (draw / jnp.maximum(chance, 1e-8) * environment.actions).astype(jnp.int32)
-            action = jnp.where(draw < chance, anything, q(state.params, world.observation).argmax(-1))
-            states, after = environment.step(keys, world.states, action, starts)
-            over = after.terminated | after.truncated
-            seen, final = world.observation.astype(stored), after.final.astype(stored)
-            return_, length = world.return_ + after.reward, world.length + 1
-            metrics = {"return": mean(return_, over), "length": mean(length, over)}
-            world = world._replace(
-                states=states,
-                observation=after.observation,
-                return_=jnp.where(over, 0, return_),
-                length=jnp.where(over, 0, length),
-            )
-            return world, (Frame(seen, action, after.reward, after.terminated, over, final), metrics)
+        def policy(observation: jax.Array, uniform: jax.Array) -> jax.Array:
+            return epsilon_greedy(q(state.params, observation), uniform, epsilon(state.step))
 
-        # All of a rollout's luck at once, leaves [rollout, environments, ...]: many small draws are slow.
-        keys = each(stream(state, "act"), state.world.number)
-        keys = jax.vmap(lambda key: jax.random.split(key, 2 * config.rollout + 1), out_axes=1)(keys)
-        draws = jax.vmap(lambda key: jax.random.uniform(key, (config.rollout,)), out_axes=1)(keys[-1])
-        starts = jax.vmap(environment.reset)(keys[: config.rollout])
-        luck = keys[config.rollout : -1], draws, starts
-        ring = state.world.ring
-        world, (frames, metrics) = jax.lax.scan(frame, state.world._replace(ring=()), luck)
-        ring = replay.write(ring, jax.tree.map(lambda x: x.swapaxes(0, 1), frames), state.step)
-        return world._replace(ring=ring), jax.tree.map(lambda x: x.sum(0), metrics)
+        actor, transitions, metrics = rollout(
+            environment, policy, state.world.actor, stream(state, "act"), config.rollout
+        )
+        buffer = replay.write(state.world.buffer, transitions, state.step)
+        return state._replace(world=World(actor, buffer)), metrics
+
+    def sample(state: State) -> tuple[Sample, jax.Array]:
+        """The minibatches of a step, and Q̂ of their next observations; leaves [updates, batch, ...]."""
+        keys = each(stream(state, "sample"), state.world.actor.env_id)
+        shape = (config.updates, config.batch // config.environments)
+        samples = replay.sample(
+            state.world.buffer, keys, state.step, config.rollout, shape, config.n_step, config.gamma
+        )
+        # Q̂ stands still during a step, so it values all minibatches at once.
+        flat = samples.next_observation.reshape(-1, *environment.shape)
+        next_q = q(state.collections["target"], flat)
+        return samples, next_q.reshape(*samples.return_.shape, environment.actions)
 
     def loss(
         params: Tree, collections: dict[str, Tree], batch: tuple[Sample, jax.Array], key: jax.Array
     ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
-        sample, following = batch  # following: Q̂(final, ·)
+        """The squared (or Huber) temporal difference y - Q(observation, action)."""
+        sample, next_q = batch
         if config.double:
-            best = jax.lax.stop_gradient(q(params, sample.final)).argmax(-1)
-            y = sample.return_ + sample.discount * chosen(following, best)
+            best = jax.lax.stop_gradient(q(params, sample.next_observation)).argmax(-1)
+            y = sample.return_ + sample.discount * q_of_action(next_q, best)
         else:
-            y = sample.return_ + sample.discount * following.max(-1)
-        value = chosen(q(params, sample.observation), sample.action)
+            y = sample.return_ + sample.discount * next_q.max(-1)
+        value = q_of_action(q(params, sample.observation), sample.action)
         error = optax.squared_error(value, y) if config.loss == "squared" else optax.huber_loss(value, y)
         return mean(error), (collections, {"q": mean(value)})
 
     def learn(state: State) -> tuple[Tree, Tree, Metrics]:
-        """`updates` descents on samples of the ring."""
-        keys = each(stream(state, "sample"), state.world.number)
-        shape = (config.updates, share)
-        samples = replay.sample(state.world.ring, keys, state.step, config.rollout, shape, config.n_step, config.gamma)
-        # Q̂ stands still during a step, so it values all batches at once.
-        flat = samples.final.reshape(-1, *environment.shape)
-        following = q(state.collections["target"], flat).reshape(*samples.return_.shape, environment.actions)
+        """A gradient descent step on each minibatch."""
 
-        def update(carry: tuple[Tree, Tree], batch: Any) -> tuple[tuple[Tree, Tree], Metrics]:
-            params, opt_state, _, metrics = descend(
-                loss, tx, *carry, {}, batch, stream(state, "descend"), config.descent, axis
-            )
+        def update(carry: tuple[Tree, Tree], batch: tuple[Sample, jax.Array]) -> tuple[tuple[Tree, Tree], Metrics]:
+            key = stream(state, "descend")
+            params, opt_state, _, metrics = descend(loss, tx, *carry, {}, batch, key, config.descent, axis)
             return (params, opt_state), metrics
 
-        carry, metrics = jax.lax.scan(update, (state.params, state.opt_state), (samples, following))
+        carry, metrics = jax.lax.scan(update, (state.params, state.opt_state), sample(state))
         return *carry, jax.tree.map(lambda x: x.sum(0), metrics)
 
     def wait(state: State) -> tuple[Tree, Tree, Metrics]:
-        """`learn` where nothing is learnt yet: its metrics count nothing."""
+        """`learn` before learning starts: nothing moves, and the metrics count nothing."""
         nothing = Mean(jnp.float32(0), jnp.float32(0))
         return state.params, state.opt_state, dict.fromkeys(("loss", "q", "gradient_norm"), nothing)
 
     def step(state: State, _: Batch) -> tuple[State, Metrics]:
-        world, played = act(state)
-        state = state._replace(world=world)
-        params, opt_state, metrics = jax.lax.cond(state.step >= config.waiting, learn, wait, state)
+        state, metrics = act(state)
+        params, opt_state, learned = jax.lax.cond(state.step >= config.waiting, learn, wait, state)
         # Every C steps reset Q̂ = Q
         target = optax.periodic_update(params, state.collections["target"], state.step + 1, config.target_every)
-        metrics |= played
+        metrics |= learned
         metrics["epsilon"] = mean(epsilon(state.step))
         metrics["learning_rate"] = mean(rate(jnp.maximum(state.step - config.waiting, 0) * config.updates))
-        return State(state.step + 1, state.key, params, opt_state, {"target": target}, world), metrics
+        return State(state.step + 1, state.key, params, opt_state, {"target": target}, state.world), metrics
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         """One whole greedy episode for each seed of `batch.index`."""
-        keys = jax.vmap(jax.random.key)(batch.index)
-        start = environment.reset(keys)
-
-        def going(carry: Any) -> jax.Array:
-            time, *_, over = carry
-            return (time < environment.limit) & ~over.all()
-
-        def frame(carry: Any) -> Any:
-            time, states, observation, return_, length, over = carry
-            action = q(state.params, observation).argmax(-1)
-            luck = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
-            states, after = environment.step(luck, states, action, start)
-            return_, length = return_ + jnp.where(over, 0, after.reward), length + ~over
-            return time + 1, states, after.observation, return_, length, over | after.terminated | after.truncated
-
-        zeros = jnp.zeros(batch.index.shape)
-        first = (jnp.int32(0), *start, zeros, zeros, zeros.astype(bool))
-        *_, return_, length, _ = jax.lax.while_loop(going, frame, first)
-        return {"return": mean(return_, batch.mask), "length": mean(length, batch.mask)}
+        return play(environment, lambda observation: q(state.params, observation).argmax(-1), batch)
 
     return Learner(init, step, evaluate)
 
 
-def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
+def q_of_action(values: jax.Array, action: jax.Array) -> jax.Array:
     """The values [batch] of the actions i32[batch], of all actions' values [batch, actions]."""
     # A product, not an index: the gradient of an index is a scatter, a fifth of the whole descent on a CPU.
     return (values * jax.nn.one_hot(action, values.shape[-1])).sum(-1)
