@@ -1,11 +1,13 @@
 """DQN: known values, the replay ring, exploration, and what environments must keep to."""
 
+import re
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from research.core.errors import Failure, Mistake
 from research.core.experiment import Run
@@ -135,6 +137,27 @@ def test_windows_stay_within_what_is_remembered(frames, n):
             assert float(drawn.next_observation[batch, i, 0]) == 1000 * e + last + 0.5
             started.add((e, first))
     assert len(started) == 3 * (min(frames, 20) - n + 1)  # every window there is
+
+
+def test_each_device_samples_from_its_own_environments():
+    """On a mesh with the buffer split by environments, a step gathers nothing: it sums gradients and metrics."""
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
+    split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    learner = probe("Chosen", n_step=3, start=0).build()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    sharded = jax.device_put(state._replace(world=()), everywhere)
+    sharded = sharded._replace(world=jax.device_put(state.world, split))
+    shardings = jax.tree.map(lambda x: x.sharding, sharded)
+    step = jax.jit(lambda state: learner.step(state, NO_BATCH), out_shardings=(shardings, None))
+    compiled = step.lower(sharded).compile()
+    collectives = re.findall(r" (all-\w+|collective-\w+|reduce-scatter)(?:-start)?\(", compiled.as_text())
+    assert set(collectives) == {"all-reduce"}
+    assert len(collectives) <= 4
+    alone, metrics = jax.jit(learner.step)(state, NO_BATCH)
+    sharded, sharded_metrics = compiled(sharded)
+    np.testing.assert_array_equal(sharded.world.buffer.action, alone.world.buffer.action)
+    np.testing.assert_allclose(sharded_metrics["loss"].value, metrics["loss"].value, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), sharded.params, alone.params)
 
 
 def test_termination_ends_the_return():

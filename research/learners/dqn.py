@@ -177,9 +177,7 @@ def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
             state.world.buffer, keys, state.step, config.rollout, shape, config.n_step, config.gamma
         )
         # Q̂ stands still during a step, so it values all minibatches at once.
-        flat = samples.next_observation.reshape(-1, *environment.shape)
-        next_q = q(state.collections["target"], flat)
-        return samples, next_q.reshape(*samples.return_.shape, environment.actions)
+        return samples, jax.vmap(q, (None, 0))(state.collections["target"], samples.next_observation)
 
     def loss(
         params: Tree, collections: dict[str, Tree], batch: tuple[Sample, jax.Array], key: jax.Array

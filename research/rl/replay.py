@@ -79,22 +79,25 @@ def sample(
 
     Leaves [batches, num_envs * samples, ...]. No window crosses the seam between the newest transition and the oldest.
     """
-    num_envs, slots = buffer.reward.shape
+    slots = buffer.reward.shape[1]
     full = filled(step + 1, rollout_length, slots)
     oldest = jnp.where(full == slots, cursor(step + 1, rollout_length, slots), 0)
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)  # [num_envs, batches, samples]
-    age = (uniform * (full - n + 1)).astype(jnp.int32).transpose(1, 0, 2)
-    environment = jnp.broadcast_to(jnp.arange(num_envs)[:, None], age.shape)
-    environment, age = (x.reshape(shape[0], -1) for x in (environment, age))
-    slot = lambda offset: (oldest + age + offset) % slots
 
-    return_, discount = jnp.zeros(age.shape), jnp.ones(age.shape)
-    done, last = jnp.zeros(age.shape, bool), jnp.zeros_like(age)
-    for offset in range(n):
-        at = environment, slot(offset)
-        return_ += jnp.where(done, 0, discount * buffer.reward[at])
-        discount = jnp.where(done, discount, discount * gamma * ~buffer.terminated[at])
-        last = jnp.where(done, last, offset)
-        done |= buffer.done[at]
-    start, end = (environment, slot(0)), (environment, slot(last))
-    return Sample(buffer.observation[start], buffer.action[start], return_, discount, buffer.next_observation[end])
+    def windows(buffer: Transition, key: jax.Array) -> Sample:
+        """Those of one environment, from its own slots: leaves [slots, ...] -> [batches, samples, ...]."""
+        age = (jax.random.uniform(key, shape) * (full - n + 1)).astype(jnp.int32)
+        slot = lambda offset: (oldest + age + offset) % slots
+        return_, discount = jnp.zeros(shape), jnp.ones(shape)
+        done, last = jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)
+        for offset in range(n):
+            at = slot(offset)
+            return_ += jnp.where(done, 0, discount * buffer.reward[at])
+            discount = jnp.where(done, discount, discount * gamma * ~buffer.terminated[at])
+            last = jnp.where(done, last, offset)
+            done |= buffer.done[at]
+        start, end = slot(0), slot(last)
+        return Sample(buffer.observation[start], buffer.action[start], return_, discount, buffer.next_observation[end])
+
+    # Under a vmap each environment's samples are gathered where its slots are: on a mesh, no device needs another's.
+    samples = jax.vmap(windows, out_axes=1)(buffer, keys)  # leaves [batches, num_envs, samples, ...]
+    return jax.tree.map(lambda x: x.reshape(shape[0], -1, *x.shape[3:]), samples)
