@@ -190,6 +190,12 @@ def test_epsilon_falls_linearly():
     np.testing.assert_allclose(metrics["epsilon"].value, expected, rtol=1e-5)
 
 
+def test_epsilon_may_end_at_once():
+    config = probe("Chosen", epsilon_end=0.2, epsilon_fraction=0.0, run=Run(steps=10, chunk=10, metric="return"))
+    _, metrics = trained(config)
+    np.testing.assert_allclose(metrics["epsilon"].value, np.full(10, 0.2), rtol=1e-6)
+
+
 def test_no_epsilon_is_greedy():
     config = probe("Chosen", epsilon_start=0.0, epsilon_end=0.0, start=1000)
     state, _ = trained(replace(config, run=Run(steps=10, chunk=10, metric="return")))
