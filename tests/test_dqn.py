@@ -12,13 +12,14 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research.core.errors import Failure, Mistake
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.state import NO_BATCH, State
+from research.core.state import NO_BATCH, Batch, State
 from research.core.transformations import many, seeds
 from research.learners.dqn import DQN
 from research.nets.q import MLP
 from research.rl import environments as vector
 from research.rl import probes, replay
-from research.rl.environments import Environment
+from research.rl.environments import Environment, Timestep, Vector
+from research.rl.evaluation import play
 from research.rl.rollout import Transition
 
 G = 0.5
@@ -268,6 +269,30 @@ def test_evaluation_plays_whole_greedy_episodes():
     *_, last = config.feeds().test
     assert last.index.shape == (32,)
     assert float(jax.jit(learner.evaluate)(state, last)["return"].count) == 4
+
+
+def test_evaluation_uses_no_key_twice():
+    """An environment rewards a frame whose key was used before: to reset, as a part of that, or for another frame."""
+    limit, parts = 5, 4
+
+    def reset(keys):
+        used = jax.vmap(lambda key: jnp.concatenate([key[None], jax.random.split(key, parts)]))(keys)
+        used = jnp.concatenate([jax.random.key_data(used), jnp.zeros((len(keys), limit, 2), jnp.uint32)], 1)
+        return (jnp.zeros(len(keys), jnp.int32), used), jnp.zeros((len(keys), 1))
+
+    def step(keys, states, actions, starts):
+        time, used = states
+        data = jax.random.key_data(keys)
+        again = (used == data[:, None]).all(-1).any(1)
+        used = jax.vmap(lambda used, data, time: used.at[1 + parts + time].set(data))(used, data, time)
+        observation, over = jnp.zeros((len(keys), 1)), time + 1 == limit
+        return (time + 1, used), Timestep(observation, observation, again.astype(jnp.float32), over, over)
+
+    environment = Vector(reset, step, shape=(1,), actions=1, limit=limit)
+    batch = Batch(jnp.arange(3), jnp.ones(3), (), ())
+    metrics = play(environment, lambda observation: jnp.zeros(len(observation), jnp.int32), batch)
+    assert float(metrics["length"].value) == limit
+    assert float(metrics["return"].total) == 0
 
 
 def test_episodes_can_be_cut_shorter():

@@ -16,6 +16,7 @@ from research.core.state import State, Tree
 from research.core.transformations import first
 from research.evaluation import plots as plot
 from research.rl.environments import Timestep, Vector
+from research.rl.evaluation import episode_keys
 
 FRAMES = 12
 """Frames in episode.png."""
@@ -35,8 +36,8 @@ def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.A
 
     def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
         params, seed = first(state, state.params), int(feeds.test[0].index[0])
-        key = jax.random.key(seed)
-        states, observation = reset(key)
+        reset_key, key = episode_keys(seed)
+        states, observation = reset(reset_key)
         seen, rewards = [np.asarray(observation[0])], []
         for time in range(environment.limit):
             states, after = step(params, key, time, states, observation)

@@ -10,13 +10,20 @@ from research.core.state import Batch, Metrics, mean
 from research.rl.environments import Vector
 
 
+def episode_keys(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Of the episode of a seed i32[]: the key of its reset, and the key to fold the time in for each frame's."""
+    # Split first: folding the time into the key that resets would repeat the keys that the reset splits it into.
+    reset_key, frame_key = jax.random.split(jax.random.key(seed))
+    return reset_key, frame_key
+
+
 def play(environment: Vector, policy: Callable[[jax.Array], jax.Array], batch: Batch) -> Metrics:
     """The mean "return" and "length" of one whole episode for each seed of `batch.index`, masked by `batch.mask`.
 
     policy  observation f32[batch, ...] -> action i32[batch], for instance the greedy one
     """
-    keys = jax.vmap(jax.random.key)(batch.index)
-    start = environment.reset(keys)
+    reset_keys, frame_keys = jax.vmap(episode_keys)(batch.index)
+    start = environment.reset(reset_keys)
 
     def unfinished(carry: Any) -> jax.Array:
         time, *_, done = carry
@@ -24,9 +31,9 @@ def play(environment: Vector, policy: Callable[[jax.Array], jax.Array], batch: B
 
     def frame(carry: Any) -> Any:
         time, env_state, observation, return_, length, done = carry
-        frame_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
+        keys = jax.vmap(jax.random.fold_in, (0, None))(frame_keys, time)
         # An environment whose episode is over goes on from its start; those frames are not counted.
-        env_state, timestep = environment.step(frame_keys, env_state, policy(observation), start)
+        env_state, timestep = environment.step(keys, env_state, policy(observation), start)
         return_, length = return_ + jnp.where(done, 0, timestep.reward), length + ~done
         done |= timestep.terminated | timestep.truncated
         return time + 1, env_state, timestep.observation, return_, length, done
