@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research.core.errors import Failure, Mistake
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.state import NO_BATCH, Batch, State
+from research.core.state import NO_BATCH, Batch, State, stream
 from research.core.transformations import many, seeds
 from research.learners.dqn import DQN
 from research.nets.q import MLP
@@ -69,6 +69,7 @@ KNOWN = {
     "Seen": {-1: [-1], 1: [1]},
     "Delayed": {0: [G], 1: [1]},
     "Chosen": {0: [1, -1], 1: [-1, 1]},
+    "ChosenLater": {0: [G, G], 1: [-1, 1]},
     "Truncating": {0: [G / (1 - G)], 1: [1 / (1 - G)]},
 }
 
@@ -87,6 +88,120 @@ def known(config: DQN, expected: dict) -> None:
     state, _ = trained(config)
     for x, value in expected.items():
         np.testing.assert_allclose(values(config, state, x), value, atol=0.1)
+
+
+@pytest.mark.parametrize(("double", "bootstrap"), [(True, 2.0), (False, 3.0)])
+def test_what_the_target_is_made_of(double, bootstrap):
+    """Q̂ is 3 and 2 at any x, and stays so. Q(1, ·) learns -1 and 1: its best action is the one that Q̂ holds worse."""
+    config = probe("ChosenLater", double=double, target_every=1000)
+    learner = config.build()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    target = jax.tree.map(jnp.zeros_like, state.params)
+    target["Dense_1"]["bias"] = jnp.array([3.0, 2.0])
+    state = state._replace(collections={"target": target})
+    state, _ = jax.jit(many(learner.step, config.run.steps))(state, NO_BATCH)
+    np.testing.assert_allclose(values(config, state, 0), [G * bootstrap, G * bootstrap], atol=0.1)
+    np.testing.assert_allclose(values(config, state, 1), [-1, 1], atol=0.1)
+
+
+@pytest.mark.parametrize("step", [5, 6])  # after step 5 the target net becomes the net, after step 6 it stays
+@pytest.mark.parametrize(("double", "loss"), [(True, "huber"), (False, "squared")])
+def test_a_step_equals_one_in_numpy(double, loss, step):
+    environments, rollout, slots, updates, share, n, gamma = 2, 3, 9, 2, 4, 2, 0.9
+    config = DQN(
+        environment=Environment("probes:ChosenLater"),
+        net=MLP(widths=()),
+        environments=environments,
+        rollout=rollout,
+        ring=environments * slots,
+        start=0,
+        batch=environments * share,
+        updates=updates,
+        target_every=3,
+        gamma=gamma,
+        n_step=n,
+        double=double,
+        loss=loss,
+        epsilon_end=0.2,
+        epsilon_fraction=0.5,
+        optimizer=Optimizer(name="sgd", learning_rate=0.1, momentum=0.0, nesterov=False),
+        run=Run(steps=20, chunk=10, metric="return"),
+    )
+    learner = config.build()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    random = np.random.default_rng(step)
+    array = lambda *shape: random.normal(size=shape).astype(np.float32)
+    net, target = ({"Dense_0": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
+    ended, done = random.random((2, environments, slots)) < [[[0.2]], [[0.3]]]
+    buffer = Transition(
+        observation=array(environments, slots, 1),
+        action=random.integers(0, 2, (environments, slots)).astype(np.int32),
+        reward=array(environments, slots),
+        terminated=ended,
+        done=ended | done,
+        next_observation=array(environments, slots, 1),
+    )
+    world = state.world._replace(buffer=jax.tree.map(jnp.array, buffer))
+    state = state._replace(step=jnp.int32(step), params=net, collections={"target": target}, world=world)
+    after, metrics = jax.jit(learner.step)(state, NO_BATCH)
+
+    # The step in NumPy. Only the draws are JAX's.
+    q = lambda net, x: x @ net["Dense_0"]["kernel"] + net["Dense_0"]["bias"]
+    epsilon = 1 - 0.8 * step / 10
+    expected: dict[str, list] = {"loss": [], "q": [], "gradient_norm": [], "return": [], "length": []}
+    for e in range(environments):
+        key = jax.random.fold_in(stream(state, "act"), e)
+        uniform = np.asarray(jax.random.uniform(jax.random.split(key, 2 * rollout + 1)[-1], (rollout,)))
+        for k, x in enumerate([0, 1, 0]):  # one episode of two frames, and the first frame of another
+            greedy = q(net, np.array([x])).argmax()
+            action = int(uniform[k] / epsilon * 2) if uniform[k] < epsilon else greedy
+            reward = x * (1 if action == 1 else -1)
+            slot = step % 3 * rollout + k
+            for field, value in zip(buffer, ([x], action, reward, x == 1, x == 1, [1]), strict=True):
+                field[e, slot] = value
+            if x == 1:
+                expected["return"].append(reward)
+                expected["length"].append(2)
+    oldest = (step + 1) % 3 * rollout
+    batches: list[list] = [[] for _ in range(updates)]
+    for e in range(environments):
+        key = jax.random.fold_in(stream(state, "sample"), e)
+        ages = (np.asarray(jax.random.uniform(key, (updates, share))) * (slots - n + 1)).astype(int)
+        for u, age in np.ndindex(updates, share):
+            first = last = (oldest + ages[u, age]) % slots
+            return_, discount = buffer.reward[e, first], gamma
+            if not buffer.done[e, first]:
+                last = (first + 1) % slots
+                return_, discount = return_ + gamma * buffer.reward[e, last], gamma**2
+            discount *= not buffer.terminated[e, last]
+            x, action = buffer.observation[e, first], buffer.action[e, first]
+            batches[u].append((x, action, return_, discount, buffer.next_observation[e, last]))
+    for batch in batches:
+        gradient = {"kernel": np.zeros((1, 2)), "bias": np.zeros(2)}
+        for x, action, return_, discount, next_x in batch:
+            best = q(net if double else target, next_x).argmax()
+            error = q(net, x)[action] - (return_ + discount * q(target, next_x)[best])
+            quadratic = loss == "squared" or abs(error) <= 1
+            expected["loss"].append(
+                (error**2 if loss == "squared" else error**2 / 2) if quadratic else abs(error) - 0.5
+            )
+            expected["q"].append(q(net, x)[action])
+            slope = (2 * error if loss == "squared" else np.clip(error, -1, 1)) / len(batch)
+            gradient["kernel"][:, action] += slope * x
+            gradient["bias"][action] += slope
+        expected["gradient_norm"].append(np.sqrt(sum((g**2).sum() for g in gradient.values())))
+        net = {"Dense_0": {name: net["Dense_0"][name] - 0.1 * g for name, g in gradient.items()}}
+    target = net if step == 5 else target
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    jax.tree.map(close, after.world.buffer, buffer)
+    jax.tree.map(close, after.params, net)
+    jax.tree.map(close, after.collections["target"], target)
+    for name, values_ in expected.items():
+        close(metrics[name].value, np.mean(values_))
+        assert metrics[name].count == len(values_)
+    close(metrics["epsilon"].value, epsilon)
+    close(metrics["learning_rate"].value, 0.1)
 
 
 def simulated(frames: int, environments: int = 3, slots: int = 20, rollout: int = 5):
