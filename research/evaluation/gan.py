@@ -203,8 +203,8 @@ def judged(
             "recall": manifold.recall,
             "confidence": float(probabilities.max(1).mean()),
             "confidence_of_test_images": float(sure.max(1).mean()),
-            "rarest": float(shares.min()),
-            "commonest": float(shares.max()),
+            "rarest": float(np.min(shares)),
+            "commonest": float(np.max(shares)),
         }
         if conditional:
             values["obeyed"] = float((seen == np.arange(count) % classes).mean())

@@ -53,9 +53,9 @@ def check_finite(metrics: Metrics, before: int, directory: Path) -> None:
     before: the steps done before these. A seed that diverges is null in the logs, and the others go on.
     """
     finite = {name: np.isfinite(value.total) for name, value in metrics.items()}
-    fine = np.logical_and.reduce(list(finite.values()))
+    fine = np.all(list(finite.values()), axis=0)
     if fine.ndim == 2:
-        fine = np.logical_or.reduce(fine, 1)
+        fine = np.any(fine, axis=1)
     if fine.all():
         return
     step = int(np.argmin(fine))
@@ -79,7 +79,7 @@ def check_moving(metrics: Metrics, before: int, directory: Path) -> None:
     steps = min((len(metrics[f"{name}_loss"].total) for name in players), default=0)
     if len(players) < 2 or steps < STILL:
         return
-    if np.all(np.logical_and.reduce([_stopped(name, metrics) for name in players])):
+    if np.all([_stopped(name, metrics) for name in players]):
         raise Failure(
             f"{' and '.join(players)} have stopped: from step {before + 1} to {before + steps} their losses stood "
             f"still, or had no gradient. The checkpoints up to step {before} are kept in {directory / 'checkpoints'}. "
