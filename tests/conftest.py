@@ -2,6 +2,7 @@
 
 import os
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 # The suite runs one process a core, and so do the processes it starts: one thread each, and a core of its own.
@@ -22,6 +23,12 @@ import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
+
+if os.environ.get("SAMESTEP_REQUIRE_TORCH") and find_spec("torch") is None:
+    raise pytest.UsageError(
+        "SAMESTEP_REQUIRE_TORCH is set, and PyTorch is not installed: the tests that compare with it would be skipped. "
+        'Install it (pip install -e ".[bench]") or unset the variable'
+    )
 
 LONGEST = (
     "test_resume",
