@@ -43,7 +43,7 @@ LONGEST = (
     "test_experiments",
     "test_nets",
 )
-"""Files that are begun first, so that both workers end at about the same time."""
+"""Files that are begun first, so that both workers end at about the same time; except in random order."""
 
 PARTS = {"test_resume": "whole", "test_laws": "name", "test_configs": "name"}
 """Files whose tests need not share a process where this parameter differs."""
@@ -58,11 +58,12 @@ def quickly():
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """For `--dist loadgroup`: a worker runs a whole file, or the tests of one parameter."""
     if worker is None:
         return
     for item in items:
         file, values = item.path.stem, item.callspec.params if hasattr(item, "callspec") else {}
         item.add_marker(pytest.mark.xdist_group(f"{file} {values.get(PARTS.get(file), '')}"))
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    if not config.pluginmanager.hasplugin("randomly"):
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
