@@ -9,7 +9,8 @@ from rich.table import Table
 
 from research.core.console import console
 from research.core.errors import Failure, Mistake
-from research.training.run import Interrupted
+from research.training.evaluate import summary
+from research.training.signals import Interrupted
 
 
 def status(action: Callable[[], int | None]) -> int:
@@ -47,9 +48,8 @@ def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, 
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The test metrics of a summary, and the numbers of its reports as if they were metrics of one seed."""
-    reports = {name: {"mean": x, "spread": None, "each": [x]} for name, x in result.get("reports", {}).items()}
-    return {**result["test"], **reports}
+    """The test metrics of a summary, and the numbers of its reports in the same form."""
+    return {**result["test"], **summary(result.get("reports", {}))}
 
 
 def headlines(result: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]]:

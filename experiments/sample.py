@@ -15,9 +15,10 @@ import research
 from experiments.console import status
 from research.core.errors import Mistake
 from research.core.special_tokens import EOS
-from research.core.state import State
+from research.core.state import State, evaluated
+from research.core.transformations import first_seed
 from research.evaluation.decoding import Sampling, beam_search, sample
-from research.evaluation.text import weights, words
+from research.evaluation.text import before_eos
 from research.learners.language import Language
 from research.learners.translate import Translate
 from research.training import workdir
@@ -75,19 +76,23 @@ def written(experiment: Language, state: State, options: Options) -> Iterator[st
 
     Raises Mistake where the prompt has characters that the vocabulary lacks, or more tokens than the context holds.
     """
-    net, tokenizer, context = experiment.model(), experiment.data.spec().tokenizer, experiment.data.context
+    apply, tokenizer, context = (
+        experiment.network(experiment.model()).apply,
+        experiment.data.spec().tokenizer,
+        experiment.data.context,
+    )
     if tokenizer is None:
         raise Mistake("this net was trained on numbers, without a tokenizer: it can't write")
     tokens = tokenizer.encode(options.prompt)
     if not 0 < tokens.size < context:
         raise Mistake(f"expected a --prompt of 1 to {context - 1} tokens, less than the context: not {tokens.size}")
-    params, key = weights(state), jax.random.key(options.seed)
+    params, key = evaluated(first_seed(state), "net"), jax.random.key(options.seed)
     how = Sampling(options.temperature, options.top_k, options.top_p)
     done, shown = tokens.size, tokenizer.decode(tokens)
     while tokens.size < done + options.length:
         window = tokens if tokens.size < context else tokens[-(context // 2) :]
         piece = sample(
-            net, params, jnp.asarray(window)[None], jax.random.fold_in(key, tokens.size), context - len(window), how
+            apply, params, jnp.asarray(window)[None], jax.random.fold_in(key, tokens.size), context - len(window), how
         )
         tokens = np.concatenate([tokens, np.asarray(piece[0])])[: done + options.length]
         # All of it, since a character may be of several tokens; the last one may not be whole yet.
@@ -103,14 +108,14 @@ def translated(experiment: Translate, state: State, text: str) -> str:
     if tokens.size > pairs.length:
         raise Mistake(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
     found, _ = beam_search(
-        experiment.model(),
-        weights(state),
+        experiment.network(experiment.model()).apply,
+        evaluated(first_seed(state), "net"),
         jnp.asarray(tokens, jnp.int32)[None],
         pairs.length,
         experiment.beams,
-        experiment.penalty,
+        experiment.length_penalty,
     )
-    return pairs.tokenizer.decode(words(np.asarray(found[0, 0])))
+    return pairs.tokenizer.decode(before_eos(np.asarray(found[0, 0])))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from PIL import Image
 import research
 from experiments.console import status
 from research.core.errors import Mistake
-from research.core.experiment import Run
+from research.core.experiment import Run, Split
 from research.core.modules import forward, initialise
 from research.core.optimizers import Optimizer
 from research.core.state import State, each
@@ -22,7 +22,9 @@ from research.data.feed import prefetched
 from research.data.images import Arrays, Images
 from research.data.order import indices
 from research.data.unpaired import Unpaired, splits
-from research.evaluation.gan import digest, drawn, judge, judged, targets
+from research.evaluation import samples
+from research.evaluation.classifier import digest, load_classifier
+from research.evaluation.samples import classifier_metrics, latent_inputs
 from research.learners.cyclegan import queried
 from research.learners.gan import ADVERSARIES, GAN, penalty, slope
 from research.nets import cyclegan, dcgan, residual
@@ -359,7 +361,7 @@ def test_a_ring_of_eight_gaussians_is_reached_all_round(optimised):
     learner, feed = experiment.build(), experiment.feeds().train
     state = jax.jit(learner.init)(jax.random.key(0))
     state, _ = jax.jit(lambda s, f: many(closed(learner.step, f), 4000)(s, None))(state, feed)
-    made = np.asarray(experiment.samples(state.params, state.collections, *drawn(0, 2000, 8, 8))).reshape(-1, 2)
+    made = np.asarray(experiment.samples(state.params, state.collections, *latent_inputs(0, 2000, 8, 8))).reshape(-1, 2)
     angle = np.arange(8) * np.pi / 4
     distance = np.linalg.norm(made[:, None] - 0.75 * np.stack([np.cos(angle), np.sin(angle)], 1), axis=-1)
     near = distance.min(1) < 0.1  # five standard deviations
@@ -368,7 +370,7 @@ def test_a_ring_of_eight_gaussians_is_reached_all_round(optimised):
 
 
 def test_a_step_reads_a_batch_for_each_critic_update():
-    experiment = gan(critic_updates=4)
+    experiment = gan(num_updates=4)
     batch = experiment.feeds().train.batch_at(3)
     np.testing.assert_array_equal(batch.index, indices(3, 128, 1294, 0, np))
     assert experiment.divisible()["data.batch"] == 32
@@ -513,7 +515,9 @@ def trained(directory, rate, loss):
         loss=loss,
         generator_optimizer=adam,
         discriminator_optimizer=adam,
-        run=Run(steps=200, chunk=20, evaluate_every=100, save_every=20, metric="discriminator_loss", goal="min"),
+        run=Run(
+            steps=200, steps_per_dispatch=20, evaluate_every=100, save_every=20, metric="discriminator_loss", mode="min"
+        ),
     )
 
     def train():
@@ -547,16 +551,26 @@ def test_a_game_that_goes_on_is_none(tmp_path):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """Finished runs: of a classifier of digits, and of a GAN that is judged by it."""
+    """Finished runs: of a classifier of digits, and of a GAN whose samples it evaluates."""
     base = tmp_path_factory.mktemp("runs")
-    short = ["--steps", "20", "--run.chunk", "10", "--run.evaluate-every", "10", "--run.save-every", "20"]
+    short = ["--steps", "20", "--run.steps-per-dispatch", "10", "--run.evaluate-every", "10", "--run.save-every", "20"]
     train = lambda name, *more: run.train(name, config.parse(name, [*short, *more, "--workdir", str(base / name)]))
     train("digits_cnn", "--net.widths", "4", "8", "--net.depth", "1")
     classifier = str(base / "digits_cnn")
-    wanted = digest_of(classifier)
-    small = ["--generator.widths", "8", "4", "--discriminator.widths", "4", "8", "--judge-samples", "300"]
-    result = train("digits_gan", *small, "--judge", classifier, "--judge-hash", wanted[:12])
-    return base, classifier, wanted, result
+    expected = digest_of(classifier)
+    small = ["--generator.widths", "8", "4", "--discriminator.widths", "4", "8", "--num-samples", "300"]
+    best = [
+        "--sample-metrics-every",
+        "10",
+        "--run.metric",
+        "fid",
+        "--run.mode",
+        "min",
+        "--run.checkpoint-for-test",
+        "best",
+    ]
+    result = train("digits_gan", *small, *best, "--classifier-dir", classifier, "--classifier-hash", expected[:12])
+    return base, classifier, expected, result
 
 
 def digest_of(directory):
@@ -564,40 +578,94 @@ def digest_of(directory):
     return digest((state.params, state.collections))
 
 
-def test_a_run_leaves_pictures_and_a_judgement(runs):
-    base, classifier, wanted, result = runs
+def test_a_run_leaves_pictures_and_sample_metrics(runs):
+    base, classifier, expected, result = runs
     directory = base / "digits_gan"
     assert {"samples.png", "interpolations.png", "curves.png"} <= {path.name for path in directory.glob("*.png")}
-    told = json.loads((directory / "judged.json").read_text())
-    assert (told["judge"], told["sha256"], told["features"]) == (classifier, wanted, "the input of Dense_0")
+    written = json.loads((directory / "sample_metrics.json").read_text())
+    assert (written["classifier_dir"], written["classifier_hash"]) == (classifier, expected)
+    assert (written["features"], written["num_samples"]) == ("the input of Dense_0", 300)
     history = sorted(path.parent.name for path in directory.glob("history/*/samples.png"))
     with Image.open(directory / "samples.gif") as film, Image.open(directory / "samples.png") as last:
         assert film.n_frames == len(history) > 1  # one for each evaluation
         assert abs(film.width - last.width / 2) <= 1
     values = result["reports"]
     assert values["fid"] > values["fid_of_test_images"] > 0  # after 20 steps it has not learned much
-    assert 0 <= values["rarest"] <= 0.1 <= values["commonest"] <= 1
+    assert 0 <= values["min_class_share"] <= 0.1 <= values["max_class_share"] <= 1
     assert 0.1 <= values["confidence"] <= 1 and 0 <= values["precision"] <= 1
 
 
-def test_obeyed_is_the_share_in_which_the_judge_sees_the_label(runs, tmp_path):
-    classifier = runs[1]
+def test_the_best_checkpoint_can_go_by_fid(runs):
+    """FID is on the lines of the validation metrics, and that of the best of them is computed again at the end."""
+    directory, result = runs[0] / "digits_gan", runs[3]
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    found = {line["step"]: line["fid"] for line in lines if line["split"] == "validation"}
+    assert list(found) == [10, 20] and found[10] != found[20]
+    best = min(found, key=found.get)
+    assert (result["step"], result["state"]) == (best, "best")
+    assert result["reports"]["fid"] == pytest.approx(found[best], rel=1e-4)
+    assert all("fid_of_test_images" not in line for line in lines)
+
+
+def test_label_accuracy_is_the_share_of_samples_with_the_requested_label(runs, tmp_path):
     data = Images(name="digits")
     arrays = data.arrays()
+    classifier = load_classifier(research.load, runs[1], None, (8, 8, 1))
     of_each = arrays.test_images[[int(np.flatnonzero(arrays.test_labels == label)[0]) for label in range(10)]]
-    seen = judge(classifier, None, (8, 8, 1)).read(of_each)[1].argmax(1)
-    ask = lambda params, collections, noise, labels: jnp.asarray(of_each)[labels] / 127.5 - 1
+    predicted = classifier.predict(of_each)[1].argmax(1)
+    generate = lambda params, collections, noise, labels: jnp.asarray(of_each)[labels] / 127.5 - 1
+    state, split = State(0, jax.random.key(0), {}, {}, {}, ()), Split("validation", ())
+    report = lambda conditional: classifier_metrics(generate, 4, data, classifier, 300, conditional, None)
+    values = report(True).run(state, split, tmp_path)
+    assert values["label_accuracy"] == np.mean(predicted == np.arange(10)) > 0
+    shares = np.bincount(predicted, minlength=10) / 10
+    assert (values["min_class_share"], values["max_class_share"]) == (shares.min(), shares.max())
+    assert set(report(True).metrics) == set(values)
+    assert "label_accuracy" not in report(False).run(state, split, tmp_path)
+
+
+def test_sample_metrics_are_of_every_seed(runs, tmp_path):
+    """Of two seeds that have images of one class each."""
+    data = Images(name="digits")
+    arrays = data.arrays()
+    classifier = load_classifier(research.load, runs[1], None, (8, 8, 1))
+    generate = lambda params, collections, noise, labels: jnp.repeat(params[None], len(noise), 0) / 127.5 - 1
+    images = jnp.stack([arrays.test_images[arrays.test_labels == label][0] for label in (3, 8)])
+    state = State(0, jax.random.split(jax.random.key(0)), images, {}, {}, ())
+    report = classifier_metrics(generate, 4, data, classifier, 300, True, None)
+    values = report.run(state, Split("test", ()), tmp_path)
+    sure = classifier.predict(np.asarray(images))[1].max(1)
+    assert values["confidence"] == pytest.approx(sure.tolist(), rel=1e-4)
+    assert values["max_class_share"] == [1.0, 1.0] and values["label_accuracy"] in ([0.1, 0.1], [0.1, 0.0])
+    assert isinstance(values["fid_of_test_images"], float)
+
+
+@pytest.mark.parametrize("labels, columns, rows", [(None, 10, 8), (3, 3, 3), (30, 20, 20)])
+def test_pictures_have_a_column_or_row_for_each_label(monkeypatch, tmp_path, labels, columns, rows):
+    drawn = {}
+    grid = lambda images, captions, path, columns: drawn.update({path.name: (np.asarray(images), columns)})
+    monkeypatch.setattr(samples.plot, "image_grid", grid)
+    shade = lambda params, collections, noise, labels: jnp.broadcast_to(
+        labels[:, None, None, None], (len(noise), 2, 2, 1)
+    )
+    # A label is the brightness of its image.
+    generate = lambda *arguments: shade(*arguments) / 127.5 - 1
     state = State(0, jax.random.key(0), {}, {}, {}, ())
-    report = lambda conditional: judged(ask, 4, data, classifier, None, 300, conditional)(state, None, tmp_path)
-    assert report(True)["obeyed"] == np.mean(seen == np.arange(10)) > 0
-    assert "obeyed" not in report(False)
+    for report in (samples.sample_grid(generate, 4, labels, 5), samples.interpolation_grid(generate, 4, labels)):
+        report.run(state, Split("test", ()), tmp_path)
+    images, found = drawn["samples.png"]
+    assert (found, images.shape) == (columns, (8 * columns, 2, 2, 1))
+    np.testing.assert_array_equal(images[:, 0, 0, 0].reshape(8, columns), np.tile(np.arange(columns), (8, 1)))
+    images, found = drawn["interpolations.png"]
+    assert (found, images.shape) == (10, (10 * rows, 2, 2, 1))
+    np.testing.assert_array_equal(images[:, 0, 0, 0].reshape(rows, 10), np.arange(rows)[:, None].repeat(10, 1))
 
 
 def test_features_are_what_the_last_layer_reads(runs):
     experiment, _, state = research.load(runs[1])
-    found = judge(runs[1], None, (8, 8, 1))
+    found = load_classifier(research.load, runs[1], None, (8, 8, 1))
     images = Images(name="digits").arrays().test_images[:300]  # more than are computed at a time
-    features, probabilities = found.read(images)
+    features, probabilities = found.predict(images)
     last = state.params["Dense_0"]
     logits = features @ last["kernel"] + last["bias"]
     np.testing.assert_allclose(logits, experiment.logits(state.params, state.collections, images), atol=1e-3)
@@ -605,35 +673,61 @@ def test_features_are_what_the_last_layer_reads(runs):
     assert found.names == tuple("0123456789")
 
 
-def test_a_judge_that_does_not_fit_is_a_mistake_before_training(runs):
-    base, classifier, wanted, _ = runs
-    fit = GAN(judge=classifier, judge_hash=wanted)
-    fit.feeds()
+def test_a_classifier_that_does_not_fit_is_refused_before_training(runs):
+    base, classifier, expected, _ = runs
+    fit = GAN(classifier_dir=classifier, classifier_hash=expected)
+    fit.reports(research.load)
     for wrong, message in (
-        (dataclasses.replace(fit, judge_hash="beef"), f"have the hash {wanted[:16]}, and judge_hash is beef"),
-        (dataclasses.replace(fit, judge=str(base / "digits_gan"), judge_hash=None), "not a run of a classifier"),
-        (dataclasses.replace(fit, judge=str(base)), "holds no run"),
-        (dataclasses.replace(fit, data=Ring()), "8x8x1, and these are 1x1x2"),
-        (dataclasses.replace(fit, judge_samples=32), "judge_samples=32 are too few for FID: 33 or more"),
+        ({"classifier_hash": "beef"}, f"have the hash {expected[:16]}, and classifier_hash is beef"),
+        (
+            {"classifier_dir": str(base / "digits_gan"), "classifier_hash": None},
+            "is not the run of an image classifier",
+        ),
+        ({"classifier_dir": str(base)}, "holds no run"),
+        ({"data": Ring()}, "8x8x1, and these are 1x1x2"),
+        ({"num_samples": 32}, "num_samples=32 are too few for FID on 32 features: give 33 or more"),
     ):
+        experiment = dataclasses.replace(fit, **wrong)
+        experiment.feeds()  # loads no run
         with pytest.raises(Mistake, match=message):
-            wrong.feeds()
-    cycle = dataclasses.replace(EXPERIMENTS["cyclegan"], judge=classifier)
-    cycle.feeds()
-    unknown = dataclasses.replace(cycle.data, name="mnist", classes=("3", "eight"))
-    with pytest.raises(Mistake, match="knows no class eight"):
-        targets(judge(classifier, None, (8, 8, 1)), unknown, classifier)
+            experiment.reports(research.load)
+    cycle = dataclasses.replace(EXPERIMENTS["cyclegan"], classifier_dir=classifier)
+    cycle.reports(research.load)
+    other = load_classifier(research.load, classifier, None, (8, 8, 1))._replace(names=("3", "eight"))
+    with pytest.raises(Mistake, match="has no class 8"):
+        samples.translation_metrics(cycle.translate, cycle.data, other, None)
 
 
-def test_translations_are_drawn_and_recognised(runs, tmp_path):
-    experiment = dataclasses.replace(EXPERIMENTS["cyclegan"], judge=runs[1])
+def test_sample_metrics_need_something_that_evaluates_the_samples():
+    with pytest.raises(Mistake, match="sample_metrics_every needs classifier_dir or inception"):
+        gan(sample_metrics_every=6)
+    with pytest.raises(Mistake, match="sample_metrics_every needs classifier_dir"):
+        dataclasses.replace(EXPERIMENTS["cyclegan"], sample_metrics_every=6)
+    with pytest.raises(
+        Mistake, match=r"sample_metrics_every=7 is not a multiple of run.steps_per_dispatch=3: the nearest are 6 or 9"
+    ):
+        gan(sample_metrics_every=7, inception="inception.npz")
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_translations_are_drawn_and_classified(runs, tmp_path, name):
+    experiment = dataclasses.replace(EXPERIMENTS["cyclegan"], classifier_dir=runs[1])
     state = jax.jit(experiment.build().init)(jax.random.key(0))
-    values = {}
-    for report in experiment.reports():
-        values |= report(state, experiment.feeds(), tmp_path)
+    values, batches = {}, getattr(experiment.feeds(), name)
+    for report in experiment.reports(research.load):
+        values |= report.run(state, Split(name, batches), tmp_path)
     assert (tmp_path / "translations.png").stat().st_size > 1000
-    images, labels = (Images(name="digits").arrays()[at] for at in (2, 3))
-    predicted = judge(runs[1], None, (8, 8, 1)).read(images)[1].argmax(1)
-    assert values["real_y"] == pytest.approx((predicted[labels == 8] == 8).mean())
-    assert values["real_x"] == pytest.approx((predicted[labels == 3] == 3).mean())
-    assert 0 <= values["translated_to_y"] <= 1
+    predict = lambda images: load_classifier(research.load, runs[1], None, (8, 8, 1)).predict(images)[1].argmax(1)
+    x, y = (np.concatenate([b.inputs[at][b.targets[at] > 0] for b in batches]) for at in (0, 1))
+    if name == "test":
+        images, labels = (Images(name="digits").arrays()[at] for at in (2, 3))
+        np.testing.assert_array_equal(y, images[labels == 8])
+    translated = np.asarray(experiment.translate(state.params, x, True))
+    translated = np.round((translated + 1) * 127.5).astype(np.uint8)
+    assert values == {
+        "x_to_y_accuracy": pytest.approx((predict(translated) == 8).mean(), abs=0.01),
+        "y_to_x_accuracy": values["y_to_x_accuracy"],
+        "x_accuracy": pytest.approx((predict(x) == 3).mean()),
+        "y_accuracy": pytest.approx((predict(y) == 8).mean()),
+    }
+    assert 0 <= values["y_to_x_accuracy"] <= 1

@@ -11,9 +11,12 @@ from learners import EXPERIMENTS
 from experiments import agree, sample, train
 from experiments.evaluate import main as evaluate
 from research.core.errors import Mistake
+from research.core.experiment import Split
+from research.core.metrics import class_scores, confusion_matrix, perplexity
 from research.core.optimizers import Optimizer
+from research.core.transformations import seeds
 from research.core.update import Descent
-from research.evaluation.text import attended, scores, words
+from research.evaluation.text import attention_weights, before_eos
 from research.nets.transformer import LanguageModel, Stack
 
 WORDS = ["der", "rote", "blaue", "Mond", "und", "die", "Sonne", "läuft", "nicht"]
@@ -37,7 +40,7 @@ def language(tmp_path_factory, quickly):
     """A run on a text that says the same again and again."""
     folder = tmp_path_factory.mktemp("language")
     (folder / "text.txt").write_text("the sun, the moon and the stars; " * 60)
-    small = "--data.context 16 --data.batch 16 --net.width 32 --net.embedding 8 --steps 150 --run.chunk 50"
+    small = "--data.context 16 --data.batch 16 --net.width 32 --net.embedding 8 --steps 150 --run.steps-per-dispatch 50"
     arguments = f"{small} --run.evaluate-every 150 --run.save-every 150 --optimizer.learning-rate 0.02".split()
     directory = folder / "run"
     where = ["--data.name", str(folder / "text.txt"), "--workdir", str(directory)]
@@ -56,8 +59,9 @@ def translator(tmp_path_factory, quickly):
     small = (
         "--data.source aa --data.target bb --data.test test --data.vocabulary 320 --data.lengths 8 16 --data.batch 50 "
         "--data.evaluation-batch 8 --net.stack.layers 1 --net.stack.width 32 --net.stack.heads 2 --net.stack.hidden 64 "
-        "--net.stack.dropout 0 --steps 200 --run.chunk 10 --run.evaluate-every 200 --run.save-every 200 "
-        "--optimizer.learning-rate 0.02 --optimizer.warmup 20 --average 0.9"
+        "--net.stack.dropout 0 --steps 200 --run.steps-per-dispatch 10 --run.evaluate-every 200 --run.save-every 200 "
+        "--optimizer.learning-rate 0.02 --optimizer.warmup 20 --average 0.9 "
+        "--bleu-every 100 --run.metric bleu --run.mode max --run.checkpoint-for-test best"
     )
     where = ["--data.name", f"{folder}/", "--workdir", str(folder / "run")]
     assert train.main(["multi30k_transformer", *small.split(), *where]) == 0
@@ -68,7 +72,6 @@ def test_a_language_model_learns_its_text(language, capsys):
     summary = json.loads((language / "summary.json").read_text())
     loss = summary["test"]["loss"]["mean"]
     assert loss < 0.5  # most characters are certain, where the one before was seen
-    assert summary["reports"]["perplexity"] == pytest.approx(np.exp(loss), rel=1e-4)
     assert summary["test"]["bits_per_character"]["mean"] == pytest.approx(loss / np.log(2), rel=1e-4)
     assert {"cells.png", "curves.png", "samples.txt", "tokenizer.json"} <= {path.name for path in language.iterdir()}
     assert evaluate([str(language)]) == 0
@@ -118,6 +121,31 @@ def test_a_translator_learns_its_language(translator, capsys):
     assert "longer than the net's context of 16" in said(capsys)
 
 
+def test_the_best_checkpoint_can_go_by_bleu(translator):
+    """BLEU of the validation sentences is logged at its own interval; the final State is that of the best one."""
+    lines = [json.loads(line) for line in (translator / "metrics.jsonl").read_text().splitlines()]
+    validation = {line["step"]: line for line in lines if line["split"] == "validation"}
+    assert ["loss" in validation[step] for step in (100, 200)] == [False, True]  # the loss is evaluated every 200 steps
+    bleu = {step: line["bleu"] for step, line in validation.items()}
+    summary = json.loads((translator / "summary.json").read_text())
+    assert summary["step"] == max(bleu, key=bleu.get) and summary["state"] == "best"
+    for step in (100, 200):
+        written = (translator / "history" / f"{step:08}" / "translations.txt").read_text()
+        assert written.startswith(f"BLEU = {bleu[step]:.2f}") and written.count("reference:") == 8  # not the 12 of test
+
+
+def test_bleu_is_of_every_seed(tmp_path):
+    experiment = dataclasses.replace(EXPERIMENTS["translator"], bleu_every=4)
+    learner, batches = experiment.build(), experiment.feeds().validation
+    states = [jax.jit(learner.init)(jax.random.key(seed)) for seed in (0, 1)]
+    (report,) = experiment.reports(None)
+    run = lambda state: report.run(state, Split("validation", batches), tmp_path)
+    single = [run(state)["brevity_penalty"] for state in states]
+    stacked = jax.jit(seeds(learner).init)(jax.numpy.stack([state.key for state in states]))
+    assert run(stacked)["brevity_penalty"] == pytest.approx(single) and single[0] != single[1]
+    assert set(report.metrics) == {"bleu", "brevity_penalty"} and report.every == 4
+
+
 def test_pairs_of_unequal_count(translator, tmp_path, capsys):
     for name in ("train", "validation", "test"):
         (tmp_path / f"{name}.aa").write_text("eins\nzwei\n")
@@ -128,8 +156,16 @@ def test_pairs_of_unequal_count(translator, tmp_path, capsys):
     assert "expected the same number of sentences" in said(capsys)
 
 
+def test_perplexity():
+    assert perplexity(np.log(7.0)) == pytest.approx(7)
+    assert perplexity(None) is None and perplexity(1e4) is None
+
+
 def test_precision_recall_and_f1_by_hand():
-    found = scores(np.array([[6, 2], [1, 1]]), ["no", "yes"])
+    labels, predictions = np.array([0] * 8 + [1, 1]), np.array([0] * 6 + [1, 1, 0, 1])
+    matrix = confusion_matrix(labels, predictions, 2)
+    np.testing.assert_array_equal(matrix, [[6, 2], [1, 1]])
+    found = class_scores(matrix, ["no", "yes"])
     expected = {"precision_no": 6 / 7, "precision_yes": 1 / 3, "recall_no": 6 / 8, "recall_yes": 1 / 2}
     assert found == pytest.approx(expected | {"f1_no": 12 / 15, "f1_yes": 2 / 5})
 
@@ -138,7 +174,7 @@ def test_attention_maps_are_what_the_net_attends_to():
     """Weights times values are what `jax.nn.dot_product_attention` gives; two heads share each head of keys."""
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 5, 4, 8))
     k, v = k[:, :, :2], v[:, :, :2]
-    maps = attended(q, k, causal=True)
+    maps = attention_weights(q, k, causal=True)
     assert maps.shape == (1, 4, 5, 5)
     np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
     found = np.einsum("lhts,lshd->lthd", maps, np.repeat(v, 2, axis=2))
@@ -146,9 +182,9 @@ def test_attention_maps_are_what_the_net_attends_to():
 
 
 def test_words_end_at_the_end():
-    assert words(np.array([7, 8, 2, 9])).tolist() == [7, 8]
-    assert words(np.array([7, 0, 0])).tolist() == [7]
-    assert words(np.array([7, 8])).tolist() == [7, 8]
+    assert before_eos(np.array([7, 8, 2, 9])).tolist() == [7, 8]
+    assert before_eos(np.array([7, 0, 0])).tolist() == [7]
+    assert before_eos(np.array([7, 8])).tolist() == [7, 8]
 
 
 def test_training_agrees_with_pytorch():
