@@ -26,7 +26,7 @@ from typing import Any
 import tyro
 
 from experiments.console import markdown, number, status
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.files import failing, replacing
 
 ROOT = Path(__file__).parent.parent
@@ -87,12 +87,12 @@ def tables(found: list[Record]) -> dict[str, str]:
 
 
 def with_tables(text: str, made: Mapping[str, str]) -> str:
-    """`text` with each of its tables replaced. Raises Mistake for a marker that names no table."""
+    """`text` with each of its tables replaced. Raises UserError for a marker that names no table."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
         if name not in made:
-            raise Mistake(f"there is no table {name!r}: the marker must name one of {', '.join(made)}")
+            raise UserError(f"there is no table {name!r}: the marker must name one of {', '.join(made)}")
         return f"<!-- table {name} -->\n\n{made[name]}\n<!-- end -->"
 
     return re.sub(r"<!-- table (?P<name>\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from experiments import benchmark, results
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.training import config
 
 RECORDS = results.records(results.ROOT / "docs" / "results")
@@ -31,7 +31,7 @@ def test_tables_take_the_place_of_old_ones():
     expected = "a\n<!-- table x -->\n\n1\n\n<!-- end -->\nb\n<!-- table y -->\n\n2\n\n<!-- end -->\n"
     assert results.with_tables(text, {"x": "1\n", "y": "2\n"}) == expected
     assert results.with_tables(expected, {"x": "1\n", "y": "2\n"}) == expected
-    with pytest.raises(Mistake, match=r"no table 'y': .*x"):
+    with pytest.raises(UserError, match=r"no table 'y': .*x"):
         results.with_tables(text, {"x": ""})
 
 
