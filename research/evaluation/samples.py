@@ -160,8 +160,8 @@ def classifier_metrics(
                 "precision": manifold.precision,
                 "recall": manifold.recall,
                 "confidence": float(probabilities.max(1).mean()),
-                "min_class_share": float(shares.min()),
-                "max_class_share": float(shares.max()),
+                "min_class_share": float(np.min(shares)),
+                "max_class_share": float(np.max(shares)),
             }
             if conditional:
                 values["label_accuracy"] = float((predicted == np.arange(num_samples) % num_labels).mean())
