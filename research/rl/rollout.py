@@ -85,7 +85,7 @@ def rollout(
         done = timestep.terminated | timestep.truncated
         transition = Transition(actor.observation, action, timestep.reward, timestep.terminated, done, timestep.final)
         episode_return, episode_length = actor.episode_return + timestep.reward, actor.episode_length + 1
-        metrics = {"return": mean(episode_return, done), "length": mean(episode_length, done)}
+        metrics: Metrics = {"return": mean(episode_return, done), "length": mean(episode_length, done)}
         actor = ActorState(
             actor.env_id,
             env_state,
