@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from research.training.judge import best, check_moving, exhausted, summary
+from research.training.selection import best, exhausted
+from research.training.checks import check_moving
+from research.training.evaluate import summary
 
 from research.core.errors import RunError, UserError
 from research.core.experiment import Run
