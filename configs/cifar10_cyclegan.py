@@ -37,5 +37,7 @@ def config() -> CycleGAN:
         identity=None,
         generator_optimizer=ADAM,
         discriminator_optimizer=ADAM,
-        run=Run(steps=6000, chunk=20, evaluate_every=1000, save_every=1000, metric="cycle_error", goal="min"),
+        run=Run(
+            steps=6000, steps_per_dispatch=20, evaluate_every=1000, save_every=1000, metric="cycle_error", mode="min"
+        ),
     )

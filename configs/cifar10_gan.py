@@ -14,7 +14,7 @@ both nets read the label (Miyato & Koyama 2018, arXiv:1802.05637).
 
 Expected: not trained in full by us yet, for want of a device.
 Measured: a short run, `--generator.widths 64 64 64 --discriminator.widths 32 32 32 32 --average 0.99 --run.steps 300
---run.chunk 10 --run.evaluate-every 100 --run.save-every 100 --generator-optimizer.learning-rate 0.001
+--run.steps-per-dispatch 10 --run.evaluate-every 100 --run.save-every 100 --generator-optimizer.learning-rate 0.001
 --discriminator-optimizer.learning-rate 0.001`: FID 19.6 (of test images 0.034), confidence 0.644 (of test images
 0.899), classes 0.03 to 33.5 % of 10,000 samples; one seed. Colours, and no objects yet.
 Time: of that, 11 minutes on one core, beside other work.
@@ -37,11 +37,16 @@ def config() -> GAN:
         discriminator=ResidualDiscriminator(widths=(128, 128, 128, 128)),
         latent=128,
         loss="hinge",
-        critic_updates=5,
+        num_updates=5,
         average=0.9999,
         generator_optimizer=ADAM,
         discriminator_optimizer=ADAM,
         run=Run(
-            steps=100_000, chunk=100, evaluate_every=5000, save_every=5000, metric="discriminator_loss", goal="min"
+            steps=100_000,
+            steps_per_dispatch=100,
+            evaluate_every=5000,
+            save_every=5000,
+            metric="discriminator_loss",
+            mode="min",
         ),
     )

@@ -32,6 +32,13 @@ def config() -> GAN:
         average=0.99,
         generator_optimizer=ADAM,
         discriminator_optimizer=ADAM,
-        run=Run(steps=2000, chunk=100, evaluate_every=500, save_every=1000, metric="discriminator_loss", goal="min"),
+        run=Run(
+            steps=2000,
+            steps_per_dispatch=100,
+            evaluate_every=500,
+            save_every=1000,
+            metric="discriminator_loss",
+            mode="min",
+        ),
         num_samples=360,
     )

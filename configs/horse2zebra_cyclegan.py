@@ -30,5 +30,12 @@ def config() -> CycleGAN:
         augment=Augment(flip=True),
         generator_optimizer=ADAM,
         discriminator_optimizer=ADAM,
-        run=Run(steps=268_000, chunk=100, evaluate_every=6700, save_every=6700, metric="cycle_error", goal="min"),
+        run=Run(
+            steps=268_000,
+            steps_per_dispatch=100,
+            evaluate_every=6700,
+            save_every=6700,
+            metric="cycle_error",
+            mode="min",
+        ),
     )

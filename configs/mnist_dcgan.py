@@ -43,5 +43,12 @@ def config() -> GAN:
         average=0.999,
         generator_optimizer=ADAM,
         discriminator_optimizer=ADAM,
-        run=Run(steps=3000, chunk=50, evaluate_every=500, save_every=500, metric="discriminator_loss", goal="min"),
+        run=Run(
+            steps=3000,
+            steps_per_dispatch=50,
+            evaluate_every=500,
+            save_every=500,
+            metric="discriminator_loss",
+            mode="min",
+        ),
     )

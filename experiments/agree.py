@@ -20,7 +20,7 @@ from experiments.console import status
 from research.core.errors import Mistake
 from research.core.optimizers import schedule
 from research.core.state import Batch
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel
 from research.training import config
@@ -63,14 +63,14 @@ def without_dropout(experiment: object) -> Language:
     if same != ("learned", "pre", "gelu", None, None, "adamw", True):
         raise Mistake("expected learned positions, pre-norm, GELU, no groups, tied embeddings and AdamW")
     plain = net.clone(stack=dataclasses.replace(stack, dropout=0.0))
-    return dataclasses.replace(experiment, net=plain, descent=Descent(clip=experiment.descent.clip))
+    return dataclasses.replace(experiment, net=plain, update=UpdateConfig(clip=experiment.update.clip))
 
 
 def jax_losses(experiment: Language, batches: list[Batch]) -> tuple[list[float], dict[str, np.ndarray]]:
     """Our losses, and the initial parameters by name."""
     learner = experiment.build()
     state = jax.jit(learner.init)(jax.random.key(experiment.run.seed))
-    start = {"/".join(path): np.array(x) for path, x in flatten_dict(jax.device_get(state.params)).items()}
+    start = {"/".join(path): np.array(x) for path, x in flatten_dict(jax.device_get(state.params["net"])).items()}
     step, losses = jax.jit(learner.step, donate_argnums=0), []
     for batch in batches:
         state, metrics = step(state, batch)
@@ -102,8 +102,8 @@ def torch_losses(experiment: Language, start: dict[str, np.ndarray], batches: It
         adam.zero_grad()
         loss = cross_entropy(net(tensor(batch.inputs)).flatten(0, 1), tensor(batch.targets).flatten())
         loss.backward()
-        if experiment.descent.clip is not None:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), experiment.descent.clip)
+        if experiment.update.clip is not None:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), experiment.update.clip)
         adam.step()
         losses.append(loss.item())
     return losses

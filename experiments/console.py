@@ -9,8 +9,8 @@ from rich.table import Table
 
 from research.core.console import console
 from research.core.errors import Failure, Mistake
-from research.training.judge import summary
-from research.training.run import Interrupted
+from research.training.evaluate import summary
+from research.training.signals import Interrupted
 
 
 def status(action: Callable[[], int | None]) -> int:

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import tyro
+from research.training.judge import Evaluator, summary
 
 import research
 from experiments.console import show, status
 from research.core.console import warn
 from research.core.placement import place
-from research.training.judge import Evaluator, summary
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +32,7 @@ def evaluate(directory: tyro.conf.Positional[Path]) -> None:
     test = summary(Evaluator(learner, here)(here.put(state), experiment.feeds().test))
     done = directory / "summary.json"
     recorded = {k: v["mean"] for k, v in json.loads(done.read_text())["test"].items()} if done.exists() else {}
-    title = f"{directory}: test, {experiment.run.final} State, step {int(state.step)}"
+    title = f"{directory}: test, {experiment.run.checkpoint_for_test} State, step {int(state.step)}"
     show(title, test, {"published": dict(experiment.run.published), **({"summary.json": recorded} if recorded else {})})
     for metric, value in recorded.items():
         if not _same(test[metric]["mean"], value):

@@ -15,10 +15,9 @@ import research
 from experiments.console import status
 from research.core.errors import Mistake
 from research.core.special_tokens import EOS
-from research.core.state import State
-from research.core.transformations import first
-from research.evaluation.decoding import Sampling, beam_search, module_apply, sample
-from research.evaluation.seeds import eval_params
+from research.core.state import State, evaluated
+from research.core.transformations import first_seed
+from research.evaluation.decoding import Sampling, beam_search, sample
 from research.evaluation.text import before_eos
 from research.learners.language import Language
 from research.learners.translate import Translate
@@ -78,7 +77,7 @@ def written(experiment: Language, state: State, options: Options) -> Iterator[st
     Raises Mistake where the prompt has characters that the vocabulary lacks, or more tokens than the context holds.
     """
     apply, tokenizer, context = (
-        module_apply(experiment.model()),
+        experiment.network(experiment.model()).apply,
         experiment.data.spec().tokenizer,
         experiment.data.context,
     )
@@ -87,7 +86,7 @@ def written(experiment: Language, state: State, options: Options) -> Iterator[st
     tokens = tokenizer.encode(options.prompt)
     if not 0 < tokens.size < context:
         raise Mistake(f"expected a --prompt of 1 to {context - 1} tokens, less than the context: not {tokens.size}")
-    params, key = first(state, eval_params(state)), jax.random.key(options.seed)
+    params, key = evaluated(first_seed(state), "net"), jax.random.key(options.seed)
     how = Sampling(options.temperature, options.top_k, options.top_p)
     done, shown = tokens.size, tokenizer.decode(tokens)
     while tokens.size < done + options.length:
@@ -109,8 +108,8 @@ def translated(experiment: Translate, state: State, text: str) -> str:
     if tokens.size > pairs.length:
         raise Mistake(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
     found, _ = beam_search(
-        module_apply(experiment.model()),
-        first(state, eval_params(state)),
+        experiment.network(experiment.model()).apply,
+        evaluated(first_seed(state), "net"),
         jnp.asarray(tokens, jnp.int32)[None],
         pairs.length,
         experiment.beams,

@@ -9,7 +9,7 @@ import pytest
 from learners import EXPERIMENTS, classify
 
 from research.core.placement import place
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.nets.cnn import CNN, ResNet
 from research.training.aot import NotInstalled, compiled, lower, operations, topology
 
@@ -70,7 +70,7 @@ def test_attention_on_an_h100_is_flash():
     net = experiment.net.clone(stack=dataclasses.replace(experiment.net.stack, width=64, heads=2))
     data = dataclasses.replace(experiment.data, context=64)
     for dtype, expected in (("bfloat16", True), ("float32", False)):
-        half = dataclasses.replace(experiment, net=net, data=data, descent=Descent(dtype=dtype))
+        half = dataclasses.replace(experiment, net=net, data=data, update=UpdateConfig(dtype=dtype))
         hlo = compiled(half, devices("h100"), "jit", CHUNK).hlo
         found = re.findall(r'custom_call_target="__cudnn\$fmha(\w*)"', hlo)
         assert any("Backward" in name for name in found) == expected == bool(found)

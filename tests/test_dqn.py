@@ -45,7 +45,7 @@ def probe(name: str, **changes) -> DQN:
         gamma=G,
         epsilon_end=1.0,
         optimizer=Optimizer(learning_rate=1e-2, schedule="linear"),
-        run=Run(steps=200, chunk=100, metric="return"),
+        run=Run(steps=200, steps_per_dispatch=100, metric="return"),
     )
     return replace(small, **changes)
 
@@ -150,7 +150,7 @@ def test_termination_ends_the_return():
 
 
 def test_ring_holds_the_true_next_observation():
-    config = probe("Counting", run=Run(steps=10, chunk=10, metric="return"))
+    config = probe("Counting", run=Run(steps=10, steps_per_dispatch=10, metric="return"))
     state, metrics = trained(config)
     ring = jax.tree.map(np.asarray, state.world.ring)
     np.testing.assert_array_equal(ring.final[:, :50], ring.observation[:, :50] + 1)  # never 0, the reset's
@@ -162,7 +162,9 @@ def test_ring_holds_the_true_next_observation():
 
 
 def test_epsilon_falls_linearly():
-    config = probe("Chosen", epsilon_end=0.2, epsilon_fraction=0.5, run=Run(steps=100, chunk=10, metric="return"))
+    config = probe(
+        "Chosen", epsilon_end=0.2, epsilon_fraction=0.5, run=Run(steps=100, steps_per_dispatch=10, metric="return")
+    )
     _, metrics = trained(config)
     expected = np.maximum(1 - 0.8 * np.arange(100) / 50, 0.2)
     np.testing.assert_allclose(metrics["epsilon"].value, expected, rtol=1e-5)
@@ -170,7 +172,7 @@ def test_epsilon_falls_linearly():
 
 def test_no_epsilon_is_greedy():
     config = probe("Chosen", epsilon_start=0.0, epsilon_end=0.0, start=1000)
-    state, _ = trained(replace(config, run=Run(steps=10, chunk=10, metric="return")))
+    state, _ = trained(replace(config, run=Run(steps=10, steps_per_dispatch=10, metric="return")))
     ring = jax.tree.map(np.asarray, state.world.ring)
     for x in (0, 1):
         best = values(config, state, x).argmax()
@@ -178,19 +180,19 @@ def test_no_epsilon_is_greedy():
 
 
 def test_all_actions_are_tried_alike():
-    config = probe("Chosen", run=Run(steps=20, chunk=20, metric="return"))
+    config = probe("Chosen", run=Run(steps=20, steps_per_dispatch=20, metric="return"))
     state, _ = trained(config)
     assert abs(float(state.world.ring.action.mean()) - 0.5) < 0.1
 
 
 def test_learning_waits():
-    config = probe("Chosen", start=61, run=Run(steps=5, chunk=5, metric="return"))
+    config = probe("Chosen", start=61, run=Run(steps=5, steps_per_dispatch=5, metric="return"))
     _, metrics = trained(config)
     np.testing.assert_array_equal(metrics["loss"].count, [0, 0, 0, 128, 128])  # 20 frames a step
 
 
 def test_target_is_reset_now_and_then():
-    config = probe("Chosen", target_every=3, start=0, run=Run(steps=10, chunk=10, metric="return"))
+    config = probe("Chosen", target_every=3, start=0, run=Run(steps=10, steps_per_dispatch=10, metric="return"))
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
     first = jax.tree.map(np.asarray, state.params)
@@ -203,7 +205,7 @@ def test_target_is_reset_now_and_then():
 
 
 def test_seeds_differ_and_equal_their_single_runs():
-    config = probe("Chosen", run=Run(steps=20, chunk=20, metric="return"))
+    config = probe("Chosen", run=Run(steps=20, steps_per_dispatch=20, metric="return"))
     lifted = seeds(config.build())
     states = jax.jit(lifted.init)(jax.vmap(jax.random.key)(jnp.arange(2)))
     states, _ = jax.jit(many(lifted.step, 20), donate_argnums=0)(states, NO_BATCH)

@@ -24,7 +24,18 @@ from research.learners.classify import Classify
 from research.rl.environments import Environment
 from research.training import config
 
-TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
+TINY = [
+    "--net.widths",
+    "4",
+    "--net.depth",
+    "1",
+    "--steps",
+    "4",
+    "--run.steps-per-dispatch",
+    "2",
+    "--run.evaluate-every",
+    "2",
+]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]
 
 

@@ -370,7 +370,7 @@ def test_a_ring_of_eight_gaussians_is_reached_all_round(optimised):
 
 
 def test_a_step_reads_a_batch_for_each_critic_update():
-    experiment = gan(critic_updates=4)
+    experiment = gan(num_updates=4)
     batch = experiment.feeds().train.batch_at(3)
     np.testing.assert_array_equal(batch.index, indices(3, 128, 1294, 0, np))
     assert experiment.divisible()["data.batch"] == 32
@@ -515,7 +515,9 @@ def trained(directory, rate, loss):
         loss=loss,
         generator_optimizer=adam,
         discriminator_optimizer=adam,
-        run=Run(steps=200, chunk=20, evaluate_every=100, save_every=20, metric="discriminator_loss", goal="min"),
+        run=Run(
+            steps=200, steps_per_dispatch=20, evaluate_every=100, save_every=20, metric="discriminator_loss", mode="min"
+        ),
     )
 
     def train():
@@ -551,13 +553,22 @@ def test_a_game_that_goes_on_is_none(tmp_path):
 def runs(tmp_path_factory):
     """Finished runs: of a classifier of digits, and of a GAN whose samples it evaluates."""
     base = tmp_path_factory.mktemp("runs")
-    short = ["--steps", "20", "--run.chunk", "10", "--run.evaluate-every", "10", "--run.save-every", "20"]
+    short = ["--steps", "20", "--run.steps-per-dispatch", "10", "--run.evaluate-every", "10", "--run.save-every", "20"]
     train = lambda name, *more: run.train(name, config.parse(name, [*short, *more, "--workdir", str(base / name)]))
     train("digits_cnn", "--net.widths", "4", "8", "--net.depth", "1")
     classifier = str(base / "digits_cnn")
     expected = digest_of(classifier)
     small = ["--generator.widths", "8", "4", "--discriminator.widths", "4", "8", "--num-samples", "300"]
-    best = ["--sample-metrics-every", "10", "--run.metric", "fid", "--run.goal", "min", "--run.final", "best"]
+    best = [
+        "--sample-metrics-every",
+        "10",
+        "--run.metric",
+        "fid",
+        "--run.mode",
+        "min",
+        "--run.checkpoint-for-test",
+        "best",
+    ]
     result = train("digits_gan", *small, *best, "--classifier-dir", classifier, "--classifier-hash", expected[:12])
     return base, classifier, expected, result
 
@@ -693,7 +704,7 @@ def test_sample_metrics_need_something_that_evaluates_the_samples():
     with pytest.raises(Mistake, match="sample_metrics_every needs classifier_dir"):
         dataclasses.replace(EXPERIMENTS["cyclegan"], sample_metrics_every=6)
     with pytest.raises(
-        Mistake, match=r"sample_metrics_every=7 is not a multiple of run.chunk=3: the nearest are 6 or 9"
+        Mistake, match=r"sample_metrics_every=7 is not a multiple of run.steps_per_dispatch=3: the nearest are 6 or 9"
     ):
         gan(sample_metrics_every=7, inception="inception.npz")
 

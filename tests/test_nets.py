@@ -52,6 +52,40 @@ def test_convolution(case):
         np.testing.assert_allclose(mine, theirs, atol=1e-4 * float(jnp.abs(theirs).max()))
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", CASES)
+def test_convolution_in_16_bits(case, dtype):
+    """Forward and backward within a rounding or two of XLA's convolution of the same numbers in float32."""
+    c, h, w_, n, f, k, stride, padding = case
+    x = jax.random.normal(jax.random.key(0), (c, h, w_, n)).astype(dtype)
+    w = (jax.random.normal(jax.random.key(1), (k, k, c, f)) / (k * c**0.5)).astype(dtype)
+    cotangent = jax.random.normal(jax.random.key(2), conv._lax(x, w, stride, padding).shape).astype(dtype)
+
+    def values(convolution, *arrays):
+        def both(x, w, cotangent):
+            y, pull = jax.vjp(lambda x, w: convolution(x, w, stride, padding), x, w)
+            return y, *pull(cotangent)
+
+        return jax.jit(both)(*arrays)
+
+    found = values(conv.convolve, x, w, cotangent)
+    expected = values(conv._lax, *(a.astype(jnp.float32) for a in (x, w, cotangent)))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == dtype
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(mine.astype(jnp.float32), theirs, atol=2 * float(jnp.finfo(dtype).eps) * scale)
+
+
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_transposed_convolution_in_bfloat16(kernel):
+    x = jax.random.normal(jax.random.key(0), (6, 5, 4, 3)).astype(jnp.bfloat16)
+    w = (jax.random.normal(jax.random.key(1), (kernel, kernel, 6, 2)) / 6).astype(jnp.bfloat16)
+    found = jax.jit(conv.transposed)(x, w)
+    expected = conv._dilated(x.astype(jnp.float32), w.astype(jnp.float32))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02 * float(jnp.abs(expected).max()))
+
+
 def test_convolution_over_seeds_in_a_scan():
     x = jax.random.normal(jax.random.key(0), (2, 8, 8, 8, 3))
     w = jax.random.normal(jax.random.key(1), (2, 3, 3, 8, 8)) / 9

@@ -2,6 +2,7 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from research.core.special_tokens import BOS, EOS, PAD
 from research.evaluation.decoding import Sampling, beam_search, filter_logits, module_apply, sample, sample_token
 from research.learners.masked import hide
 from research.nets import bag, dropout, lstm, transformer
+from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack
 
@@ -410,3 +412,97 @@ def test_dropout():
     assert found.dtype == np.uint8
     counts = np.bincount(found.ravel(), minlength=256)
     assert ((counts - 39) ** 2 / 39).sum() < 340  # chi-squared of 255 degrees of freedom: once in 3,000 times
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["keys", "no keys"])
+def test_dropout_of_an_example_depends_on_its_key_alone(given):
+    x, keys = jnp.ones((5, 6, 7)), jax.random.split(jax.random.key(1), 6)
+    layer = dropout.Dropout(0.5, batch_axis=1)
+
+    def masks(x, keys):
+        rngs = {"dropout": jax.random.key(0)}
+        return np.asarray(layer.apply({}, x, True, keys if given else None, rngs=rngs) == 0).swapaxes(0, 1)
+
+    whole = masks(x, keys)
+    assert len({mask.tobytes() for mask in whole}) == 6
+    assert abs(whole.mean() - 0.5) < 0.15
+    np.testing.assert_array_equal(masks(x[:, :2], keys[:2]), whole[:2])
+    if given:
+        order = jnp.array([4, 2, 5, 0, 1, 3])
+        np.testing.assert_array_equal(masks(x, keys[order]), whole[order])
+        with pytest.raises(ValueError, match="6 examples was given keys of shape"):
+            masks(x, keys[:3])
+
+
+def with_dropout(net, params, inputs, keys):
+    """The outputs of training, each Dropout being given the keys."""
+
+    def hand_over(call, arguments, options, context):
+        if isinstance(context.module, dropout.Dropout):
+            options = options | {"keys": keys}
+        return call(*arguments, **options)
+
+    with nn.intercept_methods(hand_over):
+        return net.apply({"params": params}, inputs, train=True, rngs={"dropout": jax.random.key(0)})
+
+
+DROPPED = [
+    CNN(widths=(4,), depth=1, norm=False, hidden=6, dropout=0.5, outputs=3),
+    transformer.LanguageModel(Stack(layers=3, width=16, heads=4, dropout=0.3, unroll=1, remat=True),
+                              context=12, outputs=50),
+    transformer.Classifier(Stack(layers=1, width=16, heads=4), dropout=0.5, vocabulary=50, context=12, outputs=3),
+    transformer.Translator(Stack(layers=1, width=16, heads=4, dropout=0.3), context=12, outputs=50),
+    lstm.LanguageModel(width=8, embedding=6, dropout=0.3, outputs=50),
+    lstm.Classifier(layers=2, width=8, embedding=6, word_dropout=0.3, dropout=0.3, pairs=16, bag_dropout=0.3,
+                    vocabulary=50, outputs=3),
+    lstm.MaskedModel(layers=2, width=8, embedding=6, dropout=0.3, vocabulary=50, outputs=30),
+    lstm.Translator(layers=2, width=8, dropout=0.3, outputs=50),
+    lstm.Translator(layers=2, width=8, attention="bahdanau", dropout=0.3, outputs=50),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("net", DROPPED, ids=lambda net: f"{type(net).__module__[14:]}-{type(net).__name__}")
+def test_dropout_of_every_net_is_keyed_by_example(net):
+    """The outputs of a permuted batch, its keys permuted likewise, are the permuted outputs."""
+    batch, keys = words(0, batch=4), jax.random.split(jax.random.key(2), 4)
+    match type(net).__name__:
+        case "CNN":
+            batch = jax.random.normal(jax.random.key(0), (4, 6, 6, 2))
+        case "Translator":
+            batch = batch, words(1, batch=4)
+        case "MaskedModel":
+            batch = batch, jnp.tile(jnp.arange(3), (4, 1))
+    params, order = params_of(net, batch), jnp.array([2, 0, 1, 3])
+    run = jax.jit(lambda inputs, keys: with_dropout(net, params, inputs, keys))
+    found = run(batch, keys)
+    np.testing.assert_allclose(run(jax.tree.map(lambda x: x[order], batch), keys[order]), found[order], atol=1e-5)
+    assert float(jnp.abs(run(batch, keys[order]) - found).max()) > 1e-3
+
+
+def test_layers_drop_apart():
+    """Two layers given the same keys, and the layers of a scan."""
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x, keys):
+            drop = dropout.Dropout(0.5)
+            first, second = drop(x, True, keys), drop(x, True, keys)
+            other = dropout.Dropout(0.5)(x, True, keys)
+            twice = Scanned()(jnp.stack([x, x]), keys)
+            return jnp.stack([first, second, other, *twice])
+
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, carry, x, keys):
+            return carry, dropout.Dropout(0.5)(x, True, keys)
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, xs, keys):
+            body = nn.scan(Body, split_rngs={"dropout": True}, in_axes=(0, nn.broadcast))
+            return body()((), xs, keys)[1]
+
+    x, keys = jnp.ones((3, 40)), jax.random.split(jax.random.key(0), 3)
+    masks = np.asarray(Twice().apply({}, x, keys, rngs={"dropout": jax.random.key(1)}) == 0)
+    for a, b in itertools.combinations(masks, 2):
+        assert 0.2 < (a == b).mean() < 0.8

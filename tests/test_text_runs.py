@@ -40,7 +40,7 @@ def language(tmp_path_factory, quickly):
     """A run on a text that says the same again and again."""
     folder = tmp_path_factory.mktemp("language")
     (folder / "text.txt").write_text("the sun, the moon and the stars; " * 60)
-    small = "--data.context 16 --data.batch 16 --net.width 32 --net.embedding 8 --steps 150 --run.chunk 50"
+    small = "--data.context 16 --data.batch 16 --net.width 32 --net.embedding 8 --steps 150 --run.steps-per-dispatch 50"
     arguments = f"{small} --run.evaluate-every 150 --run.save-every 150 --optimizer.learning-rate 0.02".split()
     directory = folder / "run"
     where = ["--data.name", str(folder / "text.txt"), "--workdir", str(directory)]
@@ -59,9 +59,9 @@ def translator(tmp_path_factory, quickly):
     small = (
         "--data.source aa --data.target bb --data.test test --data.vocabulary 320 --data.lengths 8 16 --data.batch 50 "
         "--data.evaluation-batch 8 --net.stack.layers 1 --net.stack.width 32 --net.stack.heads 2 --net.stack.hidden 64 "
-        "--net.stack.dropout 0 --steps 200 --run.chunk 10 --run.evaluate-every 200 --run.save-every 200 "
+        "--net.stack.dropout 0 --steps 200 --run.steps-per-dispatch 10 --run.evaluate-every 200 --run.save-every 200 "
         "--optimizer.learning-rate 0.02 --optimizer.warmup 20 --average 0.9 "
-        "--bleu-every 150 --run.metric bleu --run.goal max --run.final best"
+        "--bleu-every 150 --run.metric bleu --run.mode max --run.checkpoint-for-test best"
     )
     where = ["--data.name", f"{folder}/", "--workdir", str(folder / "run")]
     assert train.main(["multi30k_transformer", *small.split(), *where]) == 0

@@ -12,7 +12,8 @@ from flax import struct
 
 from research.core.errors import Mistake
 from research.core.experiment import Feed, Feeds
-from research.core.state import NO_BATCH, Batch, Tree
+from research.core.state import NO_BATCH, Batch
+from research.core.types import Tree
 from research.data.order import carved, indices
 
 FeedName = Literal["resident", "stream"]
@@ -37,9 +38,9 @@ class Resident:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=True)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step (or a share of it), leaves [batch, ...]; `step` and `share[0]` may be traced."""
-        index = indices(step, self.batch, size_of(self.examples), self.seed, jnp, share)
+        index = indices(step, self.batch, size_of(self.examples), self.seed, jnp, rows)
         leaves, structure = jax.tree.flatten(self.examples)
         rows = [jnp.asarray(x).at[index].get(mode="promise_in_bounds") for x in leaves]
         shaped = [x.reshape(-1, *shape) for x, shape in zip(rows, self.shapes, strict=True)]
@@ -63,9 +64,9 @@ class Stream:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step (or a share of it), leaves [batch, ...]."""
-        index = indices(step, self.batch, size_of(self.inputs), self.seed, np, share)
+        index = indices(step, self.batch, size_of(self.inputs), self.seed, np, rows)
         return _rows(index, np.ones(index.shape, np.float32), self.inputs, self.targets)
 
 
@@ -74,8 +75,9 @@ class Empty:
     """The feed of a learner that makes its own data: a pytree without leaves."""
 
     resident: bool = struct.field(pytree_node=False, default=True)
+    batch: int = struct.field(pytree_node=False, default=0)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The batch without leaves, at any step."""
         return NO_BATCH
 

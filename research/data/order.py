@@ -19,7 +19,7 @@ ROUNDS = 8
 """Of the Feistel network. Four do for large sizes (Luby & Rackoff 1988); more serve the evenness of tiny ones."""
 
 
-def indices(step: Any, batch: int, size: int, seed: int, xp: ModuleType = jnp, share: tuple[Any, int] = (0, 1)) -> Any:
+def indices(step: Any, batch: int, size: int, seed: int, xp: ModuleType = jnp, rows: Any = None) -> Any:
     """Which of `size` examples make the global batch of `step`: i32[batch], or i32[batch / share[1]] of a share.
 
     Batches run on through the epochs: each epoch meets every example once, and a batch may straddle two.
@@ -31,20 +31,17 @@ def indices(step: Any, batch: int, size: int, seed: int, xp: ModuleType = jnp, s
 
     Raises ValueError where the parts are not equal, or there is nothing to draw from.
     """
-    epoch, offset = positions(step, batch, size, xp, share)
+    epoch, offset = positions(step, batch, size, xp, rows)
     return permuted(offset, epoch, size, seed, xp).astype(xp.int32)
 
 
-def positions(
-    step: Any, batch: int, size: int, xp: ModuleType = jnp, share: tuple[Any, int] = (0, 1)
-) -> tuple[Any, Any]:
+def positions(step: Any, batch: int, size: int, xp: ModuleType = jnp, rows: Any = None) -> tuple[Any, Any]:
     """(epoch modulo 2**32, offset within it), u32[batch / share[1]], of the examples of a batch; see `indices`."""
-    if size < 1 or batch < 1 or batch % share[1]:
-        raise ValueError(f"{size} examples, batch {batch} in {share[1]} equal parts: not possible")
-    which, count = share[0], batch // share[1]
+    if size < 1 or batch < 1:
+        raise ValueError(f"{size} examples, batch {batch}: not possible")
     base = np.uint32(size)  # 2**31 is no int32, which is what JAX makes of a Python int
     # Arrays of one element, not scalars: NumPy warns of overflow in scalars, where these sums may wrap (the epoch).
-    step, which = (xp.reshape(xp.asarray(x), (1,)).astype(xp.uint32) for x in (step, which))
+    step = xp.reshape(xp.asarray(step), (1,)).astype(xp.uint32)
 
     def added(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
         """a + b of numbers in that base, given as (high, low digit); size <= 2**31 keeps low + low in 32 bits."""
@@ -58,7 +55,7 @@ def positions(
     for bit in f"{batch:b}":
         start = added(start, start)
         start = added(start, digits) if bit == "1" else start
-    i = which * count + xp.arange(count, dtype=xp.uint32)
+    i = xp.arange(batch, dtype=xp.uint32) if rows is None else xp.asarray(rows).astype(xp.uint32)
     return added(start, (i // base, i % base))
 
 

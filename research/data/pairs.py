@@ -10,7 +10,7 @@ import numpy as np
 from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.core.special_tokens import BOS, EOS
-from research.core.state import Tree
+from research.core.types import Tree
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
 from research.data.order import carved, check_fields

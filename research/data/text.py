@@ -127,10 +127,10 @@ class Windows:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=True)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step (or a share of it), i32[batch, context]; `index` is where a window begins."""
         xp = jnp if self.resident else np
-        index = indices(step, self.batch, len(self.tokens) - self.context, self.seed, xp, share)
+        index = indices(step, self.batch, len(self.tokens) - self.context, self.seed, xp, rows)
         places = index[:, None] + xp.arange(self.context + 1)
         tokens: Any = xp.asarray(self.tokens)
         window = tokens.at[places].get(mode="promise_in_bounds") if self.resident else tokens[places]

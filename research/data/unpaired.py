@@ -93,9 +93,14 @@ class Both:
     y: Feed
     resident: bool = struct.field(pytree_node=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+    @property
+    def batch(self) -> int:
+        """The global batch's size, of each set."""
+        return self.x.batch  # type: ignore[attr-defined]
+
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step (or a share of it); `index` is that of X."""
-        return both(self.x.batch_at(step, share), self.y.batch_at(step, share))
+        return both(self.x.batch_at(step, rows), self.y.batch_at(step, rows))
 
 
 def both(x: Batch, y: Batch) -> Batch:

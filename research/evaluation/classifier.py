@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Load
-from research.core.state import Tree
-from research.core.transformations import first
+from research.core.state import State
+from research.core.transformations import first_seed
+from research.core.types import Tree
 
 BATCH = 250
 """Images that are computed at a time."""
@@ -43,30 +44,30 @@ def load_classifier(load: Load, directory: str, sha256: str | None, shape: tuple
 
     sha256: the expected hash of its weights, or the first digits of it; None accepts any weights.
 
-    Raises Mistake where the run is not one of an image classifier, or its images or weights are others.
+    Raises UserError where the run is not one of an image classifier, or its images or weights are others.
     """
     experiment: Any
     experiment, _, state = load(directory)
     logits = getattr(experiment, "logits", None)
     if logits is None:
-        raise Mistake(
+        raise UserError(
             f"classifier_dir: {directory} is not the run of an image classifier: give one, for example of mnist_cnn"
         )
     spec = experiment.data.spec()
     if spec.shape != shape:
         expected, given = ("x".join(map(str, sides)) for sides in (spec.shape, shape))
-        raise Mistake(f"classifier_dir: {directory} was trained on images of {expected}, and these are {given}")
-    weights = first(state, (state.params, state.collections))
-    found = digest(weights)
+        raise UserError(f"classifier_dir: {directory} was trained on images of {expected}, and these are {given}")
+    state = first_seed(state)
+    found = digest((state.params, state.collections))
     if sha256 is not None and not found.startswith(sha256):
-        raise Mistake(
+        raise UserError(
             f"classifier_dir: the weights in {directory} have the hash {found[:16]}, and classifier_hash is {sha256}: "
             "give the run that has this hash, or the hash of that run"
         )
     layers: list[str] = []
 
     @jax.jit
-    def predict(weights: Tree, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def predict(state: State, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         inputs: list[tuple[str, jax.Array]] = []
 
         def record(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
@@ -75,15 +76,15 @@ def load_classifier(load: Load, directory: str, sha256: str | None, shape: tuple
             return call(*arguments, **options)
 
         with nn.intercept_methods(record):
-            outputs = logits(*weights, images)
+            outputs = logits(state, images)
         layer, features = inputs[-1]
         layers.append(layer)
         return features.astype(jnp.float32), jax.nn.softmax(outputs)
 
-    num_features = jax.eval_shape(predict, weights, jax.ShapeDtypeStruct((1, *shape), jnp.uint8))[0].shape[1]
+    num_features = jax.eval_shape(predict, state, jax.ShapeDtypeStruct((1, *shape), jnp.uint8))[0].shape[1]
 
     def predict_all(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        parts = [predict(weights, part) for part in batches(images)]
+        parts = [predict(state, part) for part in batches(images)]
         features, probabilities = (np.concatenate([np.asarray(x) for x in xs]) for xs in zip(*parts, strict=True))
         return features, probabilities
 

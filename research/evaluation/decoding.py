@@ -6,33 +6,18 @@
 Every leaf of a carry is [batch, ...]: a cache of keys and values, or the states of an LSTM.
 """
 
-import functools
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.modules import Apply
 from research.core.special_tokens import BOS, EOS, PAD
-from research.core.state import Tree
+from research.core.types import Tree
 
 IMPOSSIBLE = -1e9
 """The log-probability of a token or sequence that is ruled out."""
-
-Apply = Callable[..., tuple[Any, dict[str, Tree]]]
-"""(params, collections, *inputs, method) -> (outputs, collections): calls a method of a net."""
-
-
-@functools.cache
-def module_apply(net: nn.Module) -> Apply:
-    """The `Apply` of a Flax module; the same function for equal modules, so that it is compiled once."""
-
-    def apply(params: Tree, collections: dict[str, Tree], *inputs: Any, method: str) -> tuple[Any, dict[str, Tree]]:
-        return net.apply({"params": params, **collections}, *inputs, method=method), collections
-
-    return apply
 
 
 class Sampling(NamedTuple):

@@ -12,8 +12,9 @@ from matplotlib.patches import Rectangle
 
 from research.core.experiment import Numbers, Report, Split
 from research.core.files import failing, replacing
-from research.core.state import State, Tree
-from research.core.transformations import first
+from research.core.state import State
+from research.core.transformations import first_seed
+from research.core.types import Tree
 from research.evaluation import plots as plot
 from research.rl.environments import Timestep, Vector
 
@@ -35,7 +36,7 @@ def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.A
         return environment.step(keys, states, action, (states, observation))
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        params, seed = first(state, state.params), int(split.batches[0].index[0])
+        params, seed = first_seed(state).params["q"], int(split.batches[0].index[0])
         key = jax.random.key(seed)
         states, observation = reset(key)
         observations, rewards = [np.asarray(observation[0])], []

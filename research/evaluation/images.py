@@ -7,23 +7,21 @@ import jax
 import numpy as np
 
 from research.core.experiment import Numbers, Report, Split
-from research.core.metrics import confusion_matrix
-from research.core.state import State, Tree
-from research.core.transformations import first, members
+from research.core.state import State, evaluated
+from research.core.transformations import each_seed, first_seed
 from research.evaluation import plots as plot
-from research.evaluation.sample_metrics import ensemble_accuracy
-from research.evaluation.seeds import eval_params
+from research.evaluation.sample_metrics import confusion_matrix, ensemble_accuracy
 
 EXAMPLES = 48
 """Images in predictions.png."""
 
 
-def classification(logits: Callable[[Tree, dict[str, Tree], jax.Array], jax.Array], names: Sequence[str]) -> Report:
+def classification(logits: Callable[[State, jax.Array], jax.Array], names: Sequence[str]) -> Report:
     """predictions.png, the images with the smallest margins (mistakes first), confusion.png and the count of mistakes.
 
     Of several seeds, these are of the first, and ensemble_accuracy is that of their mean prediction.
 
-    logits  (params, collections, images u8[batch, h, w, c]) -> [batch, classes]
+    logits  (State, images u8[batch, h, w, c]) -> [batch, classes]
     names   of the classes
     """
     logits = jax.jit(logits)
@@ -31,12 +29,7 @@ def classification(logits: Callable[[Tree, dict[str, Tree], jax.Array], jax.Arra
     def run(state: State, split: Split, directory: Path) -> Numbers:
         valid = np.concatenate([batch.mask for batch in split.batches]) > 0
         collect = lambda values: np.concatenate([np.asarray(x) for x in values])[valid]
-        each = np.stack(
-            [
-                collect(logits(*weights, batch.inputs) for batch in split.batches)
-                for weights in members(state, (state.params, state.collections))
-            ]
-        )
+        each = np.stack([collect(logits(one, batch.inputs) for batch in split.batches) for one in each_seed(state)])
         outputs = each[0]
         labels = collect(batch.targets for batch in split.batches)
         images = collect(batch.inputs for batch in split.batches)
@@ -64,9 +57,9 @@ def filters() -> Report:
     """filters.png: the kernels of the first convolution of one or three channels, as grey or colour images."""
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        params = eval_params(state)
+        params = evaluated(first_seed(state), "net")
         if "Conv_0" in params:
-            kernel = np.asarray(first(state, params["Conv_0"]["kernel"]))  # [height, width, channels, filters]
+            kernel = np.asarray(params["Conv_0"]["kernel"])  # [height, width, channels, filters]
             if kernel.shape[2] in (1, 3):
                 scaled = 0.5 + kernel / (2 * np.abs(kernel).max())  # a weight of 0 is in the middle of the range
                 plot.image_grid(scaled.transpose(3, 0, 1, 2), None, directory / "filters.png")

@@ -122,3 +122,10 @@ def ensemble_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities = (exponentials / exponentials.sum(-1, keepdims=True)).mean(0)
     return float((probabilities.argmax(-1) == labels).mean())
+
+
+def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts i[true class, predicted class] of labels and predictions, i[examples]. Matrices of parts add up."""
+    matrix = np.zeros((num_classes, num_classes), np.int64)
+    np.add.at(matrix, (labels, predictions), 1)
+    return matrix

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from research.core.console import console
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Numbers, Report, Split
 from research.core.files import failing, replacing, write_json
-from research.core.state import State, Tree
-from research.core.transformations import first, members
+from research.core.state import State
+from research.core.transformations import each_seed, first_seed
 from research.data.images import Images
 from research.data.unpaired import Unpaired
 from research.evaluation import inception
@@ -26,14 +26,11 @@ from research.evaluation.classifier import Classifier, batches
 from research.evaluation.sample_metrics import fid, kid, precision_recall
 from research.evaluation.seeds import per_seed
 
-Generate = Callable[[Tree, dict[str, Tree], jax.Array, jax.Array], jax.Array]
-"""(params, collections, noise f32[batch, latent], labels i32[batch]) -> images [batch, h, w, c] in [-1, 1]."""
+Generate = Callable[[State, jax.Array, jax.Array], jax.Array]
+"""(State, noise f32[batch, latent], labels i32[batch]) -> images [batch, h, w, c] in [-1, 1]."""
 
-Translate = Callable[[Tree, jax.Array, bool], jax.Array]
-"""(params, images u8[batch, h, w, c], whether from X to Y) -> images [batch, h, w, c] in [-1, 1]."""
-
-Weights = tuple[Tree, dict[str, Tree]]
-"""(params, collections) of one seed."""
+Translate = Callable[[State, jax.Array, bool], jax.Array]
+"""(State, images u8[batch, h, w, c], whether from X to Y) -> images [batch, h, w, c] in [-1, 1]."""
 
 ROWS = 8
 """Rows of samples.png and translations.png, and of interpolations.png without labels."""
@@ -65,8 +62,7 @@ def sample_grid(generate: Generate, latent: int, num_labels: int | None, every: 
     columns = min(num_labels or COLUMNS, MAX_LABELS)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        weights = first(state, (state.params, state.collections))
-        images = generate(*weights, *latent_inputs(0, ROWS * columns, latent, columns))
+        images = generate(first_seed(state), *latent_inputs(0, ROWS * columns, latent, columns))
         plot.image_grid(to_uint8(images), None, directory / "samples.png", columns=columns)
         return {}
 
@@ -102,18 +98,17 @@ def interpolation_grid(generate: Generate, latent: int, num_labels: int | None) 
         angle = jnp.linspace(0, jnp.pi / 2, COLUMNS)[None, :, None]
         # cos² + sin² = 1, so the noise has the normal's variance everywhere on the way.
         noise = jnp.cos(angle) * start[:, None] + jnp.sin(angle) * end[:, None]
-        weights = first(state, (state.params, state.collections))
-        images = generate(*weights, noise.reshape(-1, latent), jnp.repeat(labels, COLUMNS))
+        images = generate(first_seed(state), noise.reshape(-1, latent), jnp.repeat(labels, COLUMNS))
         plot.image_grid(to_uint8(images), None, directory / "interpolations.png", columns=COLUMNS)
         return {}
 
     return Report(run)
 
 
-def generate_samples(generate: Generate, weights: Weights, latent: int, num_labels: int, count: int) -> np.ndarray:
+def generate_samples(generate: Generate, state: State, latent: int, num_labels: int, count: int) -> np.ndarray:
     """`count` samples u8[count, h, w, c], always of the same noise; see `latent_inputs`."""
     parts = zip(*(batches(x) for x in latent_inputs(3, count, latent, num_labels)), strict=True)
-    return np.concatenate([to_uint8(generate(*weights, *part)) for part in parts])
+    return np.concatenate([to_uint8(generate(state, *part)) for part in parts])
 
 
 def classifier_metrics(
@@ -141,7 +136,7 @@ def classifier_metrics(
 
     every: steps between evaluations during training, or None.
 
-    Raises Mistake where there are too few samples or images for FID.
+    Raises UserError where there are too few samples or images for FID.
     """
     check_counts(
         data, num_samples, classifier.num_features, "give a classifier_dir with fewer features, or leave it out"
@@ -154,8 +149,8 @@ def classifier_metrics(
         num_labels = len(arrays.names)
         subset = train[np.linspace(0, len(train) - 1, min(num_samples, len(train))).round().astype(int)]
 
-        def evaluate(weights: Weights) -> dict[str, float]:
-            samples = generate_samples(generate, weights, latent, num_labels, num_samples)
+        def evaluate(state: State) -> dict[str, float]:
+            samples = generate_samples(generate, state, latent, num_labels, num_samples)
             features, probabilities = classifier.predict(samples)
             manifold, predicted = precision_recall(subset, features[: len(subset)]), probabilities.argmax(1)
             shares = np.bincount(predicted, minlength=num_labels) / num_samples
@@ -172,7 +167,7 @@ def classifier_metrics(
                 values["label_accuracy"] = float((predicted == np.arange(num_samples) % num_labels).mean())
             return values
 
-        values = per_seed([evaluate(weights) for weights in members(state, (state.params, state.collections))])
+        values = per_seed([evaluate(one) for one in each_seed(state)])
         if split.name == "test":
             test, probabilities = classifier.predict(arrays.test_images)
             values["fid_of_test_images"] = fid(test, train)
@@ -203,11 +198,11 @@ def inception_metrics(
     path: of the weights.
     every: steps between evaluations during training, or None.
 
-    Raises Mistake where `path` holds no such weights, or there are too few samples or images for FID.
+    Raises UserError where `path` holds no such weights, or there are too few samples or images for FID.
     """
     channels = data.spec().shape[-1]
     if channels not in (1, 3):
-        raise Mistake(f"inception: images of 1 or 3 channels expected, not {channels}: leave it out")
+        raise UserError(f"inception: images of 1 or 3 channels expected, not {channels}: leave it out")
     check_counts(data, num_samples, inception.FEATURES, "leave inception out")
     extractor = inception.load_extractor(path)
     generate = jax.jit(generate)
@@ -216,11 +211,11 @@ def inception_metrics(
     def run(state: State, split: Split, directory: Path) -> Numbers:
         train, arrays = train_features(), data.arrays()
 
-        def evaluate(weights: Weights) -> dict[str, float]:
-            samples = generate_samples(generate, weights, latent, len(arrays.names), num_samples)
+        def evaluate(state: State) -> dict[str, float]:
+            samples = generate_samples(generate, state, latent, len(arrays.names), num_samples)
             return {"inception_fid": fid(extractor.features(samples), train)}
 
-        values = per_seed([evaluate(weights) for weights in members(state, (state.params, state.collections))])
+        values = per_seed([evaluate(one) for one in each_seed(state)])
         if split.name == "test":
             values["inception_fid_of_test_images"] = fid(extractor.features(arrays.test_images), train)
         about = {"inception": path, "sha256": extractor.sha256, "num_samples": num_samples}
@@ -233,13 +228,15 @@ def inception_metrics(
 
 
 def check_counts(data: Images, num_samples: int, num_features: int, advice: str) -> None:
-    """Raises Mistake unless there are more samples, training images and test images than features, as FID needs."""
+    """Raises UserError unless there are more samples, training images and test images than features, as FID needs."""
     arrays, least = data.arrays(), num_features + 1
     if num_samples < least:
-        raise Mistake(f"num_samples={num_samples} are too few for FID on {num_features} features: give {least} or more")
+        raise UserError(
+            f"num_samples={num_samples} are too few for FID on {num_features} features: give {least} or more"
+        )
     for split, images in (("training", arrays.train_images), ("test", arrays.test_images)):
         if len(images) < least:
-            raise Mistake(
+            raise UserError(
                 f"{len(images)} {split} images are too few for FID on {num_features} features, which needs {least}: "
                 f"{advice}"
             )
@@ -259,11 +256,11 @@ def translation_grid(translate: Translate, every: int) -> Report:
     translate = jax.jit(translate, static_argnums=2)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        params, batch = first(state, state.params), split.batches[0]
+        one, batch = first_seed(state), split.batches[0]
         columns = []
         for images, to_y in zip(batch.inputs, (True, False), strict=True):
-            translated = translate(params, images[:ROWS], to_y)
-            back = translate(params, to_uint8(translated), not to_y)
+            translated = translate(one, images[:ROWS], to_y)
+            back = translate(one, to_uint8(translated), not to_y)
             columns += [images[:ROWS], to_uint8(translated), to_uint8(back)]
         grid = np.stack(columns, 1).reshape(-1, *columns[0].shape[1:])
         plot.image_grid(grid, None, directory / "translations.png", columns=6)
@@ -280,7 +277,7 @@ def translation_metrics(translate: Translate, data: Unpaired, classifier: Classi
 
     every: steps between evaluations on the validation split, or None.
 
-    Raises Mistake where the classifier does not know the two classes.
+    Raises UserError where the classifier does not know the two classes.
     """
     x_class, y_class = class_indices(classifier, data)
     translate = jax.jit(translate, static_argnums=2)
@@ -291,16 +288,16 @@ def translation_metrics(translate: Translate, data: Unpaired, classifier: Classi
     def run(state: State, split: Split, directory: Path) -> Numbers:
         x, y = (np.concatenate([batch.inputs[at][batch.targets[at] > 0] for batch in split.batches]) for at in (0, 1))
 
-        def evaluate(params: Tree) -> dict[str, float]:
+        def evaluate(state: State) -> dict[str, float]:
             translated = lambda images, to_y: np.concatenate(
-                [to_uint8(translate(params, part, to_y)) for part in batches(images)]
+                [to_uint8(translate(state, part, to_y)) for part in batches(images)]
             )
             return {
                 "x_to_y_accuracy": accuracy(translated(x, True), y_class),
                 "y_to_x_accuracy": accuracy(translated(y, False), x_class),
             }
 
-        values = per_seed([evaluate(params) for params in members(state, state.params)])
+        values = per_seed([evaluate(one) for one in each_seed(state)])
         values |= {"x_accuracy": accuracy(x, x_class), "y_accuracy": accuracy(y, y_class)}
         about = {"classifier_dir": classifier.directory, "classifier_hash": classifier.sha256}
         write_json(directory / "sample_metrics.json", {**about, **values})
@@ -312,10 +309,10 @@ def translation_metrics(translate: Translate, data: Unpaired, classifier: Classi
 
 
 def class_indices(classifier: Classifier, data: Unpaired) -> tuple[int, int]:
-    """The indices of the classes X and Y in the classifier's. Raises Mistake where it does not know them."""
+    """The indices of the classes X and Y in the classifier's. Raises UserError where it does not know them."""
     missing = set(data.classes) - set(classifier.names)
     if missing:
-        raise Mistake(
+        raise UserError(
             f"classifier_dir: the classifier in {classifier.directory} has no class {min(missing)}: give another one, "
             "or leave it out"
         )

@@ -1,14 +1,8 @@
-"""What host-side evaluations share: which parameters they evaluate, and how they return numbers of several seeds."""
+"""What host-side evaluations share: how they return numbers of several seeds."""
 
 from collections.abc import Mapping, Sequence
 
 from research.core.experiment import Numbers
-from research.core.state import State, Tree
-
-
-def eval_params(state: State) -> Tree:
-    """The parameters that are evaluated: the averaged ones where the State has them, of all seeds."""
-    return state.collections.get("average", state.params)
 
 
 def per_seed(each: Sequence[Mapping[str, float]]) -> Numbers:

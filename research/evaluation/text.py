@@ -16,16 +16,16 @@ from matplotlib.figure import Figure
 from research.core.console import console
 from research.core.experiment import Numbers, Report, Split
 from research.core.files import failing, replacing
-from research.core.metrics import class_scores, confusion_matrix
 from research.core.special_tokens import EOS, PAD
-from research.core.state import Batch, State, Tree
-from research.core.transformations import first, members
+from research.core.state import Batch, State, evaluated
+from research.core.transformations import each_seed, first_seed
+from research.core.types import Tree
 from research.data.text import END
 from research.data.tokenizer import Tokenizer
 from research.evaluation import plots as plot
 from research.evaluation.decoding import Apply, Sampling, beam_search, sample
-from research.evaluation.sample_metrics import ensemble_accuracy
-from research.evaluation.seeds import eval_params, per_seed
+from research.evaluation.sample_metrics import confusion_matrix, ensemble_accuracy
+from research.evaluation.seeds import per_seed
 from research.nets import lstm, transformer
 
 MAX_TOKENS = 64
@@ -45,7 +45,7 @@ def language(net: nn.Module, apply: Apply, tokenizer: Tokenizer) -> Report:
     """
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        params = first(state, eval_params(state))
+        params = evaluated(first_seed(state), "net")
         text = np.concatenate([batch.inputs[batch.mask > 0] for batch in itertools.islice(split.batches, 2)])
         _write_samples(apply, params, tokenizer, text, directory / "samples.txt")
         if isinstance(net, transformer.LanguageModel):
@@ -157,7 +157,7 @@ def translation(
                         translations[index] = tokenizer.decode(before_eos(tokens))
             return translations
 
-        each = [translate(params) for params in members(state, eval_params(state))]
+        each = [translate(evaluated(one, "net")) for one in each_seed(state)]
         scores = [metric.corpus_score(translations, [list(references)]) for translations in each]
         signature = f"{metric.get_signature()}, beam {beam.beams}, length penalty {beam.length_penalty}"
         if split.name == "test":
@@ -167,7 +167,7 @@ def translation(
             for s, r, t in itertools.islice(zip(sources, references, each[0], strict=True), MAX_TEXTS)
         ]
         _write_text(directory / "translations.txt", "\n\n".join([f"{scores[0]}\n{signature}", *lines]))
-        params = first(state, eval_params(state))
+        params = evaluated(first_seed(state), "net")
         _draw_alignment(net, params, tokenizer, split.batches[0], directory / "attention.png")
         return per_seed([{"bleu": score.score, "brevity_penalty": score.bp} for score in scores])
 
@@ -201,7 +201,7 @@ def _draw_alignment(net: nn.Module, params: Tree, tokenizer: Tokenizer, batch: B
 def classification(
     logits: Callable[[Tree, jax.Array], jax.Array], tokenizer: Tokenizer, names: Sequence[str]
 ) -> Report:
-    """confusion.png; mistakes.txt, those with the least probability for the true class; precision, recall and F1.
+    """confusion.png; mistakes.txt, those with the least probability for the true class.
 
     Of several seeds, these are of the first, and ensemble_accuracy is that of their mean prediction.
 
@@ -215,7 +215,7 @@ def classification(
             rows = [np.asarray(logits(params, jnp.asarray(b.inputs)))[b.mask > 0] for b in split.batches]
             return np.asarray(jax.nn.log_softmax(np.concatenate(rows)))
 
-        each = np.stack([evaluate(params) for params in members(state, eval_params(state))])
+        each = np.stack([evaluate(evaluated(one, "net")) for one in each_seed(state)])
         outputs = each[0]
         labels = np.concatenate([b.targets[b.mask > 0] for b in split.batches])
         texts = [text for b in split.batches for text in b.inputs[b.mask > 0]]
@@ -231,7 +231,7 @@ def classification(
         ]
         _write_text(directory / "mistakes.txt", "\n\n".join(mistakes))
         ensemble = {"ensemble_accuracy": ensemble_accuracy(each, labels)} if len(each) > 1 else {}
-        return class_scores(matrix, names) | ensemble
+        return ensemble
 
     return Report(run)
 

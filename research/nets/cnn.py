@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.dropout import Dropout
 from research.core.errors import Mistake
 from research.core.experiment import positive
 from research.core.modules import Filled
@@ -48,10 +49,10 @@ class CNN(nn.Module):
                 x = nn.relu(BatchNorm(axis=self.axis)(x, train) if self.norm else x)
             x = max_pool(x)
         x = x.reshape(-1, x.shape[-1]).T
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = Dropout(self.dropout)(x, train)
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden)(x))
-            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+            x = Dropout(self.dropout)(x, train)
         return nn.Dense(self.outputs)(x)
 
 

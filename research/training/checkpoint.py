@@ -105,6 +105,11 @@ class Checkpoints:
         self.wait()
         return _steps(self._directory)[0]
 
+    def described(self) -> str:
+        """Which checkpoint a run can go on from, in a sentence."""
+        saved = self.steps()
+        return f"Step {saved[-1]} is saved in {self._directory}" if saved else "There is no checkpoint yet"
+
     def save(self, step: int, state: State) -> bool:
         """Starts to save `state`, which may be donated at once. False: that step is there already."""
         return self._save(step, state, best=False)
@@ -175,44 +180,80 @@ def restore(
         found = _read(path, leaves)
         return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
 
-    path = Path(directory).absolute()
-    return (_newest(path, read, warn, True) if best else None) or _newest(path, read, warn, False)
+    return _newest_or_best(Path(directory).absolute(), read, warn, best)
+
+
+AVERAGED = ("params", "collections/average")
+"""The average of the parameter params/NAME is collections/average/NAME."""
 
 
 def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False) -> State:
-    """`state` with the params of the newest (or best) checkpoint of another run, and the collections that match.
+    """`state` with the weights that another run evaluates, and with that run's collections of equal shapes.
 
-    Params that only one of them has (a head for another task) start afresh, which is told. Raises Mistake where params
-    of one name differ in shape, none are common, or nothing was saved.
+    directory  the other run's checkpoints
+    best       take the checkpoint marked as the best where there is one, else the newest
+
+    The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
+    the same values. Parameters that only `state` has (a head for another task) keep their values, with one line to
+    `warn`. Raises Mistake where shapes differ, no parameter is common to both, or nothing was saved.
     """
 
     def read(path: Path, manifest: Manifest) -> State:
-        def under(prefix: str, leaves: dict[str, T]) -> dict[str, T]:
-            return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
-
-        here = named(state)
-        wanted, held = under("params", here), under("params", manifest.leaves)
-        chosen = {name: leaf for name, leaf in wanted.items() if name in held}
-        if not chosen:
-            raise Mistake(f"checkpoint {path} has none of these params: {', '.join(list(wanted)[:3])}, …")
-        check_same(path, {name: held[name] for name in chosen}, chosen)
-        fresh = [name for name in wanted if name not in held]
-        if fresh:
-            warn(f"{path} does not have {', '.join(fresh)}: they start afresh")
+        here, there = named(state), manifest.leaves
+        sources = {name: _source(name, there) for name in here}
+        taken = {name: source for name, source in sources.items() if source in there}
+        wanted = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
+        missing = [name for name in wanted if name not in taken]
+        if missing == wanted:
+            raise Mistake(f"checkpoint {path} has none of these parameters: {', '.join(wanted[:3])}, …")
+        if missing:
+            warn(f"{path} does not have {', '.join(missing)}: they start afresh")
+        check_same(path, {name: there[source] for name, source in taken.items()}, {name: here[name] for name in taken})
         for collection in (f"collections/{name}" for name in state.collections):
-            if not differences(under(collection, manifest.leaves), under(collection, here)):
-                chosen |= under(collection, here)
-        found = here | _read(path, chosen)
-        return jax.tree.unflatten(jax.tree.structure(state), list(found.values()))
+            ours, theirs = _under(collection, here), _under(collection, there)
+            if collection != AVERAGED[1] and not differences(theirs, ours):
+                taken |= {name: name for name in ours}
+        found = _read(path, {source: here[name] for name, source in taken.items()})
+        # Copies, because a parameter and its average may have one source and no two leaves may share a buffer.
+        leaves = here | {name: found[at] if at == name else np.copy(found[at]) for name, at in taken.items()}
+        return jax.tree.unflatten(jax.tree.structure(state), list(leaves.values()))
 
-    found = _newest(Path(directory).absolute(), read, warn, best)
+    found = _newest_or_best(Path(directory).absolute(), read, warn, best)
     if found is None:
         raise Mistake(f"{directory} holds no checkpoint to start from")
     return found[1]
 
 
+def _source(name: str, there: dict[str, str]) -> str | None:
+    """The leaf of a checkpoint with the leaves `there` that a parameter or an average is taken from."""
+    parameters, averages = AVERAGED
+    for prefix in AVERAGED:
+        if name.startswith(f"{prefix}/"):
+            rest = name.removeprefix(prefix)
+            return averages + rest if averages + rest in there else parameters + rest
+    return None
+
+
+def _under(prefix: str, leaves: dict[str, T]) -> dict[str, T]:
+    return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
+
+
+def any_saved(directory: Path) -> bool:
+    """Whether `directory` holds a checkpoint, even a damaged one."""
+    with failing("read", directory):
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return any(name.removesuffix(".json").isdecimal() for name in names)
+
+
 class _Damaged(Exception):
     """Why a step can't be used."""
+
+
+def _newest_or_best(
+    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool
+) -> tuple[int, T] | None:
+    """`_newest`; with `best`, the one marked as the best where there is one."""
+    return (_newest(directory, read, warn, True) if best else None) or _newest(directory, read, warn, False)
 
 
 def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool) -> tuple[int, T] | None:

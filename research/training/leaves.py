@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.errors import Mistake
-from research.core.state import Tree
+from research.core.types import Tree
 
 
 def named(tree: Tree) -> dict[str, Any]:

@@ -4,19 +4,20 @@ import json
 import math
 import os
 import shutil
+import statistics
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
-from rich.text import Text
 
 from research.core.console import console
 from research.core.files import failing, replacing
@@ -62,6 +63,17 @@ def read(directory: Path | str) -> list[dict[str, Any]]:
         if not path.exists():
             return []
         return [json.loads(line) for line in _whole(path)]
+
+
+def steps_per_second(lines: Iterable[dict[str, Any]]) -> float:
+    """The median speed of training over the dispatches that did not compile, from the lines of metrics.jsonl.
+
+    Where all of them did, since the run had but one dispatch, it includes compiling.
+    """
+    train = [line for line in lines if line["split"] == "train"]
+    speeds = [line["time"]["steps_per_second"] for line in train]
+    known = [speed for speed in speeds if speed is not None]
+    return statistics.median(known) if known else train[-1]["step"] / sum(line["time"]["seconds"] for line in train)
 
 
 def cut(directory: Path | str, step: int) -> None:
@@ -208,33 +220,40 @@ def _events(path: Path) -> Iterator[Event]:
 
 
 class Progress:
-    """A progress bar on standard error, a context manager; where that is no terminal, a line now and then.
+    """A progress bar on standard error, as a context manager; where that is no terminal, a line now and then.
 
-    steps  in all
-    start  the steps already done
-    every  the seconds between lines, where there is no terminal
+    steps  of the whole run
+    start  steps done before
+    every  seconds between lines, where there is no terminal
     """
 
     def __init__(self, steps: int, start: int = 0, description: str = "training", every: float = 30.0) -> None:
-        self._steps, self._step, self._every = steps, start, every
+        self._steps, self._start, self._step, self._every = steps, start, start, every
         self._description = description
         self._texts: dict[str, str] = {}
-        self._started = self._told = (time.monotonic(), start)
+        self._speeds = deque[float](maxlen=20)
+        self._said = time.monotonic()
+        self._compiled: tuple[float, int] | None = None  # when the first dispatch had ended, and at which step
         self._bar = None
         if console.is_terminal and not console.is_dumb_terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                _Speed(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[speed]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn(
+                    "{task.fields[text]}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
                 console=console,
+                expand=True,
             )
-            self._task = self._bar.add_task(description, total=steps, completed=start, text="")
+            self._task = self._bar.add_task(description, total=steps, completed=start, text="", speed="")
 
     def __enter__(self) -> Self:
-        self._started = self._told = (time.monotonic(), self._step)
+        self._said = time.monotonic()
         if self._bar:
             self._bar.start()
         return self
@@ -242,34 +261,42 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._step > self._started[1]:
-            self._tell(self._started)
+        elif self._step > self._start:
+            self._say()
 
-    def update(self, step: int) -> None:
-        """So many steps are done."""
+    def update(self, step: int, speed: float | None = None) -> None:
+        """`step` steps are done; the last of them at `speed` steps a second, None where the time included compiling."""
         self._step = step
+        if speed is not None:
+            self._speeds.append(speed)
+        if self._compiled is None:
+            self._compiled = (time.monotonic(), step)
         if self._bar:
-            self._bar.update(self._task, completed=step)
-        elif time.monotonic() - self._told[0] > self._every:
-            self._tell(self._told)
-            self._told = (time.monotonic(), step)
+            self._bar.update(self._task, completed=step, speed=self._speed())
+        elif time.monotonic() - self._said > self._every:
+            self._say()
+            self._said = time.monotonic()
 
     def say(self, split: str, values: Values) -> None:
-        """The latest values of a split."""
+        """Show the latest values of a split."""
         self._texts[split] = f"{split} {brief(values)}"
         if self._bar:
             self._bar.update(self._task, text=" | ".join(self._texts.values()))
 
-    def _tell(self, since: tuple[float, int]) -> None:
-        seconds, steps = time.monotonic() - since[0], self._step - since[1]
-        left = _clock((self._steps - self._step) * seconds / steps) if steps else "?"
-        parts = [f"{self._description} {self._step}/{self._steps}", f"{steps / seconds:.3g} steps/s", f"{left} left"]
+    def _speed(self) -> str:
+        if not self._speeds:
+            return ""
+        speed = statistics.median(self._speeds)
+        return f"{speed:,.0f} steps/s" if speed >= 100 else f"{speed:.3g} steps/s"
+
+    def _say(self) -> None:
+        parts = [f"{self._description} {self._step}/{self._steps}"]
+        if self._speeds:
+            parts.append(self._speed())
+        if self._compiled is not None and self._step > self._compiled[1]:
+            seconds, steps = time.monotonic() - self._compiled[0], self._step - self._compiled[1]
+            parts.append(f"{_clock((self._steps - self._step) * seconds / steps)} left")
         console.print(", ".join(parts) + "".join(f" | {text}" for text in self._texts.values()), markup=False)
-
-
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.3g} steps/s" if task.speed else "")
 
 
 def brief(values: Values) -> str:
