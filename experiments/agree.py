@@ -8,6 +8,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,7 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
+from experiments.results import provenance
 from research.core.errors import Mistake
+from research.core.files import write_json
 from research.core.optimizers import schedule
 from research.core.state import Batch
 from research.core.update import UpdateConfig
@@ -34,12 +37,15 @@ def main(arguments: list[str]) -> int:
     return status(lambda: tyro.cli(agree, args=arguments, prog="python -m experiments.agree", description=__doc__))
 
 
-def agree(name: tyro.conf.Positional[str] = "shakespeare_transformer", steps: int = 50) -> None:
+def agree(
+    name: tyro.conf.Positional[str] = "shakespeare_transformer", steps: int = 50, output: Path | None = None
+) -> None:
     """Trains both and prints their losses, and how far they are apart at most.
 
     Args:
         name: a config of a Transformer language model with learned positions and AdamW
-        steps: to train
+        steps: number of training steps
+        output: JSON file that the figures are written to, for `experiments.results`
     """
     experiment = without_dropout(config.load(name))
     feed = experiment.feeds().train
@@ -50,7 +56,12 @@ def agree(name: tyro.conf.Positional[str] = "shakespeare_transformer", steps: in
         a, b = ours[step], theirs[step]
         table.add_row(str(step + 1), f"{a:.6f}", f"{b:.6f}", f"{a - b:.1e}")
     Console().print(table)
-    print(f"largest difference in {steps} steps: {np.abs(np.subtract(ours, theirs)).max():.1e} nats")
+    largest = float(np.abs(np.subtract(ours, theirs)).max())
+    print(f"largest difference in {steps} steps: {largest:.1e} nats")
+    if output is not None:
+        measured = provenance(f"python -m experiments.agree {name} --steps {steps}", jax.devices()[0].device_kind)
+        losses = {"first_loss": ours[0], "last_loss": ours[-1], "largest_difference": largest}
+        write_json(output, {"about": measured, "steps": steps, **losses})
 
 
 def without_dropout(experiment: object) -> Language:

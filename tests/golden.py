@@ -31,6 +31,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from research.core.metrics import computed
 from research.data import images, pairs, sentences, unpaired
 from research.data.images import Images
 from research.data.pairs import Pairs
@@ -58,12 +59,12 @@ AT_MOST = {
     # nets
     **{"width": 8, "hidden": 12, "embedding": 6, "channels": 4, "layers": 2, "blocks": 1, "heads": 2, "pairs": 64},
     # learners
-    **{"latent": 6, "guessed": 20, "critic_updates": 2, "pool": 12, "environments": 4, "rollout": 4, "ring": 128},
+    **{"latent": 6, "guessed": 20, "num_updates": 2, "pool": 12, "environments": 4, "rollout": 4, "ring": 128},
     **{"start": 64, "updates": 2, "target_every": 3, "episodes": 4},
     # data
     **{"vocabulary": 300, "context": 12, "evaluation_context": 20, "batch": 8, "evaluation_batch": 16},
     # optimizer and run
-    **{"warmup": 4, "steps": STEPS, "chunk": 5, "evaluate_every": STEPS, "save_every": STEPS},
+    **{"warmup": 4, "steps": STEPS, "steps_per_dispatch": 5, "evaluate_every": STEPS, "save_every": STEPS},
 }
 """The largest values of fields that are whole numbers, or tuples of them."""
 
@@ -208,8 +209,9 @@ def run(experiment: Any) -> dict[str, dict[str, Any]]:
 
 
 def numbers(metrics: Any) -> dict[str, float]:
-    """The value of each metric."""
-    return {name: rounded(metric.value) for name, metric in sorted(metrics.items())}
+    """The value of each metric; 0 where nothing was counted."""
+    values = computed(jax.device_get(metrics))
+    return {name: rounded(0.0 if value is None else value) for name, value in sorted(values.items())}
 
 
 def parameters(params: Any) -> Iterator[tuple[str, list[Any]]]:

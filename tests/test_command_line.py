@@ -316,6 +316,49 @@ def test_deterministic_operations_are_recorded_and_their_lack_is_told_on_a_gpu(
     assert ("--xla_gpu_deterministic_ops=true" in capsys.readouterr().err) is not deterministic
 
 
+def test_more_steps_extend_a_run_and_give_what_the_longer_run_gives(tmp_path, capsys):
+    options = [*TINY, "--optimizer.schedule", "constant"]
+    arguments = ["digits_cnn", "--workdir", str(tmp_path / "a"), *options]
+    assert run(capsys, *arguments)[0] == 0
+    status, said = run(capsys, *arguments, "--steps", "8")
+    assert status == 0 and f"{tmp_path / 'a'}: extended from 4 to 8 steps" in said and "resumed at step 4 of 8" in said
+    assert "warning" not in said
+    assert run(capsys, "digits_cnn", "--workdir", str(tmp_path / "b"), *options, "--steps", "8")[0] == 0
+    (first, _, one), (second, _, other) = research.load(tmp_path / "a"), research.load(tmp_path / "b")
+    assert first == second and one.step == 8
+    jax.tree.map(np.testing.assert_array_equal, one._replace(key=0), other._replace(key=0))
+    summary = {name: json.loads((tmp_path / name).read_text()) for name in ("a/summary.json", "b/summary.json")}
+    assert summary["a/summary.json"]["test"] == summary["b/summary.json"]["test"]
+    assert json.loads((tmp_path / "a" / "summary_4.json").read_text())["step"] == 4
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["extended_from"] == [4]
+    status, said = run(capsys, *arguments, "--steps", "8")
+    assert status == 0 and "already finished" in said
+
+
+def test_what_an_extension_changes_is_told_and_what_is_none_is_refused(copy, capsys):
+    options = [*TINY, "--steps", "8"]
+    with pytest.raises(Mistake, match=r"run\.steps: 4 there, 8 now; .*data\.batch|data\.batch.*; run\.steps: 4 there"):
+        owned(copy, *options, "--data.batch", "16")
+    with pytest.raises(Mistake, match=r"run\.steps: 4 there, 2 now"):
+        owned(copy, *TINY, "--steps", "2")
+    with pytest.raises(Mistake, match="seeds: None there, 2 now"):
+        owned(copy, *options, "--seeds", "2")
+    assert (copy / "summary.json").exists()
+    assert owned(copy, *options)["config"]["run"]["steps"] == 8 and not (copy / "summary.json").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "extended from 4 to 8 steps" in said
+    assert "warning: schedules are now computed for 8 steps (optimizer.schedule=one_cycle)" in said
+    assert config.scheduled(config.load("cartpole_dqn")) == ["epsilon_fraction=0.3", "optimizer.schedule=linear"]
+
+
+def test_a_run_that_stopped_early_is_not_extended(copy):
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(Mistake, match=r"stopped early, at step 2 of 4, by --run\.patience"):
+        owned(copy, *TINY, "--steps", "8")
+    assert (copy / "summary.json").exists()
+
+
 def test_damaged_config_json(copy):
     about = json.loads((copy / "config.json").read_text())
     about["config"]["net"]["widths"] = ["__import__('os')"]

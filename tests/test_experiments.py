@@ -111,9 +111,9 @@ def test_plot_says_what_is_wrong(finished, tmp_path, capsys):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").symlink_to(finished / "config.json")
     for arguments, message in (
-        ([], "name the directories"),
+        ([], "name the directory of at least one run"),
         ([str(tmp_path)], "holds no run"),
-        ([str(tmp_path / "begun")], "nothing to draw yet"),
+        ([str(tmp_path / "begun")], "nothing to plot yet"),
         ([str(finished), "--output", "curves.pdf"], "must end in .png"),
     ):
         assert plot.main(arguments) == 2
@@ -176,7 +176,7 @@ def test_demo_names_configs_and_closes_with_a_table(finished, tmp_path, monkeypa
     monkeypatch.setattr(demo, "DEMOS", (("digits_cnn", ("--seeds", "2", *TINY)),))
     monkeypatch.setattr(demo, "RUNS", tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
-    assert demo.main() == 0
+    assert demo.main([]) == 0
     out = said(capsys)
     assert console.spread(summary["test"]["accuracy"]) in out
     assert f"{tmp_path}/digits_cnn/" in out

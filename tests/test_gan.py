@@ -453,7 +453,7 @@ def test_cyclegans_losses_are_the_papers():
 
 def test_unpaired_data():
     data = Unpaired(name="digits", classes=("3", "8"), batch=16, evaluation_batch=20, validation=0.1)
-    whole, feeds = Images(name="digits").arrays(), data.feeds()
+    whole, feeds = Images(name="digits").load(), data.feeds()
     size = lambda label: int((whole.test_labels == label).sum())
     for at, label in enumerate((3, 8)):
         shown = np.concatenate([batch.inputs[at][batch.targets[at] > 0] for batch in feeds.test])
@@ -478,7 +478,7 @@ def test_unpaired_data():
         Unpaired(classes=("truck", "truck"))
 
 
-def test_the_splits_of_cycle_gan(monkeypatch):
+def test_the_splits_of_cycle_gan(monkeypatch, tmp_path):
     class Builder:
         data_path = "somewhere"
 
@@ -496,10 +496,10 @@ def test_the_splits_of_cycle_gan(monkeypatch):
             return [{"image": np.full((4, 4, 3), self.size, np.uint8), "label": 0} for _ in places]
 
     monkeypatch.setattr("research.data.tfds.builder", lambda *_: Builder())
-    found = splits("cycle_gan/horse2zebra", None)
+    found = splits("cycle_gan/horse2zebra", str(tmp_path))
     assert [len(part) for part in found] == [3, 4, 1, 2]
     assert [int(part[0, 0, 0, 0]) for part in found] == [3, 4, 1, 2]
-    assert splits("cycle_gan/horse2zebra", None) is found
+    assert splits("cycle_gan/horse2zebra", str(tmp_path)) is found
 
 
 # ---- what goes wrong
@@ -609,7 +609,7 @@ def test_the_best_checkpoint_can_go_by_fid(runs):
 
 def test_label_accuracy_is_the_share_of_samples_with_the_requested_label(runs, tmp_path):
     data = Images(name="digits")
-    arrays = data.arrays()
+    arrays = data.load()
     classifier = load_classifier(research.load, runs[1], None, (8, 8, 1))
     of_each = arrays.test_images[[int(np.flatnonzero(arrays.test_labels == label)[0]) for label in range(10)]]
     predicted = classifier.predict(of_each)[1].argmax(1)
@@ -627,7 +627,7 @@ def test_label_accuracy_is_the_share_of_samples_with_the_requested_label(runs, t
 def test_sample_metrics_are_of_every_seed(runs, tmp_path):
     """Of two seeds that have images of one class each."""
     data = Images(name="digits")
-    arrays = data.arrays()
+    arrays = data.load()
     classifier = load_classifier(research.load, runs[1], None, (8, 8, 1))
     generate = lambda params, collections, noise, labels: jnp.repeat(params[None], len(noise), 0) / 127.5 - 1
     images = jnp.stack([arrays.test_images[arrays.test_labels == label][0] for label in (3, 8)])
@@ -664,7 +664,7 @@ def test_pictures_have_a_column_or_row_for_each_label(monkeypatch, tmp_path, lab
 def test_features_are_what_the_last_layer_reads(runs):
     experiment, _, state = research.load(runs[1])
     found = load_classifier(research.load, runs[1], None, (8, 8, 1))
-    images = Images(name="digits").arrays().test_images[:300]  # more than are computed at a time
+    images = Images(name="digits").load().test_images[:300]  # more than are computed at a time
     features, probabilities = found.predict(images)
     last = state.params["Dense_0"]
     logits = features @ last["kernel"] + last["bias"]
@@ -714,7 +714,7 @@ def test_translations_are_drawn_and_classified(runs, tmp_path, name):
     """G makes every image of X one image of Y's class; F leaves an image as it is."""
     classifier = load_classifier(research.load, runs[1], None, (8, 8, 1))
     predict = lambda images: classifier.predict(images)[1].argmax(1)
-    images = Images(name="digits").arrays().test_images
+    images = Images(name="digits").load().test_images
     label = int(np.bincount(predict(images)).argmax())
     data = Unpaired(name="digits", classes=("3" if label != 3 else "8", str(label)), batch=8, evaluation_batch=16)
     target = jnp.asarray(images[predict(images) == label][0]) / 127.5 - 1
@@ -726,7 +726,7 @@ def test_translations_are_drawn_and_classified(runs, tmp_path, name):
     values = report.run(state, split, tmp_path)
     x, y = (np.concatenate([b.inputs[at][b.targets[at] > 0] for b in split.batches]) for at in (0, 1))
     if name == "test":
-        np.testing.assert_array_equal(y, data.arrays().test_y)
+        np.testing.assert_array_equal(y, data.load().test_y)
     x_class, y_class = (int(digit) for digit in data.classes)
     assert values == {
         "x_to_y_accuracy": 1,

@@ -243,7 +243,7 @@ def test_the_report_compares_samples_and_test_images_with_training_images(monkey
     state = jax.jit(experiment.build().init)(jax.random.key(0))
     *_, report = experiment.reports(None)
     values = report.run(state, Split("test", feeds.test), tmp_path)
-    arrays = experiment.data.arrays()
+    arrays = experiment.data.load()
     train, test = rows(arrays.train_images), rows(arrays.test_images)
     samples = to_uint8(experiment.samples(state.params, state.collections, *latent_inputs(3, 300, 4, 10)))
     assert values["inception_fid"] == pytest.approx(fid(rows(samples), train), rel=0.02)

@@ -192,9 +192,5 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
         progress.update(25)
         progress.update(50, 1234.5)
         people.warn("careful")
-    assert (
-        "1,234 steps/s" in file.getvalue()
-        and "50/100" in file.getvalue()
-        and "train loss 0.5" in file.getvalue()
-        and "careful" in file.getvalue()
-    )
+    for text in ("1,234 steps/s", "50/100", "train loss 0.5", "careful"):
+        assert text in file.getvalue()

@@ -4,8 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from scipy.signal import correlate
 
+from research.core.devices import AXIS
 from research.core.losses import classification
 from research.core.modules import forward, initialise
 from research.core.update import cast
@@ -131,6 +134,29 @@ def test_batch_norm():
     np.testing.assert_allclose(stats["mean"], 0.1 * mean.ravel(), rtol=1e-4)
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * var.ravel(), rtol=1e-4)
     np.testing.assert_allclose(norm.apply(variables, x, False), x / np.sqrt(1 + 1e-5), rtol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["jit", "pmap", "shard_map"])
+def test_batch_norm_is_over_all_devices(how):
+    x = jax.random.normal(jax.random.key(0), (4, 2, 3, 3, 2)) * jnp.arange(1.0, 5.0)[:, None, None, None, None]
+    whole = jnp.concatenate(list(x), 3)
+    norm = conv.BatchNorm()
+    variables = norm.init(jax.random.key(0), whole, False)
+    f = lambda x: norm.apply(variables, x, True, mutable=["batch_stats"])
+    expected, moved = f(whole)
+    mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    match how:
+        case "jit":
+            found, stats = jax.jit(f, in_shardings=NamedSharding(mesh, P(None, None, None, AXIS)))(whole)
+        case "pmap":
+            found, stats = jax.pmap(f, AXIS, out_axes=(3, None), devices=jax.devices()[:4])(x)
+            found = found.reshape(whole.shape)
+        case "shard_map":
+            specs = P(None, None, None, AXIS)
+            f = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=(specs, P()), check_vma=False)
+            found, stats = jax.jit(f)(whole)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats, moved)
 
 
 def test_sizes_are_the_papers():

@@ -13,7 +13,7 @@ import pytest
 
 from research.core.errors import Failure, Mistake
 from research.core.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN
-from research.data import sentences
+from research.data import pairs, sentences
 from research.data import text as texts
 from research.data.buckets import Bucketed, bucketed, judged
 from research.data.feed import prefetched
@@ -137,19 +137,39 @@ def test_windows_are_slices_of_the_text():
             np.testing.assert_array_equal(batch.inputs[n], tokens[start : start + 7])
             np.testing.assert_array_equal(batch.targets[n], tokens[start + 1 : start + 8])
         assert batch.inputs.dtype == batch.targets.dtype == np.int32 and batch.mask.tolist() == [1] * 4
-        equal(feed.batch_at(step, (1, 2)), jax.tree.map(lambda x: x[2:], batch))
+        equal(feed.batch_at(step, np.array([3, 1])), jax.tree.map(lambda x: x[[3, 1]], batch))
     seen = np.concatenate([feed.batch_at(step).index for step in range(24)])
     np.testing.assert_array_equal(np.sort(seen[:93]), np.arange(93))
+
+
+def test_a_file_of_more_tokens_than_32_bits_count(tmp_path, monkeypatch):
+    size, context = 2**32 + 50, 5
+    tokens = np.memmap(tmp_path / "tokens", np.uint8, "w+", shape=(size,))  # sparse: what is not written takes no space
+    places = indices(3, 16, size - context, 0, np)
+    for n, place in enumerate(places):
+        tokens[place : place + context + 1] = np.arange(context + 1) + 6 * n
+    assert places.max() > 2**31 and places.min() < 2**31
+    batch = Windows(tokens, context, batch=16, seed=0, resident=False).batch_at(3)
+    np.testing.assert_array_equal(batch.inputs, np.arange(5) + 6 * np.arange(16)[:, None])
+    np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
+    np.testing.assert_array_equal(batch.index.view(np.uint32), places % 2**32)
+
+    few = tokens[:20]
+    monkeypatch.setattr(texts, "_tokens", lambda *_: (texts.TextSpec(None, 100, context, 0), tokens, few, few))
+    config = Text("tokens.npy", context=context, batch=16, feed="stream")
+    equal(config.feeds().train.batch_at(3), batch)
+    with pytest.raises(Mistake, match=r"4,294,967,346 tokens of data.name tokens.npy are more than the 2,147,483,648"):
+        dataclasses.replace(config, feed="resident").feeds()
 
 
 def test_resident_windows_are_the_streamed_ones():
     tokens = np.random.default_rng(0).integers(50, size=40, dtype=np.int32)
     here = Windows(jnp.asarray(tokens), context=6, batch=8, seed=1)
     stream = dataclasses.replace(here, tokens=tokens, resident=False)
-    at = jax.jit(lambda feed, step, which: feed.batch_at(step, (which, 2)))
+    at = jax.jit(lambda feed, step, rows: feed.batch_at(step, rows))
     for step in (0, 3, 10**6):
-        for which in (0, 1):
-            equal(at(here, step, which), stream.batch_at(step, (which, 2)))
+        for rows in (np.arange(8), np.array([7, 2, 3])):
+            equal(at(here, step, rows), stream.batch_at(step, rows))
 
 
 def test_evaluation_windows_predict_every_token_once():
@@ -243,6 +263,14 @@ def test_numbers_of_a_file(tmp_path):
         np.savez(file, a=tokens, b=tokens)
     with pytest.raises(Mistake, match="several arrays"):
         dataclasses.replace(config, seed=2).spec()
+
+
+def test_texts_are_cached_by_their_path(tmp_path, monkeypatch):
+    for folder, text in (("a", "abc" * 99), ("b", "defgh" * 99)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.txt").write_text(text)
+        monkeypatch.chdir(tmp_path / folder)
+        assert Text("./text.txt", context=8).spec().classes == len(set(text))
 
 
 def test_the_standard_library():
@@ -352,7 +380,7 @@ def test_a_bucketed_batch_is_a_function_of_the_step():
     shuffled = {step: again.batch_at(step) for step in steps}
     for step in range(60):
         equal(feed.batch_at(step), shuffled[step])
-        shares = [feed.batch_at(step, (k, 2)) for k in range(2)]
+        shares = [feed.batch_at(step, rows) for rows in (np.arange(2), np.arange(2, 4))]
         equal(jax.tree.map(lambda *x: np.concatenate(x), *shares), shuffled[step])
     assert any(feed.batch_at(s).index.tolist() != other.batch_at(s).index.tolist() for s in range(5))
     assert feed.batch_at(2**31 - 1).inputs.shape[0] == 4
@@ -482,6 +510,34 @@ def test_sentences_that_cannot_be(tmp_path):
         Sentences("tiny", where).spec()
     with pytest.raises(Mistake, match=r"expected features en and de, and a split train; it has features text"):
         Pairs("tiny", where).spec()
+
+
+def test_texts_that_inherit_are_limited_and_checked():
+    class Odd(Sentences):
+        def texts(self):
+            part = lambda count: (np.array(["one two"] * count, object), np.arange(count) % self.seed)
+            return sentences.Texts(("even", "odd"), part(20), part(9), part(8))
+
+    config = Odd(seed=2, limit=5, lengths=(4,))
+    feeds = config.feeds(1)
+    assert len(feeds.train.buckets[0].index) == len(unbatched(feeds.validation)) == len(unbatched(feeds.test)) == 5
+    with pytest.raises(Mistake, match=r"split train: expected labels 0 ... 1; 6 are out of range, example 2 has 2"):
+        Odd(seed=3).spec()
+
+    class Echo(Pairs):
+        def texts(self):
+            part = lambda count: [["a b"] * count, ["a b"] * min(count, self.seed)]
+            return pairs.Texts(part(20), part(9), part(8))
+
+    feeds = Echo(seed=20, limit=5, vocabulary=270).feeds(1)
+    assert len(feeds.train.buckets[0].index) == 5 and len(Echo(seed=20, limit=5, vocabulary=270).references()) == 5
+    assert len(unbatched_pairs(feeds.validation)) == 5
+    with pytest.raises(Mistake, match="split train: as many of both expected, not 20 texts and 10 translations"):
+        Echo(seed=10).spec()
+
+
+def unbatched_pairs(batches):
+    return [batch.index[n] for batch in batches for n in np.flatnonzero(batch.mask)]
 
 
 def test_columns_of_an_empty_or_damaged_split():

@@ -16,14 +16,16 @@ from research.core.update import UpdateConfig
 class Feed(Protocol):
     """Training data, a pure function of the step.
 
+    batch     the size of the global batch, and 0 where a learner makes its own data
     resident  True: a pytree whose arrays live on the device; `batch_at` is traced inside the step.
               False: it lives on the host, which puts the batches of the next dispatch on the device while one runs
     """
 
+    batch: int
     resident: bool
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The global batch of a step, or its examples at the positions `rows`, i32[n]."""
+        """The global batch of a step; with `rows` (i32[rows], positions within it), these examples of it alone."""
         ...
 
 
@@ -77,7 +79,7 @@ class Run:
     """How long, how often, and what counts.
 
     Attributes:
-        steps: training steps of the whole run
+        steps: number of training steps; more steps than the run in the workdir has extend that run
         seed: seed of the run: initial weights, dropout, augmentation, noise and exploration; the order of the data
             has its own seed
         steps_per_dispatch: training steps per compiled call, and per line of training metrics; it divides `steps` and

@@ -63,7 +63,7 @@ class Bucketed:
     resident: bool = struct.field(pytree_node=False, default=False)
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The global batch of a step (or a share of it), leaves [batch, ...]."""
+        """The global batch of a step, leaves [batch, ...], or these rows of it."""
         block, at = divmod(int(step), self.chunk)
         which, turn = _turn(block, self.blocks(), self.seed)
         return self._batch(self.buckets[which], turn * self.chunk + at, rows)

@@ -1,6 +1,6 @@
 """Sets of labelled images: the bundled digits, and every image classification set of TensorFlow Datasets.
 
-A source is one function (name, dir) -> Arrays; a new one is a function like `digits` and its line in `arrays`.
+A new source inherits from `Images` and overrides `arrays`.
 """
 
 import functools
@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.data import tfds
+from research.data.checks import check_fields, check_images, check_labels
 from research.data.feed import FeedName, feeds
-from research.data.order import carved, check_fields
+from research.data.order import carved
 
 
 class Arrays(NamedTuple):
@@ -81,15 +82,28 @@ class Images:
 
     def spec(self) -> ImageSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _spec(self)
+        return _spec(self, tfds.directory(self.dir))
 
     def arrays(self) -> Arrays:
-        """The images and labels themselves; what another source of images has to say, and all of it."""
+        """The images and labels, the same at each call: the only method that a new source overrides."""
         return arrays(self.name, tfds.directory(self.dir), self.limit)
+
+    def load(self) -> Arrays:
+        """`arrays`, checked, and at most `limit` images of each split. Raises as `spec` does."""
+        data = self.arrays()
+        for split, images, labels in (("train", *data[0:2]), ("test", *data[2:4])):
+            check_images(f"data.name {self.name}, split {split}", images)
+            check_labels(f"data.name {self.name}, split {split}", labels, len(images), len(data.names))
+        if data.train_images.shape[1:] != data.test_images.shape[1:]:
+            shapes = f"{data.train_images.shape[1:]} for training, {data.test_images.shape[1:]} to test"
+            raise Mistake(f"data.name {self.name}: images of one shape expected, not {shapes}")
+        n = self.limit
+        train_images, train_labels, test_images, test_labels, names = data
+        return Arrays(train_images[:n], train_labels[:n], test_images[:n], test_labels[:n], names)
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `spec` does."""
-        data = self.arrays()
+        data = self.load()
         return feeds(
             (data.train_images, data.train_labels),
             (data.test_images, data.test_labels),
@@ -103,7 +117,7 @@ class Images:
 
 @functools.lru_cache(maxsize=2)
 def arrays(name: str, dir: str | None, limit: int | None = None) -> Arrays:
-    """The set `name`, read and decoded once a process and checked; not to be written to.
+    """The set `name`, read and decoded once a process; not to be written to.
 
     limit: images of each split at most
 
@@ -111,26 +125,9 @@ def arrays(name: str, dir: str | None, limit: int | None = None) -> Arrays:
     """
     sources: dict[str, Callable[[str, str | None, int | None], Arrays]] = {"digits": digits}
     data = sources.get(name, prepared)(name, dir, limit)
-    for split, images, labels in (("training", *data[0:2]), ("test", *data[2:4])):
-        check(f"data.name {name}, {split} split", images, labels, len(data.names))
-        images.flags.writeable = labels.flags.writeable = False
-    if data.train_images.shape[1:] != data.test_images.shape[1:]:
-        shapes = f"{data.train_images.shape[1:]} for training, {data.test_images.shape[1:]} to test"
-        raise Mistake(f"data.name {name}: images of one shape expected, not {shapes}")
+    for part in data[:4]:
+        part.flags.writeable = False
     return data
-
-
-def check(what: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    """Raises Mistake unless images are u8[examples, h, w, c], Failure unless labels are theirs, in 0 ... classes-1."""
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        expected = "expected images uint8 [examples, height, width, channels]"
-        raise Mistake(f"{what}: {expected}, not {images.dtype} {list(images.shape)}")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise Failure(f"{what}: expected {len(images)} whole numbers as labels, not {labels.dtype} {labels.shape}")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if wrong.size:
-        example = f"example {wrong[0]} has {labels[wrong[0]]}"
-        raise Failure(f"{what}: expected labels 0 ... {classes - 1}; {wrong.size} are out of range, {example}")
 
 
 def digits(name: str, dir: str | None, limit: int | None) -> Arrays:
@@ -203,8 +200,9 @@ def _decoded(source: Any, what: str, where: Any, limit: int | None = None) -> tu
 
 
 @functools.lru_cache(maxsize=2)
-def _spec(images: Images) -> ImageSpec:
-    data = images.arrays()
+def _spec(images: Images, dir: str | None) -> ImageSpec:
+    """`dir`, where the set is, is there for the cache."""
+    data = images.load()
     height, width, channels = data.train_images.shape[1:]
     # How often each of the 256 shades is met, image by image: exact, and in little memory.
     shades = np.zeros((channels, 256))

@@ -13,8 +13,9 @@ from research.core.special_tokens import BOS, EOS
 from research.core.types import Tree
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
-from research.data.order import carved, check_fields
-from research.data.strings import is_path, kept, read_file, strings
+from research.data.checks import check_fields
+from research.data.order import carved
+from research.data.strings import is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, trained
 
 
@@ -87,23 +88,38 @@ class Pairs:
 
     def spec(self) -> PairSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _pairs(self, tfds.directory(self.dir)).spec
+        return _pairs(self, location(self.name, self.dir)).spec
 
     def sources(self, split: str = "test") -> list[str]:
         """The original source texts of the split "validation" or "test"; `Batch.index` is an index into them."""
-        return _pairs(self, tfds.directory(self.dir)).originals[split][0]
+        return _pairs(self, location(self.name, self.dir)).originals[split][0]
 
     def references(self, split: str = "test") -> list[str]:
         """The original translations of `sources`."""
-        return _pairs(self, tfds.directory(self.dir)).originals[split][1]
+        return _pairs(self, location(self.name, self.dir)).originals[split][1]
 
     def texts(self) -> Texts:
-        """The texts themselves; what another source of pairs has to say, and all of it."""
+        """The texts, the same at each call: the only method that a new source overrides."""
         return _texts(self)
+
+    def load(self) -> Texts:
+        """`texts`, checked, and at most `limit` pairs of each split. Raises as `spec` does."""
+        data = self.texts()
+
+        def checked(split: str, part: list[list[str]]) -> list[list[str]]:
+            sources, targets = part
+            if not 0 < len(sources) == len(targets):
+                found = f"{len(sources)} texts and {len(targets)} translations"
+                raise Mistake(f"data.name {self.name}, split {split}: as many of both expected, not {found}")
+            return [side[: self.limit] for side in part]
+
+        train = checked("train", data.train)
+        validation = None if data.validation is None else checked("validation", data.validation)
+        return Texts(train, validation, checked("test", data.test))
 
     def feeds(self, chunk: int) -> Feeds:
         """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
-        data = _pairs(self, tfds.directory(self.dir))
+        data = _pairs(self, location(self.name, self.dir))
 
         def buckets(sources: list[np.ndarray], targets: list[np.ndarray]) -> Any:
             def rows(index: np.ndarray, length: int) -> tuple[Tree, Tree]:
@@ -134,8 +150,9 @@ class _Pairs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def _pairs(config: Pairs, dir: str | None) -> _Pairs:
-    train, validation, test = config.texts()
+def _pairs(config: Pairs, where: str | None) -> _Pairs:
+    """`where` the set is, `location`, is there for the cache."""
+    train, validation, test = config.load()
     if validation is None:
         if len(train[0]) < 2:
             raise Mistake(

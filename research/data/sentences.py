@@ -11,8 +11,9 @@ from research.core.experiment import Feeds
 from research.core.special_tokens import UNKNOWN
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
-from research.data.order import carved, check_fields
-from research.data.strings import kept, strings
+from research.data.checks import check_fields, check_labels
+from research.data.order import carved
+from research.data.strings import kept, location, strings
 from research.data.tokenizer import Tokenizer, trained
 
 
@@ -78,15 +79,27 @@ class Sentences:
 
     def spec(self) -> SentenceSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _labelled(self, tfds.directory(self.dir))[0]
+        return _labelled(self, location(self.name, self.dir))[0]
 
     def texts(self) -> Texts:
-        """The texts and labels themselves; what another source of texts has to say, and all of it."""
+        """The texts and labels, the same at each call: the only method that a new source overrides."""
         return _prepared(self)
+
+    def load(self) -> Texts:
+        """`texts`, checked, and at most `limit` of each split. Raises as `spec` does."""
+        data = self.texts()
+
+        def checked(split: str, part: Any) -> Any:
+            check_labels(f"data.name {self.name}, split {split}", part[1], len(part[0]), len(data.names))
+            return part[0][: self.limit], part[1][: self.limit]
+
+        train = checked("train", data.train)
+        validation = None if data.validation is None else checked("validation", data.validation)
+        return Texts(data.names, train, validation, checked("test", data.test))
 
     def feeds(self, chunk: int) -> Feeds:
         """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
-        spec, *parts = _labelled(self, tfds.directory(self.dir))
+        spec, *parts = _labelled(self, location(self.name, self.dir))
 
         def buckets(part: tuple[list[np.ndarray], np.ndarray]) -> Any:
             texts, labels = part
@@ -103,9 +116,12 @@ class Sentences:
 
 
 @functools.lru_cache(maxsize=2)
-def _labelled(config: Sentences, dir: str | None) -> tuple[Any, ...]:
-    """(spec, train, validation, test): of each part its texts' tokens, a list of i32[tokens], and labels i32[texts]."""
-    names, (texts, labels), validation, test = config.texts()
+def _labelled(config: Sentences, where: str | None) -> tuple[Any, ...]:
+    """(spec, train, validation, test): of each part its texts' tokens, a list of i32[tokens], and labels i32[texts].
+
+    `where` the set is, `location`, is there for the cache.
+    """
+    names, (texts, labels), validation, test = config.load()
     if validation is None:
         if len(texts) < 2:
             raise Mistake(
@@ -115,8 +131,8 @@ def _labelled(config: Sentences, dir: str | None) -> tuple[Any, ...]:
         texts, labels, validation = texts[rest], labels[rest], (texts[part], labels[part])
     tokenizer = trained(config.tokenizer, texts, config.vocabulary, specials=True)
     encoded = lambda texts: [x if x.size else np.array([UNKNOWN], np.int32) for x in tokenizer.encoded(list(texts))]
-    parts = [(encoded(x), y) for x, y in ((texts, labels), validation, test)]
-    return SentenceSpec(tokenizer, len(names), names, config.lengths[-1]), *parts
+    spec = SentenceSpec(tokenizer, len(names), names, config.lengths[-1])
+    return spec, *((encoded(x), y) for x, y in ((texts, labels), validation, test))
 
 
 def _prepared(config: Sentences) -> Texts:
@@ -126,13 +142,8 @@ def _prepared(config: Sentences) -> Texts:
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
         texts, labels = tfds.columns(builder, config.name, split, [feature, "label"], config.limit)
-        what = f"data.name {config.name}, split {split}"
-        numbers = np.array(labels, np.int32)
-        wrong = np.flatnonzero((numbers < 0) | (numbers >= len(names)))
-        if wrong.size:
-            example = f"example {wrong[0]} has {numbers[wrong[0]]}"
-            raise Mistake(f"{what}: expected labels 0 ... {len(names) - 1}; {wrong.size} are out of range, {example}")
-        return np.array([text.replace("<br />", "\n") for text in strings(texts, what)], object), numbers
+        found = strings(texts, f"data.name {config.name}, split {split}")
+        return np.array([text.replace("<br />", "\n") for text in found], object), np.array(labels, np.int32)
 
     label = builder.info.features["label"] if "label" in set(builder.info.features) else None
     names = tuple(getattr(label, "names", ()))

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.core.errors import Mistake
+from research.data import tfds
 from research.data.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".rs", ".go", ".js", ".ts", ".java")
@@ -13,6 +14,14 @@ SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".rs", ".g
 def is_path(name: str) -> bool:
     """Whether the name of a data set is meant as a path."""
     return name.startswith(("/", ".", "~")) or name.endswith(SUFFIXES) or ("/" in name and Path(name).exists())
+
+
+def location(name: str, dir: str | None) -> str | None:
+    """Where a set is, as an absolute path: `name` itself, if it is a path, else the directory of TensorFlow Datasets.
+
+    What is cached of a set is kept under it.
+    """
+    return str(Path(name).expanduser().resolve()) if is_path(name) else tfds.directory(dir)
 
 
 def read_file(path: Path) -> str:

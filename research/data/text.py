@@ -15,9 +15,10 @@ from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import tfds
-from research.data.feed import FeedName, batches
-from research.data.order import carved, check_fields, indices
-from research.data.strings import SUFFIXES, is_path, kept, read_file, strings
+from research.data.checks import check_fields
+from research.data.feed import FeedName, batches, check_device
+from research.data.order import carved, indices
+from research.data.strings import SUFFIXES, is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, commonest, trained
 
 END = "\x03"
@@ -92,16 +93,18 @@ class Text:
 
     def spec(self) -> TextSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _tokens(self, tfds.directory(self.dir))[0]
+        return _tokens(self, location(self.name, self.dir))[0]
 
     def feeds(self) -> Feeds:
         """What a run reads; the tokenizer is kept. Raises as `spec` does."""
-        spec, train, validation, test = _tokens(self, tfds.directory(self.dir))
+        spec, train, validation, test = _tokens(self, location(self.name, self.dir))
         if len(train) <= self.context:
             mend = "give a smaller --data.context, or a longer text"
             raise Mistake(
                 f"data.name {self.name}: {len(train)} tokens to train on fill no window of {self.context}; {mend}"
             )
+        if self.feed == "resident":
+            check_device(len(train), f"tokens of data.name {self.name}")
         context = self.evaluation_context or self.context
         judge = lambda tokens: batches(*windows(tokens, context), self.evaluation_batch)
         return Feeds(
@@ -128,14 +131,18 @@ class Windows:
     resident: bool = struct.field(pytree_node=False, default=True)
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The global batch of a step (or a share of it), i32[batch, context]; `index` is where a window begins."""
+        """The global batch of a step, i32[batch, context], or these rows of it.
+
+        `index` is where a window begins; of more than 2**31 tokens, its low 32 bits.
+        """
         xp = jnp if self.resident else np
         index = indices(step, self.batch, len(self.tokens) - self.context, self.seed, xp, rows)
+        # On the host, where there may be more tokens than 32 bits count, NumPy adds in 64.
         places = index[:, None] + xp.arange(self.context + 1)
         tokens: Any = xp.asarray(self.tokens)
         window = tokens.at[places].get(mode="promise_in_bounds") if self.resident else tokens[places]
         window = window.astype(xp.int32)
-        return Batch(index, xp.ones(index.shape, xp.float32), window[:, :-1], window[:, 1:])
+        return Batch(index.astype(xp.int32), xp.ones(index.shape, xp.float32), window[:, :-1], window[:, 1:])
 
 
 def windows(tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,7 +157,7 @@ def windows(tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.lru_cache(maxsize=2)
-def _tokens(text: Text, dir: str | None) -> tuple[TextSpec, np.ndarray, np.ndarray, np.ndarray]:
+def _tokens(text: Text, where: str | None) -> tuple[TextSpec, np.ndarray, np.ndarray, np.ndarray]:
     """(spec, train, validation, test): the tokens i[tokens] of the three parts."""
     if text.name.endswith(".npy"):
         tokens = _numbers(text)
@@ -158,7 +165,7 @@ def _tokens(text: Text, dir: str | None) -> tuple[TextSpec, np.ndarray, np.ndarr
         parts = _limited((*_cut(rest, text.validation), test), text.limit)
         spec = TextSpec(None, text.vocabulary, text.context, 0)
     else:
-        train, *others = _limited(_parts(text, dir), text.limit)
+        train, *others = _limited(_parts(text, where), text.limit)
         if not train:
             raise Mistake(f"data.name {text.name}: there is no text to train on")
         tokenizer = trained(text.tokenizer, _documents(train), text.vocabulary)

@@ -7,14 +7,19 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from research.core.errors import Failure, Mistake
 
 
 def directory(dir: str | None) -> str | None:
-    """Where prepared sets are: `dir`, else the environment's TFDS_DATA_DIR, else None for the library's default."""
-    return dir or os.environ.get("TFDS_DATA_DIR") or None
+    """Where prepared sets are: `dir`, else the environment's TFDS_DATA_DIR, else None for the library's default.
+
+    An absolute path: what is cached of a set is kept under it.
+    """
+    found = dir or os.environ.get("TFDS_DATA_DIR")
+    return str(Path(found).expanduser().resolve()) if found else None
 
 
 @contextlib.contextmanager

@@ -14,8 +14,8 @@ from research.core.errors import Mistake
 from research.core.experiment import Feed, Feeds
 from research.core.state import Batch
 from research.data import images, tfds
+from research.data.checks import check_fields, check_images
 from research.data.feed import FeedName, feeds
-from research.data.order import check_fields
 
 CYCLE_GAN = "cycle_gan/"
 """How the names of TensorFlow Datasets' sets start that have the splits trainA, trainB, testA and testB."""
@@ -45,7 +45,7 @@ class Unpaired:
         validation: fraction of the training examples to validate on, carved out by a shuffle; at least one of each
         seed: of that split, and of the order of training
         feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
-        limit: images of each split of a labelled set at most, of all its classes
+        limit: images of each split at most; of a labelled set, of all its classes together
     """
 
     name: str = "cifar10"
@@ -64,7 +64,10 @@ class Unpaired:
             raise Mistake(f"data.classes must be two, not {self.classes[0]} twice")
 
     def arrays(self) -> Domains:
-        """The images. Raises Mistake where they aren't there, Failure where damaged."""
+        """The images, the same at each call: the only method that a new source overrides.
+
+        Raises Mistake where they aren't there, Failure where damaged.
+        """
         dir = tfds.directory(self.dir)
         return (
             splits(self.name, dir)
@@ -72,16 +75,26 @@ class Unpaired:
             else labelled(self.name, self.classes, dir, self.limit)
         )
 
+    def load(self) -> Domains:
+        """`arrays`, checked, and at most `limit` images of each part. Raises as `arrays` does."""
+        data = self.arrays()
+        for part, found in zip(Domains._fields, data, strict=True):
+            check_images(f"data.name {self.name}, {part}", found)
+        shapes = sorted({part.shape[1:] for part in data})
+        if len(shapes) > 1:
+            raise Mistake(f"data.name {self.name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
+        return Domains(*(part[: self.limit] for part in data))
+
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `arrays` does."""
-        data = self.arrays()
+        data = self.load()
         x, y = (
             feeds(
                 (train, ()), (test, ()), self.batch, self.evaluation_batch, self.validation, self.seed + at, self.feed
             )
             for at, (train, test) in enumerate(((data.train_x, data.test_x), (data.train_y, data.test_y)))
         )
-        train = Both(x.train, y.train, self.feed == "resident")
+        train = Both(x.train, y.train, self.batch, self.feed == "resident")
         return Feeds(train, beside(x.validation, y.validation), beside(x.test, y.test))
 
 
@@ -91,15 +104,11 @@ class Both:
 
     x: Feed
     y: Feed
+    batch: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False)
 
-    @property
-    def batch(self) -> int:
-        """The global batch's size, of each set."""
-        return self.x.batch  # type: ignore[attr-defined]
-
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The global batch of a step (or a share of it); `index` is that of X."""
+        """The global batch of a step, or these rows of it; `index` is that of X."""
         return both(self.x.batch_at(step, rows), self.y.batch_at(step, rows))
 
 
@@ -141,7 +150,4 @@ def splits(name: str, dir: str | None) -> Domains:
     found = Domains(*(read(split) for split in ("trainA", "trainB", "testA", "testB")))
     for part in found:
         part.flags.writeable = False
-    shapes = sorted({part.shape[1:] for part in found})
-    if len(shapes) > 1:
-        raise Mistake(f"data.name {name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
     return found

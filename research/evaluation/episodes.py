@@ -17,6 +17,7 @@ from research.core.transformations import first_seed
 from research.core.types import Tree
 from research.evaluation import plots as plot
 from research.rl.environments import Timestep, Vector
+from research.rl.evaluation import episode_keys
 
 FRAMES = 12
 """Frames shown in episode.png."""
@@ -37,8 +38,8 @@ def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.A
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         params, seed = first_seed(state).params["q"], int(split.batches[0].index[0])
-        key = jax.random.key(seed)
-        states, observation = reset(key)
+        reset_key, key = episode_keys(seed)
+        states, observation = reset(reset_key)
         observations, rewards = [np.asarray(observation[0])], []
         for time in range(environment.limit):
             states, timestep = step(params, key, time, states, observation)

@@ -142,10 +142,10 @@ def classifier_metrics(
         data, num_samples, classifier.num_features, "give a classifier_dir with fewer features, or leave it out"
     )
     generate = jax.jit(generate)
-    train_features = functools.cache(lambda: classifier.predict(data.arrays().train_images)[0])
+    train_features = functools.cache(lambda: classifier.predict(data.load().train_images)[0])
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        train, arrays = train_features(), data.arrays()
+        train, arrays = train_features(), data.load()
         num_labels = len(arrays.names)
         subset = train[np.linspace(0, len(train) - 1, min(num_samples, len(train))).round().astype(int)]
 
@@ -160,8 +160,8 @@ def classifier_metrics(
                 "precision": manifold.precision,
                 "recall": manifold.recall,
                 "confidence": float(probabilities.max(1).mean()),
-                "min_class_share": float(shares.min()),
-                "max_class_share": float(shares.max()),
+                "min_class_share": float(np.min(shares)),
+                "max_class_share": float(np.max(shares)),
             }
             if conditional:
                 values["label_accuracy"] = float((predicted == np.arange(num_samples) % num_labels).mean())
@@ -206,10 +206,10 @@ def inception_metrics(
     check_counts(data, num_samples, inception.FEATURES, "leave inception out")
     extractor = inception.load_extractor(path)
     generate = jax.jit(generate)
-    train_features = functools.cache(lambda: extractor.features(data.arrays().train_images))
+    train_features = functools.cache(lambda: extractor.features(data.load().train_images))
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        train, arrays = train_features(), data.arrays()
+        train, arrays = train_features(), data.load()
 
         def evaluate(state: State) -> dict[str, float]:
             samples = generate_samples(generate, state, latent, len(arrays.names), num_samples)
@@ -229,7 +229,7 @@ def inception_metrics(
 
 def check_counts(data: Images, num_samples: int, num_features: int, advice: str) -> None:
     """Raises UserError unless there are more samples, training images and test images than features, as FID needs."""
-    arrays, least = data.arrays(), num_features + 1
+    arrays, least = data.load(), num_features + 1
     if num_samples < least:
         raise UserError(
             f"num_samples={num_samples} are too few for FID on {num_features} features: give {least} or more"

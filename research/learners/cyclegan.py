@@ -64,7 +64,7 @@ class CycleGAN(Adversarial):
 
     def build(self) -> Learner:
         """See `Experiment`."""
-        return cyclegan(self, self.data.arrays().train_x.shape[1:])
+        return cyclegan(self, self.data.load().train_x.shape[1:])
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
@@ -79,7 +79,7 @@ class CycleGAN(Adversarial):
         """See `Experiment`."""
         found = [samples.translation_grid(self.translate, self.run.evaluate_every)]
         if self.classifier_dir is not None:
-            shape = self.data.arrays().train_x.shape[1:]
+            shape = self.data.load().train_x.shape[1:]
             classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, shape)
             found.append(samples.translation_metrics(self.translate, self.data, classifier, self.sample_metrics_every))
         return found

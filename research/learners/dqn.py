@@ -7,7 +7,7 @@ where the config asks for them: double Q-learning (van Hasselt, Guez & Silver 20
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,7 +16,7 @@ import optax
 
 from research.core.errors import Mistake
 from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch, positive
-from research.core.metrics import Mean, Metrics, added, mean
+from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, example_keys, learner, rng
@@ -27,26 +27,22 @@ from research.evaluation.episodes import episode
 from research.nets.q import MLP
 from research.rl import replay
 from research.rl.environments import Environment, Vector, make
-from research.rl.replay import Frame, Sample
+from research.rl.evaluation import play
+from research.rl.exploration import epsilon_greedy, linear_epsilon
+from research.rl.replay import Sample
+from research.rl.rollout import ActorState, Transition, reset, rollout
 
 
 class World(NamedTuple):
-    """What the agent acts in, leaves [environments, ...].
+    """What the agent acts in, and what it remembers.
 
-    number       i32, each environment's global index
-    states       the environments' states
-    observation  f32, what the next actions are chosen by
-    return_      f32, the sum of the rewards of the episode so far
-    length       f32, its frames
-    ring         the replay memory, leaves [environments, slots, ...]
+    Attributes:
+        actor: the environments, leaves [num_envs, ...]
+        buffer: the replay memory, leaves [num_envs, slots, ...]
     """
 
-    number: jax.Array
-    states: Tree
-    observation: jax.Array
-    return_: jax.Array
-    length: jax.Array
-    ring: Frame
+    actor: ActorState
+    buffer: Transition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,70 +144,48 @@ class DQN(Experiment):
 def dqn(config: DQN, environment: Vector) -> Learner:
     """The learner: Algorithm 1 of Mnih et al. 2015.
 
-    Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.ring`.
+    Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
     """
     net = network(config.net.clone(outputs=environment.actions), config.update.dtype)
-    descents = max((config.run.steps - config.waiting) * config.updates, 1)
-    init_state, update = updater(config.update, {"q": (config.optimizer, descents)})
-    share = config.batch // config.environments
-    stored = jnp.dtype(config.stored)
+    updates = max((config.run.steps - config.waiting) * config.updates, 1)
+    init_state, update = updater(config.update, {"q": (config.optimizer, updates)})
+    epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
     def q(params: Tree, observation: jax.Array) -> jax.Array:
         return net.apply(params, {}, observation.astype(jnp.float32))[0]
 
-    def epsilon(step: jax.Array) -> jax.Array:
-        fall = step / (config.epsilon_fraction * config.run.steps)
-        return config.epsilon_start + (config.epsilon_end - config.epsilon_start) * jnp.minimum(fall, 1.0)
-
     def init(key: jax.Array) -> State:
         params, _ = net.init(key, jnp.zeros((1, *environment.shape)))
         state = init_state(key, {"q": (params, {})}, {"target": jax.tree.map(jnp.copy, params)})
-        index = jnp.arange(config.environments)
-        states, observation = environment.reset(example_keys(rng(state, "first"), index))
-        seen, over = jnp.zeros(environment.shape, stored), jnp.zeros((), bool)
-        frame = Frame(seen, jnp.zeros((), jnp.int32), jnp.zeros(()), over, over, seen)
-        ring = replay.empty(frame, config.environments, config.slots)
-        zeros = jnp.zeros(config.environments)
-        return state._replace(world=World(index, states, observation, zeros, zeros.copy(), ring))
+        actor = reset(environment, rng(state, "first"), config.environments)
+        buffer = replay.empty(config.environments, config.slots, environment.shape, config.stored)
+        return state._replace(world=World(actor, buffer))
 
-    def act(state: State) -> tuple[World, Metrics]:
-        """`rollout` frames of every environment into the ring."""
+    def act(state: State) -> tuple[State, Metrics]:
+        """Act epsilon-greedily, and store the transitions in D."""
 
-        def frame(world: World, luck: tuple[jax.Array, jax.Array, Any]) -> tuple[World, tuple[Frame, Metrics]]:
-            keys, draw, starts = luck
-            # With probability epsilon select a random action, otherwise the best one. One draw decides both:
-            # below epsilon, draw / epsilon is uniform again.
-            chance = epsilon(state.step)
-            anything = (draw / jnp.maximum(chance, 1e-8) * environment.actions).astype(jnp.int32)
-            action = jnp.where(draw < chance, anything, q(state.params["q"], world.observation).argmax(-1))
-            states, after = environment.step(keys, world.states, action, starts)
-            over = after.terminated | after.truncated
-            seen, final = world.observation.astype(stored), after.final.astype(stored)
-            return_, length = world.return_ + after.reward, world.length + 1
-            metrics = {"return": mean(return_, over), "length": mean(length, over)}
-            world = world._replace(
-                states=states,
-                observation=after.observation,
-                return_=jnp.where(over, 0, return_),
-                length=jnp.where(over, 0, length),
-            )
-            return world, (Frame(seen, action, after.reward, after.terminated, over, final), metrics)
+        def policy(observation: jax.Array, uniform: jax.Array) -> jax.Array:
+            return epsilon_greedy(q(state.params["q"], observation), uniform, epsilon(state.step))
 
-        # All of a rollout's luck at once, leaves [rollout, environments, ...]: many small draws are slow.
-        keys = example_keys(rng(state, "act"), state.world.number)
-        keys = jax.vmap(lambda key: jax.random.split(key, 2 * config.rollout + 1), out_axes=1)(keys)
-        draws = jax.vmap(lambda key: jax.random.uniform(key, (config.rollout,)), out_axes=1)(keys[-1])
-        starts = jax.vmap(environment.reset)(keys[: config.rollout])
-        luck = keys[config.rollout : -1], draws, starts
-        ring = state.world.ring
-        world, (frames, metrics) = jax.lax.scan(frame, state.world._replace(ring=()), luck)
-        ring = replay.write(ring, jax.tree.map(lambda x: x.swapaxes(0, 1), frames), state.step)
-        return world._replace(ring=ring), added(metrics)
+        actor, transitions, metrics = rollout(environment, policy, state.world.actor, rng(state, "act"), config.rollout)
+        buffer = replay.write(state.world.buffer, transitions, state.step)
+        return state._replace(world=World(actor, buffer)), metrics
+
+    def sample(state: State) -> tuple[Sample, jax.Array]:
+        """The minibatches of a step, and Q̂ of their next observations; leaves [updates, batch, ...]."""
+        keys = example_keys(rng(state, "sample"), state.world.actor.env_id)
+        shape = (config.updates, config.batch // config.environments)
+        samples = replay.sample(
+            state.world.buffer, keys, state.step, config.rollout, shape, config.n_step, config.gamma
+        )
+        # Q̂ stands still during a step, so it values all minibatches at once.
+        return samples, jax.vmap(q, (None, 0))(state.collections["target"], samples.next_observation)
 
     def td_loss(params: Tree, state: State, batch: tuple[Sample, jax.Array], rng: jax.Array) -> tuple[Mean, Aux]:
-        sample, next_q = batch  # next_q: Q̂(final, ·)
+        """The squared (or Huber) temporal difference y - Q(observation, action)."""
+        sample, next_q = batch
         if config.double:
-            best = jax.lax.stop_gradient(q(params, sample.final)).argmax(-1)
+            best = jax.lax.stop_gradient(q(params, sample.next_observation)).argmax(-1)
             y = sample.return_ + sample.discount * q_of_action(next_q, best)
         else:
             y = sample.return_ + sample.discount * next_q.max(-1)
@@ -220,69 +194,31 @@ def dqn(config: DQN, environment: Vector) -> Learner:
         return mean(error), Aux({"q": mean(value)})
 
     def learn(state: State) -> tuple[State, Metrics]:
-        """`updates` updates on samples of the ring."""
-        keys = example_keys(rng(state, "sample"), state.world.number)
-        shape = (config.updates, share)
-        samples = replay.sample(state.world.ring, keys, state.step, config.rollout, shape, config.n_step, config.gamma)
-        # Q̂ stands still during a step, so it values all batches at once.
-        flat = samples.final.reshape(-1, *environment.shape)
-        next_q = q(state.collections["target"], flat).reshape(*samples.return_.shape, environment.actions)
-        state, aux = scan_updates(update, state, "q", td_loss, (samples, next_q))
-        return state, dict(aux.metrics)
+        """A gradient descent step on each minibatch."""
+        state, aux = scan_updates(update, state, "q", td_loss, sample(state))
+        return state._replace(world=()), dict(aux.metrics)
 
     def wait(state: State) -> tuple[State, Metrics]:
-        """`learn` where nothing is learnt yet: its metrics count nothing."""
+        """`learn` before learning starts: nothing moves, and the metrics count nothing."""
         _, metrics = jax.eval_shape(learn, state)
-        return state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        return state._replace(world=()), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
     def step(state: State, _: Batch) -> tuple[State, Metrics]:
-        world, played = act(state)
-        # The ring is no part of what the branches return: it stays where it is.
-        learnt, metrics = jax.lax.cond(
-            state.step >= config.waiting,
-            lambda state: without_world(learn(state)),
-            lambda state: without_world(wait(state)),
-            state._replace(world=world),
-        )
-        state = learnt._replace(world=world)
+        state, acted = act(state)
+        # The branches leave the world out of what they return, or they would copy the replay.
+        learned, metrics = jax.lax.cond(state.step >= config.waiting, learn, wait, state)
+        state = learned._replace(world=state.world)
         # Every C steps reset Q̂ = Q
-        target = optax.periodic_update(
-            state.params["q"], state.collections["target"], state.step + 1, config.target_every
-        )
-        return state._replace(collections={"target": target}), {
-            **metrics,
-            **played,
-            "epsilon": mean(epsilon(state.step)),
-        }
+        params, target = state.params["q"], state.collections["target"]
+        target = optax.periodic_update(params, target, state.step + 1, config.target_every)
+        state = state._replace(collections={"target": target})
+        return state, {**acted, **metrics, "epsilon": mean(epsilon(state.step))}
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         """One whole greedy episode for each seed of `batch.index`."""
-        keys = jax.vmap(jax.random.key)(batch.index)
-        start = environment.reset(keys)
-
-        def going(carry: Any) -> jax.Array:
-            time, *_, over = carry
-            return (time < environment.limit) & ~over.all()
-
-        def frame(carry: Any) -> Any:
-            time, states, observation, return_, length, over = carry
-            action = q(state.params["q"], observation).argmax(-1)
-            luck = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
-            states, after = environment.step(luck, states, action, start)
-            return_, length = return_ + jnp.where(over, 0, after.reward), length + ~over
-            return time + 1, states, after.observation, return_, length, over | after.terminated | after.truncated
-
-        zeros = jnp.zeros(batch.index.shape)
-        first = (jnp.int32(0), *start, zeros, zeros, zeros.astype(bool))
-        *_, return_, length, _ = jax.lax.while_loop(going, frame, first)
-        return {"return": mean(return_, batch.mask), "length": mean(length, batch.mask)}
+        return play(environment, lambda observation: q(state.params["q"], observation).argmax(-1), batch)
 
     return learner(init, step, evaluate)
-
-
-def without_world(found: tuple[State, Metrics]) -> tuple[State, Metrics]:
-    """The State without its `world`, which a branch would copy."""
-    return found[0]._replace(world=()), found[1]
 
 
 def q_of_action(values: jax.Array, action: jax.Array) -> jax.Array:
@@ -298,3 +234,24 @@ def multiple(config: DQN, name: str, unit: int, units: str) -> None:
         below, above = value // unit * unit, -(-value // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
         raise Mistake(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD; it learns from its second step on."""
+    return {
+        "dqn": DQN(
+            net=MLP(widths=(16,)),
+            environments=8,
+            rollout=2,
+            ring=8 * 16,
+            start=32,
+            batch=32,
+            updates=2,
+            target_every=2,
+            n_step=2,
+            double=True,
+            episodes=16,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="return"),
+        )
+    }

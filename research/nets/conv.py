@@ -49,9 +49,7 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the batch on all devices of `axis`."""
-
-    axis: str | None = None
+    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the global batch, on all devices."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:

@@ -210,7 +210,8 @@ class LanguageModel(nn.Module):
 
     def start(self, source: jax.Array, length: int) -> Carry:
         """The carry before the first token, for as many sequences as `source` ([batch, ...]) has."""
-        zeros = jnp.zeros((source.shape[0], self.layers, self.width))
+        dtype = self.embed(jnp.zeros(1, jnp.int32)).dtype
+        zeros = jnp.zeros((source.shape[0], self.layers, self.width), dtype)
         return Carry(zeros, zeros)
 
     def extend(self, tokens: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
@@ -400,10 +401,11 @@ class LuongDecoder(nn.Module):
         """x [batch, time, width] -> outputs [batch, time, width], and the carry after them."""
         memory = state.memory
         h, carry = LSTM(self.layers, self.width, dropout=self.dropout)(x, carry=state.carry, train=train)
-        scores = jnp.einsum("bqw,bkw->bqk", Dense(self.width, use_bias=False)(h), memory.tokens)
+        queries = Dense(self.width, use_bias=False)(h)
+        scores = jnp.einsum("bqw,bkw->bqk", queries, memory.tokens, preferred_element_type=jnp.float32)
         weights = nn.softmax(jnp.where(memory.mask[:, None], scores, -1e9))
         self.sow("intermediates", "attention", weights)
-        c = weights @ memory.tokens
+        c = weights.astype(x.dtype) @ memory.tokens
         return jnp.tanh(Dense(self.width, use_bias=False)(jnp.concatenate([c, h], -1))), carry
 
 
@@ -431,9 +433,9 @@ class BahdanauDecoder(nn.Module):
 
         def step(before: tuple, gates: jax.Array) -> tuple[tuple, tuple]:
             s, cell = before
-            scores = jnp.tanh((s @ query)[:, None] + keys) @ v
+            scores = jnp.matmul(jnp.tanh((s @ query)[:, None] + keys), v, preferred_element_type=jnp.float32)
             weights = nn.softmax(jnp.where(memory.mask, scores, -1e9))
-            c = jnp.einsum("bk,bkw->bw", weights, memory.tokens)
+            c = jnp.einsum("bk,bkw->bw", weights.astype(s.dtype), memory.tokens)
             i, f, g, o = jnp.split(gates + c @ kernel + s @ recurrent, 4, -1)
             cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
             s = nn.sigmoid(o) * jnp.tanh(cell)

@@ -86,10 +86,10 @@ def check_finite(metrics: Metrics, before: int, left: Callable[[], str]) -> None
     """
     rank = min(np.ndim(x) for x in jax.tree.leaves(metrics))
     whole = lambda x: np.isfinite(x).all(tuple(range(rank, np.ndim(x))))
-    finite = {name: np.logical_and.reduce([whole(x) for x in jax.tree.leaves(m)]) for name, m in metrics.items()}
-    fine = np.logical_and.reduce(list(finite.values()))
+    finite = {name: np.all([whole(x) for x in jax.tree.leaves(m)], axis=0) for name, m in metrics.items()}
+    fine = np.all(list(finite.values()), axis=0)
     if fine.ndim == 2:
-        fine = np.logical_or.reduce(fine, 1)
+        fine = np.any(fine, axis=1)
     if fine.all():
         return
     step = int(np.argmin(fine))
@@ -111,7 +111,7 @@ def check_moving(metrics: Metrics, adversaries: Sequence[str], before: int, left
     """
     if not adversaries or len(metrics[f"{adversaries[0]}_loss"].total) < STILL:  # type: ignore[attr-defined]
         return
-    if np.all(np.logical_and.reduce([_stopped(name, metrics) for name in adversaries])):
+    if np.all([_stopped(name, metrics) for name in adversaries]):
         steps = len(metrics[f"{adversaries[0]}_loss"].total)  # type: ignore[attr-defined]
         raise RunError(
             f"{' and '.join(adversaries)} have stopped: from step {before + 1} to {before + steps} their losses stood "

@@ -1,4 +1,4 @@
-"""A run's directory: who owns it, what made it, and whether it may be gone on with."""
+"""A run's directory: its lock, its config.json, and whether a command may resume the run in it."""
 
 import contextlib
 import fcntl
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from research.core.console import say, warn
 from research.core.errors import Failure, Mistake
 from research.core.experiment import Experiment
 from research.core.files import failing, replacing
@@ -21,8 +22,9 @@ FORMAT = 2
 def owned(directory: Path, name: str, command: config.Command[Experiment]) -> Iterator[None]:
     """Within this context, `directory` belongs to this run, and no other process may train in it.
 
-    Where nothing is saved in it yet (see `saved`), its config.json is written. Raises Mistake where another config or
-    version saved something in it, or where it holds anything but a run; Failure where it can't be written.
+    Where nothing is saved in it yet (see `saved`), its config.json is written; where the run there has fewer steps
+    and is the same otherwise, it is extended. Raises Mistake where another config or version saved something in it,
+    or where it holds anything but a run; Failure where it can't be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -44,6 +46,8 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
         if there is not None and saved(directory):
             _check_same(directory, name, command, there)
             provenance.check_code(directory, there["code"])
+            if config.extends(command.config, there["config"]):
+                _extend(directory, command.config, there)
         else:
             log.write_json(directory / "config.json", _describe(name, command))
         yield
@@ -130,10 +134,12 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
 
 
 def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> None:
+    """Raise Mistake where the run in `directory`, whose config.json is `there`, is not the one of this command."""
     if there["name"] != name:
         differ = [f"it is a run of {there['name']}, not of {name}"]
     else:
-        differ = config.differences(command.config, there["config"])
+        longer = config.extends(command.config, there["config"])
+        differ = [] if longer else config.differences(command.config, there["config"])
         if there["seeds"] != command.seeds:
             differ.append(f"seeds: {there['seeds']} there, {command.seeds} now")
         if _resolved(there["init_from"]) != _resolved(command.init_from):
@@ -141,7 +147,31 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
     if differ:
         raise Mistake(
             f"{directory} was made by another config ({'; '.join(differ)}): "
-            "choose another --workdir, or start afresh with --overwrite"
+            "choose another --workdir, or train anew with --overwrite"
+        )
+
+
+def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> None:
+    """Make the run in `directory` one of `experiment.run.steps`. Its summary.json is renamed to summary_STEPS.json."""
+    before, after = there["config"]["run"]["steps"], experiment.run.steps
+    summary = directory / "summary.json"
+    if summary.exists():
+        last = max((line["step"] for line in log.read(directory)), default=before)
+        if last < before:
+            raise Mistake(
+                f"the run in {directory} stopped early, at step {last} of {before}, by --run.patience: "
+                "more steps would not change it; choose another --workdir"
+            )
+        with failing("rename", summary):
+            summary.rename(directory / f"summary_{before}.json")
+    values = {**there["config"], "run": {**there["config"]["run"], "steps": after}}
+    extended = [*there.get("extended_from", ()), before]
+    log.write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
+    say(f"{directory}: extended from {before} to {after} steps")
+    if scheduled := config.scheduled(experiment):
+        warn(
+            f"schedules are now computed for {after} steps ({', '.join(scheduled)}): the result is not that of a run "
+            f"of {after} steps from its start"
         )
 
 
@@ -150,6 +180,7 @@ def _resolved(path: Path | str | None) -> Path | None:
 
 
 def _clear(directory: Path) -> None:
+    """Delete the run in `directory`."""
     for part in ("checkpoints", "tensorboard", "history"):
         shutil.rmtree(directory / part, ignore_errors=True)
     for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):
