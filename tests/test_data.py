@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from research.core.errors import Failure, Mistake
-from research.core.state import NO_BATCH, each
+from research.core.state import NO_BATCH, example_keys
 from research.data.augment import Augment, augment
 from research.data.checks import check_images, check_labels
 from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched, resident
@@ -402,7 +402,7 @@ def test_damaged_records(tmp_path, damage):
 
 # ---- augmentation
 
-KEYS = each(jax.random.key(0), jnp.arange(64))
+KEYS = example_keys(jax.random.key(0), jnp.arange(64))
 
 
 augmented = jax.jit(augment, static_argnums=0)

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from research.core import dropout
 from research.core.errors import Mistake
 from research.core.losses import cross_entropy, tokens
+from research.core.modules import network
 from research.core.special_tokens import BOS, EOS, PAD
-from research.evaluation.decoding import Sampling, beam_search, filter_logits, module_apply, sample, sample_token
+from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
 from research.learners.masked import hide
-from research.nets import bag, dropout, lstm, transformer
+from research.nets import bag, lstm, transformer
 from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack
@@ -323,14 +325,14 @@ def test_sampling_by_greed_follows_the_net():
     net = LANGUAGE_MODELS[0]
     prompt = words(0, time=4)
     params = params_of(net, prompt)
-    found = sample(module_apply(net), params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
+    found = sample(network(net).apply, params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
     logits = jax.jit(lambda text: net.apply({"params": params}, text))
     text = jnp.pad(prompt, ((0, 0), (0, 8)))  # what comes after a place can't be seen from it
     for k in range(4, 12):
         text = text.at[:, k].set(logits(text)[:, k - 1].argmax(-1))
     np.testing.assert_array_equal(found, text[:, 4:])
     with pytest.raises(Mistake, match="21 tokens are more than the net's context of 20"):
-        sample(module_apply(net), params, prompt, jax.random.key(0), 17, Sampling())
+        sample(network(net).apply, params, prompt, jax.random.key(0), 17, Sampling())
 
 
 def test_what_may_be_drawn():
