@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from nets import with_keys
 
 from research.core import dropout
 from research.core.errors import Mistake
@@ -436,18 +437,6 @@ def test_dropout_of_an_example_depends_on_its_key_alone(given):
             masks(x, keys[:3])
 
 
-def with_dropout(net, params, inputs, keys):
-    """The outputs of training, each Dropout being given the keys."""
-
-    def hand_over(call, arguments, options, context):
-        if isinstance(context.module, dropout.Dropout):
-            options = options | {"keys": keys}
-        return call(*arguments, **options)
-
-    with nn.intercept_methods(hand_over):
-        return net.apply({"params": params}, inputs, train=True, rngs={"dropout": jax.random.key(0)})
-
-
 DROPPED = [
     CNN(widths=(4,), depth=1, norm=False, hidden=6, dropout=0.5, outputs=3),
     transformer.LanguageModel(Stack(layers=3, width=16, heads=4, dropout=0.3, unroll=1, remat=True),
@@ -475,7 +464,12 @@ def test_dropout_of_every_net_is_keyed_by_example(net):
         case "MaskedModel":
             batch = batch, jnp.tile(jnp.arange(3), (4, 1))
     params, order = params_of(net, batch), jnp.array([2, 0, 1, 3])
-    run = jax.jit(lambda inputs, keys: with_dropout(net, params, inputs, keys))
+
+    @jax.jit
+    def run(inputs, keys):
+        with with_keys(keys):
+            return net.apply({"params": params}, inputs, train=True, rngs={"dropout": jax.random.key(0)})
+
     found = run(batch, keys)
     np.testing.assert_allclose(run(jax.tree.map(lambda x: x[order], batch), keys[order]), found[order], atol=1e-5)
     assert float(jnp.abs(run(batch, keys[order]) - found).max()) > 1e-3
