@@ -107,7 +107,7 @@ def test_what_the_target_is_made_of(double, bootstrap):
 @pytest.mark.parametrize("step", [5, 6])  # after step 5 the target net becomes the net, after step 6 it stays
 @pytest.mark.parametrize(("double", "loss"), [(True, "huber"), (False, "squared")])
 def test_a_step_equals_one_in_numpy(double, loss, step):
-    environments, rollout, slots, updates, share, n, gamma = 2, 3, 9, 2, 4, 2, 0.9
+    environments, rollout, slots, updates, share, n, gamma = 16, 3, 9, 2, 1, 2, 0.9
     config = DQN(
         environment=Environment("probes:ChosenLater"),
         net=MLP(widths=()),
