@@ -16,7 +16,7 @@ Time: 40 minutes each on about one core, beside other work.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.pairs import Pairs
 from research.learners.translate import Translate
 from research.nets.transformer import Stack, Translator
@@ -30,14 +30,14 @@ def config() -> Translate:
         smoothing=0.1,
         average=0.998,
         optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=200, weight_decay=0.1, b2=0.98),
-        descent=Descent(clip=1.0),
+        update=UpdateConfig(clip=1.0),
         run=Run(
             steps=3000,
-            chunk=10,
+            steps_per_dispatch=10,
             evaluate_every=500,
             save_every=250,
             metric="loss",
-            goal="min",
+            mode="min",
             published=(("bleu", 36.52),),
         ),
     )

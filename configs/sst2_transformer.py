@@ -16,7 +16,7 @@ Time: 4 minutes for all 3 on one core, beside other work.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.sentences import Sentences
 from research.learners.sentences import ClassifyText
 from research.nets.transformer import Classifier, Stack
@@ -29,6 +29,6 @@ def config() -> ClassifyText:
         net=Classifier(Stack(layers=2, width=64, heads=4, positions="rotary", dropout=0.3), dropout=0.5),
         average=0.99,
         optimizer=Optimizer(learning_rate=1e-3, schedule="linear", warmup=50, weight_decay=0.1, b2=0.98),
-        descent=Descent(clip=1.0),
-        run=Run(steps=600, chunk=20, evaluate_every=100, save_every=300, published=(("accuracy", 0.854),)),
+        update=UpdateConfig(clip=1.0),
+        run=Run(steps=600, steps_per_dispatch=20, evaluate_every=100, save_every=300, published=(("accuracy", 0.854),)),
     )

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from research.core.errors import Failure, Mistake
-from research.core.state import NO_BATCH, each
+from research.core.state import NO_BATCH, example_keys
 from research.data.augment import Augment, augment
 from research.data.checks import check_images, check_labels
 from research.data.feed import (
@@ -459,7 +459,7 @@ def test_damaged_records(tmp_path, damage):
 
 # ---- augmentation
 
-KEYS = each(jax.random.key(0), jnp.arange(64))
+KEYS = example_keys(jax.random.key(0), jnp.arange(64))
 
 
 augmented = jax.jit(augment, static_argnums=0)

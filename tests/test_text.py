@@ -698,6 +698,7 @@ def test_pairs(tmp_path):
     spec, feeds = config.spec(), config.feeds(3)
     assert (spec.tokenizer.size, spec.length, spec.left_out) == (261, 20, 1)
     assert (config.sources(), config.references()) == test
+    assert (config.sources("validation"), config.references("validation")) == (["a dog"], ["ein Hund"])
     encode = lambda text: spec.tokenizer.encode(text).tolist()
     tail = lambda row, length: row + [PAD] * (length - len(row))
     (batch,) = [b for b in feeds.test if b.inputs[0].shape == (2, 10)]

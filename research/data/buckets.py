@@ -12,7 +12,8 @@ from flax import struct
 
 from research.core.errors import Mistake
 from research.core.special_tokens import PAD
-from research.core.state import Batch, Tree
+from research.core.state import Batch
+from research.core.types import Tree
 from research.data.feed import EvalBatches, taken
 from research.data.order import indices, permuted
 

@@ -10,7 +10,7 @@ import numpy as np
 from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.core.special_tokens import BOS, EOS
-from research.core.state import Tree
+from research.core.types import Tree
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
 from research.data.checks import check_fields
@@ -92,13 +92,13 @@ class Pairs:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
         return _pairs(self, location(self.name, self.dir)).spec
 
-    def sources(self) -> list[str]:
-        """The texts to translate of the test split, as they are; `Batch.index` is a place among them."""
-        return list(_pairs(self, location(self.name, self.dir)).sources)
+    def sources(self, split: str = "test") -> list[str]:
+        """The original source texts of the split "validation" or "test"; `Batch.index` is an index into them."""
+        return _pairs(self, location(self.name, self.dir)).originals[split][0]
 
-    def references(self) -> list[str]:
-        """Their translations in the set, as they are."""
-        return list(_pairs(self, location(self.name, self.dir)).references)
+    def references(self, split: str = "test") -> list[str]:
+        """The original translations of `sources`."""
+        return _pairs(self, location(self.name, self.dir)).originals[split][1]
 
     def texts(self) -> Texts:
         """The texts, the same at each call: the only method that a new source overrides."""
@@ -141,12 +141,14 @@ class Pairs:
 
 
 class _Pairs(NamedTuple):
-    """parts: train, validation and test, each (sources, targets), lists of i32[tokens]."""
+    """parts: train, validation and test, each (sources, targets), lists of i32[tokens].
+
+    originals: the same of validation and test by name, as texts.
+    """
 
     spec: PairSpec
     parts: tuple[tuple[list[np.ndarray], list[np.ndarray]], ...]
-    sources: list[str]
-    references: list[str]
+    originals: dict[str, list[list[str]]]
 
 
 @functools.lru_cache(maxsize=2)
@@ -169,7 +171,7 @@ def _pairs(config: Pairs, where: str | None) -> _Pairs:
         )
     fitting = [sources[i] for i in fits], [targets[i] for i in fits]
     spec = PairSpec(tokenizer, config.lengths[-1], len(sources) - len(fits))
-    return _Pairs(spec, (fitting, *((x, y) for x, y in others)), *test)
+    return _Pairs(spec, (fitting, *((x, y) for x, y in others)), {"validation": validation, "test": test})
 
 
 def _texts(config: Pairs) -> Texts:

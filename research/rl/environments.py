@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import Failure, Mistake
-from research.core.state import Tree
+from research.core.types import Tree
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ number, x. With discount g the optimal values are:
     Seen         one frame, x is 1 or -1, reward x                            Q(x) = x
     Delayed      x is 0, then 1; reward 1 for the second frame                Q(0) = g, Q(1) = 1
     Chosen       one frame, x is 0 or 1, reward 1 for action x, else -1       Q(x, a) = 1 if a = x else -1
+    ChosenLater  x is 0, then 1; the second frame's reward is 1 for           Q(0, ·) = g, Q(1, a) = 1 if a = 1 else -1
+                 action 1, else -1
     Truncating   Delayed, but cut short, not ended, after the second frame    Q(0) = g / (1 - g), Q(1) = 1 / (1 - g)
     Counting     x counts the frames, cut short after 7; reward x             (for tests of what replay hands out)
 
@@ -122,6 +124,16 @@ class Chosen(Constant):
     def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
         """Is the action x?"""
         return jnp.where(action == x, 1.0, -1.0)
+
+
+class ChosenLater(Delayed):
+    """See the file's head."""
+
+    actions = 2
+
+    def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
+        """Nothing at 0; at 1, is the action 1?"""
+        return x * jnp.where(action == 1, 1.0, -1.0)
 
 
 class Truncating(Delayed):
