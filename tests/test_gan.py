@@ -455,7 +455,7 @@ def test_unpaired_data():
         np.testing.assert_array_equal(shown, whole.test_images[whole.test_labels == label])
     assert size(3) != size(8)
     # Both streams and resident data give the same batches, of images of their class, in orders that differ.
-    stream = dataclasses.replace(data, feed="stream").feeds().train
+    stream = dataclasses.replace(data, feed="host").feeds().train
     with prefetched(stream, 0, 4, 2, lambda batch: batch) as chunks:
         streamed = list(chunks)
     for step in range(4):
