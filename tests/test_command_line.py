@@ -18,6 +18,7 @@ import research
 from experiments.train import main
 from research.core.errors import Failure, Mistake
 from research.training import checkpoint, config, provenance, workdir
+from research.training.checks import usable_devices
 
 TINY = [
     "--net.widths",
@@ -430,3 +431,12 @@ def test_build_has_no_branch_on_floats():
 
 def test_failures_are_no_mistakes():
     assert not issubclass(Failure, Mistake) and not issubclass(Mistake, Failure)
+
+
+def test_as_many_devices_are_used_as_divide_the_sizes(capsys):
+    devices, experiment = jax.devices(), EXPERIMENTS["dqn"]
+    assert usable_devices(experiment, devices) == devices
+    assert "warning" not in capsys.readouterr().err
+    odd = dataclasses.replace(experiment, environments=6, batch=30, ring=6 * 16)
+    assert usable_devices(odd, devices) == devices[:2]  # they divide 6 and, of the episodes, 16
+    assert "8 devices do not divide environments=6, batch=30: 2 of them are used" in capsys.readouterr().err
