@@ -58,10 +58,10 @@ def classification(logits: Callable[[Tree, dict[str, Tree], jax.Array], jax.Arra
 def filters(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
     """The kernels of the first convolution as images in filters.png; of several channels, red, green and blue."""
     params: Tree = state.collections.get("average", state.params)
-    if "Conv_0" not in params:
+    if "stem" not in params:
         return {}
-    kernel = np.asarray(first(state, params["Conv_0"]["kernel"]))  # [height, width, channels, filters]
-    if kernel.shape[2] in (1, 3):
+    kernel = np.asarray(first(state, params["stem"]["kernel"]))  # [height, width, channels, filters]
+    if kernel.ndim == 4 and kernel.shape[2] in (1, 3):
         scaled = 0.5 + kernel / (2 * np.abs(kernel).max())  # 0 is in the middle
         plot.image_grid(scaled.transpose(3, 0, 1, 2), None, directory / "filters.png")
     return {}
