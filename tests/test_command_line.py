@@ -125,7 +125,7 @@ def test_seeds_are_reported_each_and_the_first_is_the_single_run(finished, tmp_p
     assert test["each"][0] == pytest.approx(single["mean"], rel=1e-4) and test["each"][0] != test["each"][1]
     assert test["spread"] > 0 and test["mean"] == pytest.approx(sum(test["each"]) / 2)
     _, _, state = research.load(tmp_path / "s")
-    assert state.params["net"]["Dense_0"]["bias"].shape == (2, 10)
+    assert state.params["net"]["head"]["bias"].shape == (2, 10)
 
 
 def test_patience_stops_and_best_is_judged(tmp_path, capsys):
@@ -418,7 +418,7 @@ def test_build_has_no_branch_on_floats():
         optimizer = dataclasses.replace(experiment.optimizer, learning_rate=rate)
         learner = dataclasses.replace(experiment, optimizer=optimizer, smoothing=smoothing).build()
         state, _ = learner.step(learner.init(jax.random.key(0)), experiment.feeds().train.batch_at(0))
-        return state.params["net"]["Dense_0"]["bias"]
+        return state.params["net"]["head"]["bias"]
 
     rates, smoothings = jnp.array([0.01, 0.1]), jnp.array([0.0, 0.2])
     both = jax.jit(jax.vmap(trained))(rates, smoothings)
