@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
-from learners import gan
+from learners import EXPERIMENTS
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Split
 from research.evaluation import inception
 from research.evaluation.inception import FeatureExtractor, Inception, load_extractor, load_weights, resize
@@ -211,7 +212,7 @@ def test_a_file_that_does_not_fit_is_a_mistake(file, tmp_path):
 
     def refused(message, **changes):
         np.savez(other, **{name: x for name, x in {**whole, **changes}.items() if x is not None})
-        with pytest.raises(Mistake, match=f"inception: .*{message}.*research/evaluation/inception.py"):
+        with pytest.raises(UserError, match=f"inception: .*{message}.*research/evaluation/inception.py"):
             load_extractor(str(other))
 
     refused("holds no Mixed_7c.branch_pool.bn.running_var", **{"Mixed_7c.branch_pool.bn.running_var": None})
@@ -220,16 +221,16 @@ def test_a_file_that_does_not_fit_is_a_mistake(file, tmp_path):
     refused("can't be read", **{"Conv2d_1a_3x3.bn.bias": np.array([{}] * 32, object)})
     for content in (b"", b"no weights", file.read_bytes()[: 10**6]):
         other.write_bytes(content)
-        with pytest.raises(Mistake, match=r"can't be read as an .npz file"):
+        with pytest.raises(UserError, match=r"can't be read as an .npz file"):
             load_extractor(str(other))
     with other.open("wb") as one:
         np.save(one, np.zeros(3))
-    with pytest.raises(Mistake, match=r"can't be read as an .npz file"):
+    with pytest.raises(UserError, match=r"can't be read as an .npz file"):
         load_extractor(str(other))
     torch.save({}, other)
-    with pytest.raises(Mistake, match="holds no Conv2d_1a_3x3"):
+    with pytest.raises(UserError, match="holds no Conv2d_1a_3x3"):
         load_extractor(str(other))
-    with pytest.raises(Mistake, match="No such file"):
+    with pytest.raises(UserError, match="No such file"):
         load_extractor(str(tmp_path / "nowhere.npz"))
     assert load_extractor(str(file)).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
@@ -238,14 +239,20 @@ def test_the_report_compares_samples_and_test_images_with_training_images(monkey
     rows = lambda images: images[:, :2].reshape(len(images), -1).astype(np.float32)[:, :5]
     monkeypatch.setattr(inception, "load_extractor", lambda path: FeatureExtractor(rows, "beef" * 16))
     monkeypatch.setattr(inception, "FEATURES", 5)
-    experiment = gan(inception="inception.npz", num_samples=300, generator=DenseGenerator((8,)), sample_metrics_every=6)
+    experiment = replace(
+        EXPERIMENTS["gan"],
+        inception="inception.npz",
+        num_samples=300,
+        generator=DenseGenerator((8,)),
+        sample_metrics_every=6,
+    )
     feeds = experiment.feeds()
     state = jax.jit(experiment.build().init)(jax.random.key(0))
     *_, report = experiment.reports(None)
     values = report.run(state, Split("test", feeds.test), tmp_path)
     arrays = experiment.data.load()
     train, test = rows(arrays.train_images), rows(arrays.test_images)
-    samples = to_uint8(experiment.samples(state.params, state.collections, *latent_inputs(3, 300, 4, 10)))
+    samples = to_uint8(experiment.samples(state, *latent_inputs(3, 300, 4, 10)))
     assert values["inception_fid"] == pytest.approx(fid(rows(samples), train), rel=0.02)
     assert values["inception_fid_of_test_images"] == pytest.approx(fid(test, train))
     written = json.loads((tmp_path / "inception.json").read_text())
@@ -255,8 +262,8 @@ def test_the_report_compares_samples_and_test_images_with_training_images(monkey
     assert during == {"inception_fid": values["inception_fid"]}
     assert (report.every, report.metrics) == (6, ("inception_fid",))
     monkeypatch.setattr(inception, "FEATURES", 300)
-    with pytest.raises(Mistake, match="num_samples=300 are too few for FID on 300 features: give 301 or more"):
+    with pytest.raises(UserError, match="num_samples=300 are too few for FID on 300 features: give 301 or more"):
         experiment.reports(None)
     monkeypatch.setattr(inception, "FEATURES", 400)
-    with pytest.raises(Mistake, match="359 test images are too few"):
-        gan(inception="inception.npz", num_samples=500).reports(None)
+    with pytest.raises(UserError, match="359 test images are too few"):
+        replace(experiment, num_samples=500).reports(None)
