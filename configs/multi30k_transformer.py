@@ -6,6 +6,9 @@ bentrevett/pytorch-seq2seq has 36.52 BLEU, German to English with another tokeni
     python -m experiments.train multi30k_transformer
     python -m experiments.train multi30k_transformer --data.source de --data.target en
 
+Data: `git clone https://github.com/multi30k/dataset`, then `--data.name dataset/data/task1/raw`. The figures are from
+these pairs as a set of TensorFlow Datasets, in another order.
+
 Expected: at least 36 BLEU on test_2016_flickr (sacrebleu, cased, detokenised), beam 5.
 Measured: 39.10, brevity penalty 0.963, in 20 passes; German to English 41.33, brevity penalty 0.955; one seed each.
 Time: 40 minutes each on about one core, beside other work.

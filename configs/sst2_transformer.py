@@ -5,6 +5,11 @@ labels of every phrase besides. Here the 6,920 whole sentences alone.
 
     python -m experiments.train sst2_transformer --seeds 3
 
+Data: `git clone https://github.com/clairett/pytorch-sentiment-classification`, then `--data.name
+pytorch-sentiment-classification/data/SST2`. The figures are from these sentences as a set of TensorFlow Datasets, in
+another order. `--data.name glue/sst2` is another task: 67,349 phrases, tested on the 872 sentences of its validation
+split, because its test split has no labels.
+
 Measured: an accuracy of 0.807 ± 0.005 (0.802 to 0.812) on the 1,821 test sentences, 3 seeds.
 Time: 4 minutes for all 3 on one core, beside other work.
 """

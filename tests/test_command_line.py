@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tyro
-from learners import classify, dqn
+from learners import EXPERIMENTS
 
 import research
 from experiments.train import main
@@ -124,7 +124,7 @@ def test_seeds_are_reported_each_and_the_first_is_the_single_run(finished, tmp_p
     assert test["each"][0] == pytest.approx(single["mean"], rel=1e-4) and test["each"][0] != test["each"][1]
     assert test["spread"] > 0 and test["mean"] == pytest.approx(sum(test["each"]) / 2)
     _, _, state = research.load(tmp_path / "s")
-    assert state.params["Dense_0"]["bias"].shape == (2, 10)
+    assert state.params["net"]["Dense_0"]["bias"].shape == (2, 10)
 
 
 def test_patience_stops_and_best_is_judged(tmp_path, capsys):
@@ -151,7 +151,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--seeds", "0"], "--seeds must be at least 1"),
         (["digits_cnn", "--run.evaluate-every", "70"], "the nearest are 50 or 100"),
         (["digits_cnn", "--run.keep", "1"], "run.keep must be at least 2"),
-        (["digits_cnn", "--update.grad-accum-steps", "3"], "descent.micro=3 does not divide data.batch=64"),
+        (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
         (["digits_cnn", "--run.metric", "acuracy", *TINY], "accuracy"),
         (["digits_cnn", "--data.name", "mnits"], "did you mean mnist?"),
@@ -413,16 +413,18 @@ def test_build_has_no_branch_on_floats():
     import jax.numpy as jnp
 
     def trained(rate, smoothing):
-        experiment = classify()
+        experiment = EXPERIMENTS["cnn"]
         optimizer = dataclasses.replace(experiment.optimizer, learning_rate=rate)
         learner = dataclasses.replace(experiment, optimizer=optimizer, smoothing=smoothing).build()
         state, _ = learner.step(learner.init(jax.random.key(0)), experiment.feeds().train.batch_at(0))
-        return state.params["Dense_0"]["bias"]
+        return state.params["net"]["Dense_0"]["bias"]
 
     rates, smoothings = jnp.array([0.01, 0.1]), jnp.array([0.0, 0.2])
     both = jax.jit(jax.vmap(trained))(rates, smoothings)
     np.testing.assert_allclose(both[1], jax.jit(trained)(0.1, 0.2), rtol=1e-4, atol=1e-6)
-    played = jax.eval_shape(lambda gamma: dqn(gamma=gamma).build().init(jax.random.key(0)), 0.9)
+    played = jax.eval_shape(
+        lambda gamma: dataclasses.replace(EXPERIMENTS["dqn"], gamma=gamma).build().init(jax.random.key(0)), 0.9
+    )
     assert played.step.shape == ()
 
 

@@ -6,9 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from research.training.selection import best, exhausted
-from research.training.checks import check_moving
-from research.training.evaluate import summary
 
 from research.core.errors import RunError, UserError
 from research.core.experiment import Run
@@ -17,6 +14,9 @@ from research.core.modules import network
 from research.core.optimizers import Optimizer, decayed, matrices, optimizer, schedule
 from research.core.state import Batch, State, evaluated, example_keys, fold_name, rng
 from research.core.update import Aux, UpdateConfig, scan_updates, updater
+from research.training.checks import check_moving
+from research.training.evaluate import summary
+from research.training.selection import best, exhausted
 
 
 def state(step=0, key=0, params=(), collections=None):

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from research.core.errors import Failure, Mistake
-from research.core.state import NO_BATCH, each
+from research.core.state import NO_BATCH, example_keys
 from research.data.augment import Augment, augment
 from research.data.checks import check_images, check_labels
 from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched, resident
-from research.data.images import Images, arrays, held_out
+from research.data.images import Images, arrays, without_test
 from research.data.order import carved, indices, permuted, positions
 from research.data.unpaired import Domains, Unpaired
 
@@ -271,7 +271,7 @@ def test_what_is_no_set_of_labelled_images():
             check_images("set", wrong)
     with pytest.raises(Mistake, match="too few"):
         feeds((images[:1], labels[:1]), (images, labels), 2, 2, 0.1, 0)
-    split = held_out(np.tile(images, (5, 1, 1, 1)), np.arange(20), ("a",) * 20)
+    split = without_test(np.tile(images, (5, 1, 1, 1)), np.arange(20), ("a",) * 20)
     np.testing.assert_array_equal(np.sort(np.concatenate([split.train_labels, split.test_labels])), np.arange(20))
 
 
@@ -326,7 +326,7 @@ def test_two_domains_that_inherit_are_limited_and_checked():
         Greys(seed=0).feeds()
 
 
-def built(directory: Path, examples):
+def built(directory: Path, examples, image="image", label="label"):
     """A set in the format of TFDS, made without TensorFlow."""
     import tensorflow_datasets as tfds
 
@@ -338,8 +338,7 @@ def built(directory: Path, examples):
             pkg_dir_path = directory
 
             def _info(self):
-                label = tfds.features.ClassLabel(num_classes=2)
-                features = tfds.features.FeaturesDict({"image": tensor, "label": label})
+                features = tfds.features.FeaturesDict({image: tensor, label: tfds.features.ClassLabel(num_classes=2)})
                 return tfds.core.DatasetInfo(builder=self, features=features)
 
             def _split_generators(self, dl_manager):
@@ -364,6 +363,20 @@ def test_a_prepared_set_without_a_test_split(tmp_path):
     assert sorted([*data.train_labels, *data.test_labels]) == [0] * 10 + [1] * 10
 
 
+def test_features_of_other_names(tmp_path):
+    where = built(tmp_path, [{"photo": image(3, 0)["image"], "kind": k % 2} for k in range(20)], "photo", "kind")
+    data = Images("tiny", where, image_feature="photo", label_feature="kind").load()
+    assert data.train_images.shape == (16, 3, 4, 1) and sorted(data.train_labels.tolist()) == [0] * 8 + [1] * 8
+    domains = Unpaired("tiny", ("1", "0"), where, image_feature="photo", label_feature="kind").load()
+    assert len(domains.train_x) == int(data.train_labels.sum())
+    with pytest.raises(
+        Mistake, match="features image and kind, a class, and a split train; it has features kind, photo"
+    ):
+        Images("tiny", where, label_feature="kind").load()
+    with pytest.raises(Mistake, match="features photo and photo, a class"):
+        Images("tiny", where, image_feature="photo", label_feature="photo").load()
+
+
 def test_sets_are_cached_by_their_directory(tmp_path, monkeypatch):
     for name, height in (("a", 3), ("b", 5)):
         (tmp_path / name).mkdir()
@@ -374,7 +387,9 @@ def test_sets_are_cached_by_their_directory(tmp_path, monkeypatch):
         assert Images("tiny").spec().shape == Images("tiny").load().train_images.shape[1:] == (height, 4, 1)
     monkeypatch.chdir("b")
     monkeypatch.setenv("TFDS_DATA_DIR", "../a")
-    assert np.shares_memory(Images("tiny").load().train_images, arrays("tiny", str(tmp_path / "a"), None).train_images)
+    assert np.shares_memory(
+        Images("tiny").load().train_images, arrays("tiny", str(tmp_path / "a"), None, "image", "label").train_images
+    )
 
 
 def test_images_of_unequal_shapes(tmp_path):
@@ -402,7 +417,7 @@ def test_damaged_records(tmp_path, damage):
 
 # ---- augmentation
 
-KEYS = each(jax.random.key(0), jnp.arange(64))
+KEYS = example_keys(jax.random.key(0), jnp.arange(64))
 
 
 augmented = jax.jit(augment, static_argnums=0)

@@ -12,8 +12,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from research.core.errors import Failure, Mistake
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.state import NO_BATCH, Batch, State, stream
-from research.core.transformations import many, seeds
+from research.core.state import NO_BATCH, Batch, State, rng
+from research.core.transformations import per_seed, scan_steps
 from research.learners.dqn import DQN
 from research.nets.q import MLP
 from research.rl import environments as vector
@@ -56,12 +56,12 @@ def probe(name: str, **changes) -> DQN:
 def trained(config: DQN, seed: int = 0) -> tuple[State, dict]:
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(seed))
-    return jax.jit(many(learner.step, config.run.steps), donate_argnums=0)(state, NO_BATCH)
+    return jax.jit(scan_steps(learner.step, config.run.steps), donate_argnums=0)(state, NO_BATCH)
 
 
 def values(config: DQN, state: State, x: float) -> np.ndarray:
     net = config.net.clone(outputs=vector.make(config.environment).actions)
-    return np.asarray(net.apply({"params": state.params}, jnp.array([[x]]))[0])
+    return np.asarray(net.apply({"params": state.params["q"]}, jnp.array([[x]]))[0])
 
 
 KNOWN = {
@@ -96,10 +96,10 @@ def test_what_the_target_is_made_of(double, bootstrap):
     config = probe("ChosenLater", double=double, target_every=1000)
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
-    target = jax.tree.map(jnp.zeros_like, state.params)
+    target = jax.tree.map(jnp.zeros_like, state.params["q"])
     target["Dense_1"]["bias"] = jnp.array([3.0, 2.0])
     state = state._replace(collections={"target": target})
-    state, _ = jax.jit(many(learner.step, config.run.steps))(state, NO_BATCH)
+    state, _ = jax.jit(scan_steps(learner.step, config.run.steps))(state, NO_BATCH)
     np.testing.assert_allclose(values(config, state, 0), [G * bootstrap, G * bootstrap], atol=0.1)
     np.testing.assert_allclose(values(config, state, 1), [-1, 1], atol=0.1)
 
@@ -107,7 +107,7 @@ def test_what_the_target_is_made_of(double, bootstrap):
 @pytest.mark.parametrize("step", [5, 6])  # after step 5 the target net becomes the net, after step 6 it stays
 @pytest.mark.parametrize(("double", "loss"), [(True, "huber"), (False, "squared")])
 def test_a_step_equals_one_in_numpy(double, loss, step):
-    environments, rollout, slots, updates, share, n, gamma = 2, 3, 9, 2, 4, 2, 0.9
+    environments, rollout, slots, updates, share, n, gamma = 16, 3, 9, 2, 1, 2, 0.9
     config = DQN(
         environment=Environment("probes:ChosenLater"),
         net=MLP(widths=()),
@@ -142,7 +142,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
         next_observation=array(environments, slots, 1),
     )
     world = state.world._replace(buffer=jax.tree.map(jnp.array, buffer))
-    state = state._replace(step=jnp.int32(step), params=net, collections={"target": target}, world=world)
+    state = state._replace(step=jnp.int32(step), params={"q": net}, collections={"target": target}, world=world)
     after, metrics = jax.jit(learner.step)(state, NO_BATCH)
 
     # The step in NumPy. Only the draws are JAX's.
@@ -150,7 +150,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     epsilon = 1 - 0.8 * step / 10
     expected: dict[str, list] = {"loss": [], "q": [], "gradient_norm": [], "return": [], "length": []}
     for e in range(environments):
-        key = jax.random.fold_in(stream(state, "act"), e)
+        key = jax.random.fold_in(rng(state, "act"), e)
         uniform = np.asarray(jax.random.uniform(jax.random.split(key, 2 * rollout + 1)[-1], (rollout,)))
         for k, x in enumerate([0, 1, 0]):  # one episode of two frames, and the first frame of another
             greedy = q(net, np.array([x])).argmax()
@@ -165,7 +165,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     oldest = (step + 1) % 3 * rollout
     batches: list[list] = [[] for _ in range(updates)]
     for e in range(environments):
-        key = jax.random.fold_in(stream(state, "sample"), e)
+        key = jax.random.fold_in(rng(state, "sample"), e)
         ages = (np.asarray(jax.random.uniform(key, (updates, share))) * (slots - n + 1)).astype(int)
         for u, age in np.ndindex(updates, share):
             first = last = (oldest + ages[u, age]) % slots
@@ -195,7 +195,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, after.world.buffer, buffer)
-    jax.tree.map(close, after.params, net)
+    jax.tree.map(close, after.params["q"], net)
     jax.tree.map(close, after.collections["target"], target)
     for name, values_ in expected.items():
         close(metrics[name].value, np.mean(values_))
@@ -341,20 +341,22 @@ def test_target_is_reset_now_and_then():
     config = probe("Chosen", target_every=3, start=0, run=Run(steps=10, steps_per_dispatch=10, metric="return"))
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
-    first = jax.tree.map(np.asarray, state.params)
+    first = jax.tree.map(np.asarray, state.params["q"])
     step = jax.jit(learner.step)
     for expected in ("first", "first", "params"):
         state, _ = step(state, NO_BATCH)
         jax.tree.map(
-            np.testing.assert_array_equal, state.collections["target"], first if expected == "first" else state.params
+            np.testing.assert_array_equal,
+            state.collections["target"],
+            first if expected == "first" else state.params["q"],
         )
 
 
 def test_seeds_differ_and_equal_their_single_runs():
     config = probe("Chosen", run=Run(steps=20, steps_per_dispatch=20, metric="return"))
-    lifted = seeds(config.build())
+    lifted = per_seed(config.build())
     states = jax.jit(lifted.init)(jax.vmap(jax.random.key)(jnp.arange(2)))
-    states, _ = jax.jit(many(lifted.step, 20), donate_argnums=0)(states, NO_BATCH)
+    states, _ = jax.jit(scan_steps(lifted.step, 20), donate_argnums=0)(states, NO_BATCH)
     alone, _ = trained(config, 1)
     np.testing.assert_array_equal(states.world.buffer.action[1], alone.world.buffer.action)
     np.testing.assert_allclose(
@@ -368,7 +370,7 @@ def test_seeds_differ_and_equal_their_single_runs():
 def test_replay_is_not_copied_under_seeds():
     """`step` is shared, so a cond stays a cond; the ring is updated in place, and no select touches it."""
     config = probe("Chosen", ring=40_000)
-    lifted = seeds(config.build())
+    lifted = per_seed(config.build())
     states = jax.eval_shape(lifted.init, jax.vmap(jax.random.key)(jnp.arange(2)))
     text = str(jax.make_jaxpr(lifted.step)(states, NO_BATCH))
     assert "cond[" in text

@@ -6,56 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.tree_util import tree_map_with_path
+from nets import LANGUAGE_MODELS, NETS, TRANSLATORS, WORDS, name
 
-from research.core.special_tokens import PAD
-from research.nets import lstm, transformer
-from research.nets.cnn import CNN, ResNet
-from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
-from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
-from research.nets.gan import DenseDiscriminator, DenseGenerator
-from research.nets.q import MLP, MinAtarNet
-from research.nets.residual import ResidualDiscriminator, ResidualGenerator
-from research.nets.transformer import Stack
+from research.nets import lstm
 
 pytestmark = pytest.mark.usefixtures("quickly")
-WORDS = jax.random.randint(jax.random.key(0), (3, 8), 5, 50).at[0, 6:].set(PAD)
-IMAGES = jax.random.normal(jax.random.key(1), (3, 8, 8, 2))
-LABELS, NOISE = jnp.arange(3), jax.random.normal(jax.random.key(2), (3, 5))
-GANS = {"shape": (8, 8, 2), "classes": 3}
-STACK = Stack(layers=2, width=16, heads=4, dropout=0.1)
-OTHER = Stack(layers=2, width=16, heads=4, groups=2, positions="rotary", activation="swiglu", unroll=1, remat=True)
-TRANSLATORS = [
-    transformer.Translator(Stack(layers=1, width=16, heads=4, positions="sinusoidal", norm="post"),
-                           context=20, outputs=50),
-    lstm.Translator(layers=2, width=8, outputs=50),
-    lstm.Translator(layers=2, width=8, attention="bahdanau", outputs=50),
-]  # fmt: skip
-LANGUAGE_MODELS = [
-    transformer.LanguageModel(STACK, context=20, outputs=50),
-    transformer.LanguageModel(OTHER, tied=False, context=20, outputs=50),
-    lstm.LanguageModel(width=8, embedding=6, dropout=0.3, outputs=50),
-]
-NETS = [
-    (CNN(widths=(8, 8), hidden=6, dropout=0.1, outputs=3), IMAGES),
-    (ResNet((8, 16), (1, 1), "project", outputs=3), IMAGES),
-    (MLP(outputs=3), IMAGES),
-    (MinAtarNet(outputs=3), IMAGES),
-    (DCGANGenerator(widths=(8, 4), hidden=8, **GANS), (NOISE, LABELS)),
-    (DCGANDiscriminator(widths=(8, 8), hidden=8, norm="layer", spectral=True, classes=3), (IMAGES, LABELS)),
-    (ResidualGenerator(widths=(8, 8), **GANS), (NOISE, LABELS)),
-    (ResidualDiscriminator(widths=(8, 8), classes=3), (IMAGES, LABELS)),
-    (DenseGenerator(**GANS), (NOISE, LABELS)),
-    (DenseDiscriminator(classes=3), (IMAGES, LABELS)),
-    (CycleGenerator(width=8, blocks=1), IMAGES),
-    (PatchDiscriminator(widths=(8, 8), norm="layer"), IMAGES),
-    *((net, WORDS) for net in LANGUAGE_MODELS),
-    *((net, (WORDS, WORDS[:, :5])) for net in TRANSLATORS),
-    (transformer.Classifier(STACK, vocabulary=50, context=8, outputs=3), WORDS),
-    (transformer.MaskedModel(STACK, vocabulary=50, context=8, outputs=30), (WORDS, WORDS[:, :2] % 6)),
-    (lstm.Classifier(layers=2, width=8, embedding=6, pairs=16, vocabulary=50, outputs=3), WORDS),
-    (lstm.MaskedModel(width=8, embedding=6, vocabulary=50, outputs=30), (WORDS, WORDS[:, :2] % 6)),
-]
-ids = lambda value: f"{type(value).__module__[14:]}-{type(value).__name__}" if isinstance(value, nn.Module) else ""
 
 
 def cast(tree, dtype):
@@ -82,7 +37,7 @@ def floats(tree):
     return {x.dtype.name for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
 
 
-@pytest.mark.parametrize("net, inputs", NETS, ids=ids)
+@pytest.mark.parametrize("net, inputs", NETS, ids=name)
 def test_nets_compute_in_bfloat16(net, inputs):
     """Outputs are bfloat16, and near those in float32; batch statistics and gradients are float32."""
     variables = net.init(jax.random.key(0), inputs)
@@ -101,7 +56,7 @@ def test_nets_compute_in_bfloat16(net, inputs):
     assert floats(gradient) == {"float32"}
 
 
-@pytest.mark.parametrize("net", LANGUAGE_MODELS + TRANSLATORS, ids=ids)
+@pytest.mark.parametrize("net", LANGUAGE_MODELS + TRANSLATORS, ids=name)
 def test_caches_and_carries_have_the_dtype_of_the_net(net):
     tokens = WORDS[:, :3]
     variables = net.init(jax.random.key(0), (WORDS, tokens) if net in TRANSLATORS else tokens)
@@ -123,8 +78,8 @@ def test_the_gradient_of_an_embedding_is_summed_in_float32():
     )
     for path in (("encoder", "words"), ("bag", "words"), ("bag", "pairs")):
         mine, theirs = found, expected
-        for name in path:
-            mine, theirs = mine[name], theirs[name]
+        for key in path:
+            mine, theirs = mine[key], theirs[key]
         scale = float(jnp.abs(theirs["embedding"]).max())
         np.testing.assert_allclose(mine["embedding"], theirs["embedding"], atol=0.02 * scale)
 

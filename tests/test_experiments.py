@@ -11,7 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from learners import classify, dqn
+from learners import EXPERIMENTS
 from matplotlib.image import imread
 
 import research
@@ -203,7 +203,7 @@ def test_mistakes_are_those_that_numpy_counts(finished):
 
 
 def test_reports_judge_the_averaged_weights(tmp_path):
-    experiment = classify(average=0.9)
+    experiment = dataclasses.replace(EXPERIMENTS["cnn"], average=0.9)
     learner, feeds = experiment.build(), experiment.feeds()
     state = jax.jit(learner.init)(jax.random.key(0))
     state = state._replace(params=jax.tree.map(np.zeros_like, state.params))
@@ -216,7 +216,7 @@ def test_reports_judge_the_averaged_weights(tmp_path):
 
 
 def test_the_episode_is_the_one_that_is_judged(tmp_path):
-    experiment = dqn(environment=Environment("CartPole-v1", 60))
+    experiment = dataclasses.replace(EXPERIMENTS["dqn"], environment=Environment("CartPole-v1", 60))
     learner, feeds = experiment.build(), experiment.feeds()
     state = jax.jit(learner.init)(jax.random.key(0))
     first = Batch(feeds.test[0].index[:1], np.ones(1, np.float32), (), ())

@@ -84,7 +84,14 @@ def test_the_page_is_whole():
 
 
 def test_help_lists_the_new_fields(said):
-    for option in ("--net.patch", "--noise", "--encoder.widths", "--data.side", "--environment.max-steps"):
+    for option in (
+        "--net.patch",
+        "--noise",
+        "--encoder.widths",
+        "--data.side",
+        "--environment.max-steps",
+        "--gae-lambda",
+    ):
         assert option in said, option
 
 
@@ -112,8 +119,14 @@ def test_an_environment(trained):
     assert test["return"] == 1.0 and test["length"] == 4.0  # the shortest way to the large reward
 
 
+def test_a_reinforcement_learner(trained):
+    lines, test = trained("corridor_a2c")
+    assert lines["train"][0]["return"] < 0.7  # at random 0.55, for both ends are as likely
+    assert test["return"] == 1.0 and test["length"] == 4.0
+
+
 def test_the_laws(overlay):
-    laws = "endomorphism or (denoise and (seeds or microbatches or (placement and shard_map)))"
-    which = f"({laws}) and (denoise or mixer or corridor)"
+    laws = "endomorphism or ((denoise or a2c) and (seeds or microbatches or (placement and shard_map)))"
+    which = f"({laws}) and (denoise or mixer or corridor or a2c)"
     said = python(overlay, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_laws.py", "-k", which)
-    assert "7 passed" in said
+    assert "12 passed" in said

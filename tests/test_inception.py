@@ -1,8 +1,8 @@
 """Inception-v3 against the same net of PyTorch's modules, with random weights; its file of weights; its report."""
 
+import dataclasses
 import hashlib
 import json
-from dataclasses import replace
 
 import jax
 import numpy as np
@@ -239,13 +239,8 @@ def test_the_report_compares_samples_and_test_images_with_training_images(monkey
     rows = lambda images: images[:, :2].reshape(len(images), -1).astype(np.float32)[:, :5]
     monkeypatch.setattr(inception, "load_extractor", lambda path: FeatureExtractor(rows, "beef" * 16))
     monkeypatch.setattr(inception, "FEATURES", 5)
-    experiment = replace(
-        EXPERIMENTS["gan"],
-        inception="inception.npz",
-        num_samples=300,
-        generator=DenseGenerator((8,)),
-        sample_metrics_every=6,
-    )
+    changes = {"inception": "inception.npz", "num_samples": 300, "sample_metrics_every": 6}
+    experiment = dataclasses.replace(EXPERIMENTS["gan"], generator=DenseGenerator((8,)), **changes)
     feeds = experiment.feeds()
     state = jax.jit(experiment.build().init)(jax.random.key(0))
     *_, report = experiment.reports(None)
@@ -266,4 +261,4 @@ def test_the_report_compares_samples_and_test_images_with_training_images(monkey
         experiment.reports(None)
     monkeypatch.setattr(inception, "FEATURES", 400)
     with pytest.raises(UserError, match="359 test images are too few"):
-        replace(experiment, num_samples=500).reports(None)
+        dataclasses.replace(experiment, num_samples=500).reports(None)

@@ -8,13 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from nets import with_keys
 
+from research.core import dropout
 from research.core.errors import Mistake
 from research.core.losses import cross_entropy, tokens
+from research.core.modules import network
 from research.core.special_tokens import BOS, EOS, PAD
-from research.evaluation.decoding import Sampling, beam_search, filter_logits, module_apply, sample, sample_token
+from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
 from research.learners.masked import hide
-from research.nets import bag, dropout, lstm, transformer
+from research.nets import bag, lstm, transformer
 from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack
@@ -323,14 +326,14 @@ def test_sampling_by_greed_follows_the_net():
     net = LANGUAGE_MODELS[0]
     prompt = words(0, time=4)
     params = params_of(net, prompt)
-    found = sample(module_apply(net), params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
+    found = sample(network(net).apply, params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
     logits = jax.jit(lambda text: net.apply({"params": params}, text))
     text = jnp.pad(prompt, ((0, 0), (0, 8)))  # what comes after a place can't be seen from it
     for k in range(4, 12):
         text = text.at[:, k].set(logits(text)[:, k - 1].argmax(-1))
     np.testing.assert_array_equal(found, text[:, 4:])
     with pytest.raises(Mistake, match="21 tokens are more than the net's context of 20"):
-        sample(module_apply(net), params, prompt, jax.random.key(0), 17, Sampling())
+        sample(network(net).apply, params, prompt, jax.random.key(0), 17, Sampling())
 
 
 def test_what_may_be_drawn():
@@ -434,18 +437,6 @@ def test_dropout_of_an_example_depends_on_its_key_alone(given):
             masks(x, keys[:3])
 
 
-def with_dropout(net, params, inputs, keys):
-    """The outputs of training, each Dropout being given the keys."""
-
-    def hand_over(call, arguments, options, context):
-        if isinstance(context.module, dropout.Dropout):
-            options = options | {"keys": keys}
-        return call(*arguments, **options)
-
-    with nn.intercept_methods(hand_over):
-        return net.apply({"params": params}, inputs, train=True, rngs={"dropout": jax.random.key(0)})
-
-
 DROPPED = [
     CNN(widths=(4,), depth=1, norm=False, hidden=6, dropout=0.5, outputs=3),
     transformer.LanguageModel(Stack(layers=3, width=16, heads=4, dropout=0.3, unroll=1, remat=True),
@@ -473,7 +464,12 @@ def test_dropout_of_every_net_is_keyed_by_example(net):
         case "MaskedModel":
             batch = batch, jnp.tile(jnp.arange(3), (4, 1))
     params, order = params_of(net, batch), jnp.array([2, 0, 1, 3])
-    run = jax.jit(lambda inputs, keys: with_dropout(net, params, inputs, keys))
+
+    @jax.jit
+    def run(inputs, keys):
+        with with_keys(keys):
+            return net.apply({"params": params}, inputs, train=True, rngs={"dropout": jax.random.key(0)})
+
     found = run(batch, keys)
     np.testing.assert_allclose(run(jax.tree.map(lambda x: x[order], batch), keys[order]), found[order], atol=1e-5)
     assert float(jnp.abs(run(batch, keys[order]) - found).max()) > 1e-3

@@ -1,6 +1,7 @@
 """Tokenizers, texts, buckets."""
 
 import dataclasses
+import gzip
 import os
 from collections import Counter
 from pathlib import Path
@@ -405,7 +406,7 @@ def test_evaluation_meets_every_example_once():
 # ---- labelled texts, pairs
 
 
-def built(directory, features, splits, name="tiny"):
+def built(directory, features, splits, name="tiny", config=""):
     """A set in the format of TFDS, made without TensorFlow."""
     import tensorflow_datasets as tfds
 
@@ -413,6 +414,7 @@ def built(directory, features, splits, name="tiny"):
 
         class Tiny(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("1.0.0")
+            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
             pkg_dir_path = directory
 
             def _info(self):
@@ -424,6 +426,7 @@ def built(directory, features, splits, name="tiny"):
             def _generate_examples(self):
                 raise NotImplementedError
 
+    Tiny.name = name
     Tiny(data_dir=directory, file_format="array_record").download_and_prepare()
     return str(directory)
 
@@ -483,6 +486,14 @@ def test_a_set_that_says_what_to_validate_on(tmp_path):
     assert len(feeds.train.buckets[0].index) == 5
 
 
+@pytest.mark.parametrize("tensorflow", [False, True])
+def test_a_set_that_is_known_with_tensorflow_alone(tmp_path, monkeypatch, tensorflow):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: tensorflow or None)
+    with pytest.raises(Mistake, match=r"no set zzz/y, nor has .*a folder or table.*its path \(\./zzz/y\)") as error:
+        Sentences("zzz/y", str(tmp_path)).spec()
+    assert ("pip install 'samestep[prepare]' && tfds build zzz/y" in str(error.value)) is not tensorflow
+
+
 def test_sentences_that_cannot_be(tmp_path):
     import tensorflow_datasets as tfds
 
@@ -510,6 +521,112 @@ def test_sentences_that_cannot_be(tmp_path):
         Sentences("tiny", where).spec()
     with pytest.raises(Mistake, match=r"expected features en and de, and a split train; it has features text"):
         Pairs("tiny", where).spec()
+
+
+def test_a_test_split_without_labels(tmp_path, capsys):
+    """glue/sst2, whose names and labels are these."""
+    import tensorflow_datasets as tfds
+
+    label = tfds.features.ClassLabel(names=["negative", "positive"])
+    features = {"sentence": tfds.features.Text(), "label": label, "idx": np.int32}
+    example = lambda text, label: {"sentence": text, "label": label, "idx": 0}
+    splits = {"train": [example(f"train {n}", n % 2) for n in range(20)], "test": [example("secret", -1)] * 3}
+    validation = [example("known", 1)] * 4
+    where = built(tmp_path / "a", features, splits | {"validation": validation}, "glue", "sst2")
+    config = Sentences("glue/sst2", where, validation=0.25)
+    found, feeds = config.load(), config.feeds(1)
+    assert found.names == ("negative", "positive") and found.validation is None
+    assert [text for text, _ in zip(*found.test, strict=True)] == ["known"] * 4 and found.test[1].tolist() == [1] * 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "data.name glue/sst2: its test split has no labels; its validation split is the test data" in said
+    sizes = [len(feeds.train.buckets[0].index), len(unbatched(feeds.validation)), len(unbatched(feeds.test))]
+    assert sizes == [15, 5, 4]
+    where = built(tmp_path / "b", features, splits, "glue", "sst2")
+    found = Sentences("glue/sst2", where).load()
+    assert (len(found.train[0]), len(found.test[0])) == (16, 4) and not set(found.train[0]) & set(found.test[0])
+    assert "a fifth of its training texts is the test data" in " ".join(capsys.readouterr().err.split())
+    where = built(tmp_path / "c", features, {"train": splits["test"]}, "glue", "sst2")
+    with pytest.raises(Mistake, match="glue/sst2: its training texts have no labels"):
+        Sentences("glue/sst2", where).spec()
+
+
+def test_a_title_and_a_description(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {name: tfds.features.Text() for name in ("title", "description", "body")}
+    features |= {name: tfds.features.ClassLabel(names=["world", "sports"]) for name in ("label", "topic")}
+    example = {"title": "A", "description": "b c", "body": "d", "label": 0, "topic": 1}
+    where = built(tmp_path, features, {"train": [example] * 5, "test": [example] * 2})
+    assert Sentences("tiny", where).load().test[0].tolist() == ["A\nb c"] * 2
+    found = Sentences("tiny", where, text_features=("body", "title"), label_feature="topic").load()
+    assert found.test[0].tolist() == ["d\nA"] * 2 and found.test[1].tolist() == [1, 1]
+    config = Text("tiny", where, tokenizer="bpe", vocabulary=256, text_features=("body",), context=2, validation=0.4)
+    assert config.spec().tokenizer.decode(config.feeds().train.tokens) == "d\x03d\x03d"
+    with pytest.raises(Mistake, match="expected features text and label, and a split train; it has features body, de"):
+        Sentences("tiny", where, text_features=("text",)).load()
+
+
+def test_labelled_texts_of_a_folder(tmp_path):
+    for split, count in (("train", 6), ("test", 2)):
+        for label in ("pos", "neg", *(["unsup"] if split == "train" else [])):
+            (tmp_path / split / label).mkdir(parents=True)
+            for n in range(count):
+                (tmp_path / split / label / f"{n}_7.txt").write_text(f"{label}<br />{split}{n}")
+        (tmp_path / split / "urls_pos.txt").write_text("not this")
+    found = Sentences(str(tmp_path)).load()
+    assert found.names == ("neg", "pos") and found.validation is None
+    for split, (lines, labels) in (("train", found.train), ("test", found.test)):
+        expected = [(f"{label}\n{split}{n}", k) for k, label in enumerate(found.names) for n in range(len(lines) // 2)]
+        assert sorted(zip(lines, labels, strict=True)) == expected and len(lines) == {"train": 12, "test": 4}[split]
+    few = Sentences(str(tmp_path), limit=5).load()
+    np.testing.assert_array_equal(few.train[0], found.train[0][:5])
+    assert set(few.train[1]) == {0, 1}, "the classes are mixed"
+    (tmp_path / "val" / "other").mkdir(parents=True)
+    with pytest.raises(Mistake, match=r"val: no texts there; expected files CLASS/\*\.txt"):
+        Sentences(str(tmp_path)).load()
+    (tmp_path / "val" / "other" / "a.txt").write_text("a")
+    with pytest.raises(Mistake, match="split validation: labels that training has not: other"):
+        Sentences(str(tmp_path)).load()
+    with pytest.raises(
+        Mistake, match=r"no labelled texts there; expected a folder with train/CLASS/\*\.txt, train\.tsv"
+    ):
+        Sentences(str(tmp_path / "test")).load()
+
+
+def test_labelled_texts_of_tables(tmp_path):
+    table = lambda name, *lines: (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    # Without a header, as the sentences of SST-2 are found; quotes are characters like any other.
+    table("train.tsv", 'a "fine film\t10', "dull\t9", "", "good\t10")
+    table("dev.tsv", "so so\t9")
+    table("test.tsv", "great\t10")
+    found = Sentences(str(tmp_path)).load()
+    assert found.names == ("9", "10") and found.train[0].tolist() == ['a "fine film', "dull", "good"]
+    assert [part[1].tolist() for part in found[1:]] == [[1, 0, 1], [0], [1]]
+    # With one, as GLUE's own files; its test file has no labels.
+    table("train.tsv", "sentence\tlabel", "dull\t0", "good\t1")
+    table("dev.tsv", "sentence\tlabel", "so so\t0")
+    table("test.tsv", "index\tsentence", "0\tgreat")
+    found = Sentences(str(tmp_path)).load()
+    assert found.validation is None and [x.tolist() for x in found.test] == [["so so"], [0]]
+    # One table; quoted; a byte order mark; other names.
+    rows = [f'"say ""{n}"",\nplease",{n},x{n},{"yes" if n % 2 else "no"}' for n in range(10)]
+    table("one.csv", "\ufeffwords,id,more,verdict", *rows)
+    config = Sentences(str(tmp_path / "one.csv"), text_features=("words", "more"), label_feature="verdict")
+    found = config.load()
+    assert found.names == ("no", "yes") and [len(part[0]) for part in (found.train, found.test)] == [8, 2]
+    texts = {f'say "{n}",\nplease\nx{n}': n % 2 for n in range(10)}
+    assert dict(zip([*found.train[0], *found.test[0]], [*found.train[1], *found.test[1]], strict=True)) == texts
+    assert len(dataclasses.replace(config, limit=5).load().train[0]) == 4
+    for lines, message in (
+        (["a\tb\tc"], "expected columns text and label, named in the first row, which is a, b, c"),
+        ([], "expected columns text and label, named in the first row, which is not there"),
+        (["text\tlabel", "x\t1", "y"], "2 columns expected in each row; 'y' has 1"),
+        (["text\tlabel", "x\t1"], "1 text is too few to test and train on"),
+        (["text\tkind", "x\t1", "z\t1"], "its training texts have no labels"),
+    ):
+        table("wrong.tsv", *lines)
+        with pytest.raises(Mistake, match=message):
+            Sentences(str(tmp_path / "wrong.tsv")).load()
 
 
 def test_texts_that_inherit_are_limited_and_checked():
@@ -597,6 +714,17 @@ def test_pairs(tmp_path):
     assert decoded == {"zwei Hunde", "eine süße Katze"}
     back = dataclasses.replace(config, source="de", target="en")
     assert (back.references(), back.sources()) == test
+    # As Multi30k's own files are: packed, with a split val, and here and there a space at the end.
+    for file in tmp_path.iterdir():
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes().replace(b"\n", b" \n")))
+        file.unlink()
+    written(tmp_path, val_en=["three dogs"], val_de=["drei Hunde"])
+    packed = dataclasses.replace(config, seed=99).load()
+    assert packed == ([english, german], [["three dogs"], ["drei Hunde"]], list(test))
+    damaged = tmp_path / "train.de.gz"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(Mistake, match=r"can't read .*train\.de \("):
+        config.load()
 
 
 @have("multi30k")

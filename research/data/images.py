@@ -6,7 +6,6 @@ A new source inherits from `Images` and overrides `arrays`.
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from research.core.experiment import Feeds
 from research.data import tfds
 from research.data.checks import check_fields, check_images, check_labels
 from research.data.feed import FeedName, feeds
-from research.data.order import carved
+from research.data.order import held_out
 
 
 class Arrays(NamedTuple):
@@ -66,6 +65,8 @@ class Images:
         seed: of that split, and of the order of training
         feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
         limit: images of each split at most
+        image_feature: the feature of a set of TensorFlow Datasets that holds the image
+        label_feature: the one that holds the label, a class
     """
 
     name: str = "digits"
@@ -76,6 +77,8 @@ class Images:
     seed: int = 0
     feed: FeedName = "resident"
     limit: int | None = None
+    image_feature: str = "image"
+    label_feature: str = "label"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -86,7 +89,7 @@ class Images:
 
     def arrays(self) -> Arrays:
         """The images and labels, the same at each call: the only method that a new source overrides."""
-        return arrays(self.name, tfds.directory(self.dir), self.limit)
+        return arrays(self.name, tfds.directory(self.dir), self.limit, self.image_feature, self.label_feature)
 
     def load(self) -> Arrays:
         """`arrays`, checked, and at most `limit` images of each split. Raises as `spec` does."""
@@ -116,21 +119,21 @@ class Images:
 
 
 @functools.lru_cache(maxsize=2)
-def arrays(name: str, dir: str | None, limit: int | None = None) -> Arrays:
+def arrays(name: str, dir: str | None, limit: int | None = None, image: str = "image", label: str = "label") -> Arrays:
     """The set `name`, read and decoded once a process; not to be written to.
 
-    limit: images of each split at most
+    limit         images of each split at most
+    image, label  the features that hold them
 
     Raises Mistake where it isn't there or isn't labelled images of one shape, Failure where it is damaged.
     """
-    sources: dict[str, Callable[[str, str | None, int | None], Arrays]] = {"digits": digits}
-    data = sources.get(name, prepared)(name, dir, limit)
+    data = digits(limit) if name == "digits" else prepared(name, dir, limit, image, label)
     for part in data[:4]:
         part.flags.writeable = False
     return data
 
 
-def digits(name: str, dir: str | None, limit: int | None) -> Arrays:
+def digits(limit: int | None) -> Arrays:
     """The 1,797 handwritten digits, 8x8x1, that scikit-learn brings along (Alpaydin & Kaynak 1998).
 
     Their 17 shades 0 ... 16 become 0 ... 255. A fifth of them is for testing, whatever the seed.
@@ -141,39 +144,43 @@ def digits(name: str, dir: str | None, limit: int | None) -> Arrays:
     # Its file, not its `load_digits`: importing scikit-learn takes seconds.
     table = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return held_out(images[:limit], table[:limit, -1].astype(np.int32), tuple("0123456789"))
+    return without_test(images[:limit], table[:limit, -1].astype(np.int32), tuple("0123456789"))
 
 
-def held_out(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Arrays:
-    """A set without a test split of its own: a fifth of it is for testing, always the same."""
-    train, test = carved(len(labels), 0.2, seed=0x7E57)
+def without_test(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Arrays:
+    """A set that has no test split: a fifth of it is for testing."""
+    train, test = held_out(len(labels))
     return Arrays(images[train], labels[train], images[test], labels[test], names)
 
 
 @tfds.quiet()
-def prepared(name: str, dir: str | None, limit: int | None) -> Arrays:
-    """A set prepared by TensorFlow Datasets, with features `image` and `label`, read without TensorFlow.
+def prepared(name: str, dir: str | None, limit: int | None, image: str, label: str) -> Arrays:
+    """A set prepared by TensorFlow Datasets, read without TensorFlow; its features `image` and `label` are read.
 
     Tests on the split `test`, else `validation`, else on a fifth of `train`. Where it isn't prepared in `dir` and
     TensorFlow is installed, it is downloaded and prepared first.
     """
     builder = tfds.builder(name, dir, "digits")
     features, splits, where = builder.info.features, builder.info.splits, builder.data_path
-    labelled = {"image", "label"} <= set(features) and hasattr(features["label"], "names")
+    labelled = {image, label} <= set(features) and hasattr(features[label], "names")
     if not labelled or "train" not in splits:
-        found = f"features {', '.join(features)}, splits {', '.join(splits)}"
-        raise Mistake(f"data.name {name}: expected features image and label, and a split train; it has {found}")
+        expected = f"features {image} and {label}, a class, and a split train"
+        found = f"features {', '.join(sorted(features))}, splits {', '.join(splits)}"
+        raise Mistake(f"data.name {name}: expected {expected}; it has {found}")
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-        return _decoded(tfds.source(builder, name, split), f"data.name {name}, split {split}", where, limit)
+        what = f"data.name {name}, split {split}"
+        return _decoded(tfds.source(builder, name, split), what, where, limit, image, label)
 
-    names = tuple(features["label"].names)
+    names = tuple(features[label].names)
     train = read("train")
     test = next((read(split) for split in ("test", "validation") if split in splits), None)
-    return held_out(*train, names) if test is None else Arrays(*train, *test, names)
+    return without_test(*train, names) if test is None else Arrays(*train, *test, names)
 
 
-def _decoded(source: Any, what: str, where: Any, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(
+    source: Any, what: str, where: Any, limit: int | None = None, image: str = "image", label: str = "label"
+) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of a data source; chunk by chunk, in threads, as decoders let go of Python's lock."""
 
     count = min(len(source), limit or len(source))
@@ -186,8 +193,8 @@ def _decoded(source: Any, what: str, where: Any, limit: int | None = None) -> tu
     def chunk(start: int) -> tuple[np.ndarray, np.ndarray]:
         try:
             examples = source.__getitems__(list(range(start, min(start + 1000, count))))
-            labels = np.array([example["label"] for example in examples], np.int32)
-            images = [np.asarray(example["image"]) for example in examples]
+            labels = np.array([example[label] for example in examples], np.int32)
+            images = [np.asarray(example[image]) for example in examples]
         except Exception as error:
             raise tfds.damaged(what, where, error) from error
         expect_one({image.shape for image in images})

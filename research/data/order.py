@@ -108,6 +108,14 @@ def mixed(x: Any) -> Any:
     return x ^ (x >> 16)
 
 
+def held_out(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """0 ... size-1 in two parts, (rest, test), of a set without a test split: a fifth, always the same, is for testing.
+
+    Raises ValueError where there are not two.
+    """
+    return carved(size, 0.2, seed=0x7E57)
+
+
 def carved(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """0 ... size-1 in two parts by a keyed shuffle: (rest, part), i64 and sorted.
 

@@ -15,7 +15,7 @@ from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
 from research.data.checks import check_fields
 from research.data.order import carved
-from research.data.strings import is_path, kept, location, read_file, strings
+from research.data.strings import VALIDATION_SPLITS, is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, trained
 
 
@@ -52,8 +52,9 @@ class Pairs:
     serves both languages; it knows the training pairs alone.
 
     Attributes:
-        name: a set of TensorFlow Datasets whose features are languages, or the path of a folder of files
-            SPLIT.LANGUAGE, such as train.en, with a sentence a line
+        name: a set of TensorFlow Datasets whose features are languages; or the path of a folder of text files
+            SPLIT.LANGUAGE or SPLIT.LANGUAGE.gz, such as train.en, with a sentence a line. Multi30k is the folder
+            data/task1/raw of https://github.com/multi30k/dataset
         dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
         source: the language to translate
         target: the language to translate into
@@ -63,6 +64,7 @@ class Pairs:
         evaluation_batch: of validation and test
         test: the split to test on
         validation: fraction of the training pairs to validate on, at least one, where there is no split validation
+            (or val, valid, dev)
         seed: of that split, and of the order of training
         limit: pairs of each split at most
     """
@@ -178,9 +180,9 @@ def _texts(config: Pairs) -> Texts:
     if is_path(config.name):
         folder = Path(config.name).expanduser()
         read = lambda split: [side[: config.limit] for side in _parallel(folder, split, languages)]
-        has = {file.stem for file in folder.glob(f"*.{config.source}")}
+        has = {file.name.split(".")[0] for file in folder.glob(f"*.{config.source}*")}
     else:
-        builder = tfds.builder(config.name, tfds.directory(config.dir), None)
+        builder = tfds.builder(config.name, tfds.directory(config.dir), None, "a folder of files SPLIT.LANGUAGE")
         has = set(builder.info.splits)
 
         def read(split: str) -> list[list[str]]:
@@ -189,14 +191,15 @@ def _texts(config: Pairs) -> Texts:
             return [strings(x, f"data.name {config.name}, split {split}, {language}") for x, language in named]
 
     train, test = read("train"), read(config.test)
-    return Texts(train, read("validation") if "validation" in has else None, test)
+    validation = next((read(split) for split in VALIDATION_SPLITS if split in has), None)
+    return Texts(train, validation, test)
 
 
 def _parallel(folder: Path, split: str, languages: tuple[str, str]) -> list[list[str]]:
-    """The lines of SPLIT.LANGUAGE in both languages."""
+    """The lines of SPLIT.LANGUAGE in both languages, without white space at their ends."""
     files = [folder / f"{split}.{language}" for language in languages]
     texts = [read_file(file).replace("\r\n", "\n").removesuffix("\n") for file in files]
-    pairs = [text.split("\n") if text else [] for text in texts]
+    pairs = [[line.strip() for line in text.split("\n")] if text else [] for text in texts]
     if len(pairs[0]) != len(pairs[1]) or not pairs[0]:
         found = " and ".join(f"{len(lines)} in {file}" for lines, file in zip(pairs, files, strict=True))
         raise Mistake(f"data.name {folder}: expected the same number of sentences, one a line, not {found}")

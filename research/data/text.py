@@ -18,7 +18,7 @@ from research.data import tfds
 from research.data.checks import check_fields
 from research.data.feed import FeedName, batches, check_device
 from research.data.order import carved, indices
-from research.data.strings import SUFFIXES, is_path, kept, location, read_file, strings
+from research.data.strings import SUFFIXES, is_path, joined, kept, location, read_file, text_features
 from research.data.tokenizer import Tokenizer, commonest, trained
 
 END = "\x03"
@@ -61,7 +61,7 @@ class Text:
 
     Attributes:
         name: stdlib (the sources of Python's standard library), tiny_shakespeare or any set of TensorFlow Datasets with
-            a feature text; or the path of a text file, of a folder of them, or of a .npy file of tokens
+            text; or the path of a text file, of a folder of them, or of a .npy file of tokens
         dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
         tokenizer: characters, or bpe: byte-level byte pair encoding
         vocabulary: tokens of bpe, or of a .npy file; characters count themselves
@@ -73,6 +73,8 @@ class Text:
         seed: of the order of training, and of the split of stdlib
         feed: resident: the text on the device; stream: on the host, its windows put there chunk by chunk
         limit: characters (of a .npy file: tokens) to train on at most, and a tenth as many to validate and to test on
+        text_features: the features of a set of TensorFlow Datasets that hold its text, joined by a newline; None:
+            sentence, text, or title and description
     """
 
     name: str = "stdlib"
@@ -87,6 +89,7 @@ class Text:
     seed: int = 0
     feed: FeedName = "resident"
     limit: int | None = None
+    text_features: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "vocabulary", "context", "evaluation_context")
@@ -197,8 +200,8 @@ def _parts(text: Text, dir: str | None) -> tuple[str, str, str]:
     builder = tfds.builder(text.name, dir, "stdlib")
 
     def read(split: str) -> str:
-        (column,) = tfds.columns(builder, text.name, split, ["text"])
-        return END.join(strings(column, f"data.name {text.name}, split {split}"))
+        columns = tfds.columns(builder, text.name, split, text_features(text.text_features, builder.info.features))
+        return END.join(joined(columns, f"data.name {text.name}, split {split}"))
 
     train, has = read("train"), set(builder.info.splits)
     if text.name == "tiny_shakespeare":

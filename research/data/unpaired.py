@@ -46,6 +46,8 @@ class Unpaired:
         seed: of that split, and of the order of training
         feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
         limit: images of each split at most; of a labelled set, of all its classes together
+        image_feature: the feature of a labelled set that holds the image
+        label_feature: the one that holds the label
     """
 
     name: str = "cifar10"
@@ -57,6 +59,8 @@ class Unpaired:
     seed: int = 0
     feed: FeedName = "resident"
     limit: int | None = None
+    image_feature: str = "image"
+    label_feature: str = "label"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -69,11 +73,7 @@ class Unpaired:
         Raises Mistake where they aren't there, Failure where damaged.
         """
         dir = tfds.directory(self.dir)
-        return (
-            splits(self.name, dir)
-            if self.name.startswith(CYCLE_GAN)
-            else labelled(self.name, self.classes, dir, self.limit)
-        )
+        return splits(self.name, dir) if self.name.startswith(CYCLE_GAN) else labelled(self)
 
     def load(self) -> Domains:
         """`arrays`, checked, and at most `limit` images of each part. Raises as `arrays` does."""
@@ -123,15 +123,18 @@ def beside(x: Sequence[Batch], y: Sequence[Batch]) -> list[Batch]:
     return [both(a or gone(x[-1]), b or gone(y[-1])) for a, b in zip_longest(x, y)]
 
 
-def labelled(name: str, classes: tuple[str, str], dir: str | None, limit: int | None) -> Domains:
+def labelled(config: Unpaired) -> Domains:
     """Two classes of a labelled set. Raises Mistake where it has no such class."""
-    data = images.arrays(name, dir, limit)
-    for wanted in classes:
+    name, limit = config.name, config.limit
+    data = images.Images(
+        name, config.dir, limit=limit, image_feature=config.image_feature, label_feature=config.label_feature
+    ).load()
+    for wanted in config.classes:
         if wanted not in data.names:
             near = difflib.get_close_matches(wanted, data.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(data.names)}"
             raise Mistake(f"data.classes: {name} has no class {wanted}: {hint}")
-    x, y = (data.names.index(wanted) for wanted in classes)
+    x, y = (data.names.index(wanted) for wanted in config.classes)
     train = [data.train_images[data.train_labels == label] for label in (x, y)]
     found = Domains(*train, *(data.test_images[data.test_labels == label] for label in (x, y)))
     if not all(map(len, found)):

@@ -3,7 +3,9 @@
 That order is for the CPU, where the batch is then what vector units run along, and no layer has to move its data
 about. On a GPU or TPU the order in the program is not the one in memory: the compiler chooses that itself.
 
-A convolution's lowering is chosen by the platform it is compiled for, here alone.
+A convolution's lowering is chosen by the platform it is compiled for, here alone. The CPU's own lowerings flatten
+pixels and batch, for which XLA gathers a batch that one program splits over several CPU devices: unflattened they were
+8 to 16 % slower on one device.
 """
 
 import functools

@@ -126,7 +126,7 @@ class Layer(nn.Module):
         bias = self.param("bias", _remember, (4 * self.width,))
         zeros = jnp.zeros((x.shape[1], self.width), x.dtype)
         turn = (lambda x: x[::-1]) if self.reverse else (lambda x: x)
-        gates = turn(product(x, kernel) + bias)
+        gates = turn(product(x, kernel, 1) + bias)
         there = None if there is None else turn(there)
         hiddens, hidden, cell = recur(gates, recurrent, *(carry or (zeros, zeros)), there)
         return turn(hiddens), (hidden, cell)

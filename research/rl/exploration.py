@@ -27,3 +27,12 @@ def epsilon_greedy(q: jax.Array, uniform: jax.Array, epsilon: jax.Array) -> jax.
     """
     random = (uniform / jnp.maximum(epsilon, 1e-8) * q.shape[-1]).astype(jnp.int32)
     return jnp.where(uniform < epsilon, random, q.argmax(-1))
+
+
+def categorical(logits: jax.Array, uniform: jax.Array) -> jax.Array:
+    """An action by its probability: logits [batch, actions], uniform f32[batch] -> i32[batch].
+
+    It is the number of actions whose cumulative probability is at most `uniform`.
+    """
+    cumulative = jnp.cumsum(jax.nn.softmax(logits), -1)[:, :-1]  # without the last, which rounding may keep below 1
+    return (cumulative <= uniform[:, None]).sum(-1)
