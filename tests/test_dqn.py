@@ -97,7 +97,7 @@ def test_what_the_target_is_made_of(double, bootstrap):
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
     target = jax.tree.map(jnp.zeros_like, state.params["q"])
-    target["Dense_1"]["bias"] = jnp.array([3.0, 2.0])
+    target["head"]["bias"] = jnp.array([3.0, 2.0])
     state = state._replace(collections={"target": target})
     state, _ = jax.jit(scan_steps(learner.step, config.run.steps))(state, NO_BATCH)
     np.testing.assert_allclose(values(config, state, 0), [G * bootstrap, G * bootstrap], atol=0.1)
@@ -131,7 +131,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     state = jax.jit(learner.init)(jax.random.key(0))
     random = np.random.default_rng(step)
     array = lambda *shape: random.normal(size=shape).astype(np.float32)
-    net, target = ({"Dense_0": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
+    net, target = ({"head": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
     ended, done = random.random((2, environments, slots)) < [[[0.2]], [[0.3]]]
     buffer = Transition(
         observation=array(environments, slots, 1),
@@ -146,7 +146,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     after, metrics = jax.jit(learner.step)(state, NO_BATCH)
 
     # The step in NumPy. Only the draws are JAX's.
-    q = lambda net, x: x @ net["Dense_0"]["kernel"] + net["Dense_0"]["bias"]
+    q = lambda net, x: x @ net["head"]["kernel"] + net["head"]["bias"]
     epsilon = 1 - 0.8 * step / 10
     expected: dict[str, list] = {"loss": [], "q": [], "gradient_norm": [], "return": [], "length": []}
     for e in range(environments):
@@ -190,7 +190,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
             gradient["kernel"][:, action] += slope * x
             gradient["bias"][action] += slope
         expected["gradient_norm"].append(np.sqrt(sum((g**2).sum() for g in gradient.values())))
-        net = {"Dense_0": {name: net["Dense_0"][name] - 0.1 * g for name, g in gradient.items()}}
+        net = {"head": {name: net["head"][name] - 0.1 * g for name, g in gradient.items()}}
     target = net if step == 5 else target
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
