@@ -143,7 +143,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["mnist_cnn", "--data.dir", "nowhere"], "--data.name digits needs nothing"),
         (["digits_cnn", "--place", "pmap", "--data.batch", "12"], "data.batch"),
         (["cartpole_dqn", "--environment.name", "CartPole-v9"], "CartPole-v1"),
-        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of environments=10: the nearest are 60 or 70"),
+        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of num_envs=10: the nearest are 60 or 70"),
         (["digits_cnn", "--init-from", "nowhere", *TINY], "nowhere"),
     ],
 )

@@ -15,14 +15,14 @@ from research.core.files import failing, replacing
 from research.core.state import State, Tree
 from research.core.transformations import first
 from research.evaluation import plots as plot
-from research.rl.environments import Timestep, Vector
+from research.rl.environments import Timestep, VectorEnv
 from research.rl.evaluation import episode_keys
 
 FRAMES = 12
 """Frames in episode.png."""
 
 
-def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.Array]) -> Report:
+def episode(name: str, environment: VectorEnv, q: Callable[[Tree, jax.Array], jax.Array]) -> Report:
     """The greedy episode of the first test seed, in pictures: episode.png; and its return.
 
     q  (params, observations [1, ...]) -> [1, actions]
@@ -39,10 +39,10 @@ def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.A
         reset_key, key = episode_keys(seed)
         states, observation = reset(reset_key)
         seen, rewards = [np.asarray(observation[0])], []
-        for time in range(environment.limit):
+        for time in range(environment.max_steps):
             states, after = step(params, key, time, states, observation)
             observation = after.observation
-            seen.append(np.asarray(after.final[0]))
+            seen.append(np.asarray(after.next_observation[0]))
             rewards.append(float(after.reward[0]))
             if after.terminated[0] or after.truncated[0]:
                 break

@@ -7,12 +7,10 @@ from research.core.update import summed
 from research.rl.rollout import Transition
 
 
-def gae(
-    transitions: Transition, value: jax.Array, next_value: jax.Array, gamma: float, gae_lambda: float
-) -> jax.Array:
+def gae(transitions: Transition, value: jax.Array, next_value: jax.Array, gamma: float, gae_lambda: float) -> jax.Array:
     """Generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438), f32[num_envs, length].
 
-    An episode that is cut short bootstraps from its true next observation; one that terminated does not.
+    A truncated episode bootstraps from its true next observation; a terminated one does not.
 
     transitions        leaves [num_envs, length, ...], as from `rollout`
     value, next_value  f32[num_envs, length], of `transitions.observation` and `transitions.next_observation`
