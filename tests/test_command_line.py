@@ -159,7 +159,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["mnist_cnn", "--data.dir", "nowhere"], "--data.name digits needs nothing"),
         (["digits_cnn", "--place", "pmap", "--data.batch", "12"], "data.batch"),
         (["cartpole_dqn", "--environment.name", "CartPole-v9"], "CartPole-v1"),
-        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of environments=10: the nearest are 60 or 70"),
+        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of num_envs=10: the nearest are 60 or 70"),
         (["digits_cnn", "--init-from", "nowhere", *TINY], "nowhere"),
     ],
 )
@@ -437,6 +437,6 @@ def test_as_many_devices_are_used_as_divide_the_sizes(capsys):
     devices, experiment = jax.devices(), EXPERIMENTS["dqn"]
     assert usable_devices(experiment, devices) == devices
     assert "warning" not in capsys.readouterr().err
-    odd = dataclasses.replace(experiment, environments=6, batch=30, ring=6 * 16)
+    odd = dataclasses.replace(experiment, num_envs=6, batch=30, buffer_size=6 * 16)
     assert usable_devices(odd, devices) == devices[:2]  # they divide 6 and, of the episodes, 16
-    assert "8 devices do not divide environments=6, batch=30: 2 of them are used" in capsys.readouterr().err
+    assert "8 devices do not divide num_envs=6, batch=30: 2 of them are used" in capsys.readouterr().err

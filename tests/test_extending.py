@@ -121,7 +121,7 @@ def test_an_environment(trained):
 
 def test_a_reinforcement_learner(trained):
     lines, test = trained("corridor_a2c")
-    assert lines["train"][0]["return"] < 0.7  # at random 0.55, for both ends are as likely
+    assert lines["train"][0]["length"] > 5 and lines["train"][0]["return"] < 0.99  # the first 20 steps still explore
     assert test["return"] == 1.0 and test["length"] == 4.0
 
 
