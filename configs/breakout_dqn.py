@@ -39,7 +39,7 @@ def config() -> DQN:
         optimizer=Optimizer(name="adamw", learning_rate=3e-4, schedule="linear"),
         run=Run(
             steps=6250,
-            chunk=125,
+            steps_per_dispatch=125,
             evaluate_every=625,
             save_every=1250,
             metric="return",

@@ -37,7 +37,7 @@ def config() -> DQN:
         optimizer=Optimizer(name="adamw", learning_rate=1e-3, schedule="linear"),
         run=Run(
             steps=5000,
-            chunk=250,
+            steps_per_dispatch=250,
             evaluate_every=500,
             save_every=1000,
             metric="return",

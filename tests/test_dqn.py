@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.state import NO_BATCH, Batch, State, stream
-from research.core.transformations import many, seeds
+from research.core.state import NO_BATCH, Batch, State, rng
+from research.core.transformations import per_seed, scan_steps
 from research.learners.dqn import DQN
 from research.nets.q import MLP
 from research.rl import environments as vector
@@ -48,7 +48,7 @@ def probe(name: str, **changes) -> DQN:
         gamma=G,
         epsilon_end=1.0,
         optimizer=Optimizer(learning_rate=1e-2, schedule="linear"),
-        run=Run(steps=200, chunk=100, metric="return"),
+        run=Run(steps=200, steps_per_dispatch=100, metric="return"),
     )
     return replace(small, **changes)
 
@@ -56,12 +56,12 @@ def probe(name: str, **changes) -> DQN:
 def trained(config: DQN, seed: int = 0) -> tuple[State, dict]:
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(seed))
-    return jax.jit(many(learner.step, config.run.steps), donate_argnums=0)(state, NO_BATCH)
+    return jax.jit(scan_steps(learner.step, config.run.steps), donate_argnums=0)(state, NO_BATCH)
 
 
 def values(config: DQN, state: State, x: float) -> np.ndarray:
     net = config.net.clone(outputs=vector.make(config.environment).num_actions)
-    return np.asarray(net.apply({"params": state.params}, jnp.array([[x]]))[0])
+    return np.asarray(net.apply({"params": state.params["q"]}, jnp.array([[x]]))[0])
 
 
 KNOWN = {
@@ -96,10 +96,10 @@ def test_what_the_target_is_made_of(double, bootstrap):
     config = probe("ChosenLater", double=double, target_update_interval=1000)
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
-    target = jax.tree.map(jnp.zeros_like, state.params)
+    target = jax.tree.map(jnp.zeros_like, state.params["q"])
     target["Dense_1"]["bias"] = jnp.array([3.0, 2.0])
     state = state._replace(collections={"target": target})
-    state, _ = jax.jit(many(learner.step, config.run.steps))(state, NO_BATCH)
+    state, _ = jax.jit(scan_steps(learner.step, config.run.steps))(state, NO_BATCH)
     np.testing.assert_allclose(values(config, state, 0), [G * bootstrap, G * bootstrap], atol=0.1)
     np.testing.assert_allclose(values(config, state, 1), [-1, 1], atol=0.1)
 
@@ -125,7 +125,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
         epsilon_end=0.2,
         epsilon_fraction=0.5,
         optimizer=Optimizer(name="sgd", learning_rate=0.1, momentum=0.0, nesterov=False),
-        run=Run(steps=20, chunk=10, metric="return"),
+        run=Run(steps=20, steps_per_dispatch=10, metric="return"),
     )
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
@@ -142,7 +142,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
         next_observation=array(num_envs, slots, 1),
     )
     world = state.world._replace(buffer=jax.tree.map(jnp.array, buffer))
-    state = state._replace(step=jnp.int32(step), params=net, collections={"target": target}, world=world)
+    state = state._replace(step=jnp.int32(step), params={"q": net}, collections={"target": target}, world=world)
     after, metrics = jax.jit(learner.step)(state, NO_BATCH)
 
     # The step in NumPy. Only the draws are JAX's.
@@ -150,7 +150,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     epsilon = 1 - 0.8 * step / 10
     expected: dict[str, list] = {"loss": [], "q": [], "gradient_norm": [], "return": [], "length": []}
     for e in range(num_envs):
-        key = jax.random.fold_in(stream(state, "act"), e)
+        key = jax.random.fold_in(rng(state, "act"), e)
         uniform = np.asarray(jax.random.uniform(jax.random.split(key, 2 * rollout_length + 1)[-1], (rollout_length,)))
         for k, x in enumerate([0, 1, 0]):  # one episode of two frames, and the first frame of another
             greedy = q(net, np.array([x])).argmax()
@@ -165,7 +165,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     oldest = (step + 1) % 3 * rollout_length
     batches: list[list] = [[] for _ in range(updates)]
     for e in range(num_envs):
-        key = jax.random.fold_in(stream(state, "sample"), e)
+        key = jax.random.fold_in(rng(state, "sample"), e)
         ages = (np.asarray(jax.random.uniform(key, (updates, share))) * (slots - n + 1)).astype(int)
         for u, age in np.ndindex(updates, share):
             first = last = (oldest + ages[u, age]) % slots
@@ -195,7 +195,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
     jax.tree.map(close, after.world.buffer, buffer)
-    jax.tree.map(close, after.params, net)
+    jax.tree.map(close, after.params["q"], net)
     jax.tree.map(close, after.collections["target"], target)
     for name, values_ in expected.items():
         close(metrics[name].value, np.mean(values_))
@@ -288,7 +288,7 @@ def test_termination_ends_the_return():
 
 
 def test_buffer_holds_the_true_next_observation():
-    config = probe("Counting", run=Run(steps=10, chunk=10, metric="return"))
+    config = probe("Counting", run=Run(steps=10, steps_per_dispatch=10, metric="return"))
     state, metrics = trained(config)
     buffer = jax.tree.map(np.asarray, state.world.buffer)
     # The next observation is never 0, that of the reset.
@@ -301,21 +301,25 @@ def test_buffer_holds_the_true_next_observation():
 
 
 def test_epsilon_falls_linearly():
-    config = probe("Chosen", epsilon_end=0.2, epsilon_fraction=0.5, run=Run(steps=100, chunk=10, metric="return"))
+    config = probe(
+        "Chosen", epsilon_end=0.2, epsilon_fraction=0.5, run=Run(steps=100, steps_per_dispatch=10, metric="return")
+    )
     _, metrics = trained(config)
     expected = np.maximum(1 - 0.8 * np.arange(100) / 50, 0.2)
     np.testing.assert_allclose(metrics["epsilon"].value, expected, rtol=1e-5)
 
 
 def test_epsilon_may_end_at_once():
-    config = probe("Chosen", epsilon_end=0.2, epsilon_fraction=0.0, run=Run(steps=10, chunk=10, metric="return"))
+    config = probe(
+        "Chosen", epsilon_end=0.2, epsilon_fraction=0.0, run=Run(steps=10, steps_per_dispatch=10, metric="return")
+    )
     _, metrics = trained(config)
     np.testing.assert_allclose(metrics["epsilon"].value, np.full(10, 0.2), rtol=1e-6)
 
 
 def test_no_epsilon_is_greedy():
     config = probe("Chosen", epsilon_start=0.0, epsilon_end=0.0, learning_starts=1000)
-    state, _ = trained(replace(config, run=Run(steps=10, chunk=10, metric="return")))
+    state, _ = trained(replace(config, run=Run(steps=10, steps_per_dispatch=10, metric="return")))
     buffer = jax.tree.map(np.asarray, state.world.buffer)
     for x in (0, 1):
         best = values(config, state, x).argmax()
@@ -323,35 +327,39 @@ def test_no_epsilon_is_greedy():
 
 
 def test_all_actions_are_tried_alike():
-    config = probe("Chosen", run=Run(steps=20, chunk=20, metric="return"))
+    config = probe("Chosen", run=Run(steps=20, steps_per_dispatch=20, metric="return"))
     state, _ = trained(config)
     assert abs(float(state.world.buffer.action.mean()) - 0.5) < 0.1
 
 
 def test_learning_starts_late():
-    config = probe("Chosen", learning_starts=61, run=Run(steps=5, chunk=5, metric="return"))
+    config = probe("Chosen", learning_starts=61, run=Run(steps=5, steps_per_dispatch=5, metric="return"))
     _, metrics = trained(config)
     np.testing.assert_array_equal(metrics["loss"].count, [0, 0, 0, 128, 128])  # 20 frames a step
 
 
 def test_target_is_reset_every_so_many_steps():
-    config = probe("Chosen", target_update_interval=3, learning_starts=0, run=Run(steps=10, chunk=10, metric="return"))
+    config = probe(
+        "Chosen", target_update_interval=3, learning_starts=0, run=Run(steps=10, steps_per_dispatch=10, metric="return")
+    )
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
-    first = jax.tree.map(np.asarray, state.params)
+    first = jax.tree.map(np.asarray, state.params["q"])
     step = jax.jit(learner.step)
     for expected in ("first", "first", "params"):
         state, _ = step(state, NO_BATCH)
         jax.tree.map(
-            np.testing.assert_array_equal, state.collections["target"], first if expected == "first" else state.params
+            np.testing.assert_array_equal,
+            state.collections["target"],
+            first if expected == "first" else state.params["q"],
         )
 
 
 def test_seeds_differ_and_equal_their_single_runs():
-    config = probe("Chosen", run=Run(steps=20, chunk=20, metric="return"))
-    lifted = seeds(config.build())
+    config = probe("Chosen", run=Run(steps=20, steps_per_dispatch=20, metric="return"))
+    lifted = per_seed(config.build())
     states = jax.jit(lifted.init)(jax.vmap(jax.random.key)(jnp.arange(2)))
-    states, _ = jax.jit(many(lifted.step, 20), donate_argnums=0)(states, NO_BATCH)
+    states, _ = jax.jit(scan_steps(lifted.step, 20), donate_argnums=0)(states, NO_BATCH)
     alone, _ = trained(config, 1)
     np.testing.assert_array_equal(states.world.buffer.action[1], alone.world.buffer.action)
     np.testing.assert_allclose(
@@ -365,7 +373,7 @@ def test_seeds_differ_and_equal_their_single_runs():
 def test_replay_is_not_copied_under_seeds():
     """`step` is shared, so a cond stays a cond; the buffer is updated in place, and no select copies it."""
     config = probe("Chosen", buffer_size=40_000)
-    lifted = seeds(config.build())
+    lifted = per_seed(config.build())
     states = jax.eval_shape(lifted.init, jax.vmap(jax.random.key)(jnp.arange(2)))
     text = str(jax.make_jaxpr(lifted.step)(states, NO_BATCH))
     assert "cond[" in text
@@ -419,15 +427,15 @@ def test_episodes_can_be_cut_shorter():
 
 
 def test_mistakes_name_the_mend():
-    with pytest.raises(Mistake, match="the nearest are 120 or 130"):
+    with pytest.raises(UserError, match="the nearest are 120 or 130"):
         DQN(num_envs=10, batch=128)
-    with pytest.raises(Mistake, match="did you mean CartPole-v1"):
+    with pytest.raises(UserError, match="did you mean CartPole-v1"):
         vector.make(Environment("CartPole-v2"))
-    with pytest.raises(Mistake, match="did you mean probes:Delayed"):
+    with pytest.raises(UserError, match="did you mean probes:Delayed"):
         vector.make(Environment("probes:Delay"))
-    with pytest.raises(Mistake, match="no environment 'os:system'"):
+    with pytest.raises(UserError, match="no environment 'os:system'"):
         vector.make(Environment("os:system"))
-    with pytest.raises(Mistake, match="continuous"):
+    with pytest.raises(UserError, match="continuous"):
         vector.make(Environment("Pendulum-v1"))
 
 
@@ -474,5 +482,5 @@ class NotFinite(probes.Constant):
 )
 def test_broken_environments_are_reported(kind, message):
     env = kind()
-    with pytest.raises(Failure, match=message):
+    with pytest.raises(RunError, match=message):
         vector.check("mine", env, env.default_params)

@@ -1,28 +1,25 @@
 """GANs: losses, penalties and layers against hand computations and PyTorch; what the learners do; the reports."""
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from learners import EXPERIMENTS, gan
-from PIL import Image
 
-import research
 from experiments.console import status
 from research.core.errors import Mistake
 from research.core.experiment import Run
 from research.core.modules import forward, initialise
 from research.core.optimizers import Optimizer
-from research.core.state import State, each
+from research.core.state import each, stream
 from research.core.transformations import closed, many
 from research.data.feed import prefetched
 from research.data.images import Arrays, Images
 from research.data.order import indices
 from research.data.unpaired import Unpaired, splits
-from research.evaluation.gan import digest, drawn, judge, judged, targets
+from research.evaluation.samples import latent_inputs
 from research.learners.cyclegan import queried
 from research.learners.gan import ADVERSARIES, GAN, penalty, slope
 from research.nets import cyclegan, dcgan, residual
@@ -133,7 +130,7 @@ def test_the_discriminators_loss_is_the_sum_of_its_parts():
     state, batch = learner.init(jax.random.key(1)), feed.batch_at(0)
     _, metrics = jax.jit(learner.step)(state, batch)
     # The noise and epsilon of an example are drawn by its index.
-    key = lambda name: research.state.stream(state, name)
+    key = lambda name: stream(state, name)
     z = jax.vmap(lambda k: jax.random.normal(k, (4,)))(each(key("latent"), batch.index))
     epsilon = jax.vmap(jax.random.uniform)(each(key("epsilon"), batch.index))
     made = experiment.samples(state.params, {}, z, batch.targets)
@@ -359,7 +356,7 @@ def test_a_ring_of_eight_gaussians_is_reached_all_round(optimised):
     learner, feed = experiment.build(), experiment.feeds().train
     state = jax.jit(learner.init)(jax.random.key(0))
     state, _ = jax.jit(lambda s, f: many(closed(learner.step, f), 4000)(s, None))(state, feed)
-    made = np.asarray(experiment.samples(state.params, state.collections, *drawn(0, 2000, 8, 8))).reshape(-1, 2)
+    made = np.asarray(experiment.samples(state.params, state.collections, *latent_inputs(0, 2000, 8, 8))).reshape(-1, 2)
     angle = np.arange(8) * np.pi / 4
     distance = np.linalg.norm(made[:, None] - 0.75 * np.stack([np.cos(angle), np.sin(angle)], 1), axis=-1)
     near = distance.min(1) < 0.1  # five standard deviations
@@ -368,7 +365,7 @@ def test_a_ring_of_eight_gaussians_is_reached_all_round(optimised):
 
 
 def test_a_step_reads_a_batch_for_each_critic_update():
-    experiment = gan(critic_updates=4)
+    experiment = gan(num_updates=4)
     batch = experiment.feeds().train.batch_at(3)
     np.testing.assert_array_equal(batch.index, indices(3, 128, 1294, 0, np))
     assert experiment.divisible()["data.batch"] == 32
@@ -451,7 +448,7 @@ def test_cyclegans_losses_are_the_papers():
 
 def test_unpaired_data():
     data = Unpaired(name="digits", classes=("3", "8"), batch=16, evaluation_batch=20, validation=0.1)
-    whole, feeds = Images(name="digits").arrays(), data.feeds()
+    whole, feeds = Images(name="digits").load(), data.feeds()
     size = lambda label: int((whole.test_labels == label).sum())
     for at, label in enumerate((3, 8)):
         shown = np.concatenate([batch.inputs[at][batch.targets[at] > 0] for batch in feeds.test])
@@ -476,7 +473,7 @@ def test_unpaired_data():
         Unpaired(classes=("truck", "truck"))
 
 
-def test_the_splits_of_cycle_gan(monkeypatch):
+def test_the_splits_of_cycle_gan(monkeypatch, tmp_path):
     class Builder:
         data_path = "somewhere"
 
@@ -494,10 +491,10 @@ def test_the_splits_of_cycle_gan(monkeypatch):
             return [{"image": np.full((4, 4, 3), self.size, np.uint8), "label": 0} for _ in places]
 
     monkeypatch.setattr("research.data.tfds.builder", lambda *_: Builder())
-    found = splits("cycle_gan/horse2zebra", None)
+    found = splits("cycle_gan/horse2zebra", str(tmp_path))
     assert [len(part) for part in found] == [3, 4, 1, 2]
     assert [int(part[0, 0, 0, 0]) for part in found] == [3, 4, 1, 2]
-    assert splits("cycle_gan/horse2zebra", None) is found
+    assert splits("cycle_gan/horse2zebra", str(tmp_path)) is found
 
 
 # ---- what goes wrong
@@ -513,7 +510,9 @@ def trained(directory, rate, loss):
         loss=loss,
         generator_optimizer=adam,
         discriminator_optimizer=adam,
-        run=Run(steps=200, chunk=20, evaluate_every=100, save_every=20, metric="discriminator_loss", goal="min"),
+        run=Run(
+            steps=200, steps_per_dispatch=20, evaluate_every=100, save_every=20, metric="discriminator_loss", mode="min"
+        ),
     )
 
     def train():
@@ -540,100 +539,3 @@ def test_nets_that_stop_or_diverge_are_a_failure(tmp_path, capsys, rate, loss, m
 
 def test_a_game_that_goes_on_is_none(tmp_path):
     assert trained(tmp_path, 1e-3, "hinge")[1] == 0
-
-
-# ---- reports
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Finished runs: of a classifier of digits, and of a GAN that is judged by it."""
-    base = tmp_path_factory.mktemp("runs")
-    short = ["--steps", "20", "--run.chunk", "10", "--run.evaluate-every", "10", "--run.save-every", "20"]
-    train = lambda name, *more: run.train(name, config.parse(name, [*short, *more, "--workdir", str(base / name)]))
-    train("digits_cnn", "--net.widths", "4", "8", "--net.depth", "1")
-    classifier = str(base / "digits_cnn")
-    wanted = digest_of(classifier)
-    small = ["--generator.widths", "8", "4", "--discriminator.widths", "4", "8", "--judge-samples", "300"]
-    result = train("digits_gan", *small, "--judge", classifier, "--judge-hash", wanted[:12])
-    return base, classifier, wanted, result
-
-
-def digest_of(directory):
-    _, _, state = research.load(directory)
-    return digest((state.params, state.collections))
-
-
-def test_a_run_leaves_pictures_and_a_judgement(runs):
-    base, classifier, wanted, result = runs
-    directory = base / "digits_gan"
-    assert {"samples.png", "interpolations.png", "curves.png"} <= {path.name for path in directory.glob("*.png")}
-    told = json.loads((directory / "judged.json").read_text())
-    assert (told["judge"], told["sha256"], told["features"]) == (classifier, wanted, "the input of Dense_0")
-    history = sorted(path.parent.name for path in directory.glob("history/*/samples.png"))
-    with Image.open(directory / "samples.gif") as film, Image.open(directory / "samples.png") as last:
-        assert film.n_frames == len(history) > 1  # one for each evaluation
-        assert abs(film.width - last.width / 2) <= 1
-    values = result["reports"]
-    assert values["fid"] > values["fid_of_test_images"] > 0  # after 20 steps it has not learned much
-    assert 0 <= values["rarest"] <= 0.1 <= values["commonest"] <= 1
-    assert 0.1 <= values["confidence"] <= 1 and 0 <= values["precision"] <= 1
-
-
-def test_obeyed_is_the_share_in_which_the_judge_sees_the_label(runs, tmp_path):
-    classifier = runs[1]
-    data = Images(name="digits")
-    arrays = data.arrays()
-    of_each = arrays.test_images[[int(np.flatnonzero(arrays.test_labels == label)[0]) for label in range(10)]]
-    seen = judge(classifier, None, (8, 8, 1)).read(of_each)[1].argmax(1)
-    ask = lambda params, collections, noise, labels: jnp.asarray(of_each)[labels] / 127.5 - 1
-    state = State(0, jax.random.key(0), {}, {}, {}, ())
-    report = lambda conditional: judged(ask, 4, data, classifier, None, 300, conditional)(state, None, tmp_path)
-    assert report(True)["obeyed"] == np.mean(seen == np.arange(10)) > 0
-    assert "obeyed" not in report(False)
-
-
-def test_features_are_what_the_last_layer_reads(runs):
-    experiment, _, state = research.load(runs[1])
-    found = judge(runs[1], None, (8, 8, 1))
-    images = Images(name="digits").arrays().test_images[:300]  # more than are computed at a time
-    features, probabilities = found.read(images)
-    last = state.params["Dense_0"]
-    logits = features @ last["kernel"] + last["bias"]
-    np.testing.assert_allclose(logits, experiment.logits(state.params, state.collections, images), atol=1e-3)
-    np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=1e-4)
-    assert found.names == tuple("0123456789")
-
-
-def test_a_judge_that_does_not_fit_is_a_mistake_before_training(runs):
-    base, classifier, wanted, _ = runs
-    fit = GAN(judge=classifier, judge_hash=wanted)
-    fit.feeds()
-    for wrong, message in (
-        (dataclasses.replace(fit, judge_hash="beef"), f"have the hash {wanted[:16]}, and judge_hash is beef"),
-        (dataclasses.replace(fit, judge=str(base / "digits_gan"), judge_hash=None), "not a run of a classifier"),
-        (dataclasses.replace(fit, judge=str(base)), "holds no run"),
-        (dataclasses.replace(fit, data=Ring()), "8x8x1, and these are 1x1x2"),
-        (dataclasses.replace(fit, judge_samples=32), "judge_samples=32 are too few for FID: 33 or more"),
-    ):
-        with pytest.raises(Mistake, match=message):
-            wrong.feeds()
-    cycle = dataclasses.replace(EXPERIMENTS["cyclegan"], judge=classifier)
-    cycle.feeds()
-    unknown = dataclasses.replace(cycle.data, name="mnist", classes=("3", "eight"))
-    with pytest.raises(Mistake, match="knows no class eight"):
-        targets(judge(classifier, None, (8, 8, 1)), unknown, classifier)
-
-
-def test_translations_are_drawn_and_recognised(runs, tmp_path):
-    experiment = dataclasses.replace(EXPERIMENTS["cyclegan"], judge=runs[1])
-    state = jax.jit(experiment.build().init)(jax.random.key(0))
-    values = {}
-    for report in experiment.reports():
-        values |= report(state, experiment.feeds(), tmp_path)
-    assert (tmp_path / "translations.png").stat().st_size > 1000
-    images, labels = (Images(name="digits").arrays()[at] for at in (2, 3))
-    predicted = judge(runs[1], None, (8, 8, 1)).read(images)[1].argmax(1)
-    assert values["real_y"] == pytest.approx((predicted[labels == 8] == 8).mean())
-    assert values["real_x"] == pytest.approx((predicted[labels == 3] == 3).mean())
-    assert 0 <= values["translated_to_y"] <= 1

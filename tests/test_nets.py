@@ -4,11 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from scipy.signal import correlate
 
+from research.core.devices import AXIS
 from research.core.losses import classification
-from research.core.modules import forward, initialise
-from research.core.update import cast
+from research.core.modules import network
 from research.nets import conv
 from research.nets.cnn import CNN, ResNet
 from research.nets.q import MinAtarNet
@@ -50,6 +52,40 @@ def test_convolution(case):
     ]
     for mine, theirs in zip(*gradients, strict=True):
         np.testing.assert_allclose(mine, theirs, atol=1e-4 * float(jnp.abs(theirs).max()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("case", CASES)
+def test_convolution_in_16_bits(case, dtype):
+    """Forward and backward within a rounding or two of XLA's convolution of the same numbers in float32."""
+    c, h, w_, n, f, k, stride, padding = case
+    x = jax.random.normal(jax.random.key(0), (c, h, w_, n)).astype(dtype)
+    w = (jax.random.normal(jax.random.key(1), (k, k, c, f)) / (k * c**0.5)).astype(dtype)
+    cotangent = jax.random.normal(jax.random.key(2), conv._lax(x, w, stride, padding).shape).astype(dtype)
+
+    def values(convolution, *arrays):
+        def both(x, w, cotangent):
+            y, pull = jax.vjp(lambda x, w: convolution(x, w, stride, padding), x, w)
+            return y, *pull(cotangent)
+
+        return jax.jit(both)(*arrays)
+
+    found = values(conv.convolve, x, w, cotangent)
+    expected = values(conv._lax, *(a.astype(jnp.float32) for a in (x, w, cotangent)))
+    for mine, theirs in zip(found, expected, strict=True):
+        assert mine.dtype == dtype
+        scale = float(jnp.abs(theirs).max())
+        np.testing.assert_allclose(mine.astype(jnp.float32), theirs, atol=2 * float(jnp.finfo(dtype).eps) * scale)
+
+
+@pytest.mark.parametrize("kernel", [3, 4])
+def test_transposed_convolution_in_bfloat16(kernel):
+    x = jax.random.normal(jax.random.key(0), (6, 5, 4, 3)).astype(jnp.bfloat16)
+    w = (jax.random.normal(jax.random.key(1), (kernel, kernel, 6, 2)) / 6).astype(jnp.bfloat16)
+    found = jax.jit(conv.transposed)(x, w)
+    expected = conv._dilated(x.astype(jnp.float32), w.astype(jnp.float32))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02 * float(jnp.abs(expected).max()))
 
 
 def test_convolution_over_seeds_in_a_scan():
@@ -99,9 +135,32 @@ def test_batch_norm():
     np.testing.assert_allclose(norm.apply(variables, x, False), x / np.sqrt(1 + 1e-5), rtol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["jit", "pmap", "shard_map"])
+def test_batch_norm_is_over_all_devices(how):
+    x = jax.random.normal(jax.random.key(0), (4, 2, 3, 3, 2)) * jnp.arange(1.0, 5.0)[:, None, None, None, None]
+    whole = jnp.concatenate(list(x), 3)
+    norm = conv.BatchNorm()
+    variables = norm.init(jax.random.key(0), whole, False)
+    f = lambda x: norm.apply(variables, x, True, mutable=["batch_stats"])
+    expected, moved = f(whole)
+    mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
+    match how:
+        case "jit":
+            found, stats = jax.jit(f, in_shardings=NamedSharding(mesh, P(None, None, None, AXIS)))(whole)
+        case "pmap":
+            found, stats = jax.pmap(f, AXIS, out_axes=(3, None), devices=jax.devices()[:4])(x)
+            found = found.reshape(whole.shape)
+        case "shard_map":
+            specs = P(None, None, None, AXIS)
+            f = jax.shard_map(f, mesh=mesh, in_specs=specs, out_specs=(specs, P()), check_vma=False)
+            found, stats = jax.jit(f)(whole)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), stats, moved)
+
+
 def test_sizes_are_the_papers():
     count = lambda net, shape: sum(x.size for x in jax.tree.leaves(shapes(net, shape)))
-    shapes = lambda net, shape: jax.eval_shape(lambda: initialise(net, jax.random.key(0), jnp.zeros(shape)))[0]
+    shapes = lambda net, shape: jax.eval_shape(lambda: network(net).init(jax.random.key(0), jnp.zeros(shape)))[0]
     # He et al. 2016, table 6: 0.27 M and 0.46 M; ResNet-18 for CIFAR-10 has 11.17 M.
     assert count(ResNet(outputs=10), (1, 32, 32, 3)) == 269_722 + 0
     assert round(count(ResNet(blocks=(5, 5, 5), outputs=10), (1, 32, 32, 3)) / 1e6, 2) == 0.46
@@ -116,15 +175,16 @@ def test_sizes_are_the_papers():
 )
 def test_nets_shape_dtype_and_modes(net):
     x = jax.random.normal(jax.random.key(0), (5, 8, 8, 2))
-    params, collections = initialise(net, jax.random.key(1), x)
-    plain, same_collections = forward(net, params, collections, x)
-    trained, moved = forward(net, params, collections, x, jax.random.key(2))
+    init, apply = network(net)
+    params, collections = init(jax.random.key(1), x)
+    plain, same_collections = apply(params, collections, x)
+    trained, moved = apply(params, collections, x, rng=jax.random.split(jax.random.key(2), 5))
     assert plain.shape == trained.shape == (5, 3) and plain.dtype == jnp.float32
     assert same_collections is collections
     assert not np.array_equal(*(jax.tree.leaves(c)[0] for c in (collections, moved)))
     # Examples do not see each other in evaluation, and do, through the batch statistics, in training.
-    np.testing.assert_allclose(forward(net, params, collections, x[:2])[0], plain[:2], atol=1e-5)
-    half, _ = forward(net, cast(params, jnp.bfloat16), collections, x)
+    np.testing.assert_allclose(apply(params, collections, x[:2])[0], plain[:2], atol=1e-5)
+    half, _ = network(net, "bfloat16").apply(params, collections, x)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, plain, atol=0.2)
 

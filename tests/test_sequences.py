@@ -2,18 +2,23 @@
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from nets import with_keys
 
+from research.core import dropout
 from research.core.errors import Mistake
 from research.core.losses import cross_entropy, tokens
+from research.core.modules import network
 from research.core.special_tokens import BOS, EOS, PAD
-from research.evaluation.decoding import Sampling, allowed, beam_search, draw, sample
+from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
 from research.learners.masked import hide
-from research.nets import bag, dropout, lstm, transformer
+from research.nets import bag, lstm, transformer
+from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack
 
@@ -321,39 +326,34 @@ def test_sampling_by_greed_follows_the_net():
     net = LANGUAGE_MODELS[0]
     prompt = words(0, time=4)
     params = params_of(net, prompt)
-    found = sample(net, params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
+    found = sample(network(net).apply, params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
     logits = jax.jit(lambda text: net.apply({"params": params}, text))
     text = jnp.pad(prompt, ((0, 0), (0, 8)))  # what comes after a place can't be seen from it
     for k in range(4, 12):
         text = text.at[:, k].set(logits(text)[:, k - 1].argmax(-1))
     np.testing.assert_array_equal(found, text[:, 4:])
     with pytest.raises(Mistake, match="21 tokens are more than the net's context of 20"):
-        sample(net, params, prompt, jax.random.key(0), 17, Sampling())
+        sample(network(net).apply, params, prompt, jax.random.key(0), 17, Sampling())
 
 
 def test_what_may_be_drawn():
     logits = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.2], [0.97, 0.01, 0.01, 0.01]]))
-    kept = lambda **how: np.isfinite(allowed(logits, **{"top_k": 0, "top_p": 1.0} | how)).tolist()
+    kept = lambda **how: np.isfinite(filter_logits(logits, **{"top_k": 0, "top_p": 1.0} | how)).tolist()
     assert kept(top_k=2)[0] == [False, True, True, False]
     assert kept(top_p=0.69) == [[False, True, True, False], [True, False, False, False]]
     assert kept(top_p=0.01) == [[False, True, False, False], [True, False, False, False]]
     assert kept(top_k=9, top_p=1.0)[0] == [True] * 4
-    drawn = jax.vmap(lambda k: draw(k, logits, Sampling(0.5)))(jax.random.split(jax.random.key(0), 4000))
+    drawn = jax.vmap(lambda k: sample_token(k, logits, Sampling(0.5)))(jax.random.split(jax.random.key(0), 4000))
     shares = np.bincount(np.asarray(drawn[:, 0]), minlength=4) / 4000
     np.testing.assert_allclose(shares, np.array([1, 16, 9, 4]) / 30, atol=0.03)  # squares of the probabilities
 
 
-class Table:
-    """A net that is a table of log-probabilities: what follows hangs on the token before alone."""
-
-    def __init__(self, table):
-        self.table = jnp.asarray(table)
-
-    def apply(self, variables, *arguments, method):
-        if method == "start":
-            return jnp.zeros(arguments[0].shape[0])
-        tokens, carry = arguments
-        return self.table[tokens], carry
+def table_apply(params, collections, *inputs, method):
+    """A net that is a table of log-probabilities: a token depends on the one before alone."""
+    if method == "start":
+        return jnp.zeros(inputs[0].shape[0]), collections
+    tokens, carry = inputs
+    return (params[tokens], carry), collections
 
 
 def test_beam_search_finds_the_best():
@@ -369,9 +369,9 @@ def test_beam_search_finds_the_best():
             score = sum(table[a, b] for a, b in itertools.pairwise(path))
             best.append((score / ((5 + n) / 6) ** penalty, (*words, EOS, *[PAD] * (length - n))))
     best.sort(reverse=True)
-    found, worths = beam_search(Table(table), {}, jnp.zeros((2, 3), jnp.int32), length, 27, penalty)
+    found, scores = beam_search(table_apply, jnp.asarray(table), jnp.zeros((2, 3), jnp.int32), length, 27, penalty)
     for n in range(3):
-        np.testing.assert_allclose(worths[:, n], best[n][0], atol=1e-5)
+        np.testing.assert_allclose(scores[:, n], best[n][0], atol=1e-5)
         assert tuple(found[0, n].tolist()) == best[n][1] == tuple(found[1, n].tolist())
 
 
@@ -415,3 +415,90 @@ def test_dropout():
     assert found.dtype == np.uint8
     counts = np.bincount(found.ravel(), minlength=256)
     assert ((counts - 39) ** 2 / 39).sum() < 340  # chi-squared of 255 degrees of freedom: once in 3,000 times
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["keys", "no keys"])
+def test_dropout_of_an_example_depends_on_its_key_alone(given):
+    x, keys = jnp.ones((5, 6, 7)), jax.random.split(jax.random.key(1), 6)
+    layer = dropout.Dropout(0.5, batch_axis=1)
+
+    def masks(x, keys):
+        rngs = {"dropout": jax.random.key(0)}
+        return np.asarray(layer.apply({}, x, True, keys if given else None, rngs=rngs) == 0).swapaxes(0, 1)
+
+    whole = masks(x, keys)
+    assert len({mask.tobytes() for mask in whole}) == 6
+    assert abs(whole.mean() - 0.5) < 0.15
+    np.testing.assert_array_equal(masks(x[:, :2], keys[:2]), whole[:2])
+    if given:
+        order = jnp.array([4, 2, 5, 0, 1, 3])
+        np.testing.assert_array_equal(masks(x, keys[order]), whole[order])
+        with pytest.raises(ValueError, match="6 examples was given keys of shape"):
+            masks(x, keys[:3])
+
+
+DROPPED = [
+    CNN(widths=(4,), depth=1, norm=False, hidden=6, dropout=0.5, outputs=3),
+    transformer.LanguageModel(Stack(layers=3, width=16, heads=4, dropout=0.3, unroll=1, remat=True),
+                              context=12, outputs=50),
+    transformer.Classifier(Stack(layers=1, width=16, heads=4), dropout=0.5, vocabulary=50, context=12, outputs=3),
+    transformer.Translator(Stack(layers=1, width=16, heads=4, dropout=0.3), context=12, outputs=50),
+    lstm.LanguageModel(width=8, embedding=6, dropout=0.3, outputs=50),
+    lstm.Classifier(layers=2, width=8, embedding=6, word_dropout=0.3, dropout=0.3, pairs=16, bag_dropout=0.3,
+                    vocabulary=50, outputs=3),
+    lstm.MaskedModel(layers=2, width=8, embedding=6, dropout=0.3, vocabulary=50, outputs=30),
+    lstm.Translator(layers=2, width=8, dropout=0.3, outputs=50),
+    lstm.Translator(layers=2, width=8, attention="bahdanau", dropout=0.3, outputs=50),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("net", DROPPED, ids=lambda net: f"{type(net).__module__[14:]}-{type(net).__name__}")
+def test_dropout_of_every_net_is_keyed_by_example(net):
+    """The outputs of a permuted batch, its keys permuted likewise, are the permuted outputs."""
+    batch, keys = words(0, batch=4), jax.random.split(jax.random.key(2), 4)
+    match type(net).__name__:
+        case "CNN":
+            batch = jax.random.normal(jax.random.key(0), (4, 6, 6, 2))
+        case "Translator":
+            batch = batch, words(1, batch=4)
+        case "MaskedModel":
+            batch = batch, jnp.tile(jnp.arange(3), (4, 1))
+    params, order = params_of(net, batch), jnp.array([2, 0, 1, 3])
+
+    @jax.jit
+    def run(inputs, keys):
+        with with_keys(keys):
+            return net.apply({"params": params}, inputs, train=True, rngs={"dropout": jax.random.key(0)})
+
+    found = run(batch, keys)
+    np.testing.assert_allclose(run(jax.tree.map(lambda x: x[order], batch), keys[order]), found[order], atol=1e-5)
+    assert float(jnp.abs(run(batch, keys[order]) - found).max()) > 1e-3
+
+
+def test_layers_drop_apart():
+    """Two layers given the same keys, and the layers of a scan."""
+
+    class Twice(nn.Module):
+        @nn.compact
+        def __call__(self, x, keys):
+            drop = dropout.Dropout(0.5)
+            first, second = drop(x, True, keys), drop(x, True, keys)
+            other = dropout.Dropout(0.5)(x, True, keys)
+            twice = Scanned()(jnp.stack([x, x]), keys)
+            return jnp.stack([first, second, other, *twice])
+
+    class Body(nn.Module):
+        @nn.compact
+        def __call__(self, carry, x, keys):
+            return carry, dropout.Dropout(0.5)(x, True, keys)
+
+    class Scanned(nn.Module):
+        @nn.compact
+        def __call__(self, xs, keys):
+            body = nn.scan(Body, split_rngs={"dropout": True}, in_axes=(0, nn.broadcast))
+            return body()((), xs, keys)[1]
+
+    x, keys = jnp.ones((3, 40)), jax.random.split(jax.random.key(0), 3)
+    masks = np.asarray(Twice().apply({}, x, keys, rngs={"dropout": jax.random.key(1)}) == 0)
+    for a, b in itertools.combinations(masks, 2):
+        assert 0.2 < (a == b).mean() < 0.8

@@ -7,7 +7,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers
 
-from research.core.state import Tree
+from research.core.types import Tree
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from flax import struct
 
 from research.core.errors import Mistake
 from research.core.special_tokens import PAD
-from research.core.state import Batch, Tree
+from research.core.state import Batch
+from research.core.types import Tree
 from research.data.feed import batches
 from research.data.order import indices, permuted
 
@@ -61,11 +62,11 @@ class Bucketed:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it), leaves [batch, ...]."""
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, leaves [batch, ...], or these rows of it."""
         block, at = divmod(int(step), self.chunk)
         which, turn = _turn(block, self.blocks(), self.seed)
-        return self._batch(self.buckets[which], turn * self.chunk + at, share)
+        return self._batch(self.buckets[which], turn * self.chunk + at, rows)
 
     def blocks(self) -> tuple[int, ...]:
         """How many blocks of a cycle each bucket gets."""
@@ -75,10 +76,10 @@ class Bucketed:
 
     def samples(self) -> list[Batch]:
         """One batch of each bucket: all the shapes there are, to compile for."""
-        return [self._batch(bucket, 0, (0, 1)) for bucket in self.buckets]
+        return [self._batch(bucket, 0, None) for bucket in self.buckets]
 
-    def _batch(self, bucket: Bucket, step: int, share: tuple[Any, int]) -> Batch:
-        index = indices(step, self.batch, len(bucket.index), self.seed, np, share)
+    def _batch(self, bucket: Bucket, step: int, rows: Any) -> Batch:
+        index = indices(step, self.batch, len(bucket.index), self.seed, np, rows)
         _, inputs, targets = jax.tree.map(lambda x: x[index], tuple(bucket))
         return Batch(bucket.index[index], np.ones(index.shape, np.float32), inputs, targets)
 

@@ -13,7 +13,7 @@ from flax import struct
 from research.core.errors import Mistake
 from research.core.experiment import Feed, Feeds
 from research.core.state import NO_BATCH, Batch, Tree
-from research.data.order import carved, indices
+from research.data.order import DEVICE_SIZE, carved, indices
 
 FeedName = Literal["resident", "stream"]
 """Where training data lives: all of it on the device, or on the host, a chunk of batches at a time."""
@@ -37,25 +37,32 @@ class Resident:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=True)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it), leaves [batch, ...]; `step` and `share[0]` may be traced."""
-        index = indices(step, self.batch, size_of(self.examples), self.seed, jnp, share)
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, leaves [batch, ...], or these rows of it; both arguments may be traced."""
+        index = indices(step, self.batch, size_of(self.examples), self.seed, jnp, rows)
         leaves, structure = jax.tree.flatten(self.examples)
-        rows = [jnp.asarray(x).at[index].get(mode="promise_in_bounds") for x in leaves]
-        shaped = [x.reshape(-1, *shape) for x, shape in zip(rows, self.shapes, strict=True)]
+        found = [jnp.asarray(x).at[index].get(mode="promise_in_bounds") for x in leaves]
+        shaped = [x.reshape(-1, *shape) for x, shape in zip(found, self.shapes, strict=True)]
         return Batch(index, jnp.ones(index.shape, jnp.float32), *jax.tree.unflatten(structure, shaped))
 
 
 def resident(inputs: Tree, targets: Tree, batch: int, seed: int) -> Resident:
-    """The `Resident` feed of trees of arrays, leaves [size, ...], for global batches of `batch`."""
+    """The `Resident` feed of trees of arrays, leaves [size, ...], for global batches of `batch`.
+
+    Raises Mistake where there are more examples than a device can index.
+    """
     examples = (inputs, targets)
+    check_device(size_of(examples), "training examples")
     shapes = tuple(x.shape[1:] for x in jax.tree.leaves(examples))
     return Resident(jax.tree.map(lambda x: x.reshape(len(x), -1), examples), shapes, batch, seed)
 
 
 @struct.dataclass
 class Stream:
-    """Training data on the host: the batches of `Resident`, as NumPy arrays. `prefetched` brings them to a device."""
+    """Training data on the host: the batches of `Resident`, as NumPy arrays. `prefetched` brings them to a device.
+
+    Of more than 2**31 examples, `Batch.index` has the low 32 bits.
+    """
 
     inputs: Tree
     targets: Tree
@@ -63,19 +70,20 @@ class Stream:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it), leaves [batch, ...]."""
-        index = indices(step, self.batch, size_of(self.inputs), self.seed, np, share)
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, leaves [batch, ...], or these rows of it."""
+        index = indices(step, self.batch, size_of(self.inputs), self.seed, np, rows)
         return _rows(index, np.ones(index.shape, np.float32), self.inputs, self.targets)
 
 
 @struct.dataclass
 class Empty:
-    """The feed of a learner that makes its own data: a pytree without leaves."""
+    """The feed of a learner that makes its own data: a pytree without leaves, and batches of no rows."""
 
+    batch: int = struct.field(pytree_node=False, default=0)
     resident: bool = struct.field(pytree_node=False, default=True)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The batch without leaves, at any step."""
         return NO_BATCH
 
@@ -121,7 +129,7 @@ def batches(inputs: Tree, targets: Tree, size: int) -> list[Batch]:
     count = size_of(inputs)
 
     def one(start: int) -> Batch:
-        place = np.arange(start, start + size, dtype=np.int32)
+        place = np.arange(start, start + size)
         # The padding repeats the last example: numbers like any other, so nothing can overflow on them.
         return _rows(np.minimum(place, count - 1), (place < count).astype(np.float32), inputs, targets)
 
@@ -165,6 +173,13 @@ def feeds(
     )
 
 
+def check_device(size: int, what: str) -> None:
+    """Raises Mistake where there are more examples than a device can index; `what` they are is for the message."""
+    if size > DEVICE_SIZE:
+        mend = "keep them on the host (--data.feed stream)"
+        raise Mistake(f"{size:,} {what} are more than the {DEVICE_SIZE:,} that a device can index; {mend}")
+
+
 def size_of(tree: Tree) -> int:
     """The number of examples in a tree of arrays [examples, ...]."""
     return jax.tree.leaves(tree)[0].shape[0]
@@ -172,4 +187,4 @@ def size_of(tree: Tree) -> int:
 
 def _rows(index: np.ndarray, mask: np.ndarray, inputs: Tree, targets: Tree) -> Batch:
     take = lambda x: np.asarray(x)[index]
-    return Batch(index, mask, jax.tree.map(take, inputs), jax.tree.map(take, targets))
+    return Batch(index.astype(np.int32), mask, jax.tree.map(take, inputs), jax.tree.map(take, targets))

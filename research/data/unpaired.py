@@ -14,8 +14,8 @@ from research.core.errors import Mistake
 from research.core.experiment import Feed, Feeds
 from research.core.state import Batch
 from research.data import images, tfds
+from research.data.checks import check_fields, check_images
 from research.data.feed import FeedName, feeds
-from research.data.order import check_fields
 
 CYCLE_GAN = "cycle_gan/"
 """How the names of TensorFlow Datasets' sets start that have the splits trainA, trainB, testA and testB."""
@@ -45,7 +45,9 @@ class Unpaired:
         validation: fraction of the training examples to validate on, carved out by a shuffle; at least one of each
         seed: of that split, and of the order of training
         feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
-        limit: images of each split of a labelled set at most, of all its classes
+        limit: images of each split at most; of a labelled set, of all its classes together
+        image_feature: the feature of a labelled set that holds the image
+        label_feature: the one that holds the label
     """
 
     name: str = "cifar10"
@@ -57,6 +59,8 @@ class Unpaired:
     seed: int = 0
     feed: FeedName = "resident"
     limit: int | None = None
+    image_feature: str = "image"
+    label_feature: str = "label"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,24 +68,33 @@ class Unpaired:
             raise Mistake(f"data.classes must be two, not {self.classes[0]} twice")
 
     def arrays(self) -> Domains:
-        """The images. Raises Mistake where they aren't there, Failure where damaged."""
+        """The images, the same at each call: the only method that a new source overrides.
+
+        Raises Mistake where they aren't there, Failure where damaged.
+        """
         dir = tfds.directory(self.dir)
-        return (
-            splits(self.name, dir)
-            if self.name.startswith(CYCLE_GAN)
-            else labelled(self.name, self.classes, dir, self.limit)
-        )
+        return splits(self.name, dir) if self.name.startswith(CYCLE_GAN) else labelled(self)
+
+    def load(self) -> Domains:
+        """`arrays`, checked, and at most `limit` images of each part. Raises as `arrays` does."""
+        data = self.arrays()
+        for part, found in zip(Domains._fields, data, strict=True):
+            check_images(f"data.name {self.name}, {part}", found)
+        shapes = sorted({part.shape[1:] for part in data})
+        if len(shapes) > 1:
+            raise Mistake(f"data.name {self.name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
+        return Domains(*(part[: self.limit] for part in data))
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `arrays` does."""
-        data = self.arrays()
+        data = self.load()
         x, y = (
             feeds(
                 (train, ()), (test, ()), self.batch, self.evaluation_batch, self.validation, self.seed + at, self.feed
             )
             for at, (train, test) in enumerate(((data.train_x, data.test_x), (data.train_y, data.test_y)))
         )
-        train = Both(x.train, y.train, self.feed == "resident")
+        train = Both(x.train, y.train, self.batch, self.feed == "resident")
         return Feeds(train, beside(x.validation, y.validation), beside(x.test, y.test))
 
 
@@ -91,11 +104,12 @@ class Both:
 
     x: Feed
     y: Feed
+    batch: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it); `index` is that of X."""
-        return both(self.x.batch_at(step, share), self.y.batch_at(step, share))
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, or these rows of it; `index` is that of X."""
+        return both(self.x.batch_at(step, rows), self.y.batch_at(step, rows))
 
 
 def both(x: Batch, y: Batch) -> Batch:
@@ -109,15 +123,18 @@ def beside(x: Sequence[Batch], y: Sequence[Batch]) -> list[Batch]:
     return [both(a or gone(x[-1]), b or gone(y[-1])) for a, b in zip_longest(x, y)]
 
 
-def labelled(name: str, classes: tuple[str, str], dir: str | None, limit: int | None) -> Domains:
+def labelled(config: Unpaired) -> Domains:
     """Two classes of a labelled set. Raises Mistake where it has no such class."""
-    data = images.arrays(name, dir, limit)
-    for wanted in classes:
+    name, limit = config.name, config.limit
+    data = images.Images(
+        name, config.dir, limit=limit, image_feature=config.image_feature, label_feature=config.label_feature
+    ).load()
+    for wanted in config.classes:
         if wanted not in data.names:
             near = difflib.get_close_matches(wanted, data.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(data.names)}"
             raise Mistake(f"data.classes: {name} has no class {wanted}: {hint}")
-    x, y = (data.names.index(wanted) for wanted in classes)
+    x, y = (data.names.index(wanted) for wanted in config.classes)
     train = [data.train_images[data.train_labels == label] for label in (x, y)]
     found = Domains(*train, *(data.test_images[data.test_labels == label] for label in (x, y)))
     if not all(map(len, found)):
@@ -136,7 +153,4 @@ def splits(name: str, dir: str | None) -> Domains:
     found = Domains(*(read(split) for split in ("trainA", "trainB", "testA", "testB")))
     for part in found:
         part.flags.writeable = False
-    shapes = sorted({part.shape[1:] for part in found})
-    if len(shapes) > 1:
-        raise Mistake(f"data.name {name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
     return found

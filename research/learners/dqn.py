@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import Mistake
-from research.core.experiment import Feeds, Report, Run, positive
-from research.core.modules import forward, initialise
-from research.core.optimizers import Optimizer, optimizer, schedule
-from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
-from research.core.update import Descent, descend
+from research.core.errors import UserError
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch, positive
+from research.core.metrics import Mean, Metrics, mean
+from research.core.modules import network
+from research.core.optimizers import Optimizer
+from research.core.state import Batch, Learner, State, example_keys, learner, rng
+from research.core.types import Tree
+from research.core.update import Aux, scan_updates, updater
 from research.data.feed import Empty, episodes
 from research.evaluation.episodes import episode
 from research.nets.q import MLP
@@ -43,8 +45,8 @@ class World(NamedTuple):
     buffer: Transition
 
 
-@dataclass(frozen=True)
-class DQN:
+@dataclass(frozen=True, kw_only=True)
+class DQN(Experiment):
     """An experiment in deep Q-learning. A step acts `rollout_length` frames in every environment, then learns.
 
     Attributes:
@@ -89,7 +91,6 @@ class DQN:
     episodes: int = 32
     test_episodes: int = 100
     optimizer: Optimizer = field(default_factory=Optimizer)
-    descent: Descent = field(default_factory=Descent)
     run: Run = field(default_factory=lambda: Run(metric="return"))
 
     def __post_init__(self) -> None:
@@ -97,10 +98,11 @@ class DQN:
         positive(self, "", "n_step", "episodes", "test_episodes")
         multiple(self, "batch", self.num_envs, "num_envs")
         multiple(self, "buffer_size", self.num_envs * self.rollout_length, "num_envs * rollout_length")
-        if self.batch % self.descent.micro:
-            raise Mistake(f"descent.micro={self.descent.micro} does not divide batch={self.batch}")
+        super().__post_init__()
         if self.n_step > self.slots:
-            raise Mistake(f"n_step={self.n_step} is more than the {self.slots} transitions of an environment's buffer")
+            raise UserError(
+                f"n_step={self.n_step} is more than the {self.slots} transitions of an environment's buffer"
+            )
 
     @property
     def slots(self) -> int:
@@ -117,9 +119,9 @@ class DQN:
         """Number of steps that act without learning."""
         return max(-(-self.learning_starts // self.frames), -(-self.n_step // self.rollout_length)) - 1
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
-        return dqn(self, make(self.environment), axis)
+        return dqn(self, make(self.environment))
 
     def feeds(self) -> Feeds:
         """The seeds of episodes: 0, 1, ... for evaluation, and from 1,000,000 on for the test."""
@@ -128,32 +130,36 @@ class DQN:
 
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
-        return {"num_envs": self.num_envs, "episodes": self.episodes}
+        return {
+            "num_envs": self.num_envs,
+            "batch": microbatch(self.batch, self.update),
+            "episodes": self.episodes,
+        }
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         environment = make(self.environment)
-        net = self.net.clone(outputs=environment.num_actions)
-        return (episode(self.environment.name, environment, lambda params, x: forward(net, params, {}, x)[0]),)
+        net = network(self.net.clone(outputs=environment.num_actions), self.update.dtype)
+        return (episode(self.environment.name, environment, lambda params, x: net.apply(params, {}, x)[0]),)
 
 
-def dqn(config: DQN, environment: VectorEnv, axis: str | None = None) -> Learner:
+def dqn(config: DQN, environment: VectorEnv) -> Learner:
     """The learner: Algorithm 1 of Mnih et al. 2015.
 
-    Q is `state.params`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
+    Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
     """
-    net = config.net.clone(outputs=environment.num_actions)
+    net = network(config.net.clone(outputs=environment.num_actions), config.update.dtype)
     updates = max((config.run.steps - config.warmup_steps) * config.updates, 1)
-    tx, rate = optimizer(config.optimizer, updates), schedule(config.optimizer, updates)
+    init_state, update = updater(config.update, {"q": (config.optimizer, updates)})
     epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
     def q(params: Tree, observation: jax.Array) -> jax.Array:
-        return forward(net, params, {}, observation.astype(jnp.float32))[0]
+        return net.apply(params, {}, observation.astype(jnp.float32))[0]
 
     def init(key: jax.Array) -> State:
-        params, _ = initialise(net, key, jnp.zeros((1, *environment.observation_shape)))
-        state = State(jnp.int32(0), key, params, tx.init(params), {"target": jax.tree.map(jnp.copy, params)}, ())
-        actor = reset(environment, stream(state, "first"), config.num_envs)
+        params, _ = net.init(key, jnp.zeros((1, *environment.observation_shape)))
+        state = init_state(key, {"q": (params, {})}, {"target": jax.tree.map(jnp.copy, params)})
+        actor = reset(environment, rng(state, "first"), config.num_envs)
         buffer = replay.empty(config.num_envs, config.slots, environment.observation_shape, config.buffer_dtype)
         return state._replace(world=World(actor, buffer))
 
@@ -161,17 +167,17 @@ def dqn(config: DQN, environment: VectorEnv, axis: str | None = None) -> Learner
         """Act epsilon-greedily, and store the transitions in D."""
 
         def policy(observation: jax.Array, uniform: jax.Array) -> jax.Array:
-            return epsilon_greedy(q(state.params, observation), uniform, epsilon(state.step))
+            return epsilon_greedy(q(state.params["q"], observation), uniform, epsilon(state.step))
 
         actor, transitions, metrics = rollout(
-            environment, policy, state.world.actor, stream(state, "act"), config.rollout_length
+            environment, policy, state.world.actor, rng(state, "act"), config.rollout_length
         )
         buffer = replay.write(state.world.buffer, transitions, state.step)
         return state._replace(world=World(actor, buffer)), metrics
 
     def sample(state: State) -> tuple[Sample, jax.Array]:
         """The minibatches of a step, and Q̂ of their next observations; leaves [updates, batch, ...]."""
-        keys = each(stream(state, "sample"), state.world.actor.env_id)
+        keys = example_keys(rng(state, "sample"), state.world.actor.env_id)
         shape = (config.updates, config.batch // config.num_envs)
         samples = replay.sample(
             state.world.buffer, keys, state.step, config.rollout_length, shape, config.n_step, config.gamma
@@ -179,9 +185,7 @@ def dqn(config: DQN, environment: VectorEnv, axis: str | None = None) -> Learner
         # Q̂ does not change during a step, so it values all minibatches at once.
         return samples, jax.vmap(q, (None, 0))(state.collections["target"], samples.next_observation)
 
-    def loss(
-        params: Tree, collections: dict[str, Tree], batch: tuple[Sample, jax.Array], key: jax.Array
-    ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
+    def td_loss(params: Tree, state: State, batch: tuple[Sample, jax.Array], rng: jax.Array) -> tuple[Mean, Aux]:
         """The squared (or Huber) temporal difference y - Q(observation, action)."""
         sample, next_q = batch
         if config.double:
@@ -191,41 +195,34 @@ def dqn(config: DQN, environment: VectorEnv, axis: str | None = None) -> Learner
             y = sample.return_ + sample.discount * next_q.max(-1)
         value = q_of_action(q(params, sample.observation), sample.action)
         error = optax.squared_error(value, y) if config.loss == "squared" else optax.huber_loss(value, y)
-        return mean(error), (collections, {"q": mean(value)})
+        return mean(error), Aux({"q": mean(value)})
 
-    def learn(state: State) -> tuple[Tree, Tree, Metrics]:
+    def learn(state: State) -> tuple[State, Metrics]:
         """A gradient descent step on each minibatch."""
+        state, aux = scan_updates(update, state, "q", td_loss, sample(state))
+        return state._replace(world=()), dict(aux.metrics)
 
-        def update(carry: tuple[Tree, Tree], batch: tuple[Sample, jax.Array]) -> tuple[tuple[Tree, Tree], Metrics]:
-            key = stream(state, "descend")
-            params, opt_state, _, metrics = descend(loss, tx, *carry, {}, batch, key, config.descent, axis)
-            return (params, opt_state), metrics
-
-        carry, metrics = jax.lax.scan(update, (state.params, state.opt_state), sample(state))
-        return *carry, jax.tree.map(lambda x: x.sum(0), metrics)
-
-    def wait(state: State) -> tuple[Tree, Tree, Metrics]:
+    def wait(state: State) -> tuple[State, Metrics]:
         """In place of `learn` before learning starts: nothing changes, and the metrics have a count of 0."""
-        nothing = Mean(jnp.float32(0), jnp.float32(0))
-        return state.params, state.opt_state, dict.fromkeys(("loss", "q", "gradient_norm"), nothing)
+        _, metrics = jax.eval_shape(learn, state)
+        return state._replace(world=()), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
     def step(state: State, _: Batch) -> tuple[State, Metrics]:
-        state, metrics = act(state)
-        params, opt_state, learned = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
+        state, acted = act(state)
+        # The branches leave the world out of what they return, or they would copy the replay.
+        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
+        state = learned._replace(world=state.world)
         # Every C steps reset Q̂ = Q
-        target = optax.periodic_update(
-            params, state.collections["target"], state.step + 1, config.target_update_interval
-        )
-        metrics |= learned
-        metrics["epsilon"] = mean(epsilon(state.step))
-        metrics["learning_rate"] = mean(rate(jnp.maximum(state.step - config.warmup_steps, 0) * config.updates))
-        return State(state.step + 1, state.key, params, opt_state, {"target": target}, state.world), metrics
+        params, target = state.params["q"], state.collections["target"]
+        target = optax.periodic_update(params, target, state.step + 1, config.target_update_interval)
+        state = state._replace(collections={"target": target})
+        return state, {**acted, **metrics, "epsilon": mean(epsilon(state.step))}
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         """One whole greedy episode for each seed of `batch.index`."""
-        return play(environment, lambda observation: q(state.params, observation).argmax(-1), batch)
+        return play(environment, lambda observation: q(state.params["q"], observation).argmax(-1), batch)
 
-    return Learner(init, step, evaluate)
+    return learner(init, step, evaluate)
 
 
 def q_of_action(values: jax.Array, action: jax.Array) -> jax.Array:
@@ -235,9 +232,30 @@ def q_of_action(values: jax.Array, action: jax.Array) -> jax.Array:
 
 
 def multiple(config: DQN, name: str, unit: int, units: str) -> None:
-    """Raises Mistake, with the nearest valid values, unless the field `name` is a multiple of `unit`."""
+    """Raises UserError, with the nearest valid values, unless the field `name` is a multiple of `unit`."""
     value = getattr(config, name)
     if value % unit:
         below, above = value // unit * unit, -(-value // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise Mistake(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
+        raise UserError(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD; it learns from its second step on."""
+    return {
+        "dqn": DQN(
+            net=MLP(widths=(16,)),
+            num_envs=8,
+            rollout_length=2,
+            buffer_size=8 * 16,
+            learning_starts=32,
+            batch=32,
+            updates=2,
+            target_update_interval=2,
+            n_step=2,
+            double=True,
+            episodes=16,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="return"),
+        )
+    }

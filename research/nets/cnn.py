@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.dropout import Dropout
 from research.core.errors import Mistake
 from research.core.experiment import positive
 from research.core.modules import Filled
@@ -32,7 +33,6 @@ class CNN(nn.Module):
     hidden: int = 0
     dropout: float = 0.0
     outputs: Filled[int] = 0
-    axis: Filled[str | None] = None
 
     def __post_init__(self) -> None:
         positive(self, "net", "widths", "depth")
@@ -45,13 +45,13 @@ class CNN(nn.Module):
         for width in self.widths:
             for _ in range(self.depth):
                 x = Conv(width, use_bias=not self.norm)(x)
-                x = nn.relu(BatchNorm(axis=self.axis)(x, train) if self.norm else x)
+                x = nn.relu(BatchNorm()(x, train) if self.norm else x)
             x = max_pool(x)
         x = x.reshape(-1, x.shape[-1]).T
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        x = Dropout(self.dropout)(x, train)
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden)(x))
-            x = nn.Dropout(self.dropout)(x, deterministic=not train)
+            x = Dropout(self.dropout)(x, train)
         return nn.Dense(self.outputs)(x)
 
 
@@ -68,7 +68,6 @@ class ResNet(nn.Module):
     blocks: tuple[int, ...] = (3, 3, 3)
     shortcut: Literal["pad", "project"] = "pad"
     outputs: Filled[int] = 0
-    axis: Filled[str | None] = None
 
     def __post_init__(self) -> None:
         positive(self, "net", "widths", "blocks")
@@ -80,11 +79,11 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images f32[batch, height, width, channels] -> logits [batch, outputs]."""
         x = x.transpose(3, 1, 2, 0)
-        x = nn.relu(BatchNorm(axis=self.axis)(Conv(self.widths[0], use_bias=False)(x), train))
+        x = nn.relu(BatchNorm()(Conv(self.widths[0], use_bias=False)(x), train))
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(width, stride, self.shortcut, self.axis)(x, train)
+                x = BasicBlock(width, stride, self.shortcut)(x, train)
         return nn.Dense(self.outputs)(x.mean((1, 2)).T)
 
 
@@ -94,14 +93,13 @@ class BasicBlock(nn.Module):
     width: int
     stride: int
     shortcut: Literal["pad", "project"]
-    axis: str | None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[channels, height, width, batch] -> [self.width, height / stride, width / stride, batch]."""
         y = Conv(self.width, stride=self.stride, use_bias=False)(x)
-        y = nn.relu(BatchNorm(axis=self.axis)(y, train))
-        y = BatchNorm(axis=self.axis)(Conv(self.width, use_bias=False)(y), train)
+        y = nn.relu(BatchNorm()(y, train))
+        y = BatchNorm()(Conv(self.width, use_bias=False)(y), train)
         if x.shape != y.shape:
             if self.shortcut == "pad":
                 extra = self.width - x.shape[0]
@@ -109,5 +107,5 @@ class BasicBlock(nn.Module):
                 x = jnp.pad(x, ((extra // 2, extra - extra // 2), (0, 0), (0, 0), (0, 0)))
             else:
                 x = Conv(self.width, kernel=1, stride=self.stride, use_bias=False)(x)
-                x = BatchNorm(axis=self.axis)(x, train)
+                x = BatchNorm()(x, train)
         return nn.relu(x + y)

@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.modules import Filled
 from research.nets.gan import (
     Conv,
     Dense,
@@ -34,12 +33,11 @@ class DCGANGenerator(Generator):
     widths: tuple[int, ...] = (128, 64)
     hidden: int = 0
     norm: Normalisation = "batch"
-    axis: Filled[str | None] = None
 
     @nn.compact
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
         first = (self.widths[0], *smallest("generator.widths", self.shape, len(self.widths)))
-        norm = lambda x: nn.relu(Norm(self.norm, self.axis)(x, train))
+        norm = lambda x: nn.relu(Norm(self.norm)(x, train))
         z = with_label(*inputs, self.classes)
         if self.hidden:
             z = norm(Dense(self.hidden)(z, train).T[:, None, None])[:, 0, 0].T
@@ -63,7 +61,6 @@ class DCGANDiscriminator(Discriminator):
     hidden: int = 0
     norm: Normalisation = "batch"
     spectral: bool = False
-    axis: Filled[str | None] = None
 
     @nn.compact
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
@@ -73,9 +70,9 @@ class DCGANDiscriminator(Discriminator):
         for layer, width in enumerate(self.widths):
             norm = "none" if layer == 0 else self.norm
             x = Conv(width, stride=2, spectral=self.spectral, use_bias=norm == "none")(x, train)
-            x = leaky(Norm(norm, self.axis)(x, train))
+            x = leaky(Norm(norm)(x, train))
         features = x.reshape(-1, x.shape[-1]).T
         if self.hidden:
             x = Dense(self.hidden, self.spectral)(features, train).T[:, None, None]
-            features = leaky(Norm(self.norm, self.axis)(x, train))[:, 0, 0].T
+            features = leaky(Norm(self.norm)(x, train))[:, 0, 0].T
         return Score(self.classes, self.spectral)(features, labels, train)

@@ -103,19 +103,18 @@ def padded(x: jax.Array, pad: int, mode: Literal["constant", "reflect"] = "const
 class Norm(nn.Module):
     """Normalisation of [channels, height, width, batch].
 
-    batch: over the batch (of all devices of `axis`); layer: over an image (Ba, Kiros & Hinton 2016, arXiv:1607.06450);
+    batch: over the global batch; layer: over an image (Ba, Kiros & Hinton 2016, arXiv:1607.06450);
     instance: over each channel of an image, without scale and shift (Ulyanov, Vedaldi & Lempitsky 2016,
     arXiv:1607.08022).
     """
 
     kind: Normalisation
-    axis: str | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         match self.kind:
             case "batch":
-                return BatchNorm(axis=self.axis)(x, train)
+                return BatchNorm()(x, train)
             case "instance":
                 return normalised(x, (1, 2))
             case "layer":

@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.dropout import Dropout
 from research.core.modules import Filled
 from research.core.special_tokens import PAD
 from research.nets.bag import Bag
 from research.nets.dense import Dense, product
-from research.nets.dropout import Dropout
 from research.nets.sequence import Memory, pool
 
 
@@ -126,7 +126,7 @@ class Layer(nn.Module):
         bias = self.param("bias", _remember, (4 * self.width,))
         zeros = jnp.zeros((x.shape[1], self.width), x.dtype)
         turn = (lambda x: x[::-1]) if self.reverse else (lambda x: x)
-        gates = turn(product(x, kernel) + bias)
+        gates = turn(product(x, kernel, 1) + bias)
         there = None if there is None else turn(there)
         hiddens, hidden, cell = recur(gates, recurrent, *(carry or (zeros, zeros)), there)
         return turn(hiddens), (hidden, cell)
@@ -165,7 +165,7 @@ class LSTM(nn.Module):
         last = []
         for n in range(self.layers):
             if n:
-                x = Dropout(self.dropout)(x, train)
+                x = Dropout(self.dropout, batch_axis=1)(x, train)
             if self.bidirectional:
                 half = self.width // 2
                 ahead, a = Layer(half)(x, there)
@@ -210,7 +210,8 @@ class LanguageModel(nn.Module):
 
     def start(self, source: jax.Array, length: int) -> Carry:
         """The carry before the first token, for as many sequences as `source` ([batch, ...]) has."""
-        zeros = jnp.zeros((source.shape[0], self.layers, self.width))
+        dtype = self.embed(jnp.zeros(1, jnp.int32)).dtype
+        zeros = jnp.zeros((source.shape[0], self.layers, self.width), dtype)
         return Carry(zeros, zeros)
 
     def extend(self, tokens: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
@@ -400,10 +401,11 @@ class LuongDecoder(nn.Module):
         """x [batch, time, width] -> outputs [batch, time, width], and the carry after them."""
         memory = state.memory
         h, carry = LSTM(self.layers, self.width, dropout=self.dropout)(x, carry=state.carry, train=train)
-        scores = jnp.einsum("bqw,bkw->bqk", Dense(self.width, use_bias=False)(h), memory.tokens)
+        queries = Dense(self.width, use_bias=False)(h)
+        scores = jnp.einsum("bqw,bkw->bqk", queries, memory.tokens, preferred_element_type=jnp.float32)
         weights = nn.softmax(jnp.where(memory.mask[:, None], scores, -1e9))
         self.sow("intermediates", "attention", weights)
-        c = weights @ memory.tokens
+        c = weights.astype(x.dtype) @ memory.tokens
         return jnp.tanh(Dense(self.width, use_bias=False)(jnp.concatenate([c, h], -1))), carry
 
 
@@ -431,9 +433,9 @@ class BahdanauDecoder(nn.Module):
 
         def step(before: tuple, gates: jax.Array) -> tuple[tuple, tuple]:
             s, cell = before
-            scores = jnp.tanh((s @ query)[:, None] + keys) @ v
+            scores = jnp.matmul(jnp.tanh((s @ query)[:, None] + keys), v, preferred_element_type=jnp.float32)
             weights = nn.softmax(jnp.where(memory.mask, scores, -1e9))
-            c = jnp.einsum("bk,bkw->bw", weights, memory.tokens)
+            c = jnp.einsum("bk,bkw->bw", weights.astype(s.dtype), memory.tokens)
             i, f, g, o = jnp.split(gates + c @ kernel + s @ recurrent, 4, -1)
             cell = nn.sigmoid(f) * cell + nn.sigmoid(i) * jnp.tanh(g)
             s = nn.sigmoid(o) * jnp.tanh(cell)

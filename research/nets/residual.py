@@ -4,7 +4,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.modules import Filled
 from research.nets.gan import Conv, Discriminator, Generator, Labelled, Norm, Score, Seed, smallest, with_label
 
 
@@ -16,13 +15,12 @@ class ResidualGenerator(Generator):
     """
 
     widths: tuple[int, ...] = (256, 256, 256)
-    axis: Filled[str | None] = None
 
     @nn.compact
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
         first = (self.widths[0], *smallest("generator.widths", self.shape, len(self.widths)))
         x = Seed(first, None)(with_label(*inputs, self.classes), train)
-        norm = lambda x: nn.relu(Norm("batch", self.axis)(x, train))
+        norm = lambda x: nn.relu(Norm("batch")(x, train))
         for width in self.widths:
             y = Conv(width, 3, deviation=None)(doubled(norm(x)), train)
             y = Conv(width, 3, deviation=None)(norm(y), train)

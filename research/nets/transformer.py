@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.dropout import Dropout
 from research.core.errors import Mistake
 from research.core.experiment import positive
 from research.core.modules import Filled
 from research.core.special_tokens import PAD
 from research.nets.dense import Dense, product
-from research.nets.dropout import Dropout
 from research.nets.sequence import Memory, pool
 
 SMALL = nn.initializers.normal(0.02)
@@ -119,8 +119,8 @@ class Attention(nn.Module):
             q, k = rotated(q, seen.positions), rotated(k, seen.positions)
         if cache is not None and memory is None:
             rows = jnp.arange(batch)[:, None]
-            k = cache[0].at[rows, seen.positions].set(k.astype(cache[0].dtype))
-            v = cache[1].at[rows, seen.positions].set(v.astype(cache[1].dtype))
+            k = cache[0].at[rows, seen.positions].set(k)
+            v = cache[1].at[rows, seen.positions].set(v)
             cache = (k, v)
         causal = self.causal and memory is None and cache is None
         self.sow("intermediates", "queries", q)
@@ -136,19 +136,34 @@ class Attention(nn.Module):
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool, flash: bool) -> jax.Array:
     """softmax(q k^T / sqrt(size)) v, [batch, time, heads, size]; k and v may have fewer heads.
 
-    flash: in programs for NVIDIA's GPUs by cuDNN, where it can: 16-bit numbers, up to 128 features a head.
+    mask: bool, broadcast to [batch, heads, time, keys], True where a query may attend to a key; None: everywhere.
+    flash: in programs for NVIDIA's GPUs by cuDNN, where it can: see `fits_cudnn`.
     """
 
-    def by(implementation: Literal["xla", "cudnn"]) -> Callable[..., jax.Array]:
+    def by(implementation: Literal["xla", "cudnn"], mask: jax.Array | None) -> Callable[..., jax.Array]:
         return lambda q, k, v: jax.nn.dot_product_attention(
             q, k, v, mask=mask, is_causal=causal, implementation=implementation
         )
 
-    # Without CUDA's wheels JAX can't so much as trace it.
-    there = any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
-    if not flash or not there or q.dtype.itemsize != 2 or q.shape[-1] > 128 or q.shape[-1] % 8:
-        return by("xla")(q, k, v)
-    return jax.lax.platform_dependent(q, k, v, cuda=by("cudnn"), default=by("xla"))
+    if not flash or not cuda_installed() or not fits_cudnn(q, k):
+        return by("xla", mask)(q, k, v)
+    # cuDNN has no broadcast of a mask over the queries.
+    pairs = None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
+    return jax.lax.platform_dependent(q, k, v, cuda=by("cudnn", pairs), default=by("xla", mask))
+
+
+def cuda_installed() -> bool:
+    """Whether JAX has a CUDA plugin; without one it can't trace cuDNN's attention, whatever it compiles for."""
+    return any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
+
+
+def fits_cudnn(q: jax.Array, k: jax.Array) -> bool:
+    """Whether cuDNN's attention takes these arrays, forward and backward.
+
+    It takes 16-bit numbers, heads of up to 128 features (a multiple of 8), and even numbers of queries and keys.
+    """
+    even = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
+    return q.dtype.itemsize == 2 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and even
 
 
 def _bounds(heads: int, groups: int, size: int) -> tuple[int, int]:
@@ -282,6 +297,11 @@ class Embedding(nn.Module):
         """[batch, time, width] -> [batch, time, vocabulary], or [batch, time, count] of its first tokens."""
         return product(x, self.tokens.embedding[:count].T.astype(x.dtype))
 
+    def dtype(self) -> jnp.dtype:
+        """The dtype of the features, which the net computes in."""
+        token = jnp.zeros((1, 1), jnp.int32)
+        return self(token, token).dtype
+
 
 def _length(tokens: jax.Array, context: int) -> jax.Array:
     """Positions i32[1, time]. Raises Mistake where there are more tokens than the net has places for."""
@@ -319,7 +339,7 @@ class LanguageModel(nn.Module):
         """An empty cache for as many sequences as `source` ([batch, ...]) has, of up to `length` tokens."""
         if length > self.context:
             raise Mistake(f"{length} tokens are more than the net's context of {self.context}")
-        return _empty(self.stack, source.shape[0], length, None)
+        return _empty(self.stack, source.shape[0], length, self.embedding.dtype(), None)
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """The logits [batch, time, outputs] of tokens i32[batch, time] that follow those in the cache."""
@@ -330,10 +350,10 @@ class LanguageModel(nn.Module):
         return self.embedding.logits(x) if self.tied else self.head(x)
 
 
-def _empty(stack: Stack, batch: int, length: int, memory: Memory | None) -> Cache:
+def _empty(stack: Stack, batch: int, length: int, dtype: jnp.dtype, memory: Memory | None) -> Cache:
     groups = stack.groups or stack.heads
-    shape = (batch, stack.layers, length, groups, stack.width // stack.heads)
-    return Cache(jnp.zeros(shape), jnp.zeros(shape), jnp.zeros(batch, jnp.int32), memory)
+    zeros = jnp.zeros((batch, stack.layers, length, groups, stack.width // stack.heads), dtype)
+    return Cache(zeros, zeros, jnp.zeros(batch, jnp.int32), memory)
 
 
 def _extended(blocks: Blocks, embedding: Embedding, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
@@ -442,7 +462,8 @@ class Translator(nn.Module):
 
     def start(self, source: jax.Array, length: int) -> Cache:
         """The encoded source i32[batch, time], and an empty cache for translations of up to `length` tokens."""
-        return _empty(self.stack, source.shape[0], length, self.encoder(source, False))
+        memory = self.encoder(source, False)
+        return _empty(self.stack, source.shape[0], length, memory.tokens.dtype, memory)
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """The logits [batch, time, outputs] of tokens i32[batch, time] that follow those in the cache."""

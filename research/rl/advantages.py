@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from research.core.update import summed
+from research.core.devices import summed
 from research.rl.rollout import Transition
 
 
@@ -27,15 +27,11 @@ def gae(transitions: Transition, value: jax.Array, next_value: jax.Array, gamma:
     return advantages.T
 
 
-def normalised(advantages: jax.Array, axis: str | None = None) -> jax.Array:
-    """The advantages with mean 0 and standard deviation 1 over the global batch, of whatever shape.
-
-    axis  the mapped axis over devices that they are split over, if any
-    """
+def normalised(advantages: jax.Array) -> jax.Array:
+    """The advantages with mean 0 and standard deviation 1 over the batch of all devices, of whatever shape."""
 
     def mean(x: jax.Array) -> jax.Array:
-        sums = x.sum(), jnp.float32(x.size)
-        total, count = sums if axis is None else summed(sums, axis)
+        total, count = summed((x.sum(), jnp.float32(x.size)))
         return total / count
 
     centred = advantages - mean(advantages)

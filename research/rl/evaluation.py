@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.state import Batch, Metrics, mean
+from research.core.metrics import Metrics, mean
+from research.core.state import Batch
 from research.rl.environments import VectorEnv
 
 

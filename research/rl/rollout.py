@@ -10,7 +10,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from research.core.state import Metrics, Tree, each, mean
+from research.core.metrics import Metrics, mean
+from research.core.state import example_keys
+from research.core.types import Tree
 from research.rl.environments import VectorEnv
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]
@@ -61,7 +63,7 @@ class Transition(NamedTuple):
 def reset(environment: VectorEnv, key: jax.Array, num_envs: int) -> ActorState:
     """The environments at the start of their first episodes."""
     env_id = jnp.arange(num_envs)
-    env_state, observation = environment.reset(each(key, env_id))
+    env_state, observation = environment.reset(example_keys(key, env_id))
     return ActorState(env_id, env_state, observation, jnp.zeros(num_envs), jnp.zeros(num_envs))
 
 
@@ -85,7 +87,7 @@ def rollout(
             actor.observation, action, timestep.reward, timestep.terminated, done, timestep.next_observation
         )
         episode_return, episode_length = actor.episode_return + timestep.reward, actor.episode_length + 1
-        metrics = {"return": mean(episode_return, done), "length": mean(episode_length, done)}
+        metrics: Metrics = {"return": mean(episode_return, done), "length": mean(episode_length, done)}
         actor = ActorState(
             actor.env_id,
             env_state,
@@ -96,7 +98,7 @@ def rollout(
         return actor, (transition, metrics)
 
     # Everything random about a rollout is drawn before it, leaves [length, num_envs, ...]: many small draws are slow.
-    keys = jax.vmap(lambda key: jax.random.split(key, 2 * length + 1), out_axes=1)(each(key, actor.env_id))
+    keys = jax.vmap(lambda key: jax.random.split(key, 2 * length + 1), out_axes=1)(example_keys(key, actor.env_id))
     uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)), out_axes=1)(keys[-1])
     starts = jax.vmap(environment.reset)(keys[:length])
     actor, (transitions, metrics) = jax.lax.scan(frame, actor, (keys[length:-1], uniform, starts))

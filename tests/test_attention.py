@@ -1,0 +1,92 @@
+"""Attention on NVIDIA's GPUs by cuDNN: every Transformer of configs/ traces and lowers, with the CUDA plugin stubbed.
+
+Nothing is compiled: JAX's own checks of shapes and dtypes run when a program is traced and lowered, and need no GPU.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.core.modules import cast, filled
+from research.nets import transformer
+from research.nets.transformer import Classifier, LanguageModel, MaskedModel, Stack, Translator
+from research.training import config
+
+SMALL = Stack(layers=2, width=32, heads=4)
+NETS = {name: net for name in config.names() if hasattr(net := getattr(config.load(name), "net", None), "stack")} | {
+    "masked": MaskedModel(SMALL),
+    "rotary": LanguageModel(Stack(layers=2, width=64, heads=4, groups=2, positions="rotary", remat=True)),
+}
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """As if the CUDA plugin were installed, with cuDNN 9.10."""
+    monkeypatch.setattr(transformer, "cuda_installed", lambda: True)
+    monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
+
+
+def inputs(net, length):
+    words = jax.ShapeDtypeStruct((4, length), jnp.int32)
+    match net:
+        case Translator():
+            return words, jax.ShapeDtypeStruct((4, length + 2), jnp.int32)
+        case MaskedModel():
+            return words, jax.ShapeDtypeStruct((4, 3), jnp.int32)
+    return words
+
+
+def lowered(net, length=16):
+    """Training of a net in bfloat16, lowered for cuda, as text."""
+    net = filled(net, vocabulary=50, context=32, outputs=50)
+    shapes = inputs(net, length)
+    params = jax.eval_shape(net.init, jax.random.key(0), shapes)["params"]
+
+    def loss(params, inputs, key):
+        logits = net.apply({"params": cast(params, jnp.bfloat16)}, inputs, train=True, rngs={"dropout": key})
+        return logits.astype(jnp.float32).sum()
+
+    step = jax.jit(jax.value_and_grad(loss))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    return step.trace(params, shapes, key).lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_every_transformer_trains_in_bfloat16_with_cudnn(name, cuda):
+    text, net = lowered(NETS[name]), NETS[name]
+    biased = not isinstance(net, LanguageModel)  # padding is masked by a bias
+    assert ("__cudnn$fmhaScaleBiasSoftmax(" in text) == ("__cudnn$fmhaScaleBiasSoftmaxBackward(" in text) == biased
+    unbiased = isinstance(net, LanguageModel | Translator)  # causal attention has none
+    assert ("__cudnn$fmhaSoftmax(" in text) == ("__cudnn$fmhaSoftmaxBackward(" in text) == unbiased
+
+
+def test_what_cudnn_can_not_do_is_left_to_xla(cuda):
+    """Odd lengths, heads of 4 features, and what is told to be XLA's."""
+    for net, length in [
+        (Classifier(SMALL), 15),
+        (LanguageModel(SMALL), 15),
+        (LanguageModel(Stack(layers=1, width=16, heads=4)), 16),
+        (LanguageModel(Stack(layers=1, width=32, heads=4, attention="xla")), 16),
+    ]:
+        assert "__cudnn" not in lowered(net, length)
+
+
+def test_without_the_plugin_xla_attends():
+    assert "__cudnn" not in lowered(LanguageModel(SMALL))
+
+
+def test_generation_traces_with_cudnn(cuda):
+    """Prefixes of even length have a mask of their own for each query."""
+    net = filled(Translator(SMALL), context=32, outputs=50)
+    words = jnp.ones((4, 16), jnp.int32)
+    params = cast(net.init(jax.random.key(0), (words, words))["params"], jnp.bfloat16)
+
+    def generate(params):
+        carry = net.apply({"params": params}, words, 20, method="start")
+        return net.apply({"params": params}, words[:, :6], carry, method="extend")
+
+    found = [jax.jit(generate).trace(params).lower(lowering_platforms=(p,)).as_text() for p in ("cuda", "cpu")]
+    assert "__cudnn" in found[0] and "__cudnn" not in found[1]
+    logits, _ = jax.jit(generate)(params)  # on the CPU, by XLA
+    assert np.isfinite(logits.astype(jnp.float32)).all()
