@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
 from research.core.state import NO_BATCH, Batch, State, rng
@@ -427,15 +427,15 @@ def test_episodes_can_be_cut_shorter():
 
 
 def test_mistakes_name_the_mend():
-    with pytest.raises(Mistake, match="the nearest are 120 or 130"):
+    with pytest.raises(UserError, match="the nearest are 120 or 130"):
         DQN(num_envs=10, batch=128)
-    with pytest.raises(Mistake, match="did you mean CartPole-v1"):
+    with pytest.raises(UserError, match="did you mean CartPole-v1"):
         vector.make(Environment("CartPole-v2"))
-    with pytest.raises(Mistake, match="did you mean probes:Delayed"):
+    with pytest.raises(UserError, match="did you mean probes:Delayed"):
         vector.make(Environment("probes:Delay"))
-    with pytest.raises(Mistake, match="no environment 'os:system'"):
+    with pytest.raises(UserError, match="no environment 'os:system'"):
         vector.make(Environment("os:system"))
-    with pytest.raises(Mistake, match="continuous"):
+    with pytest.raises(UserError, match="continuous"):
         vector.make(Environment("Pendulum-v1"))
 
 
@@ -482,5 +482,5 @@ class NotFinite(probes.Constant):
 )
 def test_broken_environments_are_reported(kind, message):
     env = kind()
-    with pytest.raises(Failure, match=message):
+    with pytest.raises(RunError, match=message):
         vector.check("mine", env, env.default_params)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch, positive
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
@@ -100,7 +100,9 @@ class DQN(Experiment):
         multiple(self, "buffer_size", self.num_envs * self.rollout_length, "num_envs * rollout_length")
         super().__post_init__()
         if self.n_step > self.slots:
-            raise Mistake(f"n_step={self.n_step} is more than the {self.slots} transitions of an environment's buffer")
+            raise UserError(
+                f"n_step={self.n_step} is more than the {self.slots} transitions of an environment's buffer"
+            )
 
     @property
     def slots(self) -> int:
@@ -230,12 +232,12 @@ def q_of_action(values: jax.Array, action: jax.Array) -> jax.Array:
 
 
 def multiple(config: DQN, name: str, unit: int, units: str) -> None:
-    """Raises Mistake, with the nearest valid values, unless the field `name` is a multiple of `unit`."""
+    """Raises UserError, with the nearest valid values, unless the field `name` is a multiple of `unit`."""
     value = getattr(config, name)
     if value % unit:
         below, above = value // unit * unit, -(-value // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise Mistake(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
+        raise UserError(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
 
 
 def tiny() -> dict[str, Experiment]:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.types import Tree
 
 
@@ -34,7 +34,7 @@ class Environment:
 
     def __post_init__(self) -> None:
         if self.max_steps is not None and self.max_steps < 1:
-            raise Mistake(f"environment.max_steps must be at least 1, not {self.max_steps}")
+            raise UserError(f"environment.max_steps must be at least 1, not {self.max_steps}")
 
 
 class Timestep(NamedTuple):
@@ -78,7 +78,7 @@ class VectorEnv(NamedTuple):
 def make(config: Environment) -> VectorEnv:
     """The environments that `config` names. The result is cached, because gymnax compiles anew for every instance.
 
-    Raises Mistake if there is none of that name or if its actions are continuous, and Failure if it breaks gymnax's
+    Raises UserError if there is none of that name or if its actions are continuous, and RunError if it breaks gymnax's
     interface.
     """
     env = _find(config.name)
@@ -151,7 +151,7 @@ def _find(name: str) -> Any:
         names = list(_gymnax().registered_envs)
     near = difflib.get_close_matches(name, names, 3, 0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
-    raise Mistake(f"environment.name: there is no environment {name!r}: {hint}")
+    raise UserError(f"environment.name: there is no environment {name!r}: {hint}")
 
 
 def _gymnax() -> Any:
@@ -170,11 +170,11 @@ def _classes(path: Path) -> set[str]:
 def check(name: str, env: Any, params: Any) -> int | None:
     """Check that `env` follows gymnax's interface. Returns the number of its observations if they are whole numbers.
 
-    Raises Mistake if its actions are continuous, and Failure if it breaks the interface.
+    Raises UserError if its actions are continuous, and RunError if it breaks the interface.
     """
 
-    def broken(what: str) -> Failure:
-        return Failure(f"environment {name}: {what}")
+    def broken(what: str) -> RunError:
+        return RunError(f"environment {name}: {what}")
 
     def called(what: str, function: Callable, *arguments: Any) -> Any:
         try:
@@ -197,7 +197,9 @@ def check(name: str, env: Any, params: Any) -> int | None:
 
     actions, space = env.action_space(params), env.observation_space(params)
     if not hasattr(actions, "n"):
-        raise Mistake(f"environment.name: the actions of {name} are continuous: choose one whose actions are discrete")
+        raise UserError(
+            f"environment.name: the actions of {name} are continuous: choose one whose actions are discrete"
+        )
     key = jax.eval_shape(lambda: jax.random.key(0))
     after_reset, after_step = "observation, state", "observation, state, reward, terminated, truncated, info"
     observation, state = outputs("reset", called("reset", jax.eval_shape, env.reset, key, params), after_reset)
