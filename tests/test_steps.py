@@ -1,7 +1,8 @@
-"""Whole steps of the GAN and of CycleGAN on tiny linear nets, against their algorithm boxes written out in NumPy.
+"""Whole steps of the learners, written out a second time; DQN's is in test_dqn.py.
 
-Gradients are worked by hand; updates are plain gradient descent. Two or more steps are taken, so that what a step
-leaves behind (counts, pools) is seen by the next one.
+The GAN's and CycleGAN's are worked in NumPy for tiny linear nets, gradients by hand. Of the supervised learners all but
+the net is written out. Updates are plain gradient descent. Two or more steps are taken, so that what a step leaves
+behind (counts, pools, averages) is seen by the next one.
 """
 
 import zlib
@@ -14,12 +15,18 @@ import numpy as np
 import pytest
 from learners import EXPERIMENTS
 
+from research.core.modules import network
 from research.core.optimizers import Optimizer
+from research.core.special_tokens import PAD
 from research.core.state import Batch
-from research.data.augment import Augment
+from research.core.update import UpdateConfig
+from research.data.augment import Augment, augment
 from research.data.images import ImageSpec
 from research.learners.cyclegan import cyclegan
 from research.learners.gan import gan
+from research.learners.masked import hide
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 RATE = 0.05
 SGD = Optimizer(name="sgd", learning_rate=RATE, momentum=0.0, nesterov=False)
@@ -223,3 +230,91 @@ def test_steps_of_cyclegan():
         assert found["generators_loss"] == pytest.approx(terms @ [1, CYCLE, IDENTITY], rel=1e-5)
         assert found["discriminators_loss"] == pytest.approx(loss_x + loss_y, rel=1e-5)
     assert exchanged > 2
+
+
+def nats(logits, targets, smoothing):
+    """The cross-entropy of softmax(logits) against targets smoothed over all classes."""
+    wanted = (1 - smoothing) * jax.nn.one_hot(targets, logits.shape[-1]) + smoothing / logits.shape[-1]
+    return -(wanted * (logits - jnp.log(jnp.exp(logits).sum(-1, keepdims=True)))).sum(-1)
+
+
+def as_images(experiment, batch, key):
+    """Scaled to [0, 1], augmented in training, less the mean over the standard deviation of each channel."""
+    images, spec = jnp.asarray(batch.inputs, jnp.float32) / 255, experiment.data.spec()
+    if key is not None:
+        images = augment(experiment.augment, jax.vmap(lambda n: jax.random.fold_in(key, n))(batch.index), images)
+    return (images - np.array(spec.mean)) / np.array(spec.std), batch.targets
+
+
+def as_hidden(experiment, batch, key):
+    """A share of the tokens hidden, in evaluation always the same ones."""
+    key, size = jax.random.key(0) if key is None else key, experiment.data.spec().tokenizer.size
+    count = round(0.15 * batch.inputs.shape[1])
+    one = lambda n, text: hide(jax.random.fold_in(key, n), text, count, size, size)
+    text, places, targets = jax.vmap(one)(batch.index, batch.inputs)
+    return (text, places), targets
+
+
+as_they_are = lambda experiment, batch, key: (batch.inputs, batch.targets)
+SUPERVISED = {
+    "cnn": ({}, as_images, None, 0.1),
+    "lstm": ({}, as_they_are, -1, 0.0),
+    "sentences": ({"smoothing": 0.2}, as_they_are, None, 0.2),
+    "masked": ({}, as_hidden, PAD, 0.0),
+    "translator": ({}, as_they_are, PAD, 0.1),
+}
+"""By name: fields, (experiment, batch, key or None in evaluation) -> (inputs, targets), the target that does not count,
+the label smoothing in training."""
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_steps_of_supervised_learners(name):
+    fields, prepared, ignored, smoothing = SUPERVISED[name]
+    fields = {**fields, "optimizer": SGD, "average": 0.15, "update": UpdateConfig()}
+    experiment = replace(EXPERIMENTS[name], **fields)
+    module = getattr(experiment, "model", lambda: experiment.net.clone(outputs=10))()
+    if name == "masked":
+        texts = experiment.data.spec()
+        size = texts.tokenizer.size
+        module = experiment.net.clone(vocabulary=size, context=texts.length, outputs=size)
+    learner, net, feeds = experiment.build(), network(module), experiment.feeds()
+    root = jax.random.key(5)
+    state, step = jax.jit(learner.init)(root), jax.jit(learner.step)
+    params, own = state.params["net"], state.collections.get("net", {})
+    average = params
+
+    def loss(params, own, batch, key, rng, smoothing):
+        """The mean loss of a batch, and what moves."""
+        inputs, targets = prepared(experiment, batch, key)
+        logits, moved = net.apply(params, own, inputs, rng=rng)
+        weights = jnp.broadcast_to(batch.mask.reshape(-1, *[1] * (targets.ndim - 1)), targets.shape)
+        if logits.ndim > targets.ndim + 1:  # of two readers
+            targets = jnp.broadcast_to(targets[:, None], logits.shape[:-1])
+            weights = jnp.broadcast_to(weights[:, None], logits.shape[:-1])
+        if ignored is not None:
+            weights = weights * (targets != ignored)
+        return (weights * nats(logits, targets, smoothing)).sum() / weights.sum(), moved
+
+    gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    for at in range(2):
+        batch = feeds.train.batch_at(at)
+        state, metrics = step(state, batch)
+        update_key = key_of(root, "net", at)
+        keys = jax.vmap(lambda n, key=update_key: jax.random.fold_in(key, n))(jnp.arange(len(batch.mask)))
+        (value, own), slope = gradient(params, own, batch, key_of(root, "augment", at), keys, smoothing)
+        params = jax.tree.map(lambda p, g: p - RATE * g, params, slope)
+        keep = min(0.15, (2 + at) / (11 + at))
+        average = jax.tree.map(lambda a, p, keep=keep: keep * a + (1 - keep) * p, average, params)
+        assert metrics["loss"].value == pytest.approx(float(value), rel=1e-5)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6)
+    jax.tree.map(close, state.params["net"], params)
+    jax.tree.map(close, state.collections["average"]["net"], average)
+    jax.tree.map(close, state.collections.get("net", {}), own)
+
+    # Evaluation: the averaged parameters, no augmentation, no dropout, no smoothing; padding does not count.
+    for batch in (feeds.validation[0], feeds.validation[-1]):
+        value, _ = jax.jit(loss)(average, own, batch, None, None, 0.0)
+        found = jax.jit(learner.evaluate)(state, batch)
+        assert found["loss"].value == pytest.approx(float(value), rel=1e-5)
+        if name == "lstm":
+            assert found["perplexity"].compute("it")["it"] == pytest.approx(np.exp(float(value)), rel=1e-5)
