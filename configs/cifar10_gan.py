@@ -5,16 +5,16 @@ Paper: Miyato, Kataoka, Koyama & Yoshida 2018, "Spectral normalization for gener
 is the discriminator's here, 64, where the paper doubles it.
 
     python -m experiments.train cifar10_resnet20
-    python -m experiments.train cifar10_gan --judge runs/cifar10_resnet20
+    python -m experiments.train cifar10_gan --classifier-dir runs/cifar10_resnet20
 
-With a judge, samples are compared with the data on the features of that classifier. Such an FID is not Inception's, in
-which published ones are: it is to be read beside that of the test images, the floor. Inception's own takes the file of
-its weights, --inception inception.npz (see `research/nets/inception.py`). With --conditional both nets
-read the label (Miyato & Koyama 2018, arXiv:1802.05637).
+With --classifier-dir, samples are compared with the data on the features of that classifier. Such an FID is not
+Inception's, on which published ones are computed: compare it with the FID of the test images. The Inception FID needs
+the file of Inception's weights, --inception inception.npz (see `research/evaluation/inception.py`). With --conditional
+both nets read the label (Miyato & Koyama 2018, arXiv:1802.05637).
 
 Expected: not trained in full by us yet, for want of a device.
 Measured: a short run, `--generator.widths 64 64 64 --discriminator.widths 32 32 32 32 --average 0.99 --run.steps 300
---run.chunk 10 --run.evaluate-every 100 --run.save-every 100 --generator-optimizer.learning-rate 0.001
+--run.steps-per-dispatch 10 --run.evaluate-every 100 --run.save-every 100 --generator-optimizer.learning-rate 0.001
 --discriminator-optimizer.learning-rate 0.001`: FID 19.6 (of test images 0.034), confidence 0.644 (of test images
 0.899), classes 0.03 to 33.5 % of 10,000 samples; one seed. Colours, and no objects yet.
 Time: of that, 11 minutes on one core, beside other work.
@@ -37,11 +37,16 @@ def config() -> GAN:
         discriminator=ResidualDiscriminator(widths=(128, 128, 128, 128)),
         latent=128,
         loss="hinge",
-        critic_updates=5,
+        num_updates=5,
         average=0.9999,
         generator_optimizer=ADAM,
         discriminator_optimizer=ADAM,
         run=Run(
-            steps=100_000, chunk=100, evaluate_every=5000, save_every=5000, metric="discriminator_loss", goal="min"
+            steps=100_000,
+            steps_per_dispatch=100,
+            evaluate_every=5000,
+            save_every=5000,
+            metric="discriminator_loss",
+            mode="min",
         ),
     )

@@ -3,7 +3,7 @@
 Paper: He, Zhang, Ren & Sun 2016, "Deep residual learning for image recognition" (arXiv:1512.03385), its ResNet-18 with
 the first layers made for small images. Published: 93.02 % in kuangliu/pytorch-cifar.
 
-    python -m experiments.train cifar10_resnet18 --place shard_map --descent.dtype bfloat16
+    python -m experiments.train cifar10_resnet18 --place shard_map --update.dtype bfloat16
 
 Expected: not trained by us yet, for want of a device; on two CPU cores it would take days.
 """
@@ -23,5 +23,5 @@ def config() -> Classify:
         small,
         data=Images(name="cifar10", batch=512, validation=0.02),
         net=ResNet(widths=(64, 128, 256, 512), blocks=(2, 2, 2, 2), shortcut="project"),
-        run=dataclasses.replace(small.run, steps=6000, chunk=100, published=(("accuracy", 0.9302),)),
+        run=dataclasses.replace(small.run, steps=6000, steps_per_dispatch=100, published=(("accuracy", 0.9302),)),
     )

@@ -29,5 +29,7 @@ def config() -> Classify:
         optimizer=Optimizer(
             name="muon", learning_rate=5e-3, schedule="linear", warmup=400, weight_decay=0.1, momentum=0.95
         ),
-        run=Run(steps=13800, chunk=50, evaluate_every=600, save_every=200, published=(("accuracy", 0.9125),)),
+        run=Run(
+            steps=13800, steps_per_dispatch=50, evaluate_every=600, save_every=200, published=(("accuracy", 0.9125),)
+        ),
     )

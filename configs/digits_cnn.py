@@ -25,5 +25,5 @@ def config() -> Classify:
         augment=Augment(shift=1),
         smoothing=0.05,
         optimizer=Optimizer(name="adamw", learning_rate=3e-3, schedule="one_cycle", weight_decay=0.05),
-        run=Run(steps=800, chunk=50, evaluate_every=100, save_every=200),
+        run=Run(steps=800, steps_per_dispatch=50, evaluate_every=100, save_every=200),
     )

@@ -13,7 +13,7 @@ Expected: not measured yet; nobody here had a GPU.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.text import Text
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel, Stack
@@ -33,6 +33,6 @@ def config() -> Language:
         ),
         net=LanguageModel(Stack(layers=12, width=768, heads=12, bias=False, unroll=1)),
         optimizer=Optimizer(learning_rate=6e-4, schedule="cosine", warmup=2000, weight_decay=0.1, b2=0.95),
-        descent=Descent(clip=1.0, dtype="bfloat16"),
-        run=Run(steps=100_000, chunk=20, evaluate_every=1000, save_every=1000, metric="loss", goal="min"),
+        update=UpdateConfig(clip=1.0, dtype="bfloat16"),
+        run=Run(steps=100_000, steps_per_dispatch=20, evaluate_every=1000, save_every=1000, metric="loss", mode="min"),
     )

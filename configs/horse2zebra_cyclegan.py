@@ -7,7 +7,7 @@ images are flipped, but not enlarged and cropped; and Adam's rate falls from the
     tfds build cycle_gan/horse2zebra --file_format=array_record
     python -m experiments.train horse2zebra_cyclegan
 
-Expected: not trained by us yet, for want of the data and a device; the paper judges it by pictures alone.
+Expected: not trained by us yet, for want of the data and a device; the paper evaluates it by pictures alone.
 Measured: not measured yet.
 """
 
@@ -30,5 +30,12 @@ def config() -> CycleGAN:
         augment=Augment(flip=True),
         generator_optimizer=ADAM,
         discriminator_optimizer=ADAM,
-        run=Run(steps=268_000, chunk=100, evaluate_every=6700, save_every=6700, metric="cycle_error", goal="min"),
+        run=Run(
+            steps=268_000,
+            steps_per_dispatch=100,
+            evaluate_every=6700,
+            save_every=6700,
+            metric="cycle_error",
+            mode="min",
+        ),
     )

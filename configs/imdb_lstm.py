@@ -16,7 +16,7 @@ Time: 13 minutes on one core, beside other work, after 43 for `imdb_masked`.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.sentences import Sentences
 from research.learners.sentences import ClassifyText
 from research.nets.lstm import Classifier
@@ -30,6 +30,6 @@ def config() -> ClassifyText:
         smoothing=0.1,
         average=0.99,
         optimizer=Optimizer(learning_rate=2e-3, schedule="linear", warmup=50, weight_decay=0.1, b2=0.99),
-        descent=Descent(clip=1.0),
-        run=Run(steps=1000, chunk=20, evaluate_every=200, save_every=200),
+        update=UpdateConfig(clip=1.0),
+        run=Run(steps=1000, steps_per_dispatch=20, evaluate_every=200, save_every=200),
     )

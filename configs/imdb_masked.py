@@ -11,7 +11,7 @@ Time: 43 minutes on one core, beside other work.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.sentences import Sentences
 from research.learners.masked import Masked
 from research.nets.lstm import MaskedModel
@@ -24,6 +24,6 @@ def config() -> Masked:
         net=MaskedModel(layers=1, width=256, embedding=128, dropout=0.1),
         guessed=6000,
         optimizer=Optimizer(learning_rate=3e-3, schedule="linear", warmup=100, b2=0.98),
-        descent=Descent(clip=1.0),
-        run=Run(steps=3600, chunk=20, evaluate_every=400, save_every=200, metric="loss", goal="min"),
+        update=UpdateConfig(clip=1.0),
+        run=Run(steps=3600, steps_per_dispatch=20, evaluate_every=400, save_every=200, metric="loss", mode="min"),
     )

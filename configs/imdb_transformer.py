@@ -10,7 +10,7 @@ Expected: not measured yet.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.sentences import Sentences
 from research.learners.sentences import ClassifyText
 from research.nets.transformer import Classifier, Stack
@@ -23,6 +23,8 @@ def config() -> ClassifyText:
         net=Classifier(Stack(layers=3, width=128, heads=4, positions="rotary", dropout=0.1), dropout=0.3),
         average=0.998,
         optimizer=Optimizer(learning_rate=5e-4, schedule="linear", warmup=100, weight_decay=0.01, b2=0.98),
-        descent=Descent(clip=1.0),
-        run=Run(steps=1100, chunk=20, evaluate_every=220, save_every=220, published=(("accuracy", 0.933),)),
+        update=UpdateConfig(clip=1.0),
+        run=Run(
+            steps=1100, steps_per_dispatch=20, evaluate_every=220, save_every=220, published=(("accuracy", 0.933),)
+        ),
     )

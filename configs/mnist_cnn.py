@@ -27,5 +27,7 @@ def config() -> Classify:
         augment=Augment(shift=2, rotation=10.0, scaling=0.1),
         smoothing=0.05,
         optimizer=Optimizer(name="muon", learning_rate=1e-2, schedule="linear", warmup=200, weight_decay=0.05),
-        run=Run(steps=3000, chunk=50, evaluate_every=500, save_every=500, published=(("accuracy", 0.9905),)),
+        run=Run(
+            steps=3000, steps_per_dispatch=50, evaluate_every=500, save_every=500, published=(("accuracy", 0.9905),)
+        ),
     )

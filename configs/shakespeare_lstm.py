@@ -13,7 +13,7 @@ Time: 21 minutes on one core, beside other work.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.text import Text
 from research.learners.language import Language
 from research.nets.lstm import LanguageModel
@@ -27,6 +27,6 @@ def config() -> Language:
         ),
         net=LanguageModel(layers=2, width=256, embedding=64, dropout=0.15),
         optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=50, weight_decay=0.05, b2=0.99),
-        descent=Descent(clip=1.0),
-        run=Run(steps=1800, chunk=25, evaluate_every=250, save_every=250, metric="loss", goal="min"),
+        update=UpdateConfig(clip=1.0),
+        run=Run(steps=1800, steps_per_dispatch=25, evaluate_every=250, save_every=250, metric="loss", mode="min"),
     )

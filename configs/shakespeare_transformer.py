@@ -3,7 +3,7 @@
 Karpathy's nanoGPT (config/train_shakespeare_char.py): 6 layers, 6 heads, 384 wide, block 256, batch 64, 5,000 steps,
 dropout 0.2: a validation loss of 1.4697 nats per character at its best, in 3 minutes on an A100.
 
-    python -m experiments.train shakespeare_transformer --descent.dtype bfloat16
+    python -m experiments.train shakespeare_transformer --update.dtype bfloat16
 
 Expected: a best test loss of at most 1.4697, on a GPU.
 Measured: not yet; nobody here had one. Its first 50 steps, without dropout and in float32, agree with PyTorch's from
@@ -12,7 +12,7 @@ the same weights and batches: the losses, 4.257 to 2.503, are at most 5.7e-6 apa
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.text import Text
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel, Stack
@@ -24,15 +24,15 @@ def config() -> Language:
         data=Text(name="tiny_shakespeare", context=256, batch=64, evaluation_batch=64, validation=0.02),
         net=LanguageModel(Stack(layers=6, width=384, heads=6, bias=False, dropout=0.2)),
         optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup=100, weight_decay=0.1, b2=0.99),
-        descent=Descent(clip=1.0),
+        update=UpdateConfig(clip=1.0),
         run=Run(
             steps=5000,
-            chunk=50,
+            steps_per_dispatch=50,
             evaluate_every=250,
             save_every=250,
             metric="loss",
-            goal="min",
-            final="best",
+            mode="min",
+            checkpoint_for_test="best",
             published=(("loss", 1.4697),),
         ),
     )

@@ -13,7 +13,7 @@ Time: 8 minutes for all 3 on one core, beside other work.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.text import Text
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel, Stack
@@ -25,14 +25,14 @@ def config() -> Language:
         data=Text(name="tiny_shakespeare", context=64, batch=12, evaluation_batch=64, validation=0.02),
         net=LanguageModel(Stack(layers=4, width=128, heads=4, bias=False)),
         optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=100, weight_decay=0.1, b2=0.99),
-        descent=Descent(clip=1.0),
+        update=UpdateConfig(clip=1.0),
         run=Run(
             steps=2000,
-            chunk=100,
+            steps_per_dispatch=100,
             evaluate_every=500,
             save_every=500,
             metric="loss",
-            goal="min",
+            mode="min",
             published=(("loss", 1.88),),
         ),
     )

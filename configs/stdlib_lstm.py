@@ -11,7 +11,7 @@ at the same time.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.data.text import Text
 from research.learners.language import Language
 from research.nets.lstm import LanguageModel
@@ -23,6 +23,6 @@ def config() -> Language:
         data=Text(name="stdlib", context=64, batch=64, evaluation_batch=64, limit=2_000_000),
         net=LanguageModel(layers=1, width=192, embedding=64),
         optimizer=Optimizer(learning_rate=8e-3, schedule="linear", warmup=20, b2=0.99),
-        descent=Descent(clip=1.0),
-        run=Run(steps=500, chunk=25, evaluate_every=250, save_every=250, metric="loss", goal="min"),
+        update=UpdateConfig(clip=1.0),
+        run=Run(steps=500, steps_per_dispatch=25, evaluate_every=250, save_every=250, metric="loss", mode="min"),
     )

@@ -8,6 +8,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,10 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
+from experiments.results import provenance
 from research.core.errors import Mistake
+from research.core.files import write_json
 from research.core.optimizers import schedule
 from research.core.state import Batch
-from research.core.update import Descent
+from research.core.update import UpdateConfig
 from research.learners.language import Language
 from research.nets.transformer import LanguageModel
 from research.training import config
@@ -34,12 +37,15 @@ def main(arguments: list[str]) -> int:
     return status(lambda: tyro.cli(agree, args=arguments, prog="python -m experiments.agree", description=__doc__))
 
 
-def agree(name: tyro.conf.Positional[str] = "shakespeare_transformer", steps: int = 50) -> None:
+def agree(
+    name: tyro.conf.Positional[str] = "shakespeare_transformer", steps: int = 50, output: Path | None = None
+) -> None:
     """Trains both and prints their losses, and how far they are apart at most.
 
     Args:
         name: a config of a Transformer language model with learned positions and AdamW
-        steps: to train
+        steps: number of training steps
+        output: JSON file that the figures are written to, for `experiments.results`
     """
     experiment = without_dropout(config.load(name))
     feed = experiment.feeds().train
@@ -50,7 +56,12 @@ def agree(name: tyro.conf.Positional[str] = "shakespeare_transformer", steps: in
         a, b = ours[step], theirs[step]
         table.add_row(str(step + 1), f"{a:.6f}", f"{b:.6f}", f"{a - b:.1e}")
     Console().print(table)
-    print(f"largest difference in {steps} steps: {np.abs(np.subtract(ours, theirs)).max():.1e} nats")
+    largest = float(np.abs(np.subtract(ours, theirs)).max())
+    print(f"largest difference in {steps} steps: {largest:.1e} nats")
+    if output is not None:
+        measured = provenance(f"python -m experiments.agree {name} --steps {steps}", jax.devices()[0].device_kind)
+        losses = {"first_loss": ours[0], "last_loss": ours[-1], "largest_difference": largest}
+        write_json(output, {"about": measured, "steps": steps, **losses})
 
 
 def without_dropout(experiment: object) -> Language:
@@ -63,14 +74,14 @@ def without_dropout(experiment: object) -> Language:
     if same != ("learned", "pre", "gelu", None, None, "adamw", True):
         raise Mistake("expected learned positions, pre-norm, GELU, no groups, tied embeddings and AdamW")
     plain = net.clone(stack=dataclasses.replace(stack, dropout=0.0))
-    return dataclasses.replace(experiment, net=plain, descent=Descent(clip=experiment.descent.clip))
+    return dataclasses.replace(experiment, net=plain, update=UpdateConfig(clip=experiment.update.clip))
 
 
 def jax_losses(experiment: Language, batches: list[Batch]) -> tuple[list[float], dict[str, np.ndarray]]:
     """Our losses, and the initial parameters by name."""
     learner = experiment.build()
     state = jax.jit(learner.init)(jax.random.key(experiment.run.seed))
-    start = {"/".join(path): np.array(x) for path, x in flatten_dict(jax.device_get(state.params)).items()}
+    start = {"/".join(path): np.array(x) for path, x in flatten_dict(jax.device_get(state.params["net"])).items()}
     step, losses = jax.jit(learner.step, donate_argnums=0), []
     for batch in batches:
         state, metrics = step(state, batch)
@@ -102,8 +113,8 @@ def torch_losses(experiment: Language, start: dict[str, np.ndarray], batches: It
         adam.zero_grad()
         loss = cross_entropy(net(tensor(batch.inputs)).flatten(0, 1), tensor(batch.targets).flatten())
         loss.backward()
-        if experiment.descent.clip is not None:
-            torch.nn.utils.clip_grad_norm_(net.parameters(), experiment.descent.clip)
+        if experiment.update.clip is not None:
+            torch.nn.utils.clip_grad_norm_(net.parameters(), experiment.update.clip)
         adam.step()
         losses.append(loss.item())
     return losses

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -38,19 +38,22 @@ from experiments.contenders import (
     samestep_dcgan,
     samestep_dqn,
 )
+from experiments.results import provenance
+from research.core.files import write_json
 
 SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_eigen=false"
 """One XLA device a core, of one thread each: what runs best on a CPU, by --place shard_map."""
 
-UNITS = {
-    "cnn": "images/s",
-    "dcgan28": "images/s",
-    "dcgan64": "images/s",
-    "transformer": "tokens/s",
-    "lstm": "characters/s",
-    "gpt2": "tokens/s",
-    "dqn": "frames/s",
+WORK = {
+    "cnn": ("images/s", "the net of `mnist_cnn`"),
+    "dcgan28": ("images/s", "DCGAN at 28x28, batch 64"),
+    "dcgan64": ("images/s", "DCGAN at 64x64, batch 64"),
+    "transformer": ("tokens/s", "a Transformer in nanoGPT's setting for a CPU"),
+    "lstm": ("characters/s", "an LSTM, 2 layers of 128"),
+    "gpt2": ("tokens/s", "GPT-2 of 124 M parameters in bfloat16"),
+    "dqn": ("frames/s", "DQN on CartPole in purejaxrl's setting"),
 }
+"""The unit of each benchmark, and what is trained."""
 
 PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 """Operations/s of dense 16-bit matrix products, as NVIDIA states them, by a part of the device's name."""
@@ -64,12 +67,14 @@ class Options:
         what: the speed of what
         rounds: turns that each contender has
         purejaxrl: a clone of purejaxrl, for dqn
+        output: JSON file that the figures are written to, for `experiments.results`
         contender: to be this one, in a process that the benchmark started
     """
 
     what: Annotated[Literal["cnn", "dcgan28", "dcgan64", "transformer", "lstm", "gpt2", "dqn"], tyro.conf.Positional]
     rounds: int = 7
     purejaxrl: Path | None = None
+    output: Path | None = None
     contender: str = ""
 
 
@@ -120,6 +125,28 @@ def compete(options: Options, arguments: list[str]) -> dict[str, list[float]]:
     return figures
 
 
+def record(options: Options, figures: dict[str, list[float]]) -> dict[str, Any]:
+    """What is written to `--output`: the figures of each contender, and where they come from."""
+    unit, title = WORK[options.what]
+    clone = "" if options.purejaxrl is None else " --purejaxrl DIR"
+    ours = next(iter(figures.values()))
+    command = f"python -m experiments.benchmark {options.what} --rounds {options.rounds}{clone}"
+    return {
+        "about": {"title": title, **provenance(command, device())},
+        "unit": unit,
+        "contenders": [
+            {
+                "name": name,
+                "median": statistics.median(values),
+                "least": min(values),
+                "most": max(values),
+                "ratio": statistics.median(a / b for a, b in zip(ours, values, strict=True)),
+            }
+            for name, values in figures.items()
+        ],
+    }
+
+
 def device() -> str:
     """What JAX calls the first device; asked of a process of its own, which lets go of it."""
     ask = "import jax; print(jax.devices()[0].device_kind)"
@@ -134,21 +161,21 @@ def main(arguments: list[str]) -> None:
         for _ in sys.stdin:
             print(once(), flush=True)
         return
-    figures = compete(options, arguments)
+    result = record(options, compete(options, arguments))
     table = Table(
-        "contender", f"median {UNITS[options.what]}", "least", "most", "ours is so many times that", title=options.what
+        "contender", f"median {result['unit']}", "least", "most", "ours is so many times that", title=options.what
     )
     peak = next((peak for name, peak in PEAKS.items() if name in device()), None) if options.what == "gpt2" else None
     if peak is not None:
         table.add_column("model FLOP utilisation")
-    ours = next(iter(figures.values()))
-    for name, values in figures.items():
-        ratio = statistics.median(a / b for a, b in zip(ours, values, strict=True))
-        numbers = (statistics.median(values), min(values), max(values))
-        used = [] if peak is None else [f"{numbers[0] * TEXT[options.what].operations() / peak:.1%}"]
-        table.add_row(name, *(f"{n:,.0f}" for n in numbers), f"{ratio:.2f}", *used)
+    for row in result["contenders"]:
+        numbers = (row["median"], row["least"], row["most"])
+        used = [] if peak is None else [f"{row['median'] * TEXT[options.what].operations() / peak:.1%}"]
+        table.add_row(row["name"], *(f"{n:,.0f}" for n in numbers), f"{row['ratio']:.2f}", *used)
     Console().print(table)
     print(f"{options.rounds} rounds, {CORES} cores, load {os.getloadavg()[0]:.1f}")
+    if options.output is not None:
+        write_json(options.output, result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the scripts share: errors become exit statuses, summaries become tables."""
+"""Shared by the scripts: exit statuses for errors, tables for summaries."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,19 +9,20 @@ from rich.table import Table
 
 from research.core.console import console
 from research.core.errors import Failure, Mistake
-from research.training.run import Interrupted
+from research.training.evaluate import summary
+from research.training.signals import Interrupted
 
 
 def status(action: Callable[[], int | None]) -> int:
-    """Runs `action`. Returns the exit status: its own or 0, 1 for what went wrong, 2 for what was typed, 128 + n for
-    a signal."""
+    """Run `action` and return the exit status: that of `action` or 0, 1 for a Failure, 2 for a Mistake, 128 + n for
+    signal n. Errors are printed in one message."""
     try:
         return action() or 0
     except Mistake as mistake:
-        console.print(f"[red]mistake:[/red] {escape(str(mistake))}")
+        console.print(f"[red]error:[/red] {escape(str(mistake))}")
         return 2
     except Failure as failure:
-        console.print(f"[red]failed:[/red] {escape(str(failure))}")
+        console.print(f"[red]error:[/red] {escape(str(failure))}")
         return 1
     except Interrupted as interrupted:
         console.print(str(interrupted))
@@ -29,7 +30,10 @@ def status(action: Callable[[], int | None]) -> int:
 
 
 def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Prints the test metrics (see `judge.summary`) as a table; `others` are columns beside them, values by metric."""
+    """Print the test metrics (see `judge.summary`) as a table.
+
+    others  further columns by title: values by metric
+    """
     rows = [
         {
             "metric": metric,
@@ -47,15 +51,14 @@ def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, 
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
-    """The test metrics of a summary, and the numbers of its reports as if they were metrics of one seed."""
-    reports = {name: {"mean": x, "spread": None, "each": [x]} for name, x in result.get("reports", {}).items()}
-    return {**result["test"], **reports}
+    """The test metrics of a summary, and the numbers of its reports in the same form."""
+    return {**result["test"], **summary(result.get("reports", {}))}
 
 
 def headlines(result: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]]:
-    """The figures a run is known by, from its summary: (metric, "mean ± spread", published), as people read them.
+    """The main results in a summary, as text: (metric, "mean ± spread", published value).
 
-    These are the published metrics, or `metric` where none is published.
+    These are the metrics with a published value, or else `metric` alone.
     """
     test, published = measured(result), result["published"]
     return [
@@ -65,17 +68,17 @@ def headlines(result: Mapping[str, Any], metric: str) -> list[tuple[str, str, st
 
 
 def spread(value: Mapping[str, Any]) -> str:
-    """The mean, and the spread if there is one, as people read them."""
+    """The mean, and the spread if there is one, as text."""
     return number(value["mean"]) + ("" if value["spread"] is None else f" ± {value['spread']:.2g}")
 
 
 def number(value: float | None) -> str:
-    """A value as people read it."""
+    """A value as text, with four significant digits."""
     return "" if value is None else f"{value:.4g}"
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown has it, its columns aligned."""
+    """A table in Markdown, with aligned columns."""
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     lines = [columns, ["-" * width for width in widths], *rows]
     padded = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in lines)

@@ -63,9 +63,10 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
     import numpy as np
 
     from research.core.losses import classification, tokens
-    from research.core.optimizers import Optimizer, optimizer, schedule
+    from research.core.modules import network
+    from research.core.optimizers import Optimizer
     from research.core.placement import place
-    from research.core.update import Descent
+    from research.core.update import UpdateConfig, updater
     from research.data.feed import resident
     from research.data.text import Windows
     from research.learners.supervised import supervised
@@ -88,9 +89,8 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
             net = lstm.LanguageModel(layers, width, outputs=vocabulary)
         criterion, example, per_step = tokens(-1), jnp.zeros((1, context), jnp.int32), batch * context
         feed = Windows(luck.integers(vocabulary, size=100_000).astype(np.int32), context, batch, 0)
-    tx, rate = optimizer(how, STEPS), schedule(how, STEPS)
-    descent = Descent(dtype=dtype)
-    learner = supervised(net, example, criterion, criterion, tx, rate, how=descent, axis=where.axis)
+    net, one = network(net, dtype), updater(UpdateConfig(dtype=dtype), {"net": (how, STEPS)})
+    learner = supervised(net, one, example, criterion, criterion)
     return stepping(learner, feed, where, per_step)
 
 
@@ -109,7 +109,7 @@ def samestep_dcgan(what: str, place_name: Any) -> Callable[[], float]:
     config = GAN(generator=DCGANGenerator(widths[::-1]), discriminator=DCGANDiscriminator(widths), latent=latent)
     where, luck = place(place_name), np.random.default_rng(0)
     images = luck.integers(256, size=(2048, side, side, channels), dtype=np.uint8)
-    learner = gan(config, ImageSpec((side, side, channels), 1, ("any",), (0.5,), (0.5,)), where.axis)
+    learner = gan(config, ImageSpec((side, side, channels), 1, ("any",), (0.5,), (0.5,)))
     return stepping(learner, resident(images, np.zeros(2048, np.int32), batch, 0), where, batch)
 
 
@@ -117,10 +117,10 @@ def stepping(learner: Any, feed: Any, where: Any, per_step: int) -> Callable[[],
     """Examples/s of `STEPS` steps in one dispatch."""
     import jax
 
-    from research.core.transformations import closed, many
+    from research.core.transformations import scan_steps, with_feed
 
     feed = where.put_data(feed, None)
-    steps = where.train(lambda s, f: many(closed(learner.step, f, where.axis), STEPS)(s, None), None)
+    steps = where.train(lambda s, f: scan_steps(with_feed(learner.step, f, where.split), STEPS)(s, None), None)
     state = where.put(jax.jit(learner.init)(jax.random.key(0)))
 
     def once() -> float:
@@ -230,15 +230,17 @@ def samestep_dqn() -> Callable[[], float]:
     from research.core.experiment import Run
     from research.core.optimizers import Optimizer
     from research.core.state import NO_BATCH
-    from research.core.transformations import many
+    from research.core.transformations import scan_steps
     from research.learners.dqn import DQN
 
     chunk = 500
     config = DQN(
-        batch=130, optimizer=Optimizer(learning_rate=2.5e-4), run=Run(steps=FRAMES // 100, chunk=chunk, metric="return")
+        batch=130,
+        optimizer=Optimizer(learning_rate=2.5e-4),
+        run=Run(steps=FRAMES // 100, steps_per_dispatch=chunk, metric="return"),
     )
     learner = config.build()
-    init, steps = jax.jit(learner.init), jax.jit(many(learner.step, chunk), donate_argnums=0)
+    init, steps = jax.jit(learner.init), jax.jit(scan_steps(learner.step, chunk), donate_argnums=0)
 
     def once() -> float:
         state = jax.block_until_ready(init(jax.random.key(0)))

@@ -1,8 +1,9 @@
-"""Each family in a few minutes on a CPU, with data that the packages bring along: python -m experiments.demo."""
+"""Train one config of each family in a few minutes on a CPU, with data that comes with the packages."""
 
 import sys
 from pathlib import Path
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
@@ -18,18 +19,21 @@ DEMOS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("stdlib_transformer", ()),
     ("digits_gan", ()),
 )
-"""The config and its arguments, family by family."""
+"""Configs and their arguments, one of each family."""
 
 RUNS = Path("runs") / "demo"
 
 
-def main() -> int:
-    """Trains them all, or goes on where that was stopped, and prints a table. Returns the exit status."""
-    return status(demo)
+def main(arguments: list[str]) -> int:
+    """Return the exit status, see `console.status`."""
+    return status(lambda: tyro.cli(demo, args=arguments, prog="python -m experiments.demo", description=__doc__))
 
 
 def demo() -> None:
-    """Trains `DEMOS` in turn, each in `RUNS`/NAME, and prints what came out and where its pictures are."""
+    """Train `DEMOS` one after another, each in `RUNS`/NAME, and print their results and where the pictures are.
+
+    Unfinished runs are resumed; finished ones are not trained again.
+    """
     table = Table("config", "metric", "test", "published", "seconds")
     table.add_column("pictures", overflow="fold")
     for at, (name, arguments) in enumerate(DEMOS, 1):
@@ -44,4 +48,4 @@ def demo() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -1,9 +1,10 @@
-"""Judge a run by its test data once more: python -m experiments.evaluate DIR. It reads, never writes."""
+"""Evaluate a run on its test data again: python -m experiments.evaluate DIR. Nothing is written."""
 
 import json
 import math
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -11,28 +12,28 @@ import research
 from experiments.console import show, status
 from research.core.console import warn
 from research.core.placement import place
-from research.training.judge import Evaluator, summary
+from research.training.evaluate import Evaluator, summary
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
+    """Return the exit status, see `console.status`."""
     return status(
         lambda: tyro.cli(evaluate, args=arguments, prog="python -m experiments.evaluate", description=__doc__)
     )
 
 
-def evaluate(directory: tyro.conf.Positional[Path]) -> None:
-    """Prints the test metrics of the run's judged State, beside those of its summary.json where it has finished.
+def evaluate(directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]) -> None:
+    """Print the test metrics of a run, beside those in its summary.json if it has finished.
 
     Args:
-        directory: of the run
+        directory: directory of the run
     """
     experiment, learner, state = research.load(directory)
     here = place("jit")
     test = summary(Evaluator(learner, here)(here.put(state), experiment.feeds().test))
     done = directory / "summary.json"
     recorded = {k: v["mean"] for k, v in json.loads(done.read_text())["test"].items()} if done.exists() else {}
-    title = f"{directory}: test, {experiment.run.final} State, step {int(state.step)}"
+    title = f"{directory}: test metrics of the {experiment.run.checkpoint_for_test} checkpoint, step {int(state.step)}"
     show(title, test, {"published": dict(experiment.run.published), **({"summary.json": recorded} if recorded else {})})
     for metric, value in recorded.items():
         if not _same(test[metric]["mean"], value):
@@ -40,7 +41,7 @@ def evaluate(directory: tyro.conf.Positional[Path]) -> None:
 
 
 def _same(a: float | None, b: float | None) -> bool:
-    """To the rounding of another device."""
+    """Whether two values are equal up to the rounding of another device."""
     return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)
 
 

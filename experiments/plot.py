@@ -1,7 +1,8 @@
-"""Learning curves of runs side by side: python -m experiments.plot DIR ... [--output FILE.png]."""
+"""Plot the learning curves of runs side by side: python -m experiments.plot DIR ... [--output FILE.png]."""
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -12,19 +13,22 @@ from research.training import log, workdir
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
+    """Return the exit status, see `console.status`."""
     return status(lambda: tyro.cli(curves, args=arguments, prog="python -m experiments.plot", description=__doc__))
 
 
-def curves(directories: tyro.conf.Positional[tuple[Path, ...]], output: Path = Path("curves.png")) -> None:
-    """Draws the curves of all these runs, finished or not, in one picture.
+def curves(
+    directories: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")],
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("curves.png"),
+) -> None:
+    """Plot the curves of all these runs, finished or not, in one picture.
 
     Args:
-        directories: of the runs
-        output: the picture
+        directories: directories of the runs
+        output: file of the picture, which ends in .png
     """
     if not directories:
-        raise Mistake("name the directories of one run or more: python -m experiments.plot DIR ...")
+        raise Mistake("name the directory of at least one run: python -m experiments.plot DIR ...")
     if output.suffix != ".png":
         raise Mistake(f"--output must end in .png, not be {output}")
     for directory in directories:
@@ -34,7 +38,7 @@ def curves(directories: tyro.conf.Positional[tuple[Path, ...]], output: Path = P
     labels = names if len(set(names)) == len(names) else [str(directory) for directory in directories]
     runs = {label: log.read(directory) for label, directory in zip(labels, directories, strict=True)}
     if not any(runs.values()):
-        raise Mistake(f"there is nothing to draw yet in {', '.join(map(str, directories))}")
+        raise Mistake(f"there is nothing to plot yet in {', '.join(map(str, directories))}")
     plot.curves(runs, output)
     print(output)
 

@@ -1,8 +1,8 @@
-"""Train configs and set what comes out beside what was published: python -m experiments.reproduce [NAME ...]."""
+"""Train configs and compare their results with the published ones: python -m experiments.reproduce [NAME ...]."""
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -17,31 +17,37 @@ COLUMNS = ("config", "metric", "test", "published", "seeds", "steps", "seconds",
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`; 1 where a config failed."""
+    """Return the exit status, see `console.status`; 1 where a config failed."""
     return status(
         lambda: tyro.cli(reproduce, args=arguments, prog="python -m experiments.reproduce", description=__doc__)
     )
 
 
 def reproduce(
-    names: tyro.conf.Positional[tuple[str, ...]] = (),
-    seeds: int | None = None,
-    runs: Path = Path("runs"),
-    output: Path | None = None,
+    names: Annotated[
+        tuple[str, ...],
+        tyro.conf.Positional,
+        tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: all configs)"),
+    ] = (),
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one seed)")] = None,
+    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs"),
+    output: Annotated[
+        Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUNS/RESULTS.md)")
+    ] = None,
 ) -> int:
-    """Trains configs in turn, each in RUNS/NAME; goes on with runs that were begun, and leaves finished ones alone.
+    """Train configs one after another, each in RUNS/NAME, and write a table of their results.
 
-    Returns the exit status.
+    Unfinished runs are resumed; finished ones are not trained again. Returns the exit status.
 
     Args:
-        names: of the configs (default: all there are)
-        seeds: so many of each, see experiments.train
-        runs: where the runs are kept
-        output: where the table goes (default: RUNS/RESULTS.md)
+        names: names of the configs
+        seeds: number of seeds to train of each config
+        runs: directory that holds the directories of the runs
+        output: file for the table
     """
     output = output or runs / "RESULTS.md"
     how = [] if seeds is None else ["--seeds", str(seeds)]
-    # All are parsed before the first is trained: a wrong name is told now, not hours later.
+    # All are parsed before the first is trained, so that a wrong name is reported at once.
     commands = {
         name: config.parse(name, [*how, "--workdir", str(runs / name)]) for name in names or tuple(config.names())
     }
@@ -63,7 +69,7 @@ def reproduce(
 
 
 def rows(name: str, experiment: Experiment, result: dict[str, Any], command: str) -> list[tuple[str, ...]]:
-    """A run's rows of the table, of `COLUMNS`; `result` is its summary, empty where it failed."""
+    """The rows of the table, with `COLUMNS`, for a run; `result` is its summary, empty where it failed."""
     if not result:
         return [(name, experiment.run.metric, "failed", *("" for _ in COLUMNS[4:]), command)]
     speed = (f"{result['seconds']:.0f}", f"{result['steps_per_second']:.3g}", result["device"])
@@ -74,10 +80,10 @@ def rows(name: str, experiment: Experiment, result: dict[str, Any], command: str
 
 
 def _survived(name: str, command: config.Command[Experiment], found: dict[str, Any]) -> int:
-    """Trains into `found`, and returns the exit status that training alone would have."""
+    """Train, put the summary into `found`, and return the exit status that training alone would have."""
     try:
         return status(lambda: found.update(train(name, command)))
-    except Exception:  # a crash of one is no reason to leave out the others
+    except Exception:  # the other configs are still trained
         console.print_exception()
         return 1
 

@@ -1,4 +1,4 @@
-"""Go on with a text, or translate it, by a trained net: python -m experiments.sample DIR --prompt TEXT."""
+"""Continue a prompt with a language model, or translate it: python -m experiments.sample DIR --prompt TEXT."""
 
 import sys
 from collections.abc import Iterator
@@ -15,9 +15,10 @@ import research
 from experiments.console import status
 from research.core.errors import Mistake
 from research.core.special_tokens import EOS
-from research.core.state import State
+from research.core.state import State, evaluated
+from research.core.transformations import first_seed
 from research.evaluation.decoding import Sampling, beam_search, sample
-from research.evaluation.text import weights, words
+from research.evaluation.text import before_eos
 from research.learners.language import Language
 from research.learners.translate import Translate
 from research.training import workdir
@@ -25,20 +26,21 @@ from research.training import workdir
 
 @dataclass(frozen=True)
 class Options:
-    """What `experiments.sample` is told.
+    """The options of `experiments.sample`.
 
     Attributes:
-        directory: of the run
-        prompt: the text to go on with, or to translate
-        length: tokens to write; a translation ends by itself
-        temperature: below 1 the likely becomes likelier; 0 writes the likeliest
-        top_k: draw from the k likeliest tokens alone; 0: from all
-        top_p: draw from the likeliest tokens that have this probability together
-        seed: of what is drawn
+        directory: directory of the run
+        prompt: text to continue or to translate
+        length: number of tokens to generate; not used for translations, which end by themselves
+        temperature: number that the logits are divided by; 0 always takes the likeliest token
+        top_k: sample from the k likeliest tokens only; 0 samples from all tokens
+        top_p: sample from the smallest set of likeliest tokens whose probabilities sum to at least this number: nucleus
+            sampling, Holtzman et al. 2020, arXiv:1904.09751
+        seed: seed of the sampling
     """
 
-    directory: Annotated[Path, tyro.conf.Positional]
-    prompt: str = "\n"
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a newline)")] = "\n"
     length: int = 500
     temperature: float = 0.8
     top_k: int = 0
@@ -51,7 +53,7 @@ class Options:
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
+    """Return the exit status, see `console.status`."""
     return status(lambda: _write(arguments))
 
 
@@ -59,7 +61,7 @@ def _write(arguments: list[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.sample", description=__doc__)
     experiment, _, state = research.load(options.directory)
     if not isinstance(experiment, Language | Translate):
-        raise Mistake(f"{options.directory} is no run of a language model or a translator: it can't write")
+        raise Mistake(f"{options.directory} is not a run of a language model or a translator")
     workdir.check_kept(options.directory, experiment.feeds().kept)
     if isinstance(experiment, Translate):
         print(translated(experiment, state, options.prompt))
@@ -71,46 +73,50 @@ def _write(arguments: list[str]) -> None:
 
 
 def written(experiment: Language, state: State, options: Options) -> Iterator[str]:
-    """What goes on from the prompt, piece by piece: when the context is full, its second half begins the next one.
+    """The continuation of the prompt, piece by piece. When the context is full, its second half starts the next one.
 
-    Raises Mistake where the prompt has characters that the vocabulary lacks, or more tokens than the context holds.
+    Raises Mistake where the prompt has characters that the vocabulary lacks, or as many tokens as the context.
     """
-    net, tokenizer, context = experiment.model(), experiment.data.spec().tokenizer, experiment.data.context
+    apply, tokenizer, context = (
+        experiment.network(experiment.model()).apply,
+        experiment.data.spec().tokenizer,
+        experiment.data.context,
+    )
     if tokenizer is None:
-        raise Mistake("this net was trained on numbers, without a tokenizer: it can't write")
+        raise Mistake("this model was trained on token ids, without a tokenizer: there is no text to sample")
     tokens = tokenizer.encode(options.prompt)
     if not 0 < tokens.size < context:
         raise Mistake(f"expected a --prompt of 1 to {context - 1} tokens, less than the context: not {tokens.size}")
-    params, key = weights(state), jax.random.key(options.seed)
+    params, key = evaluated(first_seed(state), "net"), jax.random.key(options.seed)
     how = Sampling(options.temperature, options.top_k, options.top_p)
     done, shown = tokens.size, tokenizer.decode(tokens)
     while tokens.size < done + options.length:
         window = tokens if tokens.size < context else tokens[-(context // 2) :]
         piece = sample(
-            net, params, jnp.asarray(window)[None], jax.random.fold_in(key, tokens.size), context - len(window), how
+            apply, params, jnp.asarray(window)[None], jax.random.fold_in(key, tokens.size), context - len(window), how
         )
         tokens = np.concatenate([tokens, np.asarray(piece[0])])[: done + options.length]
-        # All of it, since a character may be of several tokens; the last one may not be whole yet.
+        # All tokens are decoded, since a character may have several of them; the last character may be incomplete.
         text = tokenizer.decode(tokens).rstrip("\ufffd")
         yield text[len(shown) :]
         shown = text
 
 
 def translated(experiment: Translate, state: State, text: str) -> str:
-    """The likeliest translation that a beam search finds. Raises Mistake where the text is too long."""
+    """The likeliest translation that beam search finds. Raises Mistake where the text is too long."""
     pairs = experiment.data.spec()
     tokens = np.append(pairs.tokenizer.encode(text), EOS)
     if tokens.size > pairs.length:
         raise Mistake(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
     found, _ = beam_search(
-        experiment.model(),
-        weights(state),
+        experiment.network(experiment.model()).apply,
+        evaluated(first_seed(state), "net"),
         jnp.asarray(tokens, jnp.int32)[None],
         pairs.length,
         experiment.beams,
-        experiment.penalty,
+        experiment.length_penalty,
     )
-    return pairs.tokenizer.decode(words(np.asarray(found[0, 0])))
+    return pairs.tokenizer.decode(before_eos(np.asarray(found[0, 0])))
 
 
 if __name__ == "__main__":

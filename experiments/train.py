@@ -1,4 +1,4 @@
-"""Train a config: python -m experiments.train NAME [options]; NAME --help lists them all."""
+"""Train a config: python -m experiments.train NAME [options]. NAME --help lists all options."""
 
 import sys
 
@@ -8,18 +8,19 @@ from research.training.run import train
 
 
 def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
+    """Return the exit status, see `console.status`."""
     if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
+        width = max(map(len, config.names()))
+        print(f"{__doc__}\n\nconfigs:")
         for name in config.names():
-            print(f"  {name:20} {config.header(name).splitlines()[0]}")
+            print(f"  {name:{width}}  {config.header(name).splitlines()[0]}")
         return 0 if arguments else 2
     return status(lambda: _train(*arguments))
 
 
 def _train(name: str, *arguments: str) -> None:
     result = train(name, config.parse(name, list(arguments)))
-    title = f"{name}: test, {result['state']} State, step {result['step']}"
+    title = f"{name}: test metrics of the {result['state']} checkpoint, step {result['step']}"
     show(title, measured(result), {"published": result["published"]})
     print(f"{result['seconds']:.1f} s, {result['steps_per_second']:.4g} steps/s, {result['device']}")
 

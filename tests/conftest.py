@@ -2,6 +2,7 @@
 
 import os
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 # The suite runs one process a core, and so do the processes it starts: one thread each, and a core of its own.
@@ -23,6 +24,12 @@ import pytest
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_default_matmul_precision", "highest")
 
+if os.environ.get("SAMESTEP_REQUIRE_TORCH") and find_spec("torch") is None:
+    raise pytest.UsageError(
+        "SAMESTEP_REQUIRE_TORCH is set, and PyTorch is not installed: the tests that compare with it would be skipped. "
+        'Install it (pip install -e ".[bench]") or unset the variable'
+    )
+
 LONGEST = (
     "test_resume",
     "test_extending",
@@ -36,7 +43,7 @@ LONGEST = (
     "test_experiments",
     "test_nets",
 )
-"""Files that are begun first, so that both workers end at about the same time."""
+"""Files that are begun first, so that both workers end at about the same time; except in random order."""
 
 PARTS = {"test_resume": "whole", "test_laws": "name", "test_configs": "name"}
 """Files whose tests need not share a process where this parameter differs."""
@@ -51,11 +58,12 @@ def quickly():
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """For `--dist loadgroup`: a worker runs a whole file, or the tests of one parameter."""
     if worker is None:
         return
     for item in items:
         file, values = item.path.stem, item.callspec.params if hasattr(item, "callspec") else {}
         item.add_marker(pytest.mark.xdist_group(f"{file} {values.get(PARTS.get(file), '')}"))
-    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    if not config.pluginmanager.hasplugin("randomly"):
+        items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))

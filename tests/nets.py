@@ -4,12 +4,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.dropout import Dropout
 from research.core.special_tokens import PAD
 from research.nets import lstm, transformer
 from research.nets.cnn import CNN, ResNet
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
-from research.nets.dropout import Dropout
 from research.nets.gan import DenseDiscriminator, DenseGenerator
 from research.nets.q import MLP, MinAtarNet
 from research.nets.residual import ResidualDiscriminator, ResidualGenerator

@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.core.modules import filled
-from research.core.update import cast
+from research.core.modules import cast, filled
 from research.nets import transformer
 from research.nets.transformer import Classifier, LanguageModel, MaskedModel, Stack, Translator
 from research.training import config

@@ -206,10 +206,39 @@ def test_init_from_takes_params_and_the_collections_that_match(two):
     assert len(told) == 1 and "does not have params/head: they start afresh" in told[0]
     with pytest.raises(Mistake, match=r"params/dense/kernel is float32\[4,3\] there, float32\[4,5\] here"):
         init_from(two, fresh._replace(params={"dense": {"kernel": jnp.zeros((4, 5))}}))
-    with pytest.raises(Mistake, match="has none of these params: params/other"):
+    with pytest.raises(Mistake, match="has none of these parameters: params/other"):
         init_from(two, fresh._replace(params={"other": jnp.zeros(2)}))
     with pytest.raises(Mistake, match=r"no checkpoint"):
         init_from(two / "missing", fresh)
+
+
+def test_init_from_takes_averages_where_there_are_any_and_the_best_where_it_is_asked_to(tmp_path):
+    def averaged(step, names):
+        average = {name: jax.tree.map(lambda x: x + 1, at(step).params[name]) for name in names}
+        return at(step)._replace(collections={"average": average})
+
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save_best(100, averaged(100, ["dense"]))
+        checkpoints.save(200, averaged(200, ["dense"]))
+    for best, step in ((False, 200), (True, 100)):
+        expected = averaged(step, ["dense"]).collections["average"] | {"none": at(step).params["none"]}
+        for here in (at(5), averaged(5, ["dense", "none"]), averaged(5, ["none"])):
+            found = init_from(tmp_path, here, best=best)
+            assert_same(found.params, expected)
+            for name, average in found.collections.get("average", {}).items():
+                assert_same(average, expected[name])
+            leaves = [x for x in jax.tree.leaves((found.params, found.collections)) if isinstance(x, np.ndarray)]
+            assert len({x.ctypes.data for x in leaves if x.size}) == len([x for x in leaves if x.size])
+    with pytest.raises(Mistake, match=r"collections/average/dense/kernel is float32\[4,3\] there, float32\[2\] here"):
+        other = at(5)._replace(collections={"average": {"dense": {"kernel": jnp.zeros(2)}}})
+        init_from(tmp_path, other)
+
+
+def test_init_from_takes_parameters_as_averages_where_there_are_no_averages(two):
+    here = at(5)._replace(collections={"average": at(5).params})
+    found = init_from(two, here, best=True)  # none is marked as the best: the newest
+    assert_same(found.params, at(200).params)
+    assert_same(found.collections["average"], at(200).params)
 
 
 def test_a_sharded_state_comes_back_on_the_host(tmp_path):

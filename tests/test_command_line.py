@@ -5,19 +5,33 @@ import errno
 import json
 import shutil
 import typing
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 import tyro
-from learners import classify, dqn
+from learners import EXPERIMENTS
 
 import research
 from experiments.train import main
 from research.core.errors import Failure, Mistake
-from research.training import checkpoint, config
+from research.training import checkpoint, config, provenance, workdir
+from research.training.checks import usable_devices
 
-TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
+TINY = [
+    "--net.widths",
+    "4",
+    "--net.depth",
+    "1",
+    "--steps",
+    "4",
+    "--run.steps-per-dispatch",
+    "2",
+    "--run.evaluate-every",
+    "2",
+]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]
 
 
@@ -90,6 +104,8 @@ def test_a_run_leaves_what_was_promised(finished):
         (4, "validation"),
     ]
     assert {"loss", "accuracy", "gradient_norm", "learning_rate", "time"} <= set(lines[0])
+    assert lines[0]["time"]["steps_per_second"] is None  # it includes compiling
+    assert lines[2]["time"]["steps_per_second"] == summary["steps_per_second"]
     about = json.loads((finished / "config.json").read_text())
     assert about["name"] == "digits_cnn" and about["versions"]["jax"] and about["config"]["data"]["batch"] == 8
 
@@ -109,11 +125,11 @@ def test_seeds_are_reported_each_and_the_first_is_the_single_run(finished, tmp_p
     assert test["each"][0] == pytest.approx(single["mean"], rel=1e-4) and test["each"][0] != test["each"][1]
     assert test["spread"] > 0 and test["mean"] == pytest.approx(sum(test["each"]) / 2)
     _, _, state = research.load(tmp_path / "s")
-    assert state.params["head"]["bias"].shape == (2, 10)
+    assert state.params["net"]["head"]["bias"].shape == (2, 10)
 
 
 def test_patience_stops_and_best_is_judged(tmp_path, capsys):
-    arguments = ["--run.patience", "1", "--run.final", "best", "--optimizer.learning-rate", "0"]
+    arguments = ["--run.patience", "1", "--run.checkpoint-for-test", "best", "--optimizer.learning-rate", "0"]
     status, _ = run(capsys, "digits_cnn", "--workdir", str(tmp_path / "p"), *TINY, "--steps", "20", *arguments)
     summary = json.loads((tmp_path / "p" / "summary.json").read_text())
     # With a learning rate of 0, batch statistics alone move: the second evaluation may be better, not many after it.
@@ -136,14 +152,14 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--seeds", "0"], "--seeds must be at least 1"),
         (["digits_cnn", "--run.evaluate-every", "70"], "the nearest are 50 or 100"),
         (["digits_cnn", "--run.keep", "1"], "run.keep must be at least 2"),
-        (["digits_cnn", "--descent.micro", "3"], "descent.micro=3 does not divide data.batch=64"),
+        (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
         (["digits_cnn", "--run.metric", "acuracy", *TINY], "accuracy"),
         (["digits_cnn", "--data.name", "mnits"], "did you mean mnist?"),
         (["mnist_cnn", "--data.dir", "nowhere"], "--data.name digits needs nothing"),
         (["digits_cnn", "--place", "pmap", "--data.batch", "12"], "data.batch"),
         (["cartpole_dqn", "--environment.name", "CartPole-v9"], "CartPole-v1"),
-        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of environments=10: the nearest are 60 or 70"),
+        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of num_envs=10: the nearest are 60 or 70"),
         (["digits_cnn", "--init-from", "nowhere", *TINY], "nowhere"),
     ],
 )
@@ -163,15 +179,185 @@ def test_another_config_is_refused_naming_the_field(copy, capsys):
     assert status == 0 and json.loads((copy / "config.json").read_text())["config"]["run"]["seed"] == 5
 
 
-def test_another_version_or_something_else_is_refused(copy, capsys, tmp_path):
+def test_another_version_is_refused_in_one_line_and_may_be_overwritten(copy, capsys):
     about = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps({**about, "format": 99}))
+    for version in (1, 99):
+        (copy / "config.json").write_text(json.dumps({**about, "format": version}))
+        with pytest.raises(Mistake) as refused:
+            research.load(copy)
+        why = str(refused.value)
+        assert f"(format {version}; this version has {workdir.FORMAT})" in why and "\n" not in why
+        status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
+        assert status == 2 and why in said
+    with workdir.owned(copy, "digits_cnn", config.parse("digits_cnn", [*TINY, "--overwrite"])):
+        assert sorted(path.name for path in copy.iterdir()) == [".lock", "config.json"]
+    assert json.loads((copy / "config.json").read_text())["format"] == workdir.FORMAT
+
+
+@pytest.mark.parametrize("there", [{"thesis.txt": "dear"}, {"config.json": '{"model_type": "bert"}', "a.txt": "dear"}])
+def test_a_directory_of_something_else_is_left_alone(there, capsys, tmp_path):
+    for name, text in there.items():
+        (tmp_path / name).write_text(text)
+    status, said = run(capsys, "digits_cnn", "--workdir", str(tmp_path), *TINY, "--overwrite")
+    assert status == 2 and "choose another --workdir" in said
+    assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.name != ".lock"} == there
+
+
+def owned(directory, *arguments, name="digits_cnn"):
+    """Claims the directory for this command, and returns its config.json."""
+    with workdir.owned(directory, name, config.parse(name, list(arguments))):
+        return workdir.about(directory)
+
+
+def test_init_from_starts_from_what_the_other_run_evaluates(tmp_path, capsys):
+    """That is the average at its best checkpoint, here the first one: its later steps make it worse."""
+    rates = ["--optimizer.name", "sgd", "--optimizer.learning-rate", "10", "--optimizer.schedule", "constant"]
+    options = [
+        *TINY,
+        "--average",
+        "0.5",
+        "--run.checkpoint-for-test",
+        "best",
+        "--run.metric",
+        "loss",
+        "--run.mode",
+        "min",
+        *rates,
+    ]
+    assert run(capsys, "digits_cnn", "--workdir", str(tmp_path / "a"), *options)[0] == 0
+    _, _, state = research.load(tmp_path / "a")
+    assert json.loads((tmp_path / "a" / "summary.json").read_text())["step"] == 2
+    still = [*TINY, "--steps", "2", "--optimizer.learning-rate", "0", "--optimizer.weight-decay", "0"]
+    again = ["--workdir", str(tmp_path / "b"), "--init-from", str(tmp_path / "a")]
+    assert run(capsys, "digits_cnn", *again, *still)[0] == 0
+    _, _, found = research.load(tmp_path / "b")
+    jax.tree.map(np.testing.assert_array_equal, found.params, state.collections["average"])
+
+
+def test_a_refused_command_does_not_claim_the_directory(tmp_path, capsys):
+    status, said = run(capsys, "cartpole_dqn", "--workdir", str(tmp_path), "--environment.name", "Cartpole-v1")
+    assert status == 2 and "did you mean CartPole-v1" in said
+    assert owned(tmp_path, name="cartpole_dqn")["config"]["environment"]["name"] == "CartPole-v1"
+    (tmp_path / "checkpoints" / "100.orbax-checkpoint-tmp").mkdir(parents=True)  # of a killed first save
+    assert owned(tmp_path, "--seed", "3")["config"]["run"]["seed"] == 3
+    for first in ("one", "two"):
+        workdir.keep(tmp_path, {"tokenizer.json": first})  # nothing was trained with the one before
+        assert (tmp_path / "tokenizer.json").read_text() == first
+    for part in ("checkpoints/100", "checkpoints/100.json", "summary.json"):
+        directory = tmp_path / "saved" / part.replace("/", "")
+        owned(directory)
+        workdir.keep(directory, {"tokenizer.json": "one"})
+        (directory / part).parent.mkdir(exist_ok=True)
+        (directory / part).write_text("")
+        with pytest.raises(Mistake, match=r"run\.seed: 0 there, 3 now"):
+            owned(directory, "--seed", "3")
+        with pytest.raises(Mistake, match="is not the tokenizer"):
+            workdir.keep(directory, {"tokenizer.json": "two"})
+
+
+def test_another_init_from_is_refused_once_there_is_a_checkpoint(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    owned(Path("run"), "--init-from", "a")
+    assert owned(Path("run"), "--init-from", "b")["init_from"] == "b"
+    Path("run", "checkpoints").mkdir()
+    Path("run", "checkpoints", "100.json").write_text("")
+    for arguments, now in ((["--init-from", "c"], "c"), ([], "None")):
+        with pytest.raises(Mistake, match=rf"init_from: b there, {now} now"):
+            owned(Path("run"), *arguments)
+    assert owned(Path("run"), "--init-from", str(tmp_path / "b"))["init_from"] == "b"
+
+
+def test_a_finished_run_says_so_and_whether_the_code_has_changed(copy, capsys):
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
-    assert status == 2 and "another version" in said
-    (tmp_path / "home").mkdir()
-    (tmp_path / "home" / "thesis.txt").write_text("dear")
-    status, said = run(capsys, "digits_cnn", "--workdir", str(tmp_path / "home"), *TINY, "--overwrite")
-    assert status == 2 and "something else" in said and (tmp_path / "home" / "thesis.txt").exists()
+    assert status == 0 and f"{copy} is already finished" in said and "--overwrite trains anew" in said
+    assert "has changed" not in said
+    about = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**about, "code": "0" * 16}))
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
+    assert status == 0 and f"warning: the code in research/ has changed since {copy} was started" in said
+
+
+def test_the_hash_of_the_code(tmp_path):
+    (tmp_path / "core").mkdir()
+    for name, text in (("core/a.py", "1"), ("b.py", "2"), ("c.txt", "3")):
+        (tmp_path / name).write_text(text)
+    first = provenance.code(tmp_path)
+    (tmp_path / "c.txt").write_text("4")
+    assert provenance.code(tmp_path) == first
+    changed = []
+    for name, text in (("core/a.py", "12"), ("b.py", ""), ("d.py", "")):
+        (tmp_path / name).write_text(text)
+        changed.append(provenance.code(tmp_path))
+    assert len({first, *changed}) == 4
+    assert provenance.code() == provenance.code() != first
+
+
+@pytest.mark.parametrize(
+    ("flags", "deterministic"),
+    [
+        (None, False),
+        ("--xla_gpu_deterministic_ops=true", True),
+        ("--xla_cpu_multi_thread_eigen=false --xla_gpu_deterministic_ops", True),
+        ("--xla_gpu_deterministic_ops=true --xla_gpu_deterministic_ops=false", False),
+        ("--xla_gpu_deterministic_ops_too=true", False),
+    ],
+)
+def test_deterministic_operations_are_recorded_and_their_lack_is_told_on_a_gpu(
+    flags, deterministic, monkeypatch, tmp_path, capsys
+):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    if flags is not None:
+        monkeypatch.setenv("XLA_FLAGS", flags)
+    about = owned(tmp_path)
+    assert about["deterministic_ops"] is deterministic and about["xla_flags"] == (flags or "")
+    provenance.check_deterministic()
+    assert capsys.readouterr() == ("", "")
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(platform="gpu")])
+    provenance.check_deterministic()
+    assert ("--xla_gpu_deterministic_ops=true" in capsys.readouterr().err) is not deterministic
+
+
+def test_more_steps_extend_a_run_and_give_what_the_longer_run_gives(tmp_path, capsys):
+    options = [*TINY, "--optimizer.schedule", "constant"]
+    arguments = ["digits_cnn", "--workdir", str(tmp_path / "a"), *options]
+    assert run(capsys, *arguments)[0] == 0
+    status, said = run(capsys, *arguments, "--steps", "8")
+    assert status == 0 and f"{tmp_path / 'a'}: extended from 4 to 8 steps" in said and "resumed at step 4 of 8" in said
+    assert "warning" not in said
+    assert run(capsys, "digits_cnn", "--workdir", str(tmp_path / "b"), *options, "--steps", "8")[0] == 0
+    (first, _, one), (second, _, other) = research.load(tmp_path / "a"), research.load(tmp_path / "b")
+    assert first == second and one.step == 8
+    jax.tree.map(np.testing.assert_array_equal, one._replace(key=0), other._replace(key=0))
+    summary = {name: json.loads((tmp_path / name).read_text()) for name in ("a/summary.json", "b/summary.json")}
+    assert summary["a/summary.json"]["test"] == summary["b/summary.json"]["test"]
+    assert json.loads((tmp_path / "a" / "summary_4.json").read_text())["step"] == 4
+    assert json.loads((tmp_path / "a" / "config.json").read_text())["extended_from"] == [4]
+    status, said = run(capsys, *arguments, "--steps", "8")
+    assert status == 0 and "already finished" in said
+
+
+def test_what_an_extension_changes_is_told_and_what_is_none_is_refused(copy, capsys):
+    options = [*TINY, "--steps", "8"]
+    with pytest.raises(Mistake, match=r"run\.steps: 4 there, 8 now; .*data\.batch|data\.batch.*; run\.steps: 4 there"):
+        owned(copy, *options, "--data.batch", "16")
+    with pytest.raises(Mistake, match=r"run\.steps: 4 there, 2 now"):
+        owned(copy, *TINY, "--steps", "2")
+    with pytest.raises(Mistake, match="seeds: None there, 2 now"):
+        owned(copy, *options, "--seeds", "2")
+    assert (copy / "summary.json").exists()
+    assert owned(copy, *options)["config"]["run"]["steps"] == 8 and not (copy / "summary.json").exists()
+    said = " ".join(capsys.readouterr().err.split())
+    assert "extended from 4 to 8 steps" in said
+    assert "warning: schedules are now computed for 8 steps (optimizer.schedule=one_cycle)" in said
+    assert config.scheduled(config.load("cartpole_dqn")) == ["epsilon_fraction=0.3", "optimizer.schedule=linear"]
+
+
+def test_a_run_that_stopped_early_is_not_extended(copy):
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(lines[:2]))
+    with pytest.raises(Mistake, match=r"stopped early, at step 2 of 4, by --run\.patience"):
+        owned(copy, *TINY, "--steps", "8")
+    assert (copy / "summary.json").exists()
 
 
 def test_damaged_config_json(copy):
@@ -189,13 +375,13 @@ def test_a_damaged_newest_checkpoint_falls_back(copy, capsys):
     data[len(data) // 2] ^= 1
     victim.write_bytes(data)
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
-    assert status == 0 and said.count("is damaged (") == 1
+    assert status == 0 and said.count("is damaged (") == 1 and f"{copy}: resumed at step 2 of 4" in said
 
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
     arguments = [*TINY, "--steps", "200", "--optimizer.name", "sgd", "--optimizer.learning-rate", "1e30"]
     status, said = run(capsys, "digits_cnn", "--workdir", str(tmp_path / "n"), *arguments)
-    assert status == 1 and "NaN or infinite at step" in said and "loss" in said and "--descent.clip" in said
+    assert status == 1 and "NaN or infinite at step" in said and "loss" in said and "--update.clip" in said
     lines = [json.loads(line) for line in (tmp_path / "n" / "metrics.jsonl").read_text().splitlines()]
     assert all(np.isfinite(line["loss"]) for line in lines)
 
@@ -228,18 +414,29 @@ def test_build_has_no_branch_on_floats():
     import jax.numpy as jnp
 
     def trained(rate, smoothing):
-        experiment = classify()
+        experiment = EXPERIMENTS["cnn"]
         optimizer = dataclasses.replace(experiment.optimizer, learning_rate=rate)
         learner = dataclasses.replace(experiment, optimizer=optimizer, smoothing=smoothing).build()
         state, _ = learner.step(learner.init(jax.random.key(0)), experiment.feeds().train.batch_at(0))
-        return state.params["head"]["bias"]
+        return state.params["net"]["head"]["bias"]
 
     rates, smoothings = jnp.array([0.01, 0.1]), jnp.array([0.0, 0.2])
     both = jax.jit(jax.vmap(trained))(rates, smoothings)
     np.testing.assert_allclose(both[1], jax.jit(trained)(0.1, 0.2), rtol=1e-4, atol=1e-6)
-    played = jax.eval_shape(lambda gamma: dqn(gamma=gamma).build().init(jax.random.key(0)), 0.9)
+    played = jax.eval_shape(
+        lambda gamma: dataclasses.replace(EXPERIMENTS["dqn"], gamma=gamma).build().init(jax.random.key(0)), 0.9
+    )
     assert played.step.shape == ()
 
 
 def test_failures_are_no_mistakes():
     assert not issubclass(Failure, Mistake) and not issubclass(Mistake, Failure)
+
+
+def test_as_many_devices_are_used_as_divide_the_sizes(capsys):
+    devices, experiment = jax.devices(), EXPERIMENTS["dqn"]
+    assert usable_devices(experiment, devices) == devices
+    assert "warning" not in capsys.readouterr().err
+    odd = dataclasses.replace(experiment, num_envs=6, batch=30, buffer_size=6 * 16)
+    assert usable_devices(odd, devices) == devices[:2]  # they divide 6 and, of the episodes, 16
+    assert "8 devices do not divide num_envs=6, batch=30: 2 of them are used" in capsys.readouterr().err

@@ -1,22 +1,26 @@
-"""State, Mean, descend, averaged, the optimizers: against values worked out by hand."""
+"""State, metrics, update, network, the optimizers: against values worked out by hand."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from research.core.errors import Failure
+from research.core.errors import RunError, UserError
 from research.core.experiment import Run
+from research.core.metrics import Mean, confusion, mean, merged
+from research.core.modules import network
 from research.core.optimizers import Optimizer, decayed, optimizer, schedule
-from research.core.state import NO_BATCH, Batch, Learner, Mean, State, each, mean, stream
-from research.core.transformations import averaged
-from research.core.update import Descent, descend
-from research.training.judge import best, check_moving, exhausted, merged, summary
+from research.core.state import Batch, State, evaluated, example_keys, fold_name, rng
+from research.core.update import Aux, UpdateConfig, scan_updates, updater
+from research.training.checks import check_moving
+from research.training.evaluate import summary
+from research.training.selection import best, exhausted
 
 
 def state(step=0, key=0, params=(), collections=None):
-    return State(jnp.int32(step), jax.random.key(key), params, (), collections or {}, ())
+    return State(jnp.int32(step), jax.random.key(key), params, {}, collections or {}, ())
 
 
 def test_mean_is_weighted_and_merges():
@@ -27,71 +31,157 @@ def test_mean_is_weighted_and_merges():
     assert float(Mean(jnp.float32(0), jnp.float32(0)).value) == 0
 
 
+def test_a_confusion_matrix_merges_and_computes():
+    """Two batches, one of them with padding: precision, recall, F1 and IoU of classes counted by hand."""
+    parts = [
+        confusion(jnp.array([0, 1, 1, 2]), jnp.array([0, 0, 1, 2]), jnp.ones(4), ("a", "b", "c")),
+        confusion(jnp.array([1, 2, 0, 0]), jnp.array([1, 0, 2, 2]), jnp.array([1.0, 1, 0, 0]), ("a", "b", "c")),
+    ]
+    # True a: one as a, one as b, one as c. True b: two as b. True c: one as c.
+    values = merged({"confusion": jax.tree.map(lambda *x: jnp.stack(x), *parts)})
+    assert [values[f"precision_{c}"] for c in "abc"] == pytest.approx([1, 2 / 3, 1 / 2])
+    assert [values[f"recall_{c}"] for c in "abc"] == pytest.approx([1 / 3, 1, 1])
+    assert [values[f"f1_{c}"] for c in "abc"] == pytest.approx([1 / 2, 4 / 5, 2 / 3])
+    assert values["macro_f1"] == pytest.approx((1 / 2 + 4 / 5 + 2 / 3) / 3)
+    assert values["mean_iou"] == pytest.approx((1 / 3 + 2 / 3 + 1 / 2) / 3)
+    # Of two seeds, each by itself.
+    seeds = merged({"confusion": jax.tree.map(lambda x: jnp.stack([x, x.T])[None], parts[0])})
+    assert seeds["recall_a"] == pytest.approx([1 / 2, 1]) and seeds["precision_a"] == pytest.approx([1, 1 / 2])
+
+
 def test_streams_differ_by_name_step_key_and_example():
-    keys = [stream(state(), "a"), stream(state(), "b"), stream(state(step=1), "a"), stream(state(key=1), "a")]
-    keys += list(each(stream(state(), "a"), jnp.arange(3)))
+    keys = [rng(state(), "a"), rng(state(), "b"), rng(state(step=1), "a"), rng(state(key=1), "a")]
+    keys += list(example_keys(rng(state(), "a"), jnp.arange(3)))
+    keys += list(fold_name(example_keys(rng(state(), "a"), jnp.arange(3)), "noise"))
     data = {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}
     assert len(data) == len(keys)
-    same = each(stream(state(), "a"), jnp.array([2]))[0]
-    assert (jax.random.key_data(same) == jax.random.key_data(keys[-1])).all()
+    same = example_keys(rng(state(), "a"), jnp.array([2]))[0]
+    assert (jax.random.key_data(same) == jax.random.key_data(keys[6])).all()
 
 
-def squared(params, collections, batch, key):
-    """(w x - y)^2 over the examples that count."""
+def squared(params, state, batch, rng):
+    """(w x - y)^2 over the examples that count; each example's own value comes back as a row."""
     error = (params["kernel"] * batch.inputs - batch.targets) ** 2
-    return mean(error, batch.mask), (collections, {})
+    return mean(error, batch.mask), Aux({"seen": mean(batch.mask)}, rows=error)
 
 
 X = Batch(jnp.arange(4), jnp.array([1.0, 1, 1, 0]), jnp.array([1.0, 2, 3, 100]), jnp.array([1.0, 1, 1, 1]))
 GRADIENT = 2 * ((2 * 1 - 1) * 1 + (2 * 2 - 1) * 2 + (2 * 3 - 1) * 3) / 3  # at w = 2
+SGD = Optimizer(name="sgd", learning_rate=0.1, momentum=0.0, nesterov=False)
 
 
-@pytest.mark.parametrize("micro", [1, 2, 4])
+def updating(config=UpdateConfig(), optimizer=SGD, average=None, names=("net",)):
+    """(a State with w = 2 for each name, update)"""
+    made = updater(config, {name: (optimizer, 10) for name in names}, {"net": average})
+    return made.init(jax.random.key(0), {name: ({"kernel": jnp.float32(2)}, {}) for name in names}), made.update
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
 @pytest.mark.parametrize("clip", [None, 1.0, 100.0])
-def test_descend_by_hand(micro, clip):
-    params, tx = {"kernel": jnp.float32(2)}, optax.sgd(0.1)
-    new, *_, metrics = descend(squared, tx, params, tx.init(params), {}, X, jax.random.key(0), Descent(micro, clip))
-    assert metrics["gradient_norm"].value == pytest.approx(GRADIENT, rel=1e-6)
-    assert metrics["loss"].value == pytest.approx((1 + 9 + 25) / 3)
+def test_update_by_hand(parts, clip):
+    before, update = updating(UpdateConfig(parts, clip))
+    after, aux = update(before, "net", squared, X)
+    assert aux.metrics["gradient_norm"].value == pytest.approx(GRADIENT, rel=1e-6)
+    assert aux.metrics["loss"].value == pytest.approx((1 + 9 + 25) / 3)
+    assert aux.metrics["learning_rate"].value == pytest.approx(0.1)
+    assert (aux.metrics["seen"].total, aux.metrics["seen"].count) == (3, 4)
+    assert aux.rows.tolist() == [1, 9, 25, 199**2]  # in the batch's order, whatever part an example was in
     step = GRADIENT if clip is None else min(GRADIENT, clip)
-    assert new["kernel"] == pytest.approx(2 - 0.1 * step, rel=1e-6)
+    assert after.params["net"]["kernel"] == pytest.approx(2 - 0.1 * step, rel=1e-6)
+    assert after.opt_state["net"].count == 1 and after.step == before.step
 
 
 def test_nothing_counted_moves_nothing():
-    params, tx = {"kernel": jnp.float32(2)}, optax.sgd(0.1)
-    batch = X._replace(mask=jnp.zeros(4))
-    new, *_, metrics = descend(squared, tx, params, tx.init(params), {}, batch, jax.random.key(0))
-    assert new["kernel"] == 2 and metrics["gradient_norm"].value == 0
+    before, update = updating()
+    after, aux = update(before, "net", squared, X._replace(mask=jnp.zeros(4)))
+    assert after.params["net"]["kernel"] == 2 and aux.metrics["gradient_norm"].value == 0
 
 
-def test_bfloat16_computes_in_bfloat16_and_keeps_float32():
-    seen = []
+def test_a_loss_of_the_whole_batch_refuses_microbatches():
+    before, update = updating(UpdateConfig(2))
+    with pytest.raises(UserError, match=r"of the whole batch: .* must be 1, not 2"):
+        update(before, "net", squared, X, whole_batch=True)
 
-    def loss(params, collections, batch, key):
-        seen.append(params["kernel"].dtype)
-        return squared(params, collections, batch, key)
 
-    params, tx = {"kernel": jnp.float32(2)}, optax.adam(0.1)
-    new, opt_state, _, metrics = descend(
-        loss, tx, params, tx.init(params), {}, X, jax.random.key(0), Descent(dtype="bfloat16")
+def test_keys_are_by_example_and_by_count_not_by_part():
+    """An example gets the same key however the batch is cut, another one at the next update and for another name."""
+
+    def keys(parts, updates=1, name="one"):
+        drawn = lambda params, state, batch, rng: (mean(params["kernel"] * batch), Aux(rows=jax.random.key_data(rng)))
+        state, update = updating(UpdateConfig(parts), names=("one", "other"))
+        for _ in range(updates):
+            state, aux = update(state, name, drawn, jnp.arange(4.0))
+        return np.asarray(aux.rows)
+
+    assert (keys(1) == keys(2)).all() and (keys(1) == keys(4)).all()
+    assert len(np.unique(np.concatenate([keys(1), keys(1, 2), keys(1, 1, "other")]), axis=0)) == 12
+
+
+def test_updates_of_a_scan_are_updates_one_after_another():
+    batches = jax.tree.map(lambda x: jnp.stack([x, x[::-1]]), X)
+    one, update = updating(average=0.5)
+    scanned, aux = scan_updates(update, one._replace(world=jnp.ones(3)), "net", squared, batches)
+    for n in range(2):
+        one, last = update(one, "net", squared, jax.tree.map(lambda x, n=n: x[n], batches))
+    jax.tree.map(np.testing.assert_allclose, (scanned.params, scanned.collections), (one.params, one.collections))
+    assert scanned.opt_state["net"].count == 2 and (scanned.world == 1).all()
+    assert aux.metrics["loss"].count == 6 and aux.rows.shape == (2, 4)
+    np.testing.assert_allclose(aux.rows[1], last.rows)
+
+
+def test_several_names_are_told_apart():
+    before, update = updating(names=("one", "other"))
+    after, aux = update(before, "other", squared, X)
+    assert {"other_loss", "other_gradient_norm", "other_learning_rate"} <= set(aux.metrics)
+    assert (
+        after.params["one"]["kernel"] == 2 and after.opt_state["one"].count == 0 and after.opt_state["other"].count == 1
     )
-    assert seen == [jnp.bfloat16] and new["kernel"].dtype == jnp.float32
-    assert all(x.dtype != jnp.bfloat16 for x in jax.tree.leaves((opt_state, metrics)))
-    assert metrics["gradient_norm"].value == pytest.approx(GRADIENT, rel=1e-2)
 
 
 def test_average_follows_the_weights():
-    def step(state, batch):
-        return state._replace(step=state.step + 1, params=state.params + 1.0), {}
-
-    learner = averaged(Learner(lambda key: state(params=jnp.float32(0)), step, lambda s, b: {"w": mean(s.params)}), 0.5)
-    run, average = learner.init(None), 0.0
+    run, update = updating(average=0.5)
+    average = 2.0
     for t in range(1, 6):
-        run, _ = learner.step(run, NO_BATCH)
+        run, _ = update(run, "net", squared, X)
         keep = min(0.5, (1 + t) / (10 + t))
-        average = keep * average + (1 - keep) * t
-    assert learner.evaluate(run, NO_BATCH)["w"].value == pytest.approx(average, rel=1e-6)
-    assert run.params == 5
+        average = keep * average + (1 - keep) * float(run.params["net"]["kernel"])
+    assert evaluated(run, "net")["kernel"] == pytest.approx(average, rel=1e-6)
+    assert run.params["net"]["kernel"] != pytest.approx(average, rel=1e-3)
+
+
+class Table(nn.Module):
+    """The sum of rows of a table, times a kernel; it counts its calls in training, and draws a stream of its own."""
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        calls = self.variable("calls", "count", lambda: jnp.float32(0))
+        if train and not self.is_initializing():
+            calls.value += 1
+        rows = nn.Embed(1, 1, embedding_init=nn.initializers.ones, name="rows")(x).sum((1, 2))
+        kernel = self.param("kernel", nn.initializers.ones, ())
+        self.sow("intermediates", "dtype", rows)
+        drawn = jax.random.normal(self.make_rng("noise"), ()) if train else 0.0
+        return (rows * kernel, kernel, jnp.float32(drawn) + 0 * kernel)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_network_computes_in_its_dtype_and_sums_gradients_in_float32(dtype):
+    net = network(Table(), dtype)
+    tokens = jnp.zeros((1, 8192), jnp.int32)
+    params, own = net.init(jax.random.key(0), tokens)
+    keys = example_keys(jax.random.key(0), jnp.arange(1))
+
+    def loss(params):
+        (total, kernel, drawn), moved = net.apply(params, own, tokens, rng=keys)
+        return kernel * jnp.float32(0) + total[0], (total, moved, drawn)
+
+    gradient, (total, moved, drawn) = jax.grad(loss, has_aux=True)(params)
+    assert total.dtype == gradient["kernel"].dtype == jnp.float32
+    # 8,192 ones: their sum in bfloat16 stops at 256.
+    assert gradient["rows"]["embedding"].item() == 8192
+    assert moved["calls"]["count"] == 1 and drawn != 0
+    inside = jax.make_jaxpr(lambda params: net.apply(params, own, tokens)[0])(params)
+    assert ("bf16" in str(inside)) == (dtype == "bfloat16")
 
 
 PARAMS = {
@@ -176,7 +266,7 @@ def test_host_metrics():
     }
 
 
-def test_players_that_stand_still_are_a_failure(tmp_path):
+def test_adversaries_that_stand_still_are_a_failure():
     steps = np.arange(10.0)
 
     def told(first, second, gradients=(1, 1), counts=1.0):
@@ -186,8 +276,8 @@ def test_players_that_stand_still_are_a_failure(tmp_path):
             metrics[f"{name}_loss"] = Mean(loss * counts, np.full(loss.shape, counts))
             metrics[f"{name}_gradient_norm"] = Mean(np.full(loss.shape, gradient), np.ones(loss.shape))
         try:
-            check_moving(metrics, 30, tmp_path)
-        except Failure as failure:
+            check_moving(metrics, ("one", "other"), 30, lambda: "Kept: nothing")
+        except RunError as failure:
             return str(failure)
 
     still, moving = np.full(10, 0.3), steps + 1
@@ -204,13 +294,13 @@ def test_players_that_stand_still_are_a_failure(tmp_path):
     assert told(both(still, still), both(still, still)) and told(both(still, still * np.nan), both(still, still))
     assert not told(both(still, moving), both(still, moving))
     assert not told(both(still, moving), both(moving, still))
-    # A loss alone is nobody's game.
-    check_moving({"loss": Mean(still, np.ones(10)), "one_loss": Mean(still, np.ones(10))}, 0, tmp_path)
+    # Learners opt in by name: the losses of another, as PPO's of policy and value, may stand still.
+    check_moving({"policy_loss": Mean(still, np.ones(10)), "value_loss": Mean(still, np.ones(10))}, (), 0, str)
 
 
 def test_best_and_patience():
     run = Run(patience=2)
     assert best([None, 0.5, 0.7, 0.7], run) == 2 and best([None], run) is None
-    assert best([3.0, 1.0, 2.0], Run(goal="min")) == 1
+    assert best([3.0, 1.0, 2.0], Run(mode="min")) == 1
     assert [exhausted([0.5, 0.7, 0.6, 0.7][:n], run) for n in range(5)] == [False, False, False, False, True]
     assert not exhausted([0.5, 0.4, 0.3, 0.2], Run())

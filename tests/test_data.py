@@ -1,9 +1,13 @@
 """The data: its order, its feeds, its sources, its augmentation."""
 
+import dataclasses
 import os
 import shutil
+import sys
 import threading
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +15,23 @@ import numpy as np
 import pytest
 
 from research.core.errors import Failure, Mistake
-from research.core.state import NO_BATCH, each
+from research.core.state import NO_BATCH, example_keys
 from research.data.augment import Augment, augment
-from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched, resident
-from research.data.images import Images, arrays, check, held_out
+from research.data.checks import check_images, check_labels
+from research.data.feed import (
+    Empty,
+    EvalBatches,
+    Resident,
+    Stream,
+    episodes,
+    feeds,
+    prefetched,
+    resident,
+    taken,
+)
+from research.data.images import Images, arrays, without_test
 from research.data.order import carved, indices, permuted, positions
+from research.data.unpaired import Domains, Unpaired
 
 SIZES = (1, 2, 3, 10, 97, 1000)
 
@@ -78,13 +94,35 @@ def test_positions_do_not_overflow(size):
                 np.testing.assert_array_equal(offset, [p % size for p in exact])
 
 
-def test_shares_make_up_the_whole():
+@pytest.mark.parametrize("size", [2**31 + 1, 2**32 + 7, 10**12])
+def test_the_host_counts_in_64_bits(size):
+    for step in (0, 123_456_789, 2**31 - 1):
+        exact = [step * 10_007 + i for i in range(10_007)]
+        epoch, offset = positions(step, 10_007, size, np)
+        np.testing.assert_array_equal(epoch, [p // size % 2**32 for p in exact])
+        np.testing.assert_array_equal(offset, [p % size for p in exact])
+    found = indices(7, 10_007, size, 0, np)
+    assert found.dtype == np.int64 and len(np.unique(found)) == 10_007
+    assert 0 <= found.min() < 0.01 * size and 0.99 * size < found.max() < size
+    with pytest.raises(ValueError, match=f"{size} examples are more than a device can index"):
+        indices(7, 8, size, 0, jnp)
+
+
+@pytest.mark.parametrize("size", [1, 2, 1000])
+def test_words_of_64_bits_give_the_same_permutation(size):
+    narrow = np.arange(size, dtype=np.uint32)
+    wide = permuted(narrow.astype(np.uint64), np.uint32(3), size, 5, np)
+    assert wide.dtype == np.uint64
+    np.testing.assert_array_equal(wide, permuted(narrow, np.uint32(3), size, 5, np))
+
+
+def test_rows_are_those_of_the_whole():
     expected = indices(11, 24, 100, 0, np)
-    np.testing.assert_array_equal(np.concatenate([indices(11, 24, 100, 0, np, (k, 4)) for k in range(4)]), expected)
-    traced = jax.jit(jax.vmap(lambda k: indices(11, 24, 100, 0, jnp, (k, 4))))(jnp.arange(4))
-    np.testing.assert_array_equal(traced.ravel(), expected)
-    with pytest.raises(ValueError, match="5 equal parts"):
-        indices(0, 24, 100, 0, np, (0, 5))
+    for rows in (np.arange(6, 12), np.array([23, 0, 5, 5])):
+        np.testing.assert_array_equal(indices(11, 24, 100, 0, np, rows), expected[rows])
+        np.testing.assert_array_equal(jax.jit(lambda r: indices(11, 24, 100, 0, jnp, r))(rows), expected[rows])
+    with pytest.raises(ValueError, match="batches of 0 from 100"):
+        indices(0, 0, 100, 0, np)
 
 
 def test_carved_parts_are_disjoint_and_never_empty():
@@ -107,7 +145,7 @@ def pair(batch=8, size=21):
 def test_resident_and_stream_give_the_same_batches():
     here, stream = pair()
     put = jax.device_put(here)
-    at = jax.jit(lambda feed, step: feed.batch_at(step))
+    at = jax.jit(lambda feed, step, rows=None: feed.batch_at(step, rows))
     seen = []
     for step in (0, 1, 2, 10**6):
         batch = stream.batch_at(step)
@@ -116,10 +154,20 @@ def test_resident_and_stream_give_the_same_batches():
         np.testing.assert_array_equal(batch.inputs, stream.inputs[batch.index])
         np.testing.assert_array_equal(batch.targets["label"], batch.index)
         assert batch.mask.dtype == np.float32 and batch.mask.sum() == 8
-        equal(stream.batch_at(step, (1, 2)), jax.tree.map(lambda x: x[4:], batch))
+        equal(stream.batch_at(step, np.array([5, 0])), jax.tree.map(lambda x: x[[5, 0]], batch))
+        equal(at(put, step, jnp.arange(4, 8)), jax.tree.map(lambda x: x[4:], batch))
         seen.extend(batch.index)
     assert sorted(seen[:21]) == list(range(21))
     assert (here.resident, stream.resident, Empty().resident) == (True, False, True)
+    assert (here.batch, stream.batch, Empty().batch) == (8, 8, 0)
+
+
+def test_more_examples_than_a_device_can_index():
+    many = np.broadcast_to(np.uint8(1), (2**31 + 1, 1))
+    with pytest.raises(Mistake, match=r"2,147,483,649 training examples are more than the 2,147,483,648.*--data.feed"):
+        resident(many, (), 2, 0)
+    batch = Stream(many, (), 4, 0).batch_at(2**29)
+    assert batch.index.dtype == np.int32 and batch.inputs.tolist() == [[1]] * 4
 
 
 def test_empty_feed_has_no_leaves():
@@ -128,13 +176,18 @@ def test_empty_feed_has_no_leaves():
 
 def test_last_evaluation_batch_is_masked():
     x, y = np.arange(10.0), np.arange(10)
-    first, second, last = batches(x, y, 4)
+    batches = lambda size: EvalBatches.of(lambda at: taken((x, y), None, at), 10, size)
+    first, second, last = batches(4)
     assert {b.inputs.shape for b in (first, second, last)} == {(4,)}
     np.testing.assert_array_equal(last.mask, [1, 1, 0, 0])
     np.testing.assert_array_equal(last.index, [8, 9, 9, 9])
     kept = np.concatenate([b.targets[b.mask == 1] for b in (first, second, last)])
     np.testing.assert_array_equal(kept, y)
-    assert len(batches(x, y, 5)) == 2 and batches(x, y, 5)[-1].mask.all()
+    assert len(batches(5)) == 2 and batches(5)[-1].mask.all()
+    assert len(batches(4)[1:]) == 2
+    equal(batches(4)[1:], [second, last])
+    with pytest.raises(IndexError):
+        batches(4)[3]
 
 
 def test_episodes_are_seeds():
@@ -200,7 +253,7 @@ def test_image_feeds():
     made, other = Images(batch=32, evaluation_batch=100).feeds(), Images(seed=1, feed="stream").feeds()
     assert isinstance(made.train, Resident) and isinstance(other.train, Stream)
     examples = lambda split: int(sum(b.mask.sum() for b in split))
-    assert len(made.train.examples[1]) + examples(made.validation) == 1797 - 359
+    assert len(made.train.places) + examples(made.validation) == 1797 - 359
     assert examples(made.validation) == 144 and examples(made.test) == examples(other.test) == 359
     assert {b.inputs.shape for b in (*made.validation, *made.test)} == {(100, 8, 8, 1)}
     # The seed moves the validation split, never the test data.
@@ -208,6 +261,31 @@ def test_image_feeds():
     assert not np.array_equal(made.validation[0].targets, other.validation[0].targets[:100])
     batch = made.train.batch_at(0)
     assert (batch.inputs.dtype, batch.inputs.shape, batch.targets.dtype) == (np.uint8, (32, 8, 8, 1), np.int32)
+
+
+@pytest.mark.parametrize("feed", ["resident", "stream"])
+def test_feeds_hold_the_images_once(feed):
+    config = Images(feed=feed, batch=32)
+    whole, train = config.load(), config.feeds().train
+    held = jax.tree.leaves(train)
+    assert sum(np.shares_memory(x, whole.train_images) for x in held) == 1
+    assert sum(x.nbytes for x in held if not any(map(partial(np.shares_memory, x), whole[:4]))) <= 1438 * 8
+    rest, part = carved(1438, 0.1, 0)
+    np.testing.assert_array_equal(train.places, rest)
+    batch = train.batch_at(5)
+    np.testing.assert_array_equal(batch.inputs, whole.train_images[rest[batch.index]])
+    np.testing.assert_array_equal(batch.targets, whole.train_labels[rest[batch.index]])
+    validation = config.feeds().validation
+    np.testing.assert_array_equal(validation[0].inputs[:144], whole.train_images[part])
+    assert isinstance(validation, EvalBatches) and validation[0].inputs is not validation[0].inputs
+
+
+def test_two_domains_are_read_once():
+    config = Unpaired(name="digits", classes=("3", "8"), batch=4)
+    first, second = config.load(), dataclasses.replace(config, batch=5).load()
+    assert all(map(np.shares_memory, first, second))
+    train = config.feeds().train
+    assert np.shares_memory(train.x.examples[0], first.train_x) and np.shares_memory(train.y.examples[0], first.train_y)
 
 
 def test_a_set_that_is_not_there(tmp_path, monkeypatch):
@@ -224,21 +302,73 @@ def test_a_set_that_is_not_there(tmp_path, monkeypatch):
 
 def test_what_is_no_set_of_labelled_images():
     images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 2, 3], np.int32)
-    check("ok", images, labels, 4)
-    with pytest.raises(Failure, match=r"expected labels 0 \.\.\. 2; 1 are out of range, example 3 has 3"):
-        check("set", images, labels, 3)
-    with pytest.raises(Failure, match="expected 3 whole numbers"):
-        check("set", images[:3], labels, 4)
+    check_images("ok", images)
+    check_labels("ok", labels, 4, 4)
+    with pytest.raises(Mistake, match=r"set: expected labels 0 \.\.\. 2; 1 are out of range, example 3 has 3"):
+        check_labels("set", labels, 4, 3)
+    with pytest.raises(Mistake, match="set: expected 3 whole numbers"):
+        check_labels("set", labels, 3, 4)
     for wrong in (images[..., 0], images.astype(np.float32), images[:0]):
-        with pytest.raises(Mistake, match="expected images uint8"):
-            check("set", wrong, labels, 4)
+        with pytest.raises(Mistake, match="set: expected images uint8"):
+            check_images("set", wrong)
     with pytest.raises(Mistake, match="too few"):
         feeds((images[:1], labels[:1]), (images, labels), 2, 2, 0.1, 0)
-    split = held_out(np.tile(images, (5, 1, 1, 1)), np.arange(20), ("a",) * 20)
+    split = without_test(np.tile(images, (5, 1, 1, 1)), np.arange(20), ("a",) * 20)
     np.testing.assert_array_equal(np.sort(np.concatenate([split.train_labels, split.test_labels])), np.arange(20))
 
 
-def built(directory: Path, examples):
+def from_guide(path, monkeypatch):
+    """The module that docs/extending.md shows as the file `path`."""
+    page = (Path(__file__).parent.parent / "docs" / "extending.md").read_text()
+    module = ModuleType(Path(path).stem)
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # dataclasses look their module up
+    exec(page.split(f"```python\n# {path}\n")[1].split("```")[0], module.__dict__)
+    return module
+
+
+def test_a_source_that_inherits_is_limited_and_checked(monkeypatch):
+    stripes = from_guide("research/data/stripes.py", monkeypatch).Stripes
+    whole, few = stripes(examples=100).load(), stripes(examples=100, limit=10)
+    assert [len(part) for part in whole[:4]] == [100, 100, 25, 25]
+    equal(few.load()[:4], tuple(part[:10] for part in whole[:4]))
+    feeds = few.feeds()
+    examples = lambda split: int(sum(b.mask.sum() for b in split))
+    assert len(feeds.train.places) + examples(feeds.validation) == examples(feeds.test) == 10
+    assert few.spec().mean == pytest.approx([whole.train_images[:10].mean() / 255])
+    data = few.arrays()
+    for wrong, message in (
+        (data._replace(test_labels=data.test_labels + 3), r"stripes, split test: expected labels 0 \.\.\. 7"),
+        (data._replace(train_labels=data.train_labels[1:]), "split train: expected 100 whole numbers as labels"),
+        (data._replace(train_images=data.train_images / 255), "split train: expected images uint8"),
+        (
+            data._replace(test_images=data.test_images[:, 1:]),
+            r"one shape expected, not \(12, 12, 1\) for training",
+        ),
+    ):
+
+        class Wrong(stripes):
+            def arrays(self, found=wrong):
+                return found
+
+        for use in (Wrong.load, Wrong.feeds, Wrong.spec):
+            with pytest.raises(Mistake, match=message):
+                use(Wrong(name="stripes", seed=len(message)))
+
+
+def test_two_domains_that_inherit_are_limited_and_checked():
+    class Greys(Unpaired):
+        def arrays(self):
+            part = lambda count, side: np.zeros((count, side, side, 1), np.uint8)
+            return Domains(part(9, 2), part(8, 2), part(7, 2), part(6, self.seed))
+
+    assert [len(part) for part in Greys(limit=7, seed=2).load()] == [7, 7, 7, 6]
+    with pytest.raises(Mistake, match=r"cifar10: images of one shape expected, not \(2, 2, 1\) and \(3, 3, 1\)"):
+        Greys(seed=3).feeds()
+    with pytest.raises(Mistake, match="cifar10, test_y: expected images uint8"):
+        Greys(seed=0).feeds()
+
+
+def built(directory: Path, examples, image="image", label="label"):
     """A set in the format of TFDS, made without TensorFlow."""
     import tensorflow_datasets as tfds
 
@@ -250,8 +380,7 @@ def built(directory: Path, examples):
             pkg_dir_path = directory
 
             def _info(self):
-                label = tfds.features.ClassLabel(num_classes=2)
-                features = tfds.features.FeaturesDict({"image": tensor, "label": label})
+                features = tfds.features.FeaturesDict({image: tensor, label: tfds.features.ClassLabel(num_classes=2)})
                 return tfds.core.DatasetInfo(builder=self, features=features)
 
             def _split_generators(self, dl_manager):
@@ -274,6 +403,35 @@ def test_a_prepared_set_without_a_test_split(tmp_path):
     assert data.train_images.shape == (16, 3, 4, 1) and data.test_images.shape == (4, 3, 4, 1)
     np.testing.assert_array_equal(data.train_images[:, 0, 0, 0], 30 + data.train_labels)
     assert sorted([*data.train_labels, *data.test_labels]) == [0] * 10 + [1] * 10
+
+
+def test_features_of_other_names(tmp_path):
+    where = built(tmp_path, [{"photo": image(3, 0)["image"], "kind": k % 2} for k in range(20)], "photo", "kind")
+    data = Images("tiny", where, image_feature="photo", label_feature="kind").load()
+    assert data.train_images.shape == (16, 3, 4, 1) and sorted(data.train_labels.tolist()) == [0] * 8 + [1] * 8
+    domains = Unpaired("tiny", ("1", "0"), where, image_feature="photo", label_feature="kind").load()
+    assert len(domains.train_x) == int(data.train_labels.sum())
+    with pytest.raises(
+        Mistake, match="features image and kind, a class, and a split train; it has features kind, photo"
+    ):
+        Images("tiny", where, label_feature="kind").load()
+    with pytest.raises(Mistake, match="features photo and photo, a class"):
+        Images("tiny", where, image_feature="photo", label_feature="photo").load()
+
+
+def test_sets_are_cached_by_their_directory(tmp_path, monkeypatch):
+    for name, height in (("a", 3), ("b", 5)):
+        (tmp_path / name).mkdir()
+        built(tmp_path / name, [image(height, k % 2) for k in range(20)])
+    monkeypatch.chdir(tmp_path)
+    for name, height in (("a", 3), ("b", 5)):
+        monkeypatch.setenv("TFDS_DATA_DIR", name)
+        assert Images("tiny").spec().shape == Images("tiny").load().train_images.shape[1:] == (height, 4, 1)
+    monkeypatch.chdir("b")
+    monkeypatch.setenv("TFDS_DATA_DIR", "../a")
+    assert np.shares_memory(
+        Images("tiny").load().train_images, arrays("tiny", str(tmp_path / "a"), None, "image", "label").train_images
+    )
 
 
 def test_images_of_unequal_shapes(tmp_path):
@@ -301,7 +459,7 @@ def test_damaged_records(tmp_path, damage):
 
 # ---- augmentation
 
-KEYS = each(jax.random.key(0), jnp.arange(64))
+KEYS = example_keys(jax.random.key(0), jnp.arange(64))
 
 
 augmented = jax.jit(augment, static_argnums=0)

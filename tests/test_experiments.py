@@ -11,19 +11,31 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from learners import classify, dqn
+from learners import EXPERIMENTS
 from matplotlib.image import imread
 
 import research
 from experiments import console, demo, evaluate, plot, reproduce, train
 from research.core.errors import Failure
+from research.core.experiment import Report, Split
 from research.core.state import Batch
 from research.evaluation import episodes
 from research.learners.classify import Classify
 from research.rl.environments import Environment
 from research.training import config
 
-TINY = ["--net.widths", "4", "--net.depth", "1", "--steps", "4", "--run.chunk", "2", "--run.evaluate-every", "2"]
+TINY = [
+    "--net.widths",
+    "4",
+    "--net.depth",
+    "1",
+    "--steps",
+    "4",
+    "--run.steps-per-dispatch",
+    "2",
+    "--run.evaluate-every",
+    "2",
+]
 TINY += ["--run.save-every", "2", "--data.batch", "8"]
 
 
@@ -48,7 +60,8 @@ def said(capsys):
 def test_a_run_stopped_by_a_signal_while_it_is_judged_is_judged_again(tmp_path, monkeypatch, capsys):
     arguments = ["digits_cnn", "--workdir", str(tmp_path), *TINY]
     with monkeypatch.context() as patched:
-        patched.setattr(Classify, "reports", lambda _: [lambda *_: signal.raise_signal(signal.SIGTERM)])
+        stop = Report(lambda *_: signal.raise_signal(signal.SIGTERM))
+        patched.setattr(Classify, "reports", lambda *_: [stop])
         assert train.main(arguments) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM and saved; the same command resumes" in said(capsys)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and not (tmp_path / "summary.json").exists()
@@ -98,9 +111,9 @@ def test_plot_says_what_is_wrong(finished, tmp_path, capsys):
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun" / "config.json").symlink_to(finished / "config.json")
     for arguments, message in (
-        ([], "name the directories"),
+        ([], "name the directory of at least one run"),
         ([str(tmp_path)], "holds no run"),
-        ([str(tmp_path / "begun")], "nothing to draw yet"),
+        ([str(tmp_path / "begun")], "nothing to plot yet"),
         ([str(finished), "--output", "curves.pdf"], "must end in .png"),
     ):
         assert plot.main(arguments) == 2
@@ -163,7 +176,7 @@ def test_demo_names_configs_and_closes_with_a_table(finished, tmp_path, monkeypa
     monkeypatch.setattr(demo, "DEMOS", (("digits_cnn", ("--seeds", "2", *TINY)),))
     monkeypatch.setattr(demo, "RUNS", tmp_path)
     monkeypatch.setenv("COLUMNS", "400")
-    assert demo.main() == 0
+    assert demo.main([]) == 0
     out = said(capsys)
     assert console.spread(summary["test"]["accuracy"]) in out
     assert f"{tmp_path}/digits_cnn/" in out
@@ -174,7 +187,7 @@ def test_demo_names_configs_and_closes_with_a_table(finished, tmp_path, monkeypa
 def test_mistakes_are_those_that_numpy_counts(finished):
     experiment, _, state = research.load(finished)
     data, net = experiment.feeds().test, experiment.net.clone(outputs=10)
-    both = [jax.tree.map(lambda x, n=n: x[n], (state.params, state.collections)) for n in (0, 1)]
+    both = [jax.tree.map(lambda x, n=n: x[n], (state.params["net"], state.collections["net"])) for n in (0, 1)]
     spec, wrong, together = experiment.data.spec(), 0, 0
     for batch in data:
         images = (batch.inputs.astype(np.float32) / 255 - np.float32(spec.mean)) / np.float32(spec.std)
@@ -190,24 +203,26 @@ def test_mistakes_are_those_that_numpy_counts(finished):
 
 
 def test_reports_judge_the_averaged_weights(tmp_path):
-    experiment = classify(average=0.9)
+    experiment = dataclasses.replace(EXPERIMENTS["cnn"], average=0.9)
     learner, feeds = experiment.build(), experiment.feeds()
     state = jax.jit(learner.init)(jax.random.key(0))
     state = state._replace(params=jax.tree.map(np.zeros_like, state.params))
     evaluate = jax.jit(learner.evaluate)
     judged = [evaluate(state, batch)["accuracy"] for batch in feeds.test]
-    report, _ = experiment.reports()
-    assert report(state, feeds, tmp_path) == {"mistakes": sum(round(float(x.count - x.total)) for x in judged)}
+    report, _ = experiment.reports(None)
+    assert report.run(state, Split("test", feeds.test), tmp_path) == {
+        "mistakes": sum(round(float(x.count - x.total)) for x in judged)
+    }
 
 
 def test_the_episode_is_the_one_that_is_judged(tmp_path):
-    experiment = dqn(environment=Environment("CartPole-v1", 60))
+    experiment = dataclasses.replace(EXPERIMENTS["dqn"], environment=Environment("CartPole-v1", 60))
     learner, feeds = experiment.build(), experiment.feeds()
     state = jax.jit(learner.init)(jax.random.key(0))
     first = Batch(feeds.test[0].index[:1], np.ones(1, np.float32), (), ())
-    (report,) = experiment.reports()
+    (report,) = experiment.reports(None)
     returned = float(jax.jit(learner.evaluate)(state, first)["return"].value)
-    assert report(state, feeds, tmp_path) == {"episode_return": returned}
+    assert report.run(state, Split("test", feeds.test), tmp_path) == {"episode_return": returned}
     assert imread(tmp_path / "episode.png").std() > 0.01
 
 

@@ -1,18 +1,20 @@
 """Inception-v3 against the same net of PyTorch's modules, with random weights; its file of weights; its report."""
 
+import dataclasses
 import hashlib
 import json
 
 import jax
 import numpy as np
 import pytest
-from learners import gan
+from learners import EXPERIMENTS
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
+from research.core.experiment import Split
 from research.evaluation import inception
-from research.evaluation.gan import drawn, pixels
-from research.evaluation.inception import Inception, Reader, reader, resized, weights
+from research.evaluation.inception import FeatureExtractor, Inception, load_extractor, load_weights, resize
 from research.evaluation.sample_metrics import fid
+from research.evaluation.samples import latent_inputs, to_uint8
 from research.nets.gan import DenseGenerator
 
 torch = pytest.importorskip("torch")
@@ -183,7 +185,7 @@ def file(net, tmp_path_factory):
 
 
 def test_features_are_those_of_pytorchs_net(net, file):
-    params = weights(str(file))
+    params = load_weights(str(file))
     # Of so many numbers, all but those of the classifier and the counts of batches.
     counted = sum(p.numel() for name, p in net.state_dict().items() if not name.startswith("fc") and p.dim())
     assert sum(x.size for x in jax.tree.leaves(params)) == counted == 21_785_568 + 2 * 17_216
@@ -200,7 +202,7 @@ def test_resizing_is_pytorchs(shape):
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
     whole = torch.tensor(images / np.float32(255)).permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
     expected = 2 * functional.interpolate(whole, size=(299, 299), mode="bilinear", align_corners=False) - 1
-    np.testing.assert_allclose(resized(images), expected.permute(0, 2, 3, 1), atol=1e-5)
+    np.testing.assert_allclose(resize(images), expected.permute(0, 2, 3, 1), atol=1e-5)
 
 
 def test_a_file_that_does_not_fit_is_a_mistake(file, tmp_path):
@@ -210,8 +212,8 @@ def test_a_file_that_does_not_fit_is_a_mistake(file, tmp_path):
 
     def refused(message, **changes):
         np.savez(other, **{name: x for name, x in {**whole, **changes}.items() if x is not None})
-        with pytest.raises(Mistake, match=f"inception: .*{message}.*research/nets/inception.py"):
-            reader(str(other))
+        with pytest.raises(UserError, match=f"inception: .*{message}.*research/evaluation/inception.py"):
+            load_extractor(str(other))
 
     refused("holds no Mixed_7c.branch_pool.bn.running_var", **{"Mixed_7c.branch_pool.bn.running_var": None})
     refused(r"is float64 \(3,\), not floats \(32,\)", **{"Conv2d_1a_3x3.bn.bias": np.zeros(3)})
@@ -219,39 +221,44 @@ def test_a_file_that_does_not_fit_is_a_mistake(file, tmp_path):
     refused("can't be read", **{"Conv2d_1a_3x3.bn.bias": np.array([{}] * 32, object)})
     for content in (b"", b"no weights", file.read_bytes()[: 10**6]):
         other.write_bytes(content)
-        with pytest.raises(Mistake, match=r"can't be read as an .npz file"):
-            reader(str(other))
+        with pytest.raises(UserError, match=r"can't be read as an .npz file"):
+            load_extractor(str(other))
     with other.open("wb") as one:
         np.save(one, np.zeros(3))
-    with pytest.raises(Mistake, match=r"can't be read as an .npz file"):
-        reader(str(other))
+    with pytest.raises(UserError, match=r"can't be read as an .npz file"):
+        load_extractor(str(other))
     torch.save({}, other)
-    with pytest.raises(Mistake, match="holds no Conv2d_1a_3x3"):
-        reader(str(other))
-    with pytest.raises(Mistake, match="No such file"):
-        reader(str(tmp_path / "nowhere.npz"))
-    assert reader(str(file)).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
+    with pytest.raises(UserError, match="holds no Conv2d_1a_3x3"):
+        load_extractor(str(other))
+    with pytest.raises(UserError, match="No such file"):
+        load_extractor(str(tmp_path / "nowhere.npz"))
+    assert load_extractor(str(file)).sha256 == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_the_report_compares_samples_and_test_images_with_training_images(monkeypatch, tmp_path):
     rows = lambda images: images[:, :2].reshape(len(images), -1).astype(np.float32)[:, :5]
-    monkeypatch.setattr(inception, "reader", lambda path: Reader(rows, "beef" * 16))
+    monkeypatch.setattr(inception, "load_extractor", lambda path: FeatureExtractor(rows, "beef" * 16))
     monkeypatch.setattr(inception, "FEATURES", 5)
-    experiment = gan(inception="inception.npz", judge_samples=300, generator=DenseGenerator((8,)))
+    changes = {"inception": "inception.npz", "num_samples": 300, "sample_metrics_every": 6}
+    experiment = dataclasses.replace(EXPERIMENTS["gan"], generator=DenseGenerator((8,)), **changes)
     feeds = experiment.feeds()
     state = jax.jit(experiment.build().init)(jax.random.key(0))
-    *_, report = experiment.reports()
-    values = report(state, feeds, tmp_path)
-    arrays = experiment.data.arrays()
+    *_, report = experiment.reports(None)
+    values = report.run(state, Split("test", feeds.test), tmp_path)
+    arrays = experiment.data.load()
     train, test = rows(arrays.train_images), rows(arrays.test_images)
-    made = pixels(experiment.samples(state.params, state.collections, *drawn(3, 300, 4, 10)))
-    assert values["inception_fid"] == pytest.approx(fid(rows(made), train), rel=0.02)
+    samples = to_uint8(experiment.samples(state, *latent_inputs(3, 300, 4, 10)))
+    assert values["inception_fid"] == pytest.approx(fid(rows(samples), train), rel=0.02)
     assert values["inception_fid_of_test_images"] == pytest.approx(fid(test, train))
-    told = json.loads((tmp_path / "inception.json").read_text())
-    assert told["sha256"] == "beef" * 16 and told["inception_fid"] == values["inception_fid"]
+    written = json.loads((tmp_path / "inception.json").read_text())
+    assert written["sha256"] == "beef" * 16 and written["inception_fid"] == values["inception_fid"]
+    # During training the test images are left alone; `run.metric` can name the FID.
+    during = report.run(state, Split("validation", feeds.validation), tmp_path)
+    assert during == {"inception_fid": values["inception_fid"]}
+    assert (report.every, report.metrics) == (6, ("inception_fid",))
     monkeypatch.setattr(inception, "FEATURES", 300)
-    with pytest.raises(Mistake, match="judge_samples=300 are too few for FID: 301 or more"):
-        experiment.feeds()
+    with pytest.raises(UserError, match="num_samples=300 are too few for FID on 300 features: give 301 or more"):
+        experiment.reports(None)
     monkeypatch.setattr(inception, "FEATURES", 400)
-    with pytest.raises(Mistake, match="359 test images are too few"):
-        gan(inception="inception.npz", judge_samples=500).feeds()
+    with pytest.raises(UserError, match="359 test images are too few"):
+        dataclasses.replace(experiment, num_samples=500).reports(None)

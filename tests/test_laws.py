@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from learners import EXPERIMENTS
 
+from research.core.metrics import Mean
 from research.core.placement import place
 from research.core.state import Batch
-from research.core.transformations import closed, many, seeds
+from research.core.transformations import per_seed, scan_steps, with_feed
 from research.data.feed import prefetched
 
 pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS), pytest.mark.usefixtures("quickly")]
@@ -22,29 +23,34 @@ N = 4
 
 
 @functools.cache
-def made(name: str, axis: str | None = None, seeded: bool = False):
+def made(name: str, seeded: bool = False):
     """(learner, feeds) of an experiment."""
-    learner = EXPERIMENTS[name].build(axis)
-    return seeds(learner) if seeded else learner, EXPERIMENTS[name].feeds()
+    learner = EXPERIMENTS[name].build()
+    return per_seed(learner) if seeded else learner, EXPERIMENTS[name].feeds()
 
 
 def start(name: str, seeded: bool = False):
     """The first State; every place takes it, and `test_endomorphism` sees that each would make one of its kind."""
     keys = jax.vmap(jax.random.key)(jnp.arange(KEY, KEY + 3)) if seeded else jax.random.key(KEY)
-    return jax.jit(made(name, None, seeded)[0].init)(keys)
+    return jax.jit(made(name, seeded)[0].init)(keys)
+
+
+def at(where: str, seeded: bool = False):
+    """A place: "one" device, or all eight of them by "jit" (one global program), "pmap" or "shard_map"."""
+    return place("jit", jax.devices()[:1], seeded) if where == "one" else place(where, None, seeded)
 
 
 @functools.cache
-def scanned(name: str, where: str = "jit", seeded: bool = False):
+def scanned(name: str, where: str = "one", seeded: bool = False):
     """(N steps, compiled for a place; a list as long as they were traced often)."""
-    target, traces = place(where, seeds=seeded), []
-    learner, feeds = made(name, target.axis, seeded)
+    target, traces = at(where, seeded), []
+    learner, feeds = made(name, seeded)
 
     def steps(state, fed):
         traces.append(1)
         if isinstance(fed, Batch):
-            return many(learner.step, N)(state, fed)
-        return many(closed(learner.step, fed, target.axis), N)(state, None)
+            return scan_steps(learner.step, N)(state, fed)
+        return scan_steps(with_feed(learner.step, fed, target.split), N)(state, None)
 
     return target.train(steps, None if feeds.train.resident else 1), traces
 
@@ -58,10 +64,10 @@ def data(name: str, target, begin: int = 0):
 
 
 @functools.cache
-def run(name: str, where: str = "jit", seeded: bool = False):
+def run(name: str, where: str = "one", seeded: bool = False):
     """(state, metrics, evaluation) after N scanned steps at a place, on the host."""
-    target = place(where, seeds=seeded)
-    learner, feeds = made(name, target.axis, seeded)
+    target = at(where, seeded)
+    learner, feeds = made(name, seeded)
     state, metrics = scanned(name, where, seeded)[0](target.put(start(name, seeded)), data(name, target))
     judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
     return host(state), host(metrics), host(judged)
@@ -95,13 +101,10 @@ def test_endomorphism(name):
     learner, feeds = made(name)
     state = jax.eval_shape(learner.init, jax.random.key(0))
     after, _ = jax.eval_shape(learner.step, state, feeds.train.batch_at(0))
-    over_devices = jax.eval_shape(made(name, "devices")[0].init, jax.random.key(0))
-    assert jax.tree.structure(state) == jax.tree.structure(after) == jax.tree.structure(over_devices)
-    for (path, x), *others in zip(
-        jax.tree.leaves_with_path(state), *map(jax.tree.leaves, (after, over_devices)), strict=True
-    ):
-        facts = [(z.shape, z.dtype, z.weak_type) for z in (x, *others)]
-        assert facts[0] == facts[1] == facts[2], jax.tree_util.keystr(path)
+    assert jax.tree.structure(state) == jax.tree.structure(after)
+    for (path, x), y in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(after), strict=True):
+        facts = [(z.shape, z.dtype, z.weak_type) for z in (x, y)]
+        assert facts[0] == facts[1], jax.tree_util.keystr(path)
 
 
 def test_step_counts_and_learning_moves(name):
@@ -113,7 +116,8 @@ def test_step_counts_and_learning_moves(name):
         not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)
     ]
     assert all(moved)
-    assert metrics["gradient_norm"].value[-1] > 0
+    norms = [x.value[-1] for key, x in metrics.items() if key.endswith("gradient_norm")]
+    assert norms and min(norms) > 0
 
 
 def test_scan_is_loop(name):
@@ -131,9 +135,9 @@ def test_streamed_is_resident(name):
         pytest.skip("its data live in one place alone")
     stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="stream"))
     target = place("shard_map")
-    learner = stream.build(target.axis)
+    learner = stream.build()
     state = target.put(start(name))
-    steps = target.train(many(learner.step, N), 1)
+    steps = target.train(scan_steps(learner.step, N), 1)
     with prefetched(stream.feeds().train, 0, N, N, lambda b: target.put_data(b, 1)) as chunks:
         state, metrics = steps(state, next(chunks))
     assert_close(host(state), run(name)[0])
@@ -141,7 +145,7 @@ def test_streamed_is_resident(name):
 
 
 def test_traced_once_donated_and_without_transfers(name):
-    target = place("jit")
+    target = at("one")
     (steps, traces), fed = scanned(name), data(name, target)
     state = target.put(start(name))
     with jax.transfer_guard("disallow"):
@@ -155,7 +159,7 @@ def test_traced_once_donated_and_without_transfers(name):
 
 def test_resume_is_exact(name):
     """2 x 4 steps with a copy of the State in between equal 8 steps, to the bit; see test_resume.py for processes."""
-    steps, target = scanned(name)[0], place("jit")
+    steps, target = scanned(name)[0], at("one")
     state, other = target.put(start(name)), target.put(start(name))
     for begin in (0, N):
         state, _ = steps(target.put(jax.device_get(state)), data(name, target, begin))
@@ -176,14 +180,16 @@ def test_seeds(name):
         assert not np.array_equal(leaf[0], leaf[1]) or not leaf[0].any()
 
 
-@pytest.mark.parametrize("where, seeded", [("pmap", False), ("shard_map", False), ("shard_map", True)])
+@pytest.mark.parametrize(
+    "where, seeded", [("jit", False), ("pmap", False), ("shard_map", False), ("shard_map", True), ("jit", True)]
+)
 def test_placement(name, where, seeded):
     if seeded and name in ALIKE:
         pytest.skip("seeds over devices are compiled for one State of each kind: it takes long")
     one, one_metrics, one_judged = run(name, seeded=seeded)
     eight, eight_metrics, eight_judged = run(name, where, seeded)
     assert_close(eight, one)
-    means = lambda metrics: {key: m.value for key, m in metrics.items()}
+    means = lambda metrics: {key: m.value for key, m in metrics.items() if isinstance(m, Mean)}
     assert_close(means(eight_metrics), means(one_metrics))
     assert_close(means(eight_judged), means(one_judged))
 
@@ -191,10 +197,10 @@ def test_placement(name, where, seeded):
 def test_microbatches(name):
     """micro=4 equals micro=1, ragged masks included; nets with batch statistics are exempt."""
     experiment, states = EXPERIMENTS[name], []
-    if "batch_stats" in start(name).collections:
+    if any("batch_stats" in own for own in start(name).collections.values()):
         pytest.skip("batch statistics are those of a microbatch")
     for micro in (1, 4):
-        parts = dataclasses.replace(experiment, descent=dataclasses.replace(experiment.descent, micro=micro))
+        parts = dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, grad_accum_steps=micro))
         step = stepped(name) if parts == experiment else jax.jit(parts.build().step)
         state = start(name)
         for k in range(N):
@@ -204,3 +210,43 @@ def test_microbatches(name):
             state, _ = step(state, batch)
         states.append(host(state))
     assert_close(*states)
+
+
+STEPS, DISTANCE = 20, 0.1
+
+
+def losses(name: str, dtype: str):
+    """The losses of 20 steps in `dtype` by name, [steps], and the evaluation after them."""
+    experiment = EXPERIMENTS[name]
+    learner = dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, dtype=dtype)).build()
+    feeds, target = made(name)[1], at("one")
+    batches = [feeds.train.batch_at(k) for k in range(STEPS)]
+    if feeds.train.resident:
+        steps = lambda state, feed: scan_steps(with_feed(learner.step, feed), STEPS)(state, None)
+        state, metrics = jax.jit(steps)(start(name), feeds.train)
+    else:
+        state, metrics = start(name), []
+        step = jax.jit(learner.step)
+        for batch in batches:
+            state, found = step(state, batch)
+            metrics.append(found)
+        metrics = jax.tree.map(lambda *x: np.stack(x), *metrics)
+    judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
+    assert all(x.dtype == np.float32 for x in jax.tree.leaves((state.params, metrics, judged)))
+    values = lambda found: {key: np.asarray(m.value) for key, m in found.items() if key.endswith("loss")}
+    return values(metrics), values(judged)
+
+
+def test_precision(name):
+    """In bfloat16, 20 steps train and evaluate; the last losses are within `DISTANCE` of float32's, relative to 1.
+
+    A learner that makes its own data is compared by its first updates: later, it has acted otherwise.
+    """
+    (full, full_judged), (half, half_judged) = losses(name, "float32"), losses(name, "bfloat16")
+    compared = slice(-5, None) if hasattr(EXPERIMENTS[name], "data") else slice(0, 6)
+    for key in full:
+        a, b = full[key][compared].mean(), half[key][compared].mean()
+        assert abs(a - b) <= DISTANCE * max(abs(a), 1), key
+        assert not np.array_equal(full[key], half[key]), "it did not compute in bfloat16"
+    for key in full_judged:
+        assert abs(full_judged[key] - half_judged[key]) <= DISTANCE * max(abs(full_judged[key]), 1), key

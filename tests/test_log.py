@@ -150,15 +150,38 @@ def test_without_a_terminal_progress_is_a_plain_line_now_and_then(monkeypatch):
     with log.Progress(100, 10, every=1e9) as progress:
         for step in range(11, 51):
             progress.say("train", {"loss": 1 / step, "each": [1.0, 3.0], "gone": None})
-            progress.update(step)
+            progress.update(step, None if step == 11 else 2.0)
         people.warn("[b]careful[/b]")
     first, last = file.getvalue().splitlines()
     assert first == "warning: [b]careful[/b]"
-    assert last.startswith("training 50/100, ") and last.endswith("| train loss 0.02, each 2, gone -")
-    assert "steps/s" in last and "left" in last and "\x1b" not in file.getvalue()
+    assert last.startswith("training 50/100, 2 steps/s, ") and last.endswith("| train loss 0.02, each 2, gone -")
+    assert "left" in last and "\x1b" not in file.getvalue()
     with log.Progress(100, 10, every=0) as progress:
         progress.update(20)
-    assert "20/100" in file.getvalue().splitlines()[2]
+    assert file.getvalue().splitlines()[2] == "training 20/100"  # it compiled, and says nothing of the speed
+
+
+def test_the_time_left_goes_by_what_came_after_compiling(monkeypatch):
+    file = console(monkeypatch, False)
+    now = [0.0]
+    monkeypatch.setattr(log.time, "monotonic", lambda: now[0])
+    with log.Progress(10_000, every=100) as progress:
+        for step, seconds, speed in ((100, 200.0, None), (200, 2.0, 101.0), (300, 4.0, 99.0), (400, 99.0, 2000.0)):
+            now[0] += seconds
+            progress.update(step, speed)
+    first, second, _ = file.getvalue().splitlines()
+    assert first == "training 100/10000"
+    assert second == "training 400/10000, 101 steps/s, 0:56:00 left"  # 300 steps in 105 seconds
+
+
+def test_the_speed_of_a_run_leaves_out_what_compiled():
+    train = [
+        {"step": step, "split": "train", "time": {"seconds": seconds, "steps_per_second": speed}}
+        for step, seconds, speed in ((10, 40, None), (20, 1, 10.0), (30, 2, 5.0), (40, 30, None), (50, 1, 20.0))
+    ]
+    evaluation = {"step": 10, "split": "validation", "time": {"unix": 1}}
+    assert log.steps_per_second([*train, evaluation]) == 10
+    assert log.steps_per_second(train[:1]) == 0.25
 
 
 def test_on_a_terminal_progress_is_a_bar(monkeypatch):
@@ -166,6 +189,8 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     file = console(monkeypatch, True)
     with log.Progress(100) as progress:
         progress.say("train", {"loss": 0.5})
-        progress.update(50)
+        progress.update(25)
+        progress.update(50, 1234.5)
         people.warn("careful")
-    assert "50/100" in file.getvalue() and "train loss 0.5" in file.getvalue() and "careful" in file.getvalue()
+    for text in ("1,234 steps/s", "50/100", "train loss 0.5", "careful"):
+        assert text in file.getvalue()

@@ -10,8 +10,7 @@ from scipy.signal import correlate
 
 from research.core.devices import AXIS
 from research.core.losses import classification
-from research.core.modules import forward, initialise
-from research.core.update import cast
+from research.core.modules import network
 from research.nets import conv
 from research.nets.cnn import CNN, ResNet
 from research.nets.q import MinAtarNet
@@ -161,7 +160,7 @@ def test_batch_norm_is_over_all_devices(how):
 
 def test_sizes_are_the_papers():
     count = lambda net, shape: sum(x.size for x in jax.tree.leaves(shapes(net, shape)))
-    shapes = lambda net, shape: jax.eval_shape(lambda: initialise(net, jax.random.key(0), jnp.zeros(shape)))[0]
+    shapes = lambda net, shape: jax.eval_shape(lambda: network(net).init(jax.random.key(0), jnp.zeros(shape)))[0]
     # He et al. 2016, table 6: 0.27 M and 0.46 M; ResNet-18 for CIFAR-10 has 11.17 M.
     assert count(ResNet(outputs=10), (1, 32, 32, 3)) == 269_722 + 0
     assert round(count(ResNet(blocks=(5, 5, 5), outputs=10), (1, 32, 32, 3)) / 1e6, 2) == 0.46
@@ -176,15 +175,16 @@ def test_sizes_are_the_papers():
 )
 def test_nets_shape_dtype_and_modes(net):
     x = jax.random.normal(jax.random.key(0), (5, 8, 8, 2))
-    params, collections = initialise(net, jax.random.key(1), x)
-    plain, same_collections = forward(net, params, collections, x)
-    trained, moved = forward(net, params, collections, x, jax.random.key(2))
+    init, apply = network(net)
+    params, collections = init(jax.random.key(1), x)
+    plain, same_collections = apply(params, collections, x)
+    trained, moved = apply(params, collections, x, rng=jax.random.split(jax.random.key(2), 5))
     assert plain.shape == trained.shape == (5, 3) and plain.dtype == jnp.float32
     assert same_collections is collections
     assert not np.array_equal(*(jax.tree.leaves(c)[0] for c in (collections, moved)))
     # Examples do not see each other in evaluation, and do, through the batch statistics, in training.
-    np.testing.assert_allclose(forward(net, params, collections, x[:2])[0], plain[:2], atol=1e-5)
-    half, _ = forward(net, cast(params, jnp.bfloat16), collections, x)
+    np.testing.assert_allclose(apply(params, collections, x[:2])[0], plain[:2], atol=1e-5)
+    half, _ = network(net, "bfloat16").apply(params, collections, x)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, plain, atol=0.2)
 

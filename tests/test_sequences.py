@@ -10,12 +10,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 from nets import with_keys
 
+from research.core import dropout
 from research.core.errors import Mistake
 from research.core.losses import cross_entropy, tokens
+from research.core.modules import network
 from research.core.special_tokens import BOS, EOS, PAD
-from research.evaluation.decoding import Sampling, allowed, beam_search, draw, sample
+from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
 from research.learners.masked import hide
-from research.nets import bag, dropout, lstm, transformer
+from research.nets import bag, lstm, transformer
 from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack
@@ -324,39 +326,34 @@ def test_sampling_by_greed_follows_the_net():
     net = LANGUAGE_MODELS[0]
     prompt = words(0, time=4)
     params = params_of(net, prompt)
-    found = sample(net, params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
+    found = sample(network(net).apply, params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
     logits = jax.jit(lambda text: net.apply({"params": params}, text))
     text = jnp.pad(prompt, ((0, 0), (0, 8)))  # what comes after a place can't be seen from it
     for k in range(4, 12):
         text = text.at[:, k].set(logits(text)[:, k - 1].argmax(-1))
     np.testing.assert_array_equal(found, text[:, 4:])
     with pytest.raises(Mistake, match="21 tokens are more than the net's context of 20"):
-        sample(net, params, prompt, jax.random.key(0), 17, Sampling())
+        sample(network(net).apply, params, prompt, jax.random.key(0), 17, Sampling())
 
 
 def test_what_may_be_drawn():
     logits = jnp.log(jnp.array([[0.1, 0.4, 0.3, 0.2], [0.97, 0.01, 0.01, 0.01]]))
-    kept = lambda **how: np.isfinite(allowed(logits, **{"top_k": 0, "top_p": 1.0} | how)).tolist()
+    kept = lambda **how: np.isfinite(filter_logits(logits, **{"top_k": 0, "top_p": 1.0} | how)).tolist()
     assert kept(top_k=2)[0] == [False, True, True, False]
     assert kept(top_p=0.69) == [[False, True, True, False], [True, False, False, False]]
     assert kept(top_p=0.01) == [[False, True, False, False], [True, False, False, False]]
     assert kept(top_k=9, top_p=1.0)[0] == [True] * 4
-    drawn = jax.vmap(lambda k: draw(k, logits, Sampling(0.5)))(jax.random.split(jax.random.key(0), 4000))
+    drawn = jax.vmap(lambda k: sample_token(k, logits, Sampling(0.5)))(jax.random.split(jax.random.key(0), 4000))
     shares = np.bincount(np.asarray(drawn[:, 0]), minlength=4) / 4000
     np.testing.assert_allclose(shares, np.array([1, 16, 9, 4]) / 30, atol=0.03)  # squares of the probabilities
 
 
-class Table:
-    """A net that is a table of log-probabilities: what follows hangs on the token before alone."""
-
-    def __init__(self, table):
-        self.table = jnp.asarray(table)
-
-    def apply(self, variables, *arguments, method):
-        if method == "start":
-            return jnp.zeros(arguments[0].shape[0])
-        tokens, carry = arguments
-        return self.table[tokens], carry
+def table_apply(params, collections, *inputs, method):
+    """A net that is a table of log-probabilities: a token depends on the one before alone."""
+    if method == "start":
+        return jnp.zeros(inputs[0].shape[0]), collections
+    tokens, carry = inputs
+    return (params[tokens], carry), collections
 
 
 def test_beam_search_finds_the_best():
@@ -372,9 +369,9 @@ def test_beam_search_finds_the_best():
             score = sum(table[a, b] for a, b in itertools.pairwise(path))
             best.append((score / ((5 + n) / 6) ** penalty, (*words, EOS, *[PAD] * (length - n))))
     best.sort(reverse=True)
-    found, worths = beam_search(Table(table), {}, jnp.zeros((2, 3), jnp.int32), length, 27, penalty)
+    found, scores = beam_search(table_apply, jnp.asarray(table), jnp.zeros((2, 3), jnp.int32), length, 27, penalty)
     for n in range(3):
-        np.testing.assert_allclose(worths[:, n], best[n][0], atol=1e-5)
+        np.testing.assert_allclose(scores[:, n], best[n][0], atol=1e-5)
         assert tuple(found[0, n].tolist()) == best[n][1] == tuple(found[1, n].tolist())
 
 

@@ -1,6 +1,7 @@
 """Tokenizers, texts, buckets."""
 
 import dataclasses
+import gzip
 import os
 from collections import Counter
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from research.core.errors import Failure, Mistake
 from research.core.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN
-from research.data import sentences
+from research.data import pairs, sentences
 from research.data import text as texts
 from research.data.buckets import Bucketed, bucketed, judged
 from research.data.feed import prefetched
@@ -137,26 +138,48 @@ def test_windows_are_slices_of_the_text():
             np.testing.assert_array_equal(batch.inputs[n], tokens[start : start + 7])
             np.testing.assert_array_equal(batch.targets[n], tokens[start + 1 : start + 8])
         assert batch.inputs.dtype == batch.targets.dtype == np.int32 and batch.mask.tolist() == [1] * 4
-        equal(feed.batch_at(step, (1, 2)), jax.tree.map(lambda x: x[2:], batch))
+        equal(feed.batch_at(step, np.array([3, 1])), jax.tree.map(lambda x: x[[3, 1]], batch))
     seen = np.concatenate([feed.batch_at(step).index for step in range(24)])
     np.testing.assert_array_equal(np.sort(seen[:93]), np.arange(93))
+
+
+def test_a_file_of_more_tokens_than_32_bits_count(tmp_path, monkeypatch):
+    size, context = 2**32 + 50, 5
+    tokens = np.memmap(tmp_path / "tokens", np.uint8, "w+", shape=(size,))  # sparse: what is not written takes no space
+    places = indices(3, 16, size - context, 0, np)
+    for n, place in enumerate(places):
+        tokens[place : place + context + 1] = np.arange(context + 1) + 6 * n
+    assert places.max() > 2**31 and places.min() < 2**31
+    batch = Windows(tokens, context, batch=16, seed=0, resident=False).batch_at(3)
+    np.testing.assert_array_equal(batch.inputs, np.arange(5) + 6 * np.arange(16)[:, None])
+    np.testing.assert_array_equal(batch.targets, batch.inputs + 1)
+    np.testing.assert_array_equal(batch.index.view(np.uint32), places % 2**32)
+
+    few = tokens[:20]
+    monkeypatch.setattr(texts, "_tokens", lambda *_: (texts.TextSpec(None, 100, context, 0), tokens, few, few))
+    config = Text("tokens.npy", context=context, batch=16, feed="stream")
+    equal(config.feeds().train.batch_at(3), batch)
+    with pytest.raises(Mistake, match=r"4,294,967,346 tokens of data.name tokens.npy are more than the 2,147,483,648"):
+        dataclasses.replace(config, feed="resident").feeds()
 
 
 def test_resident_windows_are_the_streamed_ones():
     tokens = np.random.default_rng(0).integers(50, size=40, dtype=np.int32)
     here = Windows(jnp.asarray(tokens), context=6, batch=8, seed=1)
     stream = dataclasses.replace(here, tokens=tokens, resident=False)
-    at = jax.jit(lambda feed, step, which: feed.batch_at(step, (which, 2)))
+    at = jax.jit(lambda feed, step, rows: feed.batch_at(step, rows))
     for step in (0, 3, 10**6):
-        for which in (0, 1):
-            equal(at(here, step, which), stream.batch_at(step, (which, 2)))
+        for rows in (np.arange(8), np.array([7, 2, 3])):
+            equal(at(here, step, rows), stream.batch_at(step, rows))
 
 
 def test_evaluation_windows_predict_every_token_once():
     for length in (2, 7, 8, 9, 15, 16):
         tokens = np.arange(10, 10 + length)
-        inputs, targets = windows(tokens, 7)
-        assert inputs.shape == targets.shape == (-(-(length - 1) // 7), 7)
+        count = -(-(length - 1) // 7)
+        inputs, targets = windows(tokens, 7, np.arange(count))
+        assert inputs.shape == targets.shape == (count, 7) and inputs.dtype == targets.dtype == np.int32
+        equal(windows(tokens, 7, np.array([count - 1])), (inputs[-1:], targets[-1:]))
         kept = targets != IGNORED
         np.testing.assert_array_equal(targets[kept], tokens[1:])
         np.testing.assert_array_equal(inputs[kept], tokens[:-1])
@@ -243,6 +266,14 @@ def test_numbers_of_a_file(tmp_path):
         np.savez(file, a=tokens, b=tokens)
     with pytest.raises(Mistake, match="several arrays"):
         dataclasses.replace(config, seed=2).spec()
+
+
+def test_texts_are_cached_by_their_path(tmp_path, monkeypatch):
+    for folder, text in (("a", "abc" * 99), ("b", "defgh" * 99)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "text.txt").write_text(text)
+        monkeypatch.chdir(tmp_path / folder)
+        assert Text("./text.txt", context=8).spec().classes == len(set(text))
 
 
 def test_the_standard_library():
@@ -352,7 +383,7 @@ def test_a_bucketed_batch_is_a_function_of_the_step():
     shuffled = {step: again.batch_at(step) for step in steps}
     for step in range(60):
         equal(feed.batch_at(step), shuffled[step])
-        shares = [feed.batch_at(step, (k, 2)) for k in range(2)]
+        shares = [feed.batch_at(step, rows) for rows in (np.arange(2), np.arange(2, 4))]
         equal(jax.tree.map(lambda *x: np.concatenate(x), *shares), shuffled[step])
     assert any(feed.batch_at(s).index.tolist() != other.batch_at(s).index.tolist() for s in range(5))
     assert feed.batch_at(2**31 - 1).inputs.shape[0] == 4
@@ -377,7 +408,7 @@ def test_evaluation_meets_every_example_once():
 # ---- labelled texts, pairs
 
 
-def built(directory, features, splits, name="tiny"):
+def built(directory, features, splits, name="tiny", config=""):
     """A set in the format of TFDS, made without TensorFlow."""
     import tensorflow_datasets as tfds
 
@@ -385,6 +416,7 @@ def built(directory, features, splits, name="tiny"):
 
         class Tiny(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("1.0.0")
+            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
             pkg_dir_path = directory
 
             def _info(self):
@@ -396,6 +428,7 @@ def built(directory, features, splits, name="tiny"):
             def _generate_examples(self):
                 raise NotImplementedError
 
+    Tiny.name = name
     Tiny(data_dir=directory, file_format="array_record").download_and_prepare()
     return str(directory)
 
@@ -455,6 +488,14 @@ def test_a_set_that_says_what_to_validate_on(tmp_path):
     assert len(feeds.train.buckets[0].index) == 5
 
 
+@pytest.mark.parametrize("tensorflow", [False, True])
+def test_a_set_that_is_known_with_tensorflow_alone(tmp_path, monkeypatch, tensorflow):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: tensorflow or None)
+    with pytest.raises(Mistake, match=r"no set zzz/y, nor has .*a folder or table.*its path \(\./zzz/y\)") as error:
+        Sentences("zzz/y", str(tmp_path)).spec()
+    assert ("pip install 'samestep[prepare]' && tfds build zzz/y" in str(error.value)) is not tensorflow
+
+
 def test_sentences_that_cannot_be(tmp_path):
     import tensorflow_datasets as tfds
 
@@ -482,6 +523,140 @@ def test_sentences_that_cannot_be(tmp_path):
         Sentences("tiny", where).spec()
     with pytest.raises(Mistake, match=r"expected features en and de, and a split train; it has features text"):
         Pairs("tiny", where).spec()
+
+
+def test_a_test_split_without_labels(tmp_path, capsys):
+    """glue/sst2, whose names and labels are these."""
+    import tensorflow_datasets as tfds
+
+    label = tfds.features.ClassLabel(names=["negative", "positive"])
+    features = {"sentence": tfds.features.Text(), "label": label, "idx": np.int32}
+    example = lambda text, label: {"sentence": text, "label": label, "idx": 0}
+    splits = {"train": [example(f"train {n}", n % 2) for n in range(20)], "test": [example("secret", -1)] * 3}
+    validation = [example("known", 1)] * 4
+    where = built(tmp_path / "a", features, splits | {"validation": validation}, "glue", "sst2")
+    config = Sentences("glue/sst2", where, validation=0.25)
+    found, feeds = config.load(), config.feeds(1)
+    assert found.names == ("negative", "positive") and found.validation is None
+    assert [text for text, _ in zip(*found.test, strict=True)] == ["known"] * 4 and found.test[1].tolist() == [1] * 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "data.name glue/sst2: its test split has no labels; its validation split is the test data" in said
+    sizes = [len(feeds.train.buckets[0].index), len(unbatched(feeds.validation)), len(unbatched(feeds.test))]
+    assert sizes == [15, 5, 4]
+    where = built(tmp_path / "b", features, splits, "glue", "sst2")
+    found = Sentences("glue/sst2", where).load()
+    assert (len(found.train[0]), len(found.test[0])) == (16, 4) and not set(found.train[0]) & set(found.test[0])
+    assert "a fifth of its training texts is the test data" in " ".join(capsys.readouterr().err.split())
+    where = built(tmp_path / "c", features, {"train": splits["test"]}, "glue", "sst2")
+    with pytest.raises(Mistake, match="glue/sst2: its training texts have no labels"):
+        Sentences("glue/sst2", where).spec()
+
+
+def test_a_title_and_a_description(tmp_path):
+    import tensorflow_datasets as tfds
+
+    features = {name: tfds.features.Text() for name in ("title", "description", "body")}
+    features |= {name: tfds.features.ClassLabel(names=["world", "sports"]) for name in ("label", "topic")}
+    example = {"title": "A", "description": "b c", "body": "d", "label": 0, "topic": 1}
+    where = built(tmp_path, features, {"train": [example] * 5, "test": [example] * 2})
+    assert Sentences("tiny", where).load().test[0].tolist() == ["A\nb c"] * 2
+    found = Sentences("tiny", where, text_features=("body", "title"), label_feature="topic").load()
+    assert found.test[0].tolist() == ["d\nA"] * 2 and found.test[1].tolist() == [1, 1]
+    config = Text("tiny", where, tokenizer="bpe", vocabulary=256, text_features=("body",), context=2, validation=0.4)
+    assert config.spec().tokenizer.decode(config.feeds().train.tokens) == "d\x03d\x03d"
+    with pytest.raises(Mistake, match="expected features text and label, and a split train; it has features body, de"):
+        Sentences("tiny", where, text_features=("text",)).load()
+
+
+def test_labelled_texts_of_a_folder(tmp_path):
+    for split, count in (("train", 6), ("test", 2)):
+        for label in ("pos", "neg", *(["unsup"] if split == "train" else [])):
+            (tmp_path / split / label).mkdir(parents=True)
+            for n in range(count):
+                (tmp_path / split / label / f"{n}_7.txt").write_text(f"{label}<br />{split}{n}")
+        (tmp_path / split / "urls_pos.txt").write_text("not this")
+    found = Sentences(str(tmp_path)).load()
+    assert found.names == ("neg", "pos") and found.validation is None
+    for split, (lines, labels) in (("train", found.train), ("test", found.test)):
+        expected = [(f"{label}\n{split}{n}", k) for k, label in enumerate(found.names) for n in range(len(lines) // 2)]
+        assert sorted(zip(lines, labels, strict=True)) == expected and len(lines) == {"train": 12, "test": 4}[split]
+    few = Sentences(str(tmp_path), limit=5).load()
+    np.testing.assert_array_equal(few.train[0], found.train[0][:5])
+    assert set(few.train[1]) == {0, 1}, "the classes are mixed"
+    (tmp_path / "val" / "other").mkdir(parents=True)
+    with pytest.raises(Mistake, match=r"val: no texts there; expected files CLASS/\*\.txt"):
+        Sentences(str(tmp_path)).load()
+    (tmp_path / "val" / "other" / "a.txt").write_text("a")
+    with pytest.raises(Mistake, match="split validation: labels that training has not: other"):
+        Sentences(str(tmp_path)).load()
+    with pytest.raises(
+        Mistake, match=r"no labelled texts there; expected a folder with train/CLASS/\*\.txt, train\.tsv"
+    ):
+        Sentences(str(tmp_path / "test")).load()
+
+
+def test_labelled_texts_of_tables(tmp_path):
+    table = lambda name, *lines: (tmp_path / name).write_text("".join(f"{line}\n" for line in lines))
+    # Without a header, as the sentences of SST-2 are found; quotes are characters like any other.
+    table("train.tsv", 'a "fine film\t10', "dull\t9", "", "good\t10")
+    table("dev.tsv", "so so\t9")
+    table("test.tsv", "great\t10")
+    found = Sentences(str(tmp_path)).load()
+    assert found.names == ("9", "10") and found.train[0].tolist() == ['a "fine film', "dull", "good"]
+    assert [part[1].tolist() for part in found[1:]] == [[1, 0, 1], [0], [1]]
+    # With one, as GLUE's own files; its test file has no labels.
+    table("train.tsv", "sentence\tlabel", "dull\t0", "good\t1")
+    table("dev.tsv", "sentence\tlabel", "so so\t0")
+    table("test.tsv", "index\tsentence", "0\tgreat")
+    found = Sentences(str(tmp_path)).load()
+    assert found.validation is None and [x.tolist() for x in found.test] == [["so so"], [0]]
+    # One table; quoted; a byte order mark; other names.
+    rows = [f'"say ""{n}"",\nplease",{n},x{n},{"yes" if n % 2 else "no"}' for n in range(10)]
+    table("one.csv", "\ufeffwords,id,more,verdict", *rows)
+    config = Sentences(str(tmp_path / "one.csv"), text_features=("words", "more"), label_feature="verdict")
+    found = config.load()
+    assert found.names == ("no", "yes") and [len(part[0]) for part in (found.train, found.test)] == [8, 2]
+    texts = {f'say "{n}",\nplease\nx{n}': n % 2 for n in range(10)}
+    assert dict(zip([*found.train[0], *found.test[0]], [*found.train[1], *found.test[1]], strict=True)) == texts
+    assert len(dataclasses.replace(config, limit=5).load().train[0]) == 4
+    for lines, message in (
+        (["a\tb\tc"], "expected columns text and label, named in the first row, which is a, b, c"),
+        ([], "expected columns text and label, named in the first row, which is not there"),
+        (["text\tlabel", "x\t1", "y"], "2 columns expected in each row; 'y' has 1"),
+        (["text\tlabel", "x\t1"], "1 text is too few to test and train on"),
+        (["text\tkind", "x\t1", "z\t1"], "its training texts have no labels"),
+    ):
+        table("wrong.tsv", *lines)
+        with pytest.raises(Mistake, match=message):
+            Sentences(str(tmp_path / "wrong.tsv")).load()
+
+
+def test_texts_that_inherit_are_limited_and_checked():
+    class Odd(Sentences):
+        def texts(self):
+            part = lambda count: (np.array(["one two"] * count, object), np.arange(count) % self.seed)
+            return sentences.Texts(("even", "odd"), part(20), part(9), part(8))
+
+    config = Odd(seed=2, limit=5, lengths=(4,))
+    feeds = config.feeds(1)
+    assert len(feeds.train.buckets[0].index) == len(unbatched(feeds.validation)) == len(unbatched(feeds.test)) == 5
+    with pytest.raises(Mistake, match=r"split train: expected labels 0 ... 1; 6 are out of range, example 2 has 2"):
+        Odd(seed=3).spec()
+
+    class Echo(Pairs):
+        def texts(self):
+            part = lambda count: [["a b"] * count, ["a b"] * min(count, self.seed)]
+            return pairs.Texts(part(20), part(9), part(8))
+
+    feeds = Echo(seed=20, limit=5, vocabulary=270).feeds(1)
+    assert len(feeds.train.buckets[0].index) == 5 and len(Echo(seed=20, limit=5, vocabulary=270).references()) == 5
+    assert len(unbatched_pairs(feeds.validation)) == 5
+    with pytest.raises(Mistake, match="split train: as many of both expected, not 20 texts and 10 translations"):
+        Echo(seed=10).spec()
+
+
+def unbatched_pairs(batches):
+    return [batch.index[n] for batch in batches for n in np.flatnonzero(batch.mask)]
 
 
 def test_columns_of_an_empty_or_damaged_split():
@@ -523,6 +698,7 @@ def test_pairs(tmp_path):
     spec, feeds = config.spec(), config.feeds(3)
     assert (spec.tokenizer.size, spec.length, spec.left_out) == (261, 20, 1)
     assert (config.sources(), config.references()) == test
+    assert (config.sources("validation"), config.references("validation")) == (["a dog"], ["ein Hund"])
     encode = lambda text: spec.tokenizer.encode(text).tolist()
     tail = lambda row, length: row + [PAD] * (length - len(row))
     (batch,) = [b for b in feeds.test if b.inputs[0].shape == (2, 10)]
@@ -540,6 +716,17 @@ def test_pairs(tmp_path):
     assert decoded == {"zwei Hunde", "eine süße Katze"}
     back = dataclasses.replace(config, source="de", target="en")
     assert (back.references(), back.sources()) == test
+    # As Multi30k's own files are: packed, with a split val, and here and there a space at the end.
+    for file in tmp_path.iterdir():
+        file.with_name(f"{file.name}.gz").write_bytes(gzip.compress(file.read_bytes().replace(b"\n", b" \n")))
+        file.unlink()
+    written(tmp_path, val_en=["three dogs"], val_de=["drei Hunde"])
+    packed = dataclasses.replace(config, seed=99).load()
+    assert packed == ([english, german], [["three dogs"], ["drei Hunde"]], list(test))
+    damaged = tmp_path / "train.de.gz"
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    with pytest.raises(Mistake, match=r"can't read .*train\.de \("):
+        config.load()
 
 
 @have("multi30k")

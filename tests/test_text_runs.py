@@ -10,10 +10,12 @@ from learners import EXPERIMENTS
 
 from experiments import agree, sample, train
 from experiments.evaluate import main as evaluate
-from research.core.errors import Mistake
+from research.core.errors import UserError
+from research.core.experiment import Split
 from research.core.optimizers import Optimizer
-from research.core.update import Descent
-from research.evaluation.text import attended, scores, words
+from research.core.transformations import per_seed
+from research.core.update import UpdateConfig
+from research.evaluation.text import attention_weights, before_eos
 from research.nets.transformer import LanguageModel, Stack
 
 WORDS = ["der", "rote", "blaue", "Mond", "und", "die", "Sonne", "läuft", "nicht"]
@@ -37,7 +39,7 @@ def language(tmp_path_factory, quickly):
     """A run on a text that says the same again and again."""
     folder = tmp_path_factory.mktemp("language")
     (folder / "text.txt").write_text("the sun, the moon and the stars; " * 60)
-    small = "--data.context 16 --data.batch 16 --net.width 32 --net.embedding 8 --steps 150 --run.chunk 50"
+    small = "--data.context 16 --data.batch 16 --net.width 32 --net.embedding 8 --steps 150 --run.steps-per-dispatch 50"
     arguments = f"{small} --run.evaluate-every 150 --run.save-every 150 --optimizer.learning-rate 0.02".split()
     directory = folder / "run"
     where = ["--data.name", str(folder / "text.txt"), "--workdir", str(directory)]
@@ -54,10 +56,11 @@ def translator(tmp_path_factory, quickly):
         (folder / f"{split}.aa").write_text("\n".join(lines) + "\n")
         (folder / f"{split}.bb").write_text("\n".join(lines).upper() + "\n")
     small = (
-        "--data.source aa --data.target bb --data.test test --data.vocabulary 320 --data.lengths 8 16 --data.batch 50 "
+        "--data.source aa --data.target bb --data.test test --data.vocabulary 320 --data.lengths 8 16 --data.batch 48 "
         "--data.evaluation-batch 8 --net.stack.layers 1 --net.stack.width 32 --net.stack.heads 2 --net.stack.hidden 64 "
-        "--net.stack.dropout 0 --steps 200 --run.chunk 10 --run.evaluate-every 200 --run.save-every 200 "
-        "--optimizer.learning-rate 0.02 --optimizer.warmup 20 --average 0.9"
+        "--net.stack.dropout 0 --steps 200 --run.steps-per-dispatch 10 --run.evaluate-every 200 --run.save-every 200 "
+        "--optimizer.learning-rate 0.02 --optimizer.warmup 20 --average 0.9 "
+        "--bleu-every 150 --run.metric bleu --run.mode max --run.checkpoint-for-test best"
     )
     where = ["--data.name", f"{folder}/", "--workdir", str(folder / "run")]
     assert train.main(["multi30k_transformer", *small.split(), *where]) == 0
@@ -68,7 +71,7 @@ def test_a_language_model_learns_its_text(language, capsys):
     summary = json.loads((language / "summary.json").read_text())
     loss = summary["test"]["loss"]["mean"]
     assert loss < 0.5  # most characters are certain, where the one before was seen
-    assert summary["reports"]["perplexity"] == pytest.approx(np.exp(loss), rel=1e-4)
+    assert summary["test"]["perplexity"]["mean"] == pytest.approx(np.exp(loss), rel=1e-4)
     assert summary["test"]["bits_per_character"]["mean"] == pytest.approx(loss / np.log(2), rel=1e-4)
     assert {"cells.png", "curves.png", "samples.txt", "tokenizer.json"} <= {path.name for path in language.iterdir()}
     assert evaluate([str(language)]) == 0
@@ -118,6 +121,31 @@ def test_a_translator_learns_its_language(translator, capsys):
     assert "longer than the net's context of 16" in said(capsys)
 
 
+def test_the_best_checkpoint_can_go_by_bleu(translator):
+    """BLEU of the validation sentences is logged at its own interval; the final State is that of the best one."""
+    lines = [json.loads(line) for line in (translator / "metrics.jsonl").read_text().splitlines()]
+    validation = {line["step"]: line for line in lines if line["split"] == "validation"}
+    assert ["loss" in validation[step] for step in (150, 200)] == [False, True]  # the loss is evaluated every 200 steps
+    bleu = {step: line["bleu"] for step, line in validation.items()}
+    summary = json.loads((translator / "summary.json").read_text())
+    assert summary["step"] == max(bleu, key=bleu.get) and summary["state"] == "best"
+    for step in (150, 200):
+        written = (translator / "history" / f"{step:08}" / "translations.txt").read_text()
+        assert written.startswith(f"BLEU = {bleu[step]:.2f}") and written.count("reference:") == 8  # not the 12 of test
+
+
+def test_bleu_is_of_every_seed(tmp_path):
+    experiment = dataclasses.replace(EXPERIMENTS["translator"], bleu_every=4)
+    learner, batches = experiment.build(), experiment.feeds().validation
+    states = [jax.jit(learner.init)(jax.random.key(seed)) for seed in (0, 1)]
+    (report,) = experiment.reports(None)
+    run = lambda state: report.run(state, Split("validation", batches), tmp_path)
+    single = [run(state)["brevity_penalty"] for state in states]
+    stacked = jax.jit(per_seed(learner).init)(jax.numpy.stack([state.key for state in states]))
+    assert run(stacked)["brevity_penalty"] == pytest.approx(single) and single[0] != single[1]
+    assert set(report.metrics) == {"bleu", "brevity_penalty"} and report.every == 4
+
+
 def test_pairs_of_unequal_count(translator, tmp_path, capsys):
     for name in ("train", "validation", "test"):
         (tmp_path / f"{name}.aa").write_text("eins\nzwei\n")
@@ -128,17 +156,11 @@ def test_pairs_of_unequal_count(translator, tmp_path, capsys):
     assert "expected the same number of sentences" in said(capsys)
 
 
-def test_precision_recall_and_f1_by_hand():
-    found = scores(np.array([[6, 2], [1, 1]]), ["no", "yes"])
-    expected = {"precision_no": 6 / 7, "precision_yes": 1 / 3, "recall_no": 6 / 8, "recall_yes": 1 / 2}
-    assert found == pytest.approx(expected | {"f1_no": 12 / 15, "f1_yes": 2 / 5})
-
-
 def test_attention_maps_are_what_the_net_attends_to():
     """Weights times values are what `jax.nn.dot_product_attention` gives; two heads share each head of keys."""
     q, k, v = jax.random.normal(jax.random.key(0), (3, 1, 5, 4, 8))
     k, v = k[:, :, :2], v[:, :, :2]
-    maps = attended(q, k, causal=True)
+    maps = attention_weights(q, k, causal=True)
     assert maps.shape == (1, 4, 5, 5)
     np.testing.assert_allclose(maps.sum(-1), 1, rtol=1e-5)
     found = np.einsum("lhts,lshd->lthd", maps, np.repeat(v, 2, axis=2))
@@ -146,9 +168,9 @@ def test_attention_maps_are_what_the_net_attends_to():
 
 
 def test_words_end_at_the_end():
-    assert words(np.array([7, 8, 2, 9])).tolist() == [7, 8]
-    assert words(np.array([7, 0, 0])).tolist() == [7]
-    assert words(np.array([7, 8])).tolist() == [7, 8]
+    assert before_eos(np.array([7, 8, 2, 9])).tolist() == [7, 8]
+    assert before_eos(np.array([7, 0, 0])).tolist() == [7]
+    assert before_eos(np.array([7, 8])).tolist() == [7, 8]
 
 
 def test_training_agrees_with_pytorch():
@@ -156,12 +178,12 @@ def test_training_agrees_with_pytorch():
     optimizer = Optimizer(learning_rate=0.01, schedule="cosine", warmup=2, weight_decay=0.1, b2=0.99)
     stack = Stack(layers=2, width=16, heads=2, dropout=0.2, bias=False)
     experiment = dataclasses.replace(
-        EXPERIMENTS["transformer"], net=LanguageModel(stack), optimizer=optimizer, descent=Descent(clip=0.5)
+        EXPERIMENTS["transformer"], net=LanguageModel(stack), optimizer=optimizer, update=UpdateConfig(clip=0.5)
     )
     plain = agree.without_dropout(experiment)
     batches = [plain.feeds().train.batch_at(step) for step in range(8)]
     ours, start = agree.jax_losses(plain, batches)
     np.testing.assert_allclose(ours, agree.torch_losses(plain, start, iter(batches)), atol=1e-4)
     assert ours[0] - ours[-1] > 0.3  # it has learned something to agree on
-    with pytest.raises(Mistake, match="expected the config of a Transformer language model"):
+    with pytest.raises(UserError, match="expected the config of a Transformer language model"):
         agree.without_dropout(EXPERIMENTS["lstm"])

@@ -1,11 +1,16 @@
-"""Where people are told things."""
+"""Messages for the person at the terminal, on standard error."""
 
 from rich.console import Console
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
-"""Where people are told things; standard output is for results."""
+"""Standard error; standard output is for results."""
+
+
+def say(text: str) -> None:
+    """Print one line, above the progress bar where there is one."""
+    console.print(text, markup=False)
 
 
 def warn(text: str) -> None:
-    """One line for people, above the progress bar where there is one."""
-    console.print(f"warning: {text}", markup=False)
+    """Print one line that begins with "warning:"."""
+    say(f"warning: {text}")

@@ -1,28 +1,31 @@
 """What a config is: one typed value that can build its learner and its feeds. The host loop knows no more."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import tyro
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.state import Batch, Learner, State
+from research.core.update import UpdateConfig
 
 
 class Feed(Protocol):
     """Training data, a pure function of the step.
 
+    batch     the size of the global batch, and 0 where a learner makes its own data
     resident  True: a pytree whose arrays live on the device; `batch_at` is traced inside the step.
-              False: it lives on the host, which puts a chunk's batches on the device while the one before runs
+              False: it lives on the host, which puts the batches of the next dispatch on the device while one runs
     """
 
+    batch: int
     resident: bool
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step, or the part `share[0]` of its `share[1]` equal parts."""
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step; with `rows` (i32[rows], positions within it), these examples of it alone."""
         ...
 
 
@@ -40,18 +43,35 @@ class Feeds(NamedTuple):
     kept: Mapping[str, str] = MappingProxyType({})
 
 
-Report = Callable[[State, Feeds, Path], dict[str, float]]
-"""What is no mean, on the host: it may leave pictures in the directory, and gives numbers by name."""
+class Split(NamedTuple):
+    """The data that a report runs on.
+
+    name     "validation" during training, "test" at the end
+    batches  all batches of that split, as in `Feeds`
+    """
+
+    name: Literal["validation", "test"]
+    batches: Sequence[Batch]
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """A report that is made at each evaluation too, in history/STEP of the run's directory."""
+Numbers = dict[str, Any]
+"""Numbers by name: a float, or a list of one float per seed."""
 
-    report: Report
 
-    def __call__(self, state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-        return self.report(state, feeds, directory)
+class Report(NamedTuple):
+    """A host-side evaluation that is not an average over examples: BLEU, FID, pictures.
+
+    Every report runs once at the end, on the test split.
+
+    run      (state, split, directory) -> numbers by name; it may also write files to the directory
+    every    steps between runs on the validation split during training (the last step is always included), or None;
+             these numbers are logged with the validation metrics
+    metrics  names of the numbers that `run` returns, those that `run.metric` can name; it needs an interval
+    """
+
+    run: Callable[[State, Split, Path], Numbers]
+    every: int | None = None
+    metrics: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,80 +79,121 @@ class Run:
     """How long, how often, and what counts.
 
     Attributes:
-        steps: in all
-        seed: of the run: initial weights, and everything drawn on the way
-        chunk: steps a dispatch and a line of training metrics; it divides the intervals and `steps`
+        steps: number of training steps; more steps than the run in the workdir has extend that run
+        seed: seed of the run: initial weights, dropout, augmentation, noise and exploration; the order of the data
+            has its own seed
+        steps_per_dispatch: training steps per compiled call, and per line of training metrics; it divides `steps` and
+            the intervals
         evaluate_every: steps between evaluations on validation data
         save_every: steps between checkpoints
-        keep: newest checkpoints kept, at least 2; the best one is kept besides
-        metric: the validation metric that "best" and early stopping go by
-        goal: its good direction
-        patience: evaluations without a new best before the run stops early, or None
-        final: the State that the test data judges
-        published: the results to reproduce, by test metric
+        keep: number of newest checkpoints that are kept, at least 2; the best one is kept besides
+        metric: validation metric that decides which checkpoint is the best and when to stop early
+        mode: whether the metric is maximised or minimised
+        patience: number of evaluations without a new best after which the run stops early; None for no early stopping
+        checkpoint_for_test: checkpoint that is evaluated on the test data
+        published: published results to compare with, by test metric
     """
 
     steps: Annotated[int, tyro.conf.arg(aliases=("--steps",))] = 1000
     seed: Annotated[int, tyro.conf.arg(aliases=("--seed",))] = 0
-    chunk: int = 100
+    steps_per_dispatch: int = 100
     evaluate_every: int = 1000
     save_every: int = 1000
     keep: int = 2
     metric: str = "accuracy"
-    goal: Literal["max", "min"] = "max"
+    mode: Literal["max", "min"] = "max"
     patience: int | None = None
-    final: Literal["last", "best"] = "last"
+    checkpoint_for_test: Literal["last", "best"] = "last"
     published: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        positive(self, "run", "steps", "chunk", "evaluate_every", "save_every", "patience")
+        positive(self, "run", "steps", "steps_per_dispatch", "evaluate_every", "save_every", "patience")
         if self.keep < 2:
-            raise Mistake(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
+            raise UserError(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
         for name in ("evaluate_every", "save_every", "steps"):
-            interval = getattr(self, name)
-            if interval % self.chunk:
-                below, above = interval // self.chunk * self.chunk, -(-interval // self.chunk) * self.chunk
-                nearest = f"{below} or {above}" if below else f"{above}"
-                raise Mistake(
-                    f"run.{name}={interval} is not a multiple of run.chunk={self.chunk}: the nearest are {nearest} "
-                    f"(or choose a chunk that divides it, say {divisor(interval, self.chunk)})"
-                )
+            self.check_interval(f"run.{name}", getattr(self, name))
+
+    def check_interval(self, name: str, interval: int | None) -> None:
+        """Raises UserError unless `interval`, the option `name`, is None or a multiple of `steps_per_dispatch`."""
+        unit = self.steps_per_dispatch
+        if interval is not None and interval % unit:
+            below, above = interval // unit * unit, -(-interval // unit) * unit
+            nearest = f"{below} or {above}" if below else f"{above}"
+            raise UserError(
+                f"{name}={interval} is not a multiple of run.steps_per_dispatch={unit}: the nearest are {nearest} "
+                f"(or choose a number of steps that divides it, such as {divisor(interval, unit)})"
+            )
 
 
-class Experiment(Protocol):
-    """The typed value that a file of configs/ makes: nested frozen dataclasses, one class for each algorithm."""
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """The typed value that a file of configs/ makes: frozen dataclasses in one another, one class for each algorithm.
 
-    @property
-    def run(self) -> Run: ...
+    Its fields are the options of the command line. A subclass adds its own (data, nets, optimizers), and defines
+    `build` and `feeds`.
 
-    def build(self, axis: str | None = None) -> Learner:
-        """The learner; pure, and without a branch on a float field, so that a sweep can vmap it.
+    Attributes:
+        update: how gradient steps are computed
+        run: how long, how often, and what counts
+    """
 
-        axis: the mapped axis over devices that its batch and world are split over, if any.
-        """
-        ...
+    update: UpdateConfig = field(default_factory=UpdateConfig)
+    run: Run = field(default_factory=Run)
+
+    adversaries: ClassVar[tuple[str, ...]] = ()
+    """Names whose losses play against each other: a run in which all of them have stopped is ended."""
+
+    def __post_init__(self) -> None:
+        for name, size in self.divisible().items():
+            if not size:
+                parts = self.update.grad_accum_steps
+                raise UserError(f"update.grad_accum_steps={parts} does not divide {name}")
+
+    def build(self) -> Learner:
+        """The learner; pure, and without a branch on a float field, so that a sweep can vmap it."""
+        raise NotImplementedError
 
     def feeds(self) -> Feeds:
-        """The data, or for reinforcement learning the empty feed and the seeds of the episodes to judge by."""
-        ...
+        """The data; for reinforcement learning the empty feed and the seeds of the episodes to evaluate on."""
+        raise NotImplementedError
 
     def divisible(self) -> dict[str, int]:
-        """The sizes, by field name, that devices must divide: batch, environments."""
-        ...
+        """The sizes, by field name, that the number of devices must divide."""
+        data = getattr(self, "data", None)
+        if data is None:
+            return {}
+        return {
+            "data.batch": microbatch(data.batch, self.update),
+            "data.evaluation_batch": data.evaluation_batch,
+        }
 
-    def reports(self) -> Iterable[Report]:
-        """What is made of the final State besides its test metrics."""
-        ...
+    def reports(self, load: "Load") -> Iterable[Report]:
+        """The host-side evaluations of a run. It is called before training begins.
+
+        load: reads the finished run that a report needs, for example a trained classifier
+
+        Raises UserError where such a run is missing or does not fit.
+        """
+        return ()
+
+
+def microbatch(batch: int, update: UpdateConfig) -> int:
+    """The examples of one microbatch of a batch; 0 where the batch can't be cut into equal ones."""
+    return 0 if batch % update.grad_accum_steps else batch // update.grad_accum_steps
+
+
+Load = Callable[[str | Path], tuple[Experiment, Learner, State]]
+"""The config, learner and evaluated State of the run in a directory. Raises UserError where there is no such run."""
 
 
 def positive(config: Any, prefix: str, *names: str) -> None:
-    """Raises Mistake unless the fields `names` of `config` are None, or whole numbers (or tuples) of at least 1."""
+    """Raises UserError unless the fields `names` of `config` are None, or whole numbers (or tuples) of at least 1."""
     for name in names:
         value = getattr(config, name)
         sizes = value if isinstance(value, tuple) else (value,)
         if value is not None and min(sizes, default=0) < 1:
             shown = f"{prefix}.{name}" if prefix else name
-            raise Mistake(f"{shown} must be at least 1, not {value}")
+            raise UserError(f"{shown} must be at least 1, not {value}")
 
 
 def divisor(number: int, near: int) -> int:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and file errors that read as one clear message."""
+"""Atomic file writes, and file system errors as one clear message."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from research.core.errors import Failure
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Gives a temporary path beside `path` to write to; on leaving, it takes the place of `path` atomically."""
+    """Yield a temporary path beside `path`, which replaces `path` atomically when the context ends without an error."""
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield temporary
@@ -26,7 +26,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """Forces a file, or a directory's entries, to the disk."""
+    """Write a file, or the entries of a directory, through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -35,14 +35,14 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes `value` as JSON, atomically."""
+    """Write `value` as JSON, atomically. Raises Failure where it can't be written."""
     with failing("write", path), replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
 def failing(what: str, path: Path) -> Iterator[None]:
-    """What the file system refuses inside becomes a Failure: could not `what` `path`, why, and the mend."""
+    """Raise any OSError of this context as a Failure: "could not `what` `path`", the reason, and what to do."""
     try:
         yield
     except OSError as error:
@@ -50,7 +50,10 @@ def failing(what: str, path: Path) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Why a file operation failed, and the mend, in one line. Libraries wrap OSErrors, so their text counts too."""
+    """Why a file operation failed and what to do about it, in one line.
+
+    Libraries wrap OSErrors in exceptions of their own, therefore the text is searched too.
+    """
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "RESOURCE_EXHAUSTED" in text:

@@ -1,7 +1,7 @@
-"""Criteria: (outputs, targets, mask) -> (loss, metrics), all Means over the examples with mask 1."""
+"""Criteria, (outputs, targets, mask) -> (loss, metrics), all over the examples with mask 1; and losses made of them."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -9,24 +9,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research.core.state import Mean, Metrics, mean
+from research.core.metrics import Mean, Metrics, Perplexity, confusion, mean
+from research.core.modules import Network
+from research.core.state import Batch, State, evaluated, owned
+from research.core.types import Tree
+from research.core.update import Aux, Loss
 
 Criterion = Callable[[Any, Any, jax.Array], tuple[Mean, Metrics]]
 
 
-def classification(smoothing: float = 0.0) -> Criterion:
+def classification(smoothing: float = 0.0, names: Sequence[str] = ()) -> Criterion:
     """Cross-entropy of logits f32[batch, classes] against labels i32[batch], in nats, and the accuracy.
 
     Of logits f32[batch, readers, classes] each reader has its loss, and the mean of them counts; so their mean logits'
     accuracy.
 
-    smoothing: the share of each target spread evenly over the classes (Szegedy et al. 2016, arXiv:1512.00567).
+    smoothing  label-smoothing factor: the part of each target spread evenly over the classes (Szegedy et al. 2016,
+               arXiv:1512.00567)
+    names      of the classes, in evaluation: precision, recall and F1 of each are reported
     """
 
     def criterion(logits: jax.Array, labels: jax.Array, mask: jax.Array) -> tuple[Mean, Metrics]:
         logits = logits.reshape(len(logits), -1, logits.shape[-1])
         losses = cross_entropy(logits, jnp.broadcast_to(labels[:, None], logits.shape[:2]), smoothing)
-        return mean(losses.mean(1), mask), {"accuracy": mean(logits.mean(1).argmax(-1) == labels, mask)}
+        predicted = logits.mean(1).argmax(-1)
+        metrics: Metrics = {"accuracy": mean(predicted == labels, mask)}
+        if names:
+            metrics["confusion"] = confusion(predicted, labels, mask, names)
+        return mean(losses.mean(1), mask), metrics
 
     return criterion
 
@@ -43,7 +53,7 @@ def tokens(ignored: int, smoothing: float = 0.0, lengths: np.ndarray | None = No
         weights = mask[:, None] * (targets != ignored)
         targets = jnp.maximum(targets, 0)
         loss = mean(cross_entropy(logits, targets, smoothing), weights)
-        metrics = {"accuracy": mean(logits.argmax(-1) == targets, weights)}
+        metrics: Metrics = {"accuracy": mean(logits.argmax(-1) == targets, weights)}
         if lengths is not None:
             characters = (weights * jnp.asarray(lengths, jnp.float32)[targets]).sum()
             nats = mean(cross_entropy(logits, targets), weights)
@@ -53,9 +63,37 @@ def tokens(ignored: int, smoothing: float = 0.0, lengths: np.ndarray | None = No
     return criterion
 
 
+def with_perplexity(criterion: Criterion) -> Criterion:
+    """`criterion`, a mean loss in nats per token, with the perplexity among its metrics."""
+
+    def evaluated(outputs: Any, targets: Any, mask: jax.Array) -> tuple[Mean, Metrics]:
+        value, metrics = criterion(outputs, targets, mask)
+        return value, {**metrics, "perplexity": Perplexity(*value)}
+
+    return evaluated
+
+
 def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) -> jax.Array:
     """-log softmax(logits)[label], in nats: logits [..., classes], labels i32[...] -> [...]; see `classification`."""
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     # The smoothed target's share of the loss, without a one-hot of every label.
     spread = jax.nn.logsumexp(logits, -1) - logits.mean(-1)
     return (1 - smoothing) * loss + smoothing * spread
+
+
+def criterion_loss(net: Network, name: str, criterion: Criterion) -> Loss:
+    """The loss for `update` that is `criterion` of what the net called `name` makes of a batch's inputs."""
+
+    def loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
+        outputs, moved = net.apply(params, owned(state, name), batch.inputs, rng=rng)
+        value, metrics = criterion(outputs, batch.targets, batch.mask)
+        return value, Aux(metrics, moved)
+
+    return loss
+
+
+def criterion_metrics(net: Network, name: str, criterion: Criterion, state: State, batch: Batch) -> Metrics:
+    """The value of `criterion`, "loss", and its metrics for the parameters of `name` that are evaluated."""
+    outputs, _ = net.apply(evaluated(state, name), owned(state, name), batch.inputs)
+    value, metrics = criterion(outputs, batch.targets, batch.mask)
+    return {"loss": value, **metrics}

@@ -1,51 +1,114 @@
-"""The two calls on Flax modules that learners make: `initialise` and `forward`."""
+"""The calls on Flax modules: `network` makes a module two pure functions, which own dtypes and random numbers."""
 
 import dataclasses
-from typing import Annotated, Any, TypeVar
+import functools
+from collections.abc import Callable
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import tyro
 
-from research.core.state import Tree
-from research.core.update import cast
+from research.core.dropout import Dropout
+from research.core.types import Tree
 
 T = TypeVar("T")
-Filled = Annotated[T, tyro.conf.Suppress]
-"""Marks a net's field that `build` fills in (what the data or the place decide); no option of the command line."""
+FromData = Annotated[T, tyro.conf.Suppress]
+"""Marks a net's field that `build` fills in because the data decide it; it is no option of the command line."""
 
 
-def filled(net: nn.Module, **values: Any) -> nn.Module:
+def bind(net: nn.Module, **values: Any) -> nn.Module:
     """`net` with those of the values that it has a field for: what the data decide."""
     names = {field.name for field in dataclasses.fields(net)}
     return net.clone(**{name: value for name, value in values.items() if name in names})
 
 
-def on_axis(net: nn.Module, axis: str | None) -> nn.Module:
-    """`net`, told which mapped axis its batch is split over. One with statistics over the batch has a field `axis`."""
-    return filled(net, axis=axis)
+class Apply(Protocol):
+    """(params, collections, *inputs, rng, method) -> (outputs, moved collections); see `Network`."""
+
+    def __call__(
+        self,
+        params: Tree,
+        collections: dict[str, Tree],
+        *inputs: Any,
+        rng: jax.Array | None = None,
+        method: str | None = None,
+    ) -> tuple[Any, dict[str, Tree]]: ...
 
 
-def initialise(net: nn.Module, key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:
-    """(params, collections) for inputs like `inputs` ([batch, ...]); collections: batch statistics, if any."""
-    variables = dict(on_axis(net, None).init(key, inputs))
-    return variables.pop("params", {}), variables
+class Network(NamedTuple):
+    """A Flax module as two pure functions, made by `network`.
 
-
-def forward(
-    net: nn.Module, params: Tree, collections: dict[str, Tree], inputs: Any, key: jax.Array | None = None
-) -> tuple[Any, dict[str, Tree]]:
-    """Outputs in float32, and the collections the net has moved.
-
-    A `key` (for dropout) means training: the net is called with `train=True` and may move its own collections;
-    those it does not have (target network, averages) pass through. It computes in the dtype of `params`.
+    init   (key, inputs) -> (params, collections), for inputs like `inputs` ([batch, ...]); the collections are those
+           that the module keeps beside its parameters: batch statistics, if any, and others of its own
+    apply  (params, collections, *inputs, rng=None, method=None) -> (outputs in float32, the collections as they are
+           afterwards). `rng`, one key for each example [batch], means training: the module is called with `train=True`
+           and may move its collections. `method` calls another method of the module than `__call__`
     """
-    dtype = next((x.dtype for x in jax.tree.leaves(params) if jnp.issubdtype(x.dtype, jnp.floating)), jnp.float32)
-    variables = {"params": params, **collections}
-    if key is None:
-        return cast(net.apply(variables, cast(inputs, dtype)), jnp.float32), collections
-    outputs, moved = net.apply(
-        variables, cast(inputs, dtype), train=True, rngs={"dropout": key}, mutable=["batch_stats"]
-    )
-    return cast(outputs, jnp.float32), {**collections, **moved}
+
+    init: Callable[[jax.Array, Any], tuple[Tree, dict[str, Tree]]]
+    apply: Apply
+
+
+@functools.cache
+def network(module: nn.Module, dtype: str = "float32") -> Network:
+    """`module` as a `Network` that computes in `dtype`, in training and in evaluation.
+
+    Parameters stay as they are (float32) and are cast where they are used; of an embedding table, a leaf called
+    `embedding`, the rows are cast after the gather, so that their gradient is summed in float32. Collections are not
+    cast. Of equal modules it is the same Network, so that what is compiled for one serves the other.
+
+    In training, each `Dropout` gets the examples' keys, so that an example's mask does not depend on where or in which
+    microbatch it is computed. Other rng streams of the module start from the first example's key.
+    """
+
+    def init(key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:
+        variables = dict(module.init(key, inputs))
+        return variables.pop("params", {}), variables
+
+    def apply(
+        params: Tree,
+        collections: dict[str, Tree],
+        *inputs: Any,
+        rng: jax.Array | None = None,
+        method: str | None = None,
+    ) -> tuple[Any, dict[str, Tree]]:
+        variables = {"params": _cast_parameters(params, dtype), **collections}
+        inputs = cast(inputs, dtype)
+        with nn.intercept_methods(_interceptor(dtype, rng)):
+            if rng is None:
+                return cast(module.apply(variables, *inputs, method=method), jnp.float32), collections
+            # Dropout takes from its stream only what tells one layer from another: the same on all devices.
+            rngs = {"params": rng[0], "dropout": jax.random.key(0)}
+            outputs, moved = module.apply(
+                variables, *inputs, train=True, rngs=rngs, mutable=list(collections), method=method
+            )
+        return cast(outputs, jnp.float32), {**collections, **moved}
+
+    return Network(init, apply)
+
+
+def cast(tree: Tree, dtype: Any) -> Tree:
+    """`tree` with its floating leaves in `dtype`."""
+    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(jnp.result_type(x), jnp.floating) else x, tree)
+
+
+def _cast_parameters(params: Tree, dtype: str) -> Tree:
+    table = lambda path: getattr(path[-1], "key", None) == "embedding"
+    return jax.tree.map_with_path(lambda path, x: x if table(path) else cast(x, dtype), params)
+
+
+def _interceptor(dtype: str, rng: jax.Array | None) -> Callable:
+    def intercept(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+        if context.method_name == "__call__":
+            if rng is not None and isinstance(context.module, Dropout):
+                return call(*arguments, **options, keys=rng)
+            if isinstance(context.module, nn.Embed):
+                return call(*arguments, **options).astype(dtype)
+        return call(*arguments, **options)
+
+    return intercept
+
+
+Filled, filled = FromData, bind

@@ -26,7 +26,7 @@ import optax
 from jax.tree_util import DictKey, tree_map_with_path
 from optax.contrib import MuonDimensionNumbers
 
-from research.core.state import Tree
+from research.core.types import Tree
 
 
 def muon(

@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import tree_map_with_path
 
 from research.core.muon import muon
-from research.core.state import Tree
+from research.core.types import Tree
 
 
 @dataclass(frozen=True)

@@ -1,39 +1,39 @@
 """The contract: a run is a `State`, a step is a scan body, an algorithm is a `Learner`.
 
-    step:     (State, Batch) -> (State, {name: Mean})     the body that `jax.lax.scan` takes
-    evaluate: (State, Batch) -> {name: Mean}
     init:     key -> State
+    step:     (State, Batch) -> (State, {name: Metric})     the body that `jax.lax.scan` takes
+    evaluate: (State, Batch) -> {name: Metric}
 
 Everything people do to a run (many steps a dispatch, many seeds, many devices, resume, export) is an
-ordinary function on these, see `lift.py` and `place.py`.
+ordinary function on these, see `transformations.py` and `placement.py`.
 """
 
 import zlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-Tree = Any
-"""A pytree of arrays."""
+from research.core.metrics import Metrics
+from research.core.types import Tree
 
 
 class State(NamedTuple):
     """The whole run. Its fields say how it is replicated: all of it on every device, save `world`.
 
-    step         i32[], updates done; the one clock of the run
+    step         i32[], steps done; the one clock of the run
     key          the run's root PRNG key (`jax.random.key`); it never changes
-    params       what gradient descent moves; several nets are a dict {"generator": ..., "discriminator": ...}
-    opt_state    the optimizers' states, with the same top-level keys as params where there are several nets
-    collections  what moves but is not differentiated, a dict: batch statistics, target network, averaged weights
+    params       {name: parameters}; a name is what one optimizer moves, one net or several
+    opt_state    {name: the count of its updates and its optimizer's state}
+    collections  {name: what moves but is not differentiated, by collection, as {"batch_stats": ...}}; target nets and
+                 averaged weights stand under names of their own
     world        what each device owns a part of, leading axis = environments: their states, the replay; else ()
     """
 
     step: jax.Array
     key: jax.Array
-    params: Tree
-    opt_state: Tree
+    params: dict[str, Tree]
+    opt_state: dict[str, Tree]
     collections: dict[str, Tree]
     world: Tree
 
@@ -58,49 +58,48 @@ class Batch(NamedTuple):
 
 NO_BATCH = Batch((), (), (), ())
 
-
-class Mean(NamedTuple):
-    """A weighted mean that can still be merged: over microbatches, devices, steps (add both fields).
-
-    total  f32[], the weighted sum
-    count  f32[], the sum of the weights
-    """
-
-    total: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # a field, not tuple's method
-
-    @property
-    def value(self) -> jax.Array:
-        """total / count, and 0 where nothing was counted."""
-        return self.total / jnp.where(self.count == 0, 1, self.count)
-
-
-Metrics = dict[str, Mean]
+Step = Callable[[State, Batch], tuple[State, Metrics]]
 
 
 class Learner(NamedTuple):
-    """An algorithm: three pure functions. `step` keeps the State's structure, shapes and dtypes."""
+    """An algorithm: three pure functions, made by `learner`. `step` keeps the State's structure, shapes and dtypes."""
 
     init: Callable[[jax.Array], State]
-    step: Callable[[State, Batch], tuple[State, Metrics]]
+    step: Step
     evaluate: Callable[[State, Batch], Metrics]
 
 
-def mean(values: jax.Array, mask: jax.Array | None = None) -> Mean:
-    """The Mean of `values` over all axes; `mask` ([batch], weights) spreads over the trailing ones."""
-    values = jnp.asarray(values, jnp.float32)
-    if mask is None:
-        return Mean(values.sum(), jnp.float32(values.size))
-    weights = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
-    # where, not a product alone: what is masked out may be NaN.
-    return Mean(jnp.where(weights == 0, 0, values * weights).sum(), weights.sum().astype(jnp.float32))
+def learner(init: Callable[[jax.Array], State], step: Step, evaluate: Callable[[State, Batch], Metrics]) -> Learner:
+    """A Learner whose `step` also advances the clock, `State.step`, which `step` itself leaves alone."""
+
+    def clocked(state: State, batch: Batch) -> tuple[State, Metrics]:
+        after, metrics = step(state, batch)
+        return after._replace(step=state.step + 1), metrics
+
+    return Learner(init, clocked, evaluate)
 
 
-def stream(state: State, name: str) -> jax.Array:
-    """The key of the stream `name` at this step, fold_in(key, step, name): nobody threads or stores keys."""
-    return jax.random.fold_in(jax.random.fold_in(state.key, zlib.crc32(name.encode())), state.step)
+def rng(state: State, name: str) -> jax.Array:
+    """The key of the rng stream `name` at this step, fold_in(key, name, step): nobody threads or stores keys."""
+    return jax.random.fold_in(fold_name(state.key, name), state.step)
 
 
-def each(key: jax.Array, index: jax.Array) -> jax.Array:
+def fold_name(key: jax.Array, name: str) -> jax.Array:
+    """A key folded by a name; of keys [batch], each one."""
+    number = zlib.crc32(name.encode())
+    return jax.vmap(jax.random.fold_in, (0, None))(key, number) if key.ndim else jax.random.fold_in(key, number)
+
+
+def example_keys(key: jax.Array, index: jax.Array) -> jax.Array:
     """One key for each example or environment, [batch], by its global index i32[batch]."""
     return jax.vmap(jax.random.fold_in, (None, 0))(key, index)
+
+
+def owned(state: State, name: str) -> dict[str, Tree]:
+    """The collections of `name`, such as its batch statistics."""
+    return state.collections.get(name, {})
+
+
+def evaluated(state: State, name: str) -> Tree:
+    """The parameters of `name` that are evaluated: their moving average where one is kept, else the last ones."""
+    return state.collections.get("average", {}).get(name, state.params[name])

@@ -1,4 +1,4 @@
-"""Lifts: they take a step or a learner and give one back."""
+"""Transformations: they take a step or a learner and give one back."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.state import Batch, Learner, Metrics, State, Tree
+from research.core.devices import axis_if_bound, devices, position
+from research.core.metrics import Metrics
+from research.core.state import Batch, Learner, State, Step
 
-Step = Callable[[State, Any], tuple[State, Metrics]]
 
-
-def many(step: Step, n: int) -> Step:
+def scan_steps(step: Step, n: int) -> Callable[[State, Any], tuple[State, Metrics]]:
     """n steps a dispatch. Takes batches stacked as leaves [n, batch, ...]; gives metrics stacked as [n]."""
 
     def steps(state: State, batches: Any) -> tuple[State, Metrics]:
@@ -20,78 +20,55 @@ def many(step: Step, n: int) -> Step:
     return steps
 
 
-def closed(step: Step, feed: Any, axis: str | None = None) -> Step:
+def with_feed(step: Step, feed: Any, split: Callable[[Batch], Batch] = lambda batch: batch) -> Step:
     """The batch comes from a device-resident `feed`, computed inside the step; the step's own input is ignored.
 
-    axis: each device of this axis computes its own share of the batch.
+    split: lays the batch over the devices of one global program, see `Place.split`. Under `pmap` and `shard_map` each
+    device computes its own part of the batch.
     """
 
     def step_on_feed(state: State, _: Any) -> tuple[State, Metrics]:
-        share = (0, 1) if axis is None else (jax.lax.axis_index(axis), jax.lax.axis_size(axis))
-        return step(state, feed.batch_at(state.step, share))
+        rows = None if axis_if_bound() is None else position(feed.batch // devices())
+        return step(state, split(feed.batch_at(state.step, rows)))
 
     return step_on_feed
 
 
 SEED_AXES = State(step=None, key=0, params=0, opt_state=0, collections=0, world=0)  # type: ignore[arg-type]
-"""Where `seeds` puts the axis of the seeds. The clock is shared: what hangs on `step` stays unbatched."""
+"""Where `per_seed` puts the axis of the seeds. The clock is shared: what hangs on `step` stays unbatched."""
 
 
-def seeds(learner: Learner) -> Learner:
+def per_seed(learner: Learner) -> Learner:
     """Many seeds at once: `init` takes keys [n]; State (save its `step`) and metrics gain a leading axis [n].
 
     All seeds see the same batches. Seed i is the run of key i alone.
     """
+
+    def init(keys: jax.Array) -> State:
+        # One after another: the QR of an orthogonal initialiser under vmap can deadlock on a CPU with two cores, where
+        # two calls of LAPACK wait for each other's threads.
+        states = jax.lax.map(learner.init, keys)
+        return states._replace(step=states.step[0])
+
     return Learner(
-        init=jax.vmap(learner.init, out_axes=SEED_AXES),
+        init=init,
         step=jax.vmap(learner.step, in_axes=(SEED_AXES, None), out_axes=(SEED_AXES, 0)),
         evaluate=jax.vmap(learner.evaluate, in_axes=(SEED_AXES, None)),
     )
 
 
-def first(state: State, tree: Tree) -> Tree:
-    """`tree`, of `state`, on one device; where the State has the axis of `seeds`, the first seed's."""
-    return next(members(state, tree))
+def first_seed(state: State) -> State:
+    """The first of `each_seed`."""
+    return next(each_seed(state))
 
 
-def members(state: State, tree: Tree) -> Iterator[Tree]:
-    """`tree`, of `state`, of one seed after another, on one device; alone, where the State is of one."""
-    tree = jax.device_get(tree)
-    for n in range(len(state.key) if state.key.ndim else 1):
-        yield jax.device_put(jax.tree.map(lambda x, n=n: x[n] if state.key.ndim else x, tree))
-
-
-def followed(average: Tree, params: Tree, decay: float, step: jax.Array) -> Tree:
-    """The exponential moving average of the parameters, after update number `step` has made them `params`.
-
-    Its decay at update t is min(decay, (1 + t) / (10 + t)), so that the start is forgotten soon
-    (Polyak & Juditsky 1992; the warm-up as in TensorFlow's ExponentialMovingAverage).
-    """
-    t = step.astype(jnp.float32)
-    keep = jnp.minimum(decay, (1 + t) / (10 + t))
-    return jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
-
-
-def averaged(learner: Learner, decay: float) -> Learner:
-    """Evaluate an exponential moving average of the weights (`followed`), kept in collections["average"]."""
-
-    def init(key: jax.Array) -> State:
-        state = learner.init(key)
-        average = jax.tree.map(jnp.copy, state.params)  # a copy, or donation would meet one buffer twice
-        return state._replace(collections={**state.collections, "average": average})
-
-    def split(state: State) -> tuple[State, Tree]:
-        rest = {name: value for name, value in state.collections.items() if name != "average"}
-        return state._replace(collections=rest), state.collections["average"]
-
-    def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        state, average = split(state)
-        state, metrics = learner.step(state, batch)
-        average = followed(average, state.params, decay, state.step)
-        return state._replace(collections={**state.collections, "average": average}), metrics
-
-    def evaluate(state: State, batch: Batch) -> Metrics:
-        state, average = split(state)
-        return learner.evaluate(state._replace(params=average), batch)
-
-    return Learner(init, step, evaluate)
+def each_seed(state: State) -> Iterator[State]:
+    """The State of one seed after another, on one device: what evaluation reads, without optimizer states and world."""
+    step, params, collections = jax.device_get((state.step, state.params, state.collections))
+    keys = state.key if state.key.ndim else state.key[None]
+    for n, key in enumerate(keys):
+        one = (params, collections)
+        if state.key.ndim:
+            one = jax.tree.map(lambda x, n=n: x[n], one)
+        params_of_one, collections_of_one = jax.device_put(one)
+        yield State(jnp.asarray(step), key, params_of_one, {}, collections_of_one, ())

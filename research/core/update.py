@@ -1,112 +1,246 @@
-"""THE gradient update: microbatches, merging over devices, precision, clipping, norms."""
+"""`update`, the one verb: a gradient step of one name's parameters.
 
-from collections.abc import Callable
+    state, aux = update(state, "discriminator", loss, batch)
+
+It owns microbatches, merging over devices, clipping, the optimizer, batch statistics, averaged weights and the log
+lines. A learner's step is its paper's algorithm box in calls of it.
+"""
+
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.flatten_util import ravel_pytree
+import tyro
 
-from research.core.state import Mean, Metrics, Tree
+from research.core.devices import position, summed
+from research.core.errors import UserError
+from research.core.metrics import Mean, Metric, Metrics, added, mean
+from research.core.optimizers import Optimizer, optimizer, schedule
+from research.core.state import State, example_keys, owned, rng
+from research.core.types import Tree
 
-Loss = Callable[[Tree, dict[str, Tree], Any, jax.Array], tuple[Mean, tuple[dict[str, Tree], Metrics]]]
-"""(params, collections, batch, key) -> (loss, (collections, metrics)); the Means are of this part alone."""
+Dtype = Literal["float32", "bfloat16"]
 
 
 @dataclass(frozen=True)
-class Descent:
+class UpdateConfig:
     """How an update is computed.
 
     Attributes:
-        micro: parts the batch is cut into, one after the other, to save memory; it divides a device's batch
-        clip: the global norm that gradients are clipped to, or None
-        dtype: what the net computes in; parameters, loss and gradients stay float32
+        grad_accum_steps: microbatches that a batch is cut into, computed one after another to save memory; it divides
+            each device's share of the batch
+        clip: global norm to which gradients are clipped; None for no clipping
+        dtype: dtype that nets compute in, in training and evaluation; parameters, optimizer states and losses stay
+            float32
     """
 
-    micro: int = 1
+    grad_accum_steps: int = 1
     clip: float | None = None
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Annotated[Dtype, tyro.conf.arg(aliases=("--dtype",))] = "float32"
 
     def __post_init__(self) -> None:
-        if self.micro < 1:
-            raise ValueError(f"descent.micro must be at least 1, not {self.micro}")
+        if self.grad_accum_steps < 1:
+            raise UserError(f"update.grad_accum_steps must be at least 1, not {self.grad_accum_steps}")
 
 
-def descend(
-    loss: Loss,
-    tx: optax.GradientTransformation,
-    params: Tree,
-    opt_state: Tree,
-    collections: dict[str, Tree],
-    batch: Any,
-    key: jax.Array,
-    how: Descent = Descent(),
-    axis: str | None = None,
-) -> tuple[Tree, Tree, dict[str, Tree], Metrics]:
-    """One step of `tx` down the mean of `loss` over the global batch.
+class Aux(NamedTuple):
+    """What a loss gives besides its value.
 
-    The gradient is that of the summed losses of all parts on all devices, divided once by their summed count:
-    uneven masks come out right, and a count of 0 leaves a gradient of 0.
-
-    loss    gets `params` in the compute dtype, and `key` folded by device and part (for dropout)
-    batch   leaves [batch, ...]: this device's share
-    axis    the mapped axis the devices share, None where there is one program for all
-
-    Returns params, opt_state, collections, and this device's metrics: those of `loss`, "loss", "gradient_norm".
+    metrics  further metrics, of this part of the batch alone
+    moved    the collections of this name that the forward pass has moved, as {"batch_stats": ...}
+    rows     a tree with leaves [batch, ...], given back in the batch's order: priorities, samples
     """
-    if axis is not None:
-        key = jax.random.fold_in(key, jax.lax.axis_index(axis))
 
-    def total(params: Tree, collections: dict[str, Tree], part: Any, key: jax.Array):
-        value, (collections, metrics) = loss(cast(params, how.dtype), collections, part, key)
-        return value.total.astype(jnp.float32), (collections, {"loss": value, **metrics})
+    metrics: Mapping[str, Metric] = MappingProxyType({})
+    moved: Mapping[str, Tree] = MappingProxyType({})
+    rows: Tree = ()
 
-    def one(collections: dict[str, Tree], part_and_key: tuple[Any, jax.Array]):
-        gradient, (collections, metrics) = jax.grad(total, has_aux=True)(params, collections, *part_and_key)
-        return collections, (gradient, metrics)
 
-    if how.micro == 1:
-        collections, (gradient, metrics) = one(collections, (batch, key))
-    else:
+Loss = Callable[[Tree, State, Any, jax.Array], tuple[Mean, Aux]]
+"""(params, state, batch, rng) -> (loss, aux), all of this part of the batch alone.
 
-        def accumulate(carry: tuple[dict[str, Tree], Tree], part_and_key: tuple[Any, jax.Array]):
-            collections, (gradient, metrics) = one(carry[0], part_and_key)
-            return (collections, jax.tree.map(jnp.add, carry[1], gradient)), metrics
+params  what moves: the parameters of one name
+state   all the others, as the order of the algorithm has left them; under `state.collections[name]`, this name's own
+batch   leaves [batch, ...]
+rng     one key for each example, [batch], by its position in the global batch and the count of this name's updates
+"""
 
-        parts = jax.tree.map(lambda x: x.reshape(how.micro, -1, *x.shape[1:]), batch)
-        start = (collections, jax.tree.map(jnp.zeros_like, params))
-        (collections, gradient), metrics = jax.lax.scan(accumulate, start, (parts, jax.random.split(key, how.micro)))
-        metrics = jax.tree.map(lambda x: x.sum(0), metrics)
 
-    count = metrics["loss"].count
-    if axis is not None:
-        gradient, count = summed((gradient, count), axis)
-    gradient = jax.tree.map(lambda g: g / jnp.maximum(count, 1e-8), gradient)
-    # As products, not sums of squares: XLA's long sums are slow on a CPU (17 % of a whole descent of DQN).
+class Moving(NamedTuple):
+    """`State.opt_state` of one name.
+
+    count  i32[], its updates done: its rng, its schedule and its moving average go by it
+    inner  the optimizer's own state
+    """
+
+    count: jax.Array  # type: ignore[assignment]  # a field, not tuple's method
+    inner: optax.OptState
+
+
+class Update(Protocol):
+    """(state, name, loss, batch) -> (state, aux); see `updater`."""
+
+    def __call__(
+        self, state: State, name: str, loss: Loss, batch: Any, whole_batch: bool = False
+    ) -> tuple[State, Aux]: ...
+
+
+class Updater(NamedTuple):
+    """What `updater` makes.
+
+    init    (key, {name: (params, collections)}, further collections, world) -> State
+    update  see `updater`
+    """
+
+    init: Callable[..., State]
+    update: Update
+
+
+def updater(
+    config: UpdateConfig,
+    optimizers: Mapping[str, tuple[Optimizer, int]],
+    average: Mapping[str, float | None] = MappingProxyType({}),
+) -> Updater:
+    """`init`, which makes the first State, and `update`, the gradient step.
+
+    optimizers  by name: its optimizer, and the number of its updates in the whole run
+    average     by name: the decay of the moving average of its parameters that is kept to evaluate by (`ema_update`),
+                or None
+
+    `update(state, name, loss, batch)` is one step of the optimizer of `name` down the mean of `loss` over the global
+    batch. The gradient is that of the summed losses of all microbatches on all devices, divided once by their summed
+    count: uneven masks come out right, and a count of 0 leaves a gradient of 0. In the returned `Aux` stand the metrics
+    of the loss, `NAME_loss`, `NAME_gradient_norm` and `NAME_learning_rate` (without NAME_ where there is but one), and
+    the rows.
+
+    whole_batch  the loss is no sum over the examples (a contrastive one): `grad_accum_steps` above 1 is refused
+    """
+    transforms = {name: optimizer(how, updates) for name, (how, updates) in optimizers.items()}
+    rates = {name: schedule(how, updates) for name, (how, updates) in optimizers.items()}
+    decays = {name: decay for name, decay in average.items() if decay is not None}
+    parts = config.grad_accum_steps
+
+    def init(
+        key: jax.Array,
+        nets: Mapping[str, tuple[Tree, dict[str, Tree]]],
+        collections: Mapping[str, Tree] = MappingProxyType({}),
+        world: Tree = (),
+    ) -> State:
+        params = {name: params for name, (params, _) in nets.items()}
+        opt_state = {name: Moving(jnp.int32(0), transforms[name].init(params[name])) for name in transforms}
+        kept = {name: own for name, (_, own) in nets.items() if own} | dict(collections)
+        if decays:  # copies, or donation would meet one buffer twice
+            kept["average"] = {name: jax.tree.map(jnp.copy, params[name]) for name in decays}
+        return State(jnp.int32(0), key, params, opt_state, kept, world)
+
+    def update(state: State, name: str, loss: Loss, batch: Any, whole_batch: bool = False) -> tuple[State, Aux]:
+        params, (count, inner) = state.params[name], state.opt_state[name]
+        size = len(jax.tree.leaves(batch)[0])
+        keys = example_keys(rng(state._replace(step=count), name), position(size))
+
+        def part(own: dict[str, Tree], batch_and_keys: tuple[Any, jax.Array]) -> tuple[dict[str, Tree], Any]:
+            def total(params: Tree) -> tuple[jax.Array, tuple[Mean, Aux]]:
+                value, aux = loss(params, _put(state, name, own), *batch_and_keys)
+                return value.total, (value, aux)
+
+            gradient, (value, aux) = jax.grad(total, has_aux=True)(params)
+            return {**own, **aux.moved}, (gradient, value, dict(aux.metrics), aux.rows)
+
+        if parts == 1:
+            own, (gradient, value, metrics, rows) = part(owned(state, name), (batch, keys))
+        elif whole_batch:
+            raise UserError(f"the loss of {name} is of the whole batch: update.grad_accum_steps must be 1, not {parts}")
+        else:
+            own, (gradient, value, metrics, rows) = _accumulated(part, owned(state, name), (batch, keys), parts)
+
+        gradient, examples = summed((gradient, value.count))
+        gradient = jax.tree.map(lambda g: g / jnp.maximum(examples, 1e-8), gradient)
+        gradient, norm = _clipped(gradient, config.clip)
+        steps, inner = transforms[name].update(gradient, inner, params)
+        params = optax.apply_updates(params, steps)
+
+        state = _put(state, name, own)
+        if name in decays:
+            averages = state.collections["average"]
+            average = ema_update(averages[name], params, decays[name], count + 1)
+            state = state._replace(collections=state.collections | {"average": averages | {name: average}})
+        state = state._replace(
+            params=state.params | {name: params},
+            opt_state=state.opt_state | {name: Moving(count + 1, inner)},
+        )
+        log = {"loss": value, "gradient_norm": mean(norm), "learning_rate": mean(rates[name](count))}
+        prefix = "" if len(optimizers) == 1 else f"{name}_"
+        return state, Aux({f"{prefix}{key}": x for key, x in log.items()} | metrics, own, rows)
+
+    return Updater(init, update)
+
+
+def scan_updates(update: Update, state: State, name: str, loss: Loss, batches: Any) -> tuple[State, Aux]:
+    """Several updates of one name, one after another: one for each of `batches`, leaves [updates, batch, ...].
+
+    The metrics are added up over the updates; the rows are stacked. `loss` gets the State without its `world`.
+    """
+
+    def one(state: State, batch: Any) -> tuple[State, tuple[Metrics, Tree]]:
+        state, aux = update(state, name, loss, batch)
+        return state, (dict(aux.metrics), aux.rows)
+
+    after, (metrics, rows) = jax.lax.scan(one, state._replace(world=()), batches)
+    return after._replace(world=state.world), Aux(added(metrics), owned(after, name), rows)
+
+
+def strided(batch: Tree, parts: int) -> Tree:
+    """A batch, leaves [batch, ...], as `parts` batches, leaves [parts, batch / parts, ...].
+
+    Part k has every `parts`-th example from the k-th on, so that no device loses its share of any part.
+    """
+    return jax.tree.map(lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def ema_update(average: Tree, params: Tree, decay: float, count: jax.Array) -> Tree:
+    """The exponential moving average of the parameters, after update number `count` has made them `params`.
+
+    Its decay at update t is min(decay, (1 + t) / (10 + t)), so that the start is forgotten soon
+    (Polyak & Juditsky 1992; the warm-up as in TensorFlow's ExponentialMovingAverage).
+    """
+    t = count.astype(jnp.float32)
+    keep = jnp.minimum(decay, (1 + t) / (10 + t))
+    return jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
+
+
+def _put(state: State, name: str, own: dict[str, Tree]) -> State:
+    return state._replace(collections=state.collections | {name: own}) if own else state
+
+
+def _accumulated(part: Callable, own: dict[str, Tree], data: Any, parts: int) -> tuple[dict[str, Tree], Any]:
+    """`part` of each microbatch: gradients, losses and metrics added up, the rows in the batch's order again."""
+    size = len(jax.tree.leaves(data)[0])
+    if size % parts:
+        raise UserError(f"update.grad_accum_steps={parts} does not divide a device's batch of {size}")
+    data = strided(data, parts)
+    first = jax.tree.map(lambda x: x[0], data)
+    _, (gradient, _, _, _) = jax.eval_shape(part, own, first)
+
+    def accumulate(carry: tuple[dict[str, Tree], Tree], microbatch: Any) -> tuple[Any, Any]:
+        own, (gradient, *others) = part(carry[0], microbatch)
+        return (own, jax.tree.map(jnp.add, carry[1], gradient)), others
+
+    start = own, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), gradient)
+    (own, gradient), (value, metrics, rows) = jax.lax.scan(accumulate, start, data)
+    rows = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:]), rows)
+    value, metrics = jax.tree.map(lambda x: x.sum(0), (value, metrics))
+    return own, (gradient, value, metrics, rows)
+
+
+def _clipped(gradient: Tree, clip: float | None) -> tuple[Tree, jax.Array]:
+    """The gradient with a global norm of at most `clip`, and its norm before that."""
+    # As products, not sums of squares: XLA's long sums are slow on a CPU (17 % of a whole update of DQN).
     norm = jnp.sqrt(sum(jnp.tensordot(g, g, g.ndim, precision="highest") for g in jax.tree.leaves(gradient)))
-    if how.clip is not None:
-        factor = jnp.minimum(1, how.clip / jnp.maximum(norm, 1e-8))
-        gradient = jax.tree.map(lambda g: g * factor, gradient)
-    updates, opt_state = tx.update(gradient, opt_state, params)
-    metrics["gradient_norm"] = Mean(norm, jnp.ones_like(norm))
-    return optax.apply_updates(params, updates), opt_state, collections, metrics
-
-
-def summed(tree: Tree, axis: str) -> Tree:
-    """The sum of `tree`, leaves float32, over the devices of `axis`.
-
-    On a CPU as one array: there a sum costs the waiting for the other devices, not the copying.
-    """
-
-    def at_once(tree: Tree) -> Tree:
-        flat, back = ravel_pytree(tree)
-        return back(jax.lax.psum(flat, axis))
-
-    return jax.lax.platform_dependent(tree, cpu=at_once, default=lambda tree: jax.lax.psum(tree, axis))
-
-
-def cast(tree: Tree, dtype: Any) -> Tree:
-    """`tree` with its floating leaves in `dtype`."""
-    return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    if clip is None:
+        return gradient, norm
+    factor = jnp.minimum(1, clip / jnp.maximum(norm, 1e-8))
+    return jax.tree.map(lambda g: g * factor, gradient), norm

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,8 +12,9 @@ from flax import struct
 
 from research.core.errors import Mistake
 from research.core.special_tokens import PAD
-from research.core.state import Batch, Tree
-from research.data.feed import batches
+from research.core.state import Batch
+from research.core.types import Tree
+from research.data.feed import EvalBatches, taken
 from research.data.order import indices, permuted
 
 PASSES = 100
@@ -61,11 +63,11 @@ class Bucketed:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it), leaves [batch, ...]."""
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, leaves [batch, ...], or these rows of it."""
         block, at = divmod(int(step), self.chunk)
         which, turn = _turn(block, self.blocks(), self.seed)
-        return self._batch(self.buckets[which], turn * self.chunk + at, share)
+        return self._batch(self.buckets[which], turn * self.chunk + at, rows)
 
     def blocks(self) -> tuple[int, ...]:
         """How many blocks of a cycle each bucket gets."""
@@ -75,21 +77,23 @@ class Bucketed:
 
     def samples(self) -> list[Batch]:
         """One batch of each bucket: all the shapes there are, to compile for."""
-        return [self._batch(bucket, 0, (0, 1)) for bucket in self.buckets]
+        return [self._batch(bucket, 0, None) for bucket in self.buckets]
 
-    def _batch(self, bucket: Bucket, step: int, share: tuple[Any, int]) -> Batch:
-        index = indices(step, self.batch, len(bucket.index), self.seed, np, share)
+    def _batch(self, bucket: Bucket, step: int, rows: Any) -> Batch:
+        index = indices(step, self.batch, len(bucket.index), self.seed, np, rows)
         _, inputs, targets = jax.tree.map(lambda x: x[index], tuple(bucket))
         return Batch(bucket.index[index], np.ones(index.shape, np.float32), inputs, targets)
 
 
-def judged(buckets: Sequence[Bucket], size: int) -> list[Batch]:
+def judged(buckets: Sequence[Bucket], size: int) -> EvalBatches:
     """All examples, bucket by bucket, in batches of `size` to evaluate on; each bucket's last is padded and masked."""
-    return [
-        batch._replace(index=bucket.index[batch.index])
-        for bucket in buckets
-        for batch in batches(bucket.inputs, bucket.targets, size)
-    ]
+
+    def placed(bucket: Bucket, make: Callable[[], Batch]) -> Batch:
+        batch = make()
+        return batch._replace(index=bucket.index[batch.index])
+
+    each = lambda bucket: EvalBatches.of(partial(taken, bucket[1:], None), len(bucket.index), size).make
+    return EvalBatches([partial(placed, bucket, make) for bucket in buckets for make in each(bucket)])
 
 
 def _turn(block: int, blocks: tuple[int, ...], seed: int) -> tuple[int, int]:

@@ -1,12 +1,11 @@
 """Sets of labelled images: the bundled digits, and every image classification set of TensorFlow Datasets.
 
-A source is one function (name, dir) -> Arrays; a new one is a function like `digits` and its line in `arrays`.
+A new source inherits from `Images` and overrides `arrays`.
 """
 
 import functools
 import importlib.util
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.data import tfds
+from research.data.checks import check_fields, check_images, check_labels
 from research.data.feed import FeedName, feeds
-from research.data.order import carved, check_fields
+from research.data.order import held_out
 
 
 class Arrays(NamedTuple):
@@ -65,6 +65,8 @@ class Images:
         seed: of that split, and of the order of training
         feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
         limit: images of each split at most
+        image_feature: the feature of a set of TensorFlow Datasets that holds the image
+        label_feature: the one that holds the label, a class
     """
 
     name: str = "digits"
@@ -75,21 +77,27 @@ class Images:
     seed: int = 0
     feed: FeedName = "resident"
     limit: int | None = None
+    image_feature: str = "image"
+    label_feature: str = "label"
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def spec(self) -> ImageSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _spec(self)
+        return _spec(self, tfds.directory(self.dir))
 
     def arrays(self) -> Arrays:
-        """The images and labels themselves; what another source of images has to say, and all of it."""
-        return arrays(self.name, tfds.directory(self.dir), self.limit)
+        """The images and labels, the same at each call: the only method that a new source overrides."""
+        return arrays(self.name, tfds.directory(self.dir), self.limit, self.image_feature, self.label_feature)
+
+    def load(self) -> Arrays:
+        """`arrays`, checked, and at most `limit` images of each split. Raises as `spec` does."""
+        return checked(self.arrays(), f"data.name {self.name}", self.limit)
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `spec` does."""
-        data = self.arrays()
+        data = self.load()
         return feeds(
             (data.train_images, data.train_labels),
             (data.test_images, data.test_labels),
@@ -101,39 +109,37 @@ class Images:
         )
 
 
-@functools.lru_cache(maxsize=2)
-def arrays(name: str, dir: str | None, limit: int | None = None) -> Arrays:
-    """The set `name`, read and decoded once a process and checked; not to be written to.
+def checked(data: Arrays, what: str, limit: int | None) -> Arrays:
+    """`data`, at most `limit` images of each split. Raises Mistake unless they are labelled images of one shape."""
+    train_images, train_labels, test_images, test_labels, names = data
+    for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
+        check_images(f"{what}, split {split}", images)
+        check_labels(f"{what}, split {split}", labels, len(images), len(names))
+    if train_images.shape[1:] != test_images.shape[1:]:
+        shapes = f"{train_images.shape[1:]} for training, {test_images.shape[1:]} to test"
+        raise Mistake(f"{what}: images of one shape expected, not {shapes}")
+    return Arrays(train_images[:limit], train_labels[:limit], test_images[:limit], test_labels[:limit], names)
 
-    limit: images of each split at most
+
+def read(name: str, dir: str | None, limit: int | None = None, image: str = "image", label: str = "label") -> Arrays:
+    """The set `name`, read and decoded; not to be written to.
+
+    limit         images of each split at most
+    image, label  the features that hold them
 
     Raises Mistake where it isn't there or isn't labelled images of one shape, Failure where it is damaged.
     """
-    sources: dict[str, Callable[[str, str | None, int | None], Arrays]] = {"digits": digits}
-    data = sources.get(name, prepared)(name, dir, limit)
-    for split, images, labels in (("training", *data[0:2]), ("test", *data[2:4])):
-        check(f"data.name {name}, {split} split", images, labels, len(data.names))
-        images.flags.writeable = labels.flags.writeable = False
-    if data.train_images.shape[1:] != data.test_images.shape[1:]:
-        shapes = f"{data.train_images.shape[1:]} for training, {data.test_images.shape[1:]} to test"
-        raise Mistake(f"data.name {name}: images of one shape expected, not {shapes}")
+    data = digits(limit) if name == "digits" else prepared(name, dir, limit, image, label)
+    for part in data[:4]:
+        part.flags.writeable = False
     return data
 
 
-def check(what: str, images: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    """Raises Mistake unless images are u8[examples, h, w, c], Failure unless labels are theirs, in 0 ... classes-1."""
-    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        expected = "expected images uint8 [examples, height, width, channels]"
-        raise Mistake(f"{what}: {expected}, not {images.dtype} {list(images.shape)}")
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
-        raise Failure(f"{what}: expected {len(images)} whole numbers as labels, not {labels.dtype} {labels.shape}")
-    wrong = np.flatnonzero((labels < 0) | (labels >= classes))
-    if wrong.size:
-        example = f"example {wrong[0]} has {labels[wrong[0]]}"
-        raise Failure(f"{what}: expected labels 0 ... {classes - 1}; {wrong.size} are out of range, {example}")
+arrays = functools.lru_cache(maxsize=2)(read)
+"""`read`, once a process."""
 
 
-def digits(name: str, dir: str | None, limit: int | None) -> Arrays:
+def digits(limit: int | None) -> Arrays:
     """The 1,797 handwritten digits, 8x8x1, that scikit-learn brings along (Alpaydin & Kaynak 1998).
 
     Their 17 shades 0 ... 16 become 0 ... 255. A fifth of them is for testing, whatever the seed.
@@ -144,67 +150,75 @@ def digits(name: str, dir: str | None, limit: int | None) -> Arrays:
     # Its file, not its `load_digits`: importing scikit-learn takes seconds.
     table = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
-    return held_out(images[:limit], table[:limit, -1].astype(np.int32), tuple("0123456789"))
+    return without_test(images[:limit], table[:limit, -1].astype(np.int32), tuple("0123456789"))
 
 
-def held_out(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Arrays:
-    """A set without a test split of its own: a fifth of it is for testing, always the same."""
-    train, test = carved(len(labels), 0.2, seed=0x7E57)
+def without_test(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Arrays:
+    """A set that has no test split: a fifth of it is for testing."""
+    train, test = held_out(len(labels))
     return Arrays(images[train], labels[train], images[test], labels[test], names)
 
 
 @tfds.quiet()
-def prepared(name: str, dir: str | None, limit: int | None) -> Arrays:
-    """A set prepared by TensorFlow Datasets, with features `image` and `label`, read without TensorFlow.
+def prepared(name: str, dir: str | None, limit: int | None, image: str, label: str) -> Arrays:
+    """A set prepared by TensorFlow Datasets, read without TensorFlow; its features `image` and `label` are read.
 
     Tests on the split `test`, else `validation`, else on a fifth of `train`. Where it isn't prepared in `dir` and
     TensorFlow is installed, it is downloaded and prepared first.
     """
     builder = tfds.builder(name, dir, "digits")
     features, splits, where = builder.info.features, builder.info.splits, builder.data_path
-    labelled = {"image", "label"} <= set(features) and hasattr(features["label"], "names")
+    labelled = {image, label} <= set(features) and hasattr(features[label], "names")
     if not labelled or "train" not in splits:
-        found = f"features {', '.join(features)}, splits {', '.join(splits)}"
-        raise Mistake(f"data.name {name}: expected features image and label, and a split train; it has {found}")
+        expected = f"features {image} and {label}, a class, and a split train"
+        found = f"features {', '.join(sorted(features))}, splits {', '.join(splits)}"
+        raise Mistake(f"data.name {name}: expected {expected}; it has {found}")
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
-        return _decoded(tfds.source(builder, name, split), f"data.name {name}, split {split}", where, limit)
+        what = f"data.name {name}, split {split}"
+        return _decoded(tfds.source(builder, name, split), what, where, limit, image, label)
 
-    names = tuple(features["label"].names)
+    names = tuple(features[label].names)
     train = read("train")
     test = next((read(split) for split in ("test", "validation") if split in splits), None)
-    return held_out(*train, names) if test is None else Arrays(*train, *test, names)
+    return without_test(*train, names) if test is None else Arrays(*train, *test, names)
 
 
-def _decoded(source: Any, what: str, where: Any, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def _decoded(
+    source: Any, what: str, where: Any, limit: int | None = None, image: str = "image", label: str = "label"
+) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of a data source; chunk by chunk, in threads, as decoders let go of Python's lock."""
-
     count = min(len(source), limit or len(source))
+    if not count:
+        raise Mistake(f"{what}: there is no image at all")
 
-    def expect_one(shapes: set[tuple[int, ...]]) -> None:
-        if len(shapes) != 1:
-            found = " and ".join(map(str, sorted(shapes)[:2])) or "no image at all"
-            raise Mistake(f"{what}: images of one shape expected, not {found}")
-
-    def chunk(start: int) -> tuple[np.ndarray, np.ndarray]:
+    def examples(start: int, stop: int) -> tuple[list[np.ndarray], list[int]]:
         try:
-            examples = source.__getitems__(list(range(start, min(start + 1000, count))))
-            labels = np.array([example["label"] for example in examples], np.int32)
-            images = [np.asarray(example["image"]) for example in examples]
+            found = source.__getitems__(list(range(start, stop)))
+            return [np.asarray(example[image]) for example in found], [example[label] for example in found]
         except Exception as error:
             raise tfds.damaged(what, where, error) from error
-        expect_one({image.shape for image in images})
-        return np.stack(images), labels
+
+    (first,), _ = examples(0, 1)
+    images, labels = np.empty((count, *first.shape), first.dtype), np.empty(count, np.int32)
+
+    def fill(start: int) -> None:
+        stop = min(start + 1000, count)
+        some, labels[start:stop] = examples(start, stop)
+        other = next((x for x in some if x.shape != first.shape), None)
+        if other is not None:
+            raise Mistake(f"{what}: images of one shape expected, not {first.shape} and {other.shape}")
+        images[start:stop] = some
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(chunk, range(0, count, 1000)))
-    expect_one({images.shape[1:] for images, _ in parts})
-    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+        list(pool.map(fill, range(0, count, 1000)))
+    return images, labels
 
 
 @functools.lru_cache(maxsize=2)
-def _spec(images: Images) -> ImageSpec:
-    data = images.arrays()
+def _spec(images: Images, dir: str | None) -> ImageSpec:
+    """`dir`, where the set is, is there for the cache."""
+    data = images.load()
     height, width, channels = data.train_images.shape[1:]
     # How often each of the 256 shades is met, image by image: exact, and in little memory.
     shades = np.zeros((channels, 256))

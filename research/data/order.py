@@ -12,44 +12,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.errors import Mistake
-from research.core.experiment import positive
+DEVICE_SIZE = 2**31
+"""The most examples that data on a device may have: indices have 32 bits there, and 64 on the host."""
 
 ROUNDS = 8
 """Of the Feistel network. Four do for large sizes (Luby & Rackoff 1988); more serve the evenness of tiny ones."""
 
 
-def indices(step: Any, batch: int, size: int, seed: int, xp: ModuleType = jnp, share: tuple[Any, int] = (0, 1)) -> Any:
-    """Which of `size` examples make the global batch of `step`: i32[batch], or i32[batch / share[1]] of a share.
+def indices(step: Any, batch: int, size: int, seed: int, xp: ModuleType = jnp, rows: Any = None) -> Any:
+    """Which of `size` examples make the global batch of `step`: i32[batch], or i32[rows] of some of its rows.
 
-    Batches run on through the epochs: each epoch meets every example once, and a batch may straddle two.
+    They are i64 where `size` is more than DEVICE_SIZE. Batches run on through the epochs: each epoch meets every
+    example once, and a batch may straddle two.
 
     step   below 2**31, a Python int or a traced scalar
     seed   of the order; its low 32 bits count
     xp     `numpy` or `jax.numpy`: the same numbers on the host or inside a compiled step
-    share  (which, how many): the part `which` of so many equal parts; `which` may be traced
+    rows   i32[rows], positions within the global batch, possibly traced; None: all of them
 
-    Raises ValueError where the parts are not equal, or there is nothing to draw from.
+    Raises ValueError where there is nothing to draw from, and for a `size` too large for `jax.numpy`.
     """
-    epoch, offset = positions(step, batch, size, xp, share)
-    return permuted(offset, epoch, size, seed, xp).astype(xp.int32)
+    epoch, offset = positions(step, batch, size, xp, rows)
+    return permuted(offset, epoch, size, seed, xp).astype(xp.int32 if size <= DEVICE_SIZE else xp.int64)
 
 
-def positions(
-    step: Any, batch: int, size: int, xp: ModuleType = jnp, share: tuple[Any, int] = (0, 1)
-) -> tuple[Any, Any]:
-    """(epoch modulo 2**32, offset within it), u32[batch / share[1]], of the examples of a batch; see `indices`."""
-    if size < 1 or batch < 1 or batch % share[1]:
-        raise ValueError(f"{size} examples, batch {batch} in {share[1]} equal parts: not possible")
-    which, count = share[0], batch // share[1]
-    base = np.uint32(size)  # 2**31 is no int32, which is what JAX makes of a Python int
+def positions(step: Any, batch: int, size: int, xp: ModuleType = jnp, rows: Any = None) -> tuple[Any, Any]:
+    """(epoch modulo 2**32, offset within it), u32[rows], of the examples of a batch; see `indices`.
+
+    The offset is u64 where `size` is more than DEVICE_SIZE.
+    """
+    if size < 1 or batch < 1:
+        raise ValueError(f"batches of {batch} from {size} examples: both must be at least 1")
+    if size > DEVICE_SIZE and xp is not np:
+        raise ValueError(f"{size} examples are more than a device can index, {DEVICE_SIZE}")
+    word = xp.uint32 if size <= DEVICE_SIZE else xp.uint64
+    base = word(size)  # 2**31 is no int32, which is what JAX makes of a Python int
     # Arrays of one element, not scalars: NumPy warns of overflow in scalars, where these sums may wrap (the epoch).
-    step, which = (xp.reshape(xp.asarray(x), (1,)).astype(xp.uint32) for x in (step, which))
+    step = xp.reshape(xp.asarray(step), (1,)).astype(word)
+    rows = xp.arange(batch, dtype=word) if rows is None else xp.asarray(rows).astype(word)
 
     def added(a: tuple[Any, Any], b: tuple[Any, Any]) -> tuple[Any, Any]:
-        """a + b of numbers in that base, given as (high, low digit); size <= 2**31 keeps low + low in 32 bits."""
+        """a + b of numbers in that base, given as (high, low digit); 32 bits hold low + low where size <= 2**31."""
         low = a[1] + b[1]
-        carry = (low >= base).astype(xp.uint32)
+        carry = (low >= base).astype(word)
         return a[0] + b[0] + carry, low - carry * base
 
     # step * batch in base `size`, by doubling and adding: the product itself need not fit in 32 bits.
@@ -58,12 +63,14 @@ def positions(
     for bit in f"{batch:b}":
         start = added(start, start)
         start = added(start, digits) if bit == "1" else start
-    i = which * count + xp.arange(count, dtype=xp.uint32)
-    return added(start, (i // base, i % base))
+    epoch, offset = added(start, (rows // base, rows % base))
+    return epoch.astype(xp.uint32), offset
 
 
 def permuted(offset: Any, epoch: Any, size: int, seed: int, xp: ModuleType = jnp) -> Any:
-    """The image u32[...] of `offset` (u32[...], each < size) under the permutation of 0 ... size-1 of (seed, epoch).
+    """The image of `offset` under the permutation of 0 ... size-1 of (seed, epoch).
+
+    offset  u32[...] or u64[...], each < size; the image has its dtype
 
     A Feistel network on pairs (left < a, right < b) with a * b just above `size`, walked on along its cycle until it
     is back below `size`: Black & Rogaway 2002, "Ciphers with arbitrary finite domains". With a and b near the
@@ -71,7 +78,7 @@ def permuted(offset: Any, epoch: Any, size: int, seed: int, xp: ModuleType = jnp
     """
     a = math.isqrt(size - 1) + 1
     b = -(-size // a)
-    bound = np.uint32(size)
+    bound = offset.dtype.type(size)
     key = mixed(mixed(xp.asarray([seed & 0xFFFFFFFF], dtype=xp.uint32)) ^ xp.asarray(epoch).astype(xp.uint32))
     keys = [mixed(key + np.uint32((n + 1) * 0x9E3779B9 % 2**32)) for n in range(ROUNDS)]
 
@@ -79,9 +86,9 @@ def permuted(offset: Any, epoch: Any, size: int, seed: int, xp: ModuleType = jnp
         left, right = x // b, x % b
         for n, key in enumerate(keys):
             if n % 2:
-                right = (right + mixed(left ^ key) % b) % b
+                right = (right + mixed(left.astype(xp.uint32) ^ key) % b) % b
             else:
-                left = (left + mixed(right ^ key) % a) % a
+                left = (left + mixed(right.astype(xp.uint32) ^ key) % a) % a
         return left * b + right
 
     outside = lambda x: (x >= bound).any()
@@ -101,12 +108,12 @@ def mixed(x: Any) -> Any:
     return x ^ (x >> 16)
 
 
-def check_fields(data: Any, *sizes: str) -> None:
-    """Raises Mistake unless the batches of a data config, its limit and its fields `sizes` are at least 1 (or None),
-    and its share of validation data is a fraction."""
-    positive(data, "data", *sizes, "batch", "evaluation_batch", "limit")
-    if not 0 < data.validation < 1:
-        raise Mistake(f"data.validation is a fraction between 0 and 1, not {data.validation}")
+def held_out(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """0 ... size-1 in two parts, (rest, test), of a set without a test split: a fifth, always the same, is for testing.
+
+    Raises ValueError where there are not two.
+    """
+    return carved(size, 0.2, seed=0x7E57)
 
 
 def carved(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

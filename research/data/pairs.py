@@ -10,11 +10,12 @@ import numpy as np
 from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.core.special_tokens import BOS, EOS
-from research.core.state import Tree
+from research.core.types import Tree
 from research.data import tfds
 from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
-from research.data.order import carved, check_fields
-from research.data.strings import is_path, kept, read_file, strings
+from research.data.checks import check_fields
+from research.data.order import carved
+from research.data.strings import VALIDATION_SPLITS, is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, trained
 
 
@@ -51,8 +52,9 @@ class Pairs:
     serves both languages; it knows the training pairs alone.
 
     Attributes:
-        name: a set of TensorFlow Datasets whose features are languages, or the path of a folder of files
-            SPLIT.LANGUAGE, such as train.en, with a sentence a line
+        name: a set of TensorFlow Datasets whose features are languages; or the path of a folder of text files
+            SPLIT.LANGUAGE or SPLIT.LANGUAGE.gz, such as train.en, with a sentence a line. Multi30k is the folder
+            data/task1/raw of https://github.com/multi30k/dataset
         dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
         source: the language to translate
         target: the language to translate into
@@ -62,6 +64,7 @@ class Pairs:
         evaluation_batch: of validation and test
         test: the split to test on
         validation: fraction of the training pairs to validate on, at least one, where there is no split validation
+            (or val, valid, dev)
         seed: of that split, and of the order of training
         limit: pairs of each split at most
     """
@@ -87,23 +90,38 @@ class Pairs:
 
     def spec(self) -> PairSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _pairs(self, tfds.directory(self.dir)).spec
+        return _pairs(self, location(self.name, self.dir)).spec
 
-    def sources(self) -> list[str]:
-        """The texts to translate of the test split, as they are; `Batch.index` is a place among them."""
-        return list(_pairs(self, tfds.directory(self.dir)).sources)
+    def sources(self, split: str = "test") -> list[str]:
+        """The original source texts of the split "validation" or "test"; `Batch.index` is an index into them."""
+        return _pairs(self, location(self.name, self.dir)).originals[split][0]
 
-    def references(self) -> list[str]:
-        """Their translations in the set, as they are."""
-        return list(_pairs(self, tfds.directory(self.dir)).references)
+    def references(self, split: str = "test") -> list[str]:
+        """The original translations of `sources`."""
+        return _pairs(self, location(self.name, self.dir)).originals[split][1]
 
     def texts(self) -> Texts:
-        """The texts themselves; what another source of pairs has to say, and all of it."""
+        """The texts, the same at each call: the only method that a new source overrides."""
         return _texts(self)
+
+    def load(self) -> Texts:
+        """`texts`, checked, and at most `limit` pairs of each split. Raises as `spec` does."""
+        data = self.texts()
+
+        def checked(split: str, part: list[list[str]]) -> list[list[str]]:
+            sources, targets = part
+            if not 0 < len(sources) == len(targets):
+                found = f"{len(sources)} texts and {len(targets)} translations"
+                raise Mistake(f"data.name {self.name}, split {split}: as many of both expected, not {found}")
+            return [side[: self.limit] for side in part]
+
+        train = checked("train", data.train)
+        validation = None if data.validation is None else checked("validation", data.validation)
+        return Texts(train, validation, checked("test", data.test))
 
     def feeds(self, chunk: int) -> Feeds:
         """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
-        data = _pairs(self, tfds.directory(self.dir))
+        data = _pairs(self, location(self.name, self.dir))
 
         def buckets(sources: list[np.ndarray], targets: list[np.ndarray]) -> Any:
             def rows(index: np.ndarray, length: int) -> tuple[Tree, Tree]:
@@ -123,17 +141,20 @@ class Pairs:
 
 
 class _Pairs(NamedTuple):
-    """parts: train, validation and test, each (sources, targets), lists of i32[tokens]."""
+    """parts: train, validation and test, each (sources, targets), lists of i32[tokens].
+
+    originals: the same of validation and test by name, as texts.
+    """
 
     spec: PairSpec
     parts: tuple[tuple[list[np.ndarray], list[np.ndarray]], ...]
-    sources: list[str]
-    references: list[str]
+    originals: dict[str, list[list[str]]]
 
 
 @functools.lru_cache(maxsize=2)
-def _pairs(config: Pairs, dir: str | None) -> _Pairs:
-    train, validation, test = config.texts()
+def _pairs(config: Pairs, where: str | None) -> _Pairs:
+    """`where` the set is, `location`, is there for the cache."""
+    train, validation, test = config.load()
     if validation is None:
         if len(train[0]) < 2:
             raise Mistake(
@@ -150,7 +171,7 @@ def _pairs(config: Pairs, dir: str | None) -> _Pairs:
         )
     fitting = [sources[i] for i in fits], [targets[i] for i in fits]
     spec = PairSpec(tokenizer, config.lengths[-1], len(sources) - len(fits))
-    return _Pairs(spec, (fitting, *((x, y) for x, y in others)), *test)
+    return _Pairs(spec, (fitting, *((x, y) for x, y in others)), {"validation": validation, "test": test})
 
 
 def _texts(config: Pairs) -> Texts:
@@ -159,9 +180,9 @@ def _texts(config: Pairs) -> Texts:
     if is_path(config.name):
         folder = Path(config.name).expanduser()
         read = lambda split: [side[: config.limit] for side in _parallel(folder, split, languages)]
-        has = {file.stem for file in folder.glob(f"*.{config.source}")}
+        has = {file.name.split(".")[0] for file in folder.glob(f"*.{config.source}*")}
     else:
-        builder = tfds.builder(config.name, tfds.directory(config.dir), None)
+        builder = tfds.builder(config.name, tfds.directory(config.dir), None, "a folder of files SPLIT.LANGUAGE")
         has = set(builder.info.splits)
 
         def read(split: str) -> list[list[str]]:
@@ -170,14 +191,15 @@ def _texts(config: Pairs) -> Texts:
             return [strings(x, f"data.name {config.name}, split {split}, {language}") for x, language in named]
 
     train, test = read("train"), read(config.test)
-    return Texts(train, read("validation") if "validation" in has else None, test)
+    validation = next((read(split) for split in VALIDATION_SPLITS if split in has), None)
+    return Texts(train, validation, test)
 
 
 def _parallel(folder: Path, split: str, languages: tuple[str, str]) -> list[list[str]]:
-    """The lines of SPLIT.LANGUAGE in both languages."""
+    """The lines of SPLIT.LANGUAGE in both languages, without white space at their ends."""
     files = [folder / f"{split}.{language}" for language in languages]
     texts = [read_file(file).replace("\r\n", "\n").removesuffix("\n") for file in files]
-    pairs = [text.split("\n") if text else [] for text in texts]
+    pairs = [[line.strip() for line in text.split("\n")] if text else [] for text in texts]
     if len(pairs[0]) != len(pairs[1]) or not pairs[0]:
         found = " and ".join(f"{len(lines)} in {file}" for lines, file in zip(pairs, files, strict=True))
         raise Mistake(f"data.name {folder}: expected the same number of sentences, one a line, not {found}")

@@ -15,9 +15,10 @@ from research.core.errors import Mistake
 from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import tfds
-from research.data.feed import FeedName, batches
-from research.data.order import carved, check_fields, indices
-from research.data.strings import SUFFIXES, is_path, kept, read_file, strings
+from research.data.checks import check_fields
+from research.data.feed import EvalBatches, FeedName, check_device
+from research.data.order import carved, indices
+from research.data.strings import SUFFIXES, is_path, joined, kept, location, read_file, text_features
 from research.data.tokenizer import Tokenizer, commonest, trained
 
 END = "\x03"
@@ -60,7 +61,7 @@ class Text:
 
     Attributes:
         name: stdlib (the sources of Python's standard library), tiny_shakespeare or any set of TensorFlow Datasets with
-            a feature text; or the path of a text file, of a folder of them, or of a .npy file of tokens
+            text; or the path of a text file, of a folder of them, or of a .npy file of tokens
         dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
         tokenizer: characters, or bpe: byte-level byte pair encoding
         vocabulary: tokens of bpe, or of a .npy file; characters count themselves
@@ -72,6 +73,8 @@ class Text:
         seed: of the order of training, and of the split of stdlib
         feed: resident: the text on the device; stream: on the host, its windows put there chunk by chunk
         limit: characters (of a .npy file: tokens) to train on at most, and a tenth as many to validate and to test on
+        text_features: the features of a set of TensorFlow Datasets that hold its text, joined by a newline; None:
+            sentence, text, or title and description
     """
 
     name: str = "stdlib"
@@ -86,24 +89,29 @@ class Text:
     seed: int = 0
     feed: FeedName = "resident"
     limit: int | None = None
+    text_features: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, "vocabulary", "context", "evaluation_context")
 
     def spec(self) -> TextSpec:
         """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _tokens(self, tfds.directory(self.dir))[0]
+        return _tokens(self, location(self.name, self.dir))[0]
 
     def feeds(self) -> Feeds:
         """What a run reads; the tokenizer is kept. Raises as `spec` does."""
-        spec, train, validation, test = _tokens(self, tfds.directory(self.dir))
+        spec, train, validation, test = _tokens(self, location(self.name, self.dir))
         if len(train) <= self.context:
             mend = "give a smaller --data.context, or a longer text"
             raise Mistake(
                 f"data.name {self.name}: {len(train)} tokens to train on fill no window of {self.context}; {mend}"
             )
+        if self.feed == "resident":
+            check_device(len(train), f"tokens of data.name {self.name}")
         context = self.evaluation_context or self.context
-        judge = lambda tokens: batches(*windows(tokens, context), self.evaluation_batch)
+        judge = lambda tokens: EvalBatches.of(
+            functools.partial(windows, tokens, context), -(-(len(tokens) - 1) // context), self.evaluation_batch
+        )
         return Feeds(
             train=Windows(train, self.context, self.batch, self.seed, resident=self.feed == "resident"),
             validation=judge(validation),
@@ -127,30 +135,39 @@ class Windows:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=True)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it), i32[batch, context]; `index` is where a window begins."""
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, i32[batch, context], or these rows of it.
+
+        `index` is where a window begins; of more than 2**31 tokens, its low 32 bits.
+        """
         xp = jnp if self.resident else np
-        index = indices(step, self.batch, len(self.tokens) - self.context, self.seed, xp, share)
+        index = indices(step, self.batch, len(self.tokens) - self.context, self.seed, xp, rows)
+        # On the host, where there may be more tokens than 32 bits count, NumPy adds in 64.
         places = index[:, None] + xp.arange(self.context + 1)
         tokens: Any = xp.asarray(self.tokens)
         window = tokens.at[places].get(mode="promise_in_bounds") if self.resident else tokens[places]
         window = window.astype(xp.int32)
-        return Batch(index, xp.ones(index.shape, xp.float32), window[:, :-1], window[:, 1:])
+        return Batch(index.astype(xp.int32), xp.ones(index.shape, xp.float32), window[:, :-1], window[:, 1:])
 
 
-def windows(tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs, targets) i32[windows, context] that predict each token but the first once; the last is padded.
+def windows(tokens: np.ndarray, context: int, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs, targets) i32[windows, context] of some of the windows that predict each token but the first once.
 
-    Padding reads token 0, and its targets are IGNORED.
+    which: i64[windows], 0 for the first window of the text
+
+    After the end of the text inputs are token 0, and targets IGNORED.
     """
-    count = -(-(len(tokens) - 1) // context)
-    inputs, targets = np.zeros(count * context, np.int32), np.full(count * context, IGNORED, np.int32)
-    inputs[: len(tokens) - 1], targets[: len(tokens) - 1] = tokens[:-1], tokens[1:]
-    return inputs.reshape(count, context), targets.reshape(count, context)
+    places = which[:, None] * context + np.arange(context)
+    last = len(tokens) - 1
+    inside, places = places < last, np.minimum(places, last - 1)
+    return (
+        np.where(inside, tokens[places], 0).astype(np.int32),
+        np.where(inside, tokens[places + 1].astype(np.int32), IGNORED),
+    )
 
 
 @functools.lru_cache(maxsize=2)
-def _tokens(text: Text, dir: str | None) -> tuple[TextSpec, np.ndarray, np.ndarray, np.ndarray]:
+def _tokens(text: Text, where: str | None) -> tuple[TextSpec, np.ndarray, np.ndarray, np.ndarray]:
     """(spec, train, validation, test): the tokens i[tokens] of the three parts."""
     if text.name.endswith(".npy"):
         tokens = _numbers(text)
@@ -158,7 +175,7 @@ def _tokens(text: Text, dir: str | None) -> tuple[TextSpec, np.ndarray, np.ndarr
         parts = _limited((*_cut(rest, text.validation), test), text.limit)
         spec = TextSpec(None, text.vocabulary, text.context, 0)
     else:
-        train, *others = _limited(_parts(text, dir), text.limit)
+        train, *others = _limited(_parts(text, where), text.limit)
         if not train:
             raise Mistake(f"data.name {text.name}: there is no text to train on")
         tokenizer = trained(text.tokenizer, _documents(train), text.vocabulary)
@@ -190,8 +207,8 @@ def _parts(text: Text, dir: str | None) -> tuple[str, str, str]:
     builder = tfds.builder(text.name, dir, "stdlib")
 
     def read(split: str) -> str:
-        (column,) = tfds.columns(builder, text.name, split, ["text"])
-        return END.join(strings(column, f"data.name {text.name}, split {split}"))
+        columns = tfds.columns(builder, text.name, split, text_features(text.text_features, builder.info.features))
+        return END.join(joined(columns, f"data.name {text.name}, split {split}"))
 
     train, has = read("train"), set(builder.info.splits)
     if text.name == "tiny_shakespeare":

@@ -7,14 +7,19 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from research.core.errors import Failure, Mistake
 
 
 def directory(dir: str | None) -> str | None:
-    """Where prepared sets are: `dir`, else the environment's TFDS_DATA_DIR, else None for the library's default."""
-    return dir or os.environ.get("TFDS_DATA_DIR") or None
+    """Where prepared sets are: `dir`, else the environment's TFDS_DATA_DIR, else None for the library's default.
+
+    An absolute path: what is cached of a set is kept under it.
+    """
+    found = dir or os.environ.get("TFDS_DATA_DIR")
+    return str(Path(found).expanduser().resolve()) if found else None
 
 
 @contextlib.contextmanager
@@ -30,15 +35,18 @@ def quiet() -> Iterator[None]:
 
 
 @quiet()
-def builder(name: str, dir: str | None, bundled: str | None) -> Any:
+def builder(name: str, dir: str | None, bundled: str | None, files: str = "") -> Any:
     """The builder of a prepared set; where it isn't prepared in `dir` and TensorFlow is installed, prepares it first.
 
-    bundled: the name that needs no preparing, if there is one, for the message.
+    bundled  the name of a set that needs no preparing, if there is one, for the message
+    files    what `name` may also be the path of, for the message
 
     Raises Mistake where the set isn't there, Failure where it is damaged.
     """
     import tensorflow_datasets as tfds
 
+    root = dir or "~/tensorflow_datasets"  # its own default
+    prepare = f"pip install 'samestep[prepare]' && {_build(name, root)}"
     try:
         builder = tfds.builder(name, data_dir=dir)
         if builder.is_prepared():
@@ -47,14 +55,17 @@ def builder(name: str, dir: str | None, bundled: str | None) -> Any:
         # Only the text of the error knows the catalogue without TensorFlow.
         names = [*filter(None, [bundled]), *re.findall(r"^\s*- (\w+)$", str(error), re.MULTILINE)]
         near = "".join(f"; did you mean {n}?" for n in difflib.get_close_matches(name, names, 1))
+        paths = f"; for {files}, give its path (./{name})" if files else ""
+        # Without TensorFlow it does not know some of its sets, such as glue.
+        known = near or importlib.util.find_spec("tensorflow")
+        hidden = "" if known else f"; more are known with TensorFlow: {prepare}"
         raise Mistake(
-            f"data.name: TensorFlow Datasets has no set {name}, nor has {dir or 'its directory'}{near}"
+            f"data.name: TensorFlow Datasets has no set {name}, nor has {dir or 'its directory'}{near}{paths}{hidden}"
         ) from None
     except (ValueError, AssertionError) as error:  # no such configuration, no such version
         raise Mistake(f"data.name {name}: {reason(error)}") from error
     except Exception as error:
         raise damaged(f"data.name {name}", dir, error) from error
-    root = dir or "~/tensorflow_datasets"  # its own default
     trouble = "TensorFlow, which can prepare it, is not installed"
     if importlib.util.find_spec("tensorflow"):
         try:
@@ -66,7 +77,7 @@ def builder(name: str, dir: str | None, bundled: str | None) -> Any:
     raise Mistake(
         f"data.name {name}: not found in {root}, and {trouble}. Either give the directory of TensorFlow Datasets that "
         f"has it (--data.dir DIR or the environment's TFDS_DATA_DIR), or prepare it once, with a network: "
-        f"pip install 'samestep[prepare]' && {_build(name, root)}.{instead}"
+        f"{prepare}.{instead}"
     )
 
 

@@ -4,7 +4,6 @@ import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +13,8 @@ from research.core.errors import Mistake
 from research.core.experiment import Feed, Feeds
 from research.core.state import Batch
 from research.data import images, tfds
-from research.data.feed import FeedName, feeds
-from research.data.order import check_fields
+from research.data.checks import check_fields, check_images
+from research.data.feed import EvalBatches, FeedName, feeds
 
 CYCLE_GAN = "cycle_gan/"
 """How the names of TensorFlow Datasets' sets start that have the splits trainA, trainB, testA and testB."""
@@ -45,7 +44,9 @@ class Unpaired:
         validation: fraction of the training examples to validate on, carved out by a shuffle; at least one of each
         seed: of that split, and of the order of training
         feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
-        limit: images of each split of a labelled set at most, of all its classes
+        limit: images of each split at most; of a labelled set, of all its classes together
+        image_feature: the feature of a labelled set that holds the image
+        label_feature: the one that holds the label
     """
 
     name: str = "cifar10"
@@ -57,6 +58,8 @@ class Unpaired:
     seed: int = 0
     feed: FeedName = "resident"
     limit: int | None = None
+    image_feature: str = "image"
+    label_feature: str = "label"
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -64,24 +67,35 @@ class Unpaired:
             raise Mistake(f"data.classes must be two, not {self.classes[0]} twice")
 
     def arrays(self) -> Domains:
-        """The images. Raises Mistake where they aren't there, Failure where damaged."""
+        """The images, the same at each call: the only method that a new source overrides.
+
+        Raises Mistake where they aren't there, Failure where damaged.
+        """
         dir = tfds.directory(self.dir)
-        return (
-            splits(self.name, dir)
-            if self.name.startswith(CYCLE_GAN)
-            else labelled(self.name, self.classes, dir, self.limit)
-        )
+        if self.name.startswith(CYCLE_GAN):
+            return splits(self.name, dir)
+        return labelled(self.name, self.classes, dir, self.limit, self.image_feature, self.label_feature)
+
+    def load(self) -> Domains:
+        """`arrays`, checked, and at most `limit` images of each part. Raises as `arrays` does."""
+        data = self.arrays()
+        for part, found in zip(Domains._fields, data, strict=True):
+            check_images(f"data.name {self.name}, {part}", found)
+        shapes = sorted({part.shape[1:] for part in data})
+        if len(shapes) > 1:
+            raise Mistake(f"data.name {self.name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
+        return Domains(*(part[: self.limit] for part in data))
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `arrays` does."""
-        data = self.arrays()
+        data = self.load()
         x, y = (
             feeds(
                 (train, ()), (test, ()), self.batch, self.evaluation_batch, self.validation, self.seed + at, self.feed
             )
             for at, (train, test) in enumerate(((data.train_x, data.test_x), (data.train_y, data.test_y)))
         )
-        train = Both(x.train, y.train, self.feed == "resident")
+        train = Both(x.train, y.train, self.batch, self.feed == "resident")
         return Feeds(train, beside(x.validation, y.validation), beside(x.test, y.test))
 
 
@@ -91,11 +105,12 @@ class Both:
 
     x: Feed
     y: Feed
+    batch: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False)
 
-    def batch_at(self, step: Any, share: tuple[Any, int] = (0, 1)) -> Batch:
-        """The global batch of a step (or a share of it); `index` is that of X."""
-        return both(self.x.batch_at(step, share), self.y.batch_at(step, share))
+    def batch_at(self, step: Any, rows: Any = None) -> Batch:
+        """The global batch of a step, or these rows of it; `index` is that of X."""
+        return both(self.x.batch_at(step, rows), self.y.batch_at(step, rows))
 
 
 def both(x: Batch, y: Batch) -> Batch:
@@ -103,15 +118,25 @@ def both(x: Batch, y: Batch) -> Batch:
     return Batch(x.index, x.mask, (x.inputs, y.inputs), (x.mask, y.mask))
 
 
-def beside(x: Sequence[Batch], y: Sequence[Batch]) -> list[Batch]:
+def beside(x: Sequence[Batch], y: Sequence[Batch]) -> EvalBatches:
     """Evaluation batches side by side; where one set has no more, its last batch stands there, masked."""
-    gone = lambda batch: batch._replace(mask=np.zeros_like(batch.mask))
-    return [both(a or gone(x[-1]), b or gone(y[-1])) for a, b in zip_longest(x, y)]
+
+    def batch(of: Sequence[Batch], n: int) -> Batch:
+        return of[n] if n < len(of) else of[-1]._replace(mask=np.zeros_like(of[-1].mask))
+
+    one = lambda n: both(batch(x, n), batch(y, n))
+    return EvalBatches([functools.partial(one, n) for n in range(max(len(x), len(y)))])
 
 
-def labelled(name: str, classes: tuple[str, str], dir: str | None, limit: int | None) -> Domains:
-    """Two classes of a labelled set. Raises Mistake where it has no such class."""
-    data = images.arrays(name, dir, limit)
+@functools.lru_cache(maxsize=1)
+def labelled(
+    name: str, classes: tuple[str, str], dir: str | None, limit: int | None, image: str, label: str
+) -> Domains:
+    """Two classes of a labelled set, decoded once a process; the other classes are not kept.
+
+    Raises Mistake where it has no such class.
+    """
+    data = images.checked(images.read(name, dir, limit, image, label), f"data.name {name}", limit)
     for wanted in classes:
         if wanted not in data.names:
             near = difflib.get_close_matches(wanted, data.names, 1)
@@ -136,7 +161,4 @@ def splits(name: str, dir: str | None) -> Domains:
     found = Domains(*(read(split) for split in ("trainA", "trainB", "testA", "testB")))
     for part in found:
         part.flags.writeable = False
-    shapes = sorted({part.shape[1:] for part in found})
-    if len(shapes) > 1:
-        raise Mistake(f"data.name {name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
     return found

@@ -1,4 +1,4 @@
-"""A report on reinforcement learning: an episode in pictures."""
+"""A report on reinforcement learning: pictures of an episode."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,50 +10,53 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Numbers, Report, Split
 from research.core.files import failing, replacing
-from research.core.state import State, Tree
-from research.core.transformations import first
+from research.core.state import State
+from research.core.transformations import first_seed
+from research.core.types import Tree
 from research.evaluation import plots as plot
-from research.rl.environments import Timestep, Vector
+from research.rl.environments import Timestep, VectorEnv
+from research.rl.evaluation import episode_keys
 
 FRAMES = 12
-"""Frames in episode.png."""
+"""Frames shown in episode.png."""
 
 
-def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.Array]) -> Report:
-    """The greedy episode of the first test seed, in pictures: episode.png; and its return.
+def episode(name: str, environment: VectorEnv, q: Callable[[Tree, jax.Array], jax.Array]) -> Report:
+    """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return.
 
-    q  (params, observations [1, ...]) -> [1, actions]
+    q  (params, observations [1, ...]) -> values [1, actions]
     """
     reset = jax.jit(lambda key: environment.reset(key[None]))
 
     @jax.jit
     def step(params: Tree, key: jax.Array, time: int, states: Tree, observation: jax.Array) -> tuple[Tree, Timestep]:
-        luck, action = jax.random.fold_in(key, time)[None], q(params, observation).argmax(-1)
-        return environment.step(luck, states, action, (states, observation))  # it is over before it starts anew
+        keys, action = jax.random.fold_in(key, time)[None], q(params, observation).argmax(-1)
+        # The episode ends before the reset, so what the reset gives is never used.
+        return environment.step(keys, states, action, (states, observation))
 
-    def report(state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-        params, seed = first(state, state.params), int(feeds.test[0].index[0])
-        key = jax.random.key(seed)
-        states, observation = reset(key)
-        seen, rewards = [np.asarray(observation[0])], []
-        for time in range(environment.limit):
-            states, after = step(params, key, time, states, observation)
-            observation = after.observation
-            seen.append(np.asarray(after.final[0]))
-            rewards.append(float(after.reward[0]))
-            if after.terminated[0] or after.truncated[0]:
+    def run(state: State, split: Split, directory: Path) -> Numbers:
+        params, seed = first_seed(state).params["q"], int(split.batches[0].index[0])
+        reset_key, key = episode_keys(seed)
+        states, observation = reset(reset_key)
+        observations, rewards = [np.asarray(observation[0])], []
+        for time in range(environment.max_steps):
+            states, timestep = step(params, key, time, states, observation)
+            observation = timestep.observation
+            observations.append(np.asarray(timestep.next_observation[0]))
+            rewards.append(float(timestep.reward[0]))
+            if timestep.terminated[0] or timestep.truncated[0]:
                 break
         title = f"{name}, greedy episode of seed {seed}: return {sum(rewards):g} after {len(rewards)} frames"
-        _draw_episode(name, np.stack(seen), title, directory / "episode.png")
+        _draw_episode(name, np.stack(observations), title, directory / "episode.png")
         return {"episode_return": sum(rewards)}
 
-    return report
+    return Report(run, metrics=("episode_return",))
 
 
 def _draw_episode(name: str, observations: np.ndarray, title: str, path: Path) -> None:
-    """A strip of frames where a frame can be drawn, else the observations over time."""
+    """Draws `FRAMES` frames of environments whose frames can be drawn, and the observations over time of others."""
     drawers: dict[str, Callable[[Axes, np.ndarray], None]] = {"CartPole-v1": _draw_cartpole}
     draw = drawers.get(name, _draw_channels if observations.ndim == 4 else None)
     figure = Figure(figsize=(10, 2.5 if draw is _draw_cartpole else 4), dpi=130, layout="constrained")
@@ -74,7 +77,7 @@ def _draw_episode(name: str, observations: np.ndarray, title: str, path: Path) -
 
 
 def _draw_cartpole(ax: Axes, observation: np.ndarray) -> None:
-    """Cart and pole, in metres; the episode ends at 2.4 from the middle, or with the pole 12° off."""
+    """Cart and pole, in metres. An episode ends where the cart is 2.4 m off the centre, or the pole 12° off."""
     x, _, angle, _ = observation
     ax.plot([-2.4, 2.4], [0, 0], color="#bbbbbb", lw=1, zorder=0)
     ax.add_patch(Rectangle((x - 0.25, -0.15), 0.5, 0.3, color=plot.COLOURS[0]))
@@ -83,7 +86,7 @@ def _draw_cartpole(ax: Axes, observation: np.ndarray) -> None:
 
 
 def _draw_channels(ax: Axes, observation: np.ndarray) -> None:
-    """[height, width, channels] of zeros and ones: a colour for each channel, the last one on top."""
+    """An observation [height, width, channels] of zeros and ones, a colour for each channel; the last is on top."""
     channels = observation.shape[-1]
     colours = ListedColormap(["#222222", *(plot.COLOURS[i % 6] for i in range(channels))])
     top = np.where(observation > 0, np.arange(1, channels + 1), 0).max(-1)

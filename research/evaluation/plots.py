@@ -1,4 +1,4 @@
-"""Pictures: learning curves, grids of images, confusion matrices. Each function writes one PNG, atomically."""
+"""Pictures: learning curves, image grids, confusion matrices. Each public function writes one PNG, atomically."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -16,26 +16,25 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 from research.core.files import failing, replacing
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-"""Okabe and Ito's, which the colour-blind can tell apart."""
+"""Okabe and Ito's palette, which colour-blind readers can distinguish."""
 
 POINTS = 400
-"""Of a line; what is longer is averaged in bins, or it would be a band of noise."""
-
+"""Points of a line at most; longer curves are averaged in bins, so that they are readable."""
 
 SPLITS = ("train", "validation", "test")
 
 
 class Curve(NamedTuple):
-    """steps [n], and values [n, seeds] with NaN where there is none."""
+    """steps [n] and values [n, seeds]; a missing value is NaN."""
 
     steps: np.ndarray
     values: np.ndarray
 
 
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) -> None:
-    """Learning curves of runs by label (the lines of metrics.jsonl), side by side: one panel a metric.
+    """Draws the learning curves of runs, given by label as the lines of their metrics.jsonl: one panel for each metric.
 
-    Training and validation are together. Seeds are thin lines, with their mean and one standard deviation about it.
+    Training and validation share a panel. Each seed is a thin line; the mean and one standard deviation are drawn too.
     """
     panels = _panels(runs)
     if not panels:
@@ -44,16 +43,16 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
     rows = math.ceil(len(panels) / columns)
     figure = _figure(4.6 * columns, 3.2 * rows + 0.6)
     several = len(runs) > 1
-    found = {split for drawn in panels.values() for _, split in drawn}
+    found = {split for by_run in panels.values() for _, split in by_run}
     splits = [*(s for s in SPLITS if s in found), *sorted(found - set(SPLITS))]
     colours = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(runs if several else splits)}
-    seeds = max(curve.values.shape[1] for drawn in panels.values() for curve in drawn.values())
+    seeds = max(curve.values.shape[1] for by_run in panels.values() for curve in by_run.values())
 
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax, (name, drawn) in zip(axes, panels.items(), strict=False):
-        for (label, split), curve in drawn.items():
+    for ax, (name, by_run) in zip(axes, panels.items(), strict=False):
+        for (label, split), curve in by_run.items():
             _draw(ax, curve, colours[label if several else split], _style(split, several))
-        _scale(ax, name, list(drawn.values()))
+        _scale(ax, name, list(by_run.values()))
         ax.set_title(name.replace("_", " "), fontsize=11)
         ax.set_xlabel("steps")
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -66,24 +65,25 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
     def handle(label: str, colour: str, style: dict[str, Any]) -> Line2D:
         return Line2D([], [], color=colour, label=label, **style)
 
-    by_split = [handle(s, "#444444" if several else colours[s], _style(s, several)) for s in splits]
-    counted = "seeds" if several else f"{seeds} seeds"
-    note = f"thin lines: {counted}; bold: their mean, shaded ± 1 standard deviation" if seeds > 1 else ""
+    split_handles = [handle(s, "#444444" if several else colours[s], _style(s, several)) for s in splits]
+    count = "seeds" if several else f"{seeds} seeds"
+    note = f"thin lines: {count}; bold: their mean, shaded ± 1 standard deviation" if seeds > 1 else ""
     above = partial(figure.legend, loc="outside upper center", frameon=False, title_fontsize=12)
     if several:
-        by_run = [handle(label, colours[label], _style("", False)) for label in runs]
-        above(handles=by_run, ncols=min(len(runs), 2 * columns))
-        figure.legend(handles=by_split, ncols=len(splits), title=note, loc="outside lower center", frameon=False)
+        run_handles = [handle(label, colours[label], _style("", False)) for label in runs]
+        above(handles=run_handles, ncols=min(len(runs), 2 * columns))
+        figure.legend(handles=split_handles, ncols=len(splits), title=note, loc="outside lower center", frameon=False)
     else:
-        above(handles=by_split, ncols=len(splits), title=next(iter(runs)))
+        above(handles=split_handles, ncols=len(splits), title=next(iter(runs)))
         figure.supxlabel(note, fontsize=10)
     _write(figure, path)
 
 
 def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, columns: int | None = None) -> None:
-    """Images [n, height, width, channels] in a grid, each under its caption if there are any.
+    """Draws images [n, height, width, channels] in a grid, each with its caption above it where captions are given.
 
-    uint8, or floats from 0 to 1; one channel is grey. Floats beyond are scaled, all of them alike, to what they span.
+    The images are uint8, or floats from 0 to 1; one channel is grey. If any float is outside [0, 1], all images are
+    scaled by the same factor to fit.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8:
@@ -110,17 +110,17 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
 
 
 def confusion(matrix: Any, names: Sequence[str], path: Path | str) -> None:
-    """A confusion matrix of counts, [true class, predicted class]; coloured by the share of the true class."""
+    """Draws a confusion matrix of counts [true class, predicted class], coloured by the share of the true class."""
     matrix = np.asarray(matrix)
     n = len(names)
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    many = n > 30  # too many to be read one by one
-    size = 8.0 if many else max(4.0, 0.5 * n + 1.5)
+    large = n > 30  # too many numbers to read
+    size = 8.0 if large else max(4.0, 0.5 * n + 1.5)
     figure = _figure(size + 0.8, size)
     ax = figure.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=ax, label="share of the true class", shrink=0.8)
-    if not many:
+    if not large:
         ax.set_xticks(range(n), names, rotation=45, ha="right", rotation_mode="anchor")
         ax.set_yticks(range(n), names)
         for (row, column), count in np.ndenumerate(matrix):
@@ -129,12 +129,12 @@ def confusion(matrix: Any, names: Sequence[str], path: Path | str) -> None:
                 ax.text(column, row, f"{count:.0f}", ha="center", va="center", color=ink, fontsize=8)
     ax.set_xlabel("predicted class")
     ax.set_ylabel("true class")
-    ax.set_title(f"{np.trace(matrix) / max(matrix.sum(), 1):.2%} of {matrix.sum():,.0f} right", fontsize=11)
+    ax.set_title(f"{np.trace(matrix) / max(matrix.sum(), 1):.2%} of {matrix.sum():,.0f} correct", fontsize=11)
     _write(figure, path)
 
 
 def _panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[tuple[str, str], Curve]]:
-    """By metric, the curve of each run and split; in the order in which metrics first appear."""
+    """The curves by metric, then by (run, split); metrics are in the order of their first appearance."""
     points: dict[str, dict[tuple[str, str], list[tuple[int, list[Any]]]]] = {}
     for label, lines in runs.items():
         for line in lines:
@@ -144,7 +144,7 @@ def _panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[t
                 each = value if isinstance(value, list) else [value]
                 if all(x is None or isinstance(x, int | float) for x in each):
                     points.setdefault(name, {}).setdefault((label, line["split"]), []).append((line["step"], each))
-    return {name: {key: _curve(drawn) for key, drawn in by.items()} for name, by in points.items()}
+    return {name: {key: _curve(pairs) for key, pairs in by_run.items()} for name, by_run in points.items()}
 
 
 def _curve(points: list[tuple[int, list[Any]]]) -> Curve:
@@ -158,15 +158,15 @@ def _curve(points: list[tuple[int, list[Any]]]) -> Curve:
 
 
 def _style(split: str, several: bool) -> dict[str, Any]:
-    """One run has a colour for each split; of several, that is the run's, and training is the lighter line."""
+    """Line properties. A single run has a colour for each split; of several runs, training is the lighter line."""
     if split == "test":
         return {"lw": 0, "marker": "o", "ms": 5}
     return {"lw": 0.9, "alpha": 0.6} if several and split == "train" else {"lw": 1.8}
 
 
 def _draw(ax: Axes, curve: Curve, colour: str, style: dict[str, Any]) -> None:
-    there = ~np.isnan(curve.values).all(1)
-    steps, values = curve.steps[there], curve.values[there]
+    valid = ~np.isnan(curve.values).all(1)
+    steps, values = curve.steps[valid], curve.values[valid]
     if not len(steps):
         return
     mean = np.nanmean(values, 1)
@@ -180,9 +180,9 @@ def _draw(ax: Axes, curve: Curve, colour: str, style: dict[str, Any]) -> None:
     ax.plot(steps, mean, color=colour, **style)
 
 
-def _scale(ax: Axes, name: str, drawn: Sequence[Curve]) -> None:
-    """Logarithmic for what is positive and falls far, as losses do."""
-    values = np.concatenate([curve.values.ravel() for curve in drawn])
+def _scale(ax: Axes, name: str, curves: Sequence[Curve]) -> None:
+    """Makes the axis logarithmic for losses and the like that are positive and span a factor of more than 20."""
+    values = np.concatenate([curve.values.ravel() for curve in curves])
     values = values[~np.isnan(values)]
     kind = any(word in name for word in ("loss", "perplexity", "norm", "error"))
     if kind and len(values) and values.min() > 0 and values.max() > 20 * values.min():

@@ -1,4 +1,4 @@
-"""Image classification: `supervised` with cross-entropy, and augmentation inside the compiled step."""
+"""Image classification: cross-entropy, with augmentation inside the compiled step."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -7,26 +7,27 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
-from research.core.losses import classification
-from research.core.modules import forward
-from research.core.state import Learner, Tree
+from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.losses import classification, criterion_loss, criterion_metrics
+from research.core.metrics import Metrics
+from research.core.optimizers import Optimizer
+from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, owned, rng
 from research.data.augment import Augment, augment
-from research.data.images import Images
+from research.data.images import Images, ImageSpec
 from research.evaluation import images as reports
-from research.learners.supervised import Training
+from research.learners.supervised import Supervised
 from research.nets.cnn import CNN
 
 
 @dataclass(frozen=True, kw_only=True)
-class Classify(Training):
+class Classify(Supervised):
     """An experiment in image classification.
 
     Attributes:
         data: the images
         net: a Flax module: images -> logits, with a field `outputs` for the number of classes
         augment: what is done to training images
-        smoothing: of the labels
+        smoothing: label-smoothing factor
     """
 
     data: Images = field(default_factory=Images)
@@ -34,34 +35,63 @@ class Classify(Training):
     augment: Augment = field(default_factory=Augment)
     smoothing: float = 0.0
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
-        images = self.data.spec()
-        scaled = lambda pixels: pixels.astype(jnp.float32) / 255
-        standardised = lambda pixels: (pixels - jnp.array(images.mean)) / jnp.array(images.std)
-        return self.learner(
-            self.net.clone(outputs=images.classes),
-            jnp.zeros((1, *images.shape)),
-            classification(self.smoothing),
-            judge=classification(),
-            prepare=lambda batch: batch._replace(inputs=standardised(scaled(batch.inputs))),
-            augment=lambda keys, batch: batch._replace(
-                inputs=standardised(augment(self.augment, keys, scaled(batch.inputs)))
-            ),
-            axis=axis,
-        )
+        spec = self.data.spec()
+        net = self.network(self.net.clone(outputs=spec.classes))
+        init_state, update = self.updater()
+        loss = criterion_loss(net, "net", classification(self.smoothing))
+
+        def init(key: jax.Array) -> State:
+            return init_state(key, {"net": net.init(key, jnp.zeros((1, *spec.shape)))})
+
+        def step(state: State, batch: Batch) -> tuple[State, Metrics]:
+            keys = example_keys(rng(state, "augment"), batch.index)
+            images = standardised(augment(self.augment, keys, scaled(batch.inputs)), spec)
+            state, aux = update(state, "net", loss, batch._replace(inputs=images))
+            return state, dict(aux.metrics)
+
+        def evaluate(state: State, batch: Batch) -> Metrics:
+            batch = batch._replace(inputs=standardised(scaled(batch.inputs), spec))
+            return criterion_metrics(net, "net", classification(), state, batch)
+
+        return learner(init, step, evaluate)
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
         return self.data.feeds()
 
-    def logits(self, params: Tree, collections: dict[str, Tree], pixels: jax.Array) -> jax.Array:
-        """What the net makes of images u8[batch, height, width, channels], as they are evaluated: [batch, classes]."""
-        images = self.data.spec()
-        net = self.net.clone(outputs=images.classes)
-        inputs = (pixels.astype(jnp.float32) / 255 - jnp.array(images.mean)) / jnp.array(images.std)
-        return forward(net, collections.get("average", params), collections, inputs)[0]
+    def logits(self, state: State, images: jax.Array) -> jax.Array:
+        """What the net makes of u8[batch, height, width, channels], as it is evaluated: [batch, classes]."""
+        spec = self.data.spec()
+        net = self.network(self.net.clone(outputs=spec.classes))
+        inputs = standardised(scaled(images), spec)
+        return net.apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        return reports.classification(self.logits, self.data.spec().names), reports.filters
+        return reports.classification(self.logits, self.data.spec().names), reports.filters()
+
+
+def scaled(pixels: jax.Array) -> jax.Array:
+    """u8 [...] -> f32 [...] in [0, 1]."""
+    return pixels.astype(jnp.float32) / 255
+
+
+def standardised(images: jax.Array, spec: ImageSpec) -> jax.Array:
+    """Images [..., channels] less each channel's mean, over its standard deviation."""
+    return (images - jnp.array(spec.mean)) / jnp.array(spec.std)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    return {
+        "cnn": Classify(
+            data=Images(name="digits", batch=32, evaluation_batch=40),
+            net=CNN(widths=(8,), depth=1, dropout=0.2),
+            augment=Augment(shift=1, flip=True, cutout=2, noise=0.05),
+            smoothing=0.1,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
+        )
+    }

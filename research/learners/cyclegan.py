@@ -13,20 +13,26 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report, Run, Snapshot, positive
-from research.core.modules import forward, initialise
-from research.core.optimizers import optimizer, schedule
-from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
-from research.core.update import cast, descend
+from research.core.devices import gathered, position
+from research.core.errors import UserError
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, positive
+from research.core.metrics import Mean, Metrics, mean
+from research.core.modules import network
+from research.core.optimizers import Optimizer
+from research.core.state import Batch, Learner, State, example_keys, learner, rng
+from research.core.types import Tree
+from research.core.update import Aux, updater
 from research.data.augment import Augment, augment
 from research.data.unpaired import Unpaired
-from research.evaluation import gan as reports
-from research.learners.players import Players, prepared, together
+from research.evaluation import samples
+from research.evaluation.classifier import load_classifier
+from research.learners.adversarial import Adversarial, prepared
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
+from research.nets.gan import Conv
 
 
 @dataclass(frozen=True, kw_only=True)
-class CycleGAN(Players):
+class CycleGAN(Adversarial):
     """An experiment in translation between two sets of images.
 
     Attributes:
@@ -46,166 +52,162 @@ class CycleGAN(Players):
     cycle: float = 10.0
     identity: float | None = 5.0
     pool: int = 50
-    run: Run = field(default_factory=lambda: Run(metric="cycle_error", goal="min"))
+    run: Run = field(default_factory=lambda: Run(metric="cycle_error", mode="min"))
+
+    adversaries = ("generators", "discriminators")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "pool")
+        if self.sample_metrics_every is not None and self.classifier_dir is None:
+            raise UserError("sample_metrics_every needs classifier_dir, the classifier that evaluates the translations")
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
-        return cyclegan(self, self.data.arrays().train_x.shape[1:], axis)
+        return cyclegan(self, self.data.load().train_x.shape[1:])
 
     def feeds(self) -> Feeds:
-        """See `Experiment`; tells at once what is wrong with the judge."""
-        if self.judge is not None:
-            classifier = reports.judge(self.judge, self.judge_hash, self.data.arrays().train_x.shape[1:])
-            reports.targets(classifier, self.data, self.judge)
+        """See `Experiment`."""
         return self.data.feeds()
 
-    def translate(self, params: Tree, pixels: jax.Array, forth: bool) -> jax.Array:
-        """G or, back, F of images u8[batch, h, w, c]: [batch, h, w, c] in [-1, 1]."""
-        return forward(self.generator, params["generator"]["G" if forth else "F"], {}, prepared(pixels))[0]
+    def translate(self, state: State, images: jax.Array, to_y: bool) -> jax.Array:
+        """Translations [batch, h, w, c] in [-1, 1] of images u8[batch, h, w, c], by G to Y or by F to X."""
+        net = network(self.generator, self.update.dtype)
+        return net.apply(state.params["generators"]["G" if to_y else "F"], {}, prepared(images))[0]
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        yield Snapshot(reports.translations(self.translate))
-        if self.judge is not None:
-            yield reports.recognised(self.translate, self.data, self.judge, self.judge_hash)
+        found = [samples.translation_grid(self.translate, self.run.evaluate_every)]
+        if self.classifier_dir is not None:
+            shape = self.data.load().train_x.shape[1:]
+            classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, shape)
+            found.append(samples.translation_metrics(self.translate, self.data, classifier, self.sample_metrics_every))
+        return found
 
 
-def cyclegan(config: CycleGAN, shape: tuple[int, ...], axis: str | None = None) -> Learner:
+def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
     """The learner, for images of `shape` (height, width, channels).
 
-    params is {"generator": {"G", "F"}, "discriminator": {"X", "Y"}}, opt_state has the same two names; the pools are
+    The names are "generators", two nets {"G", "F"}, and "discriminators", {"X", "Y"}. The pools are
     collections["pool"] {"X", "Y"}, f32[pool, h, w, c]: the same on every device.
     """
-    how = {"generator": config.generator_optimizer, "discriminator": config.discriminator_optimizer}
-    txs = {name: optimizer(tx, config.run.steps) for name, tx in how.items()}
-    rates = {name: schedule(tx, config.run.steps) for name, tx in how.items()}
+    generator = network(config.generator, config.update.dtype)
+    discriminator = network(config.discriminator, config.update.dtype)
+    init_state, update = updater(
+        config.update,
+        {
+            "generators": (config.generator_optimizer, config.run.steps),
+            "discriminators": (config.discriminator_optimizer, config.run.steps),
+        },
+    )
 
     def init(key: jax.Array) -> State:
         keys, image = jax.random.split(key, 4), jnp.zeros((1, *shape))
-        made = lambda net, names, keys: {n: initialise(net, k, image)[0] for n, k in zip(names, keys, strict=True)}
-        params = {
-            "generator": made(config.generator, "GF", keys[:2]),
-            "discriminator": made(config.discriminator, "XY", keys[2:]),
+        made = lambda net, names, keys: {n: net.init(k, image)[0] for n, k in zip(names, keys, strict=True)}
+        nets: dict[str, tuple[Tree, dict[str, Tree]]] = {
+            "generators": (made(generator, "GF", keys[:2]), {}),
+            "discriminators": (made(discriminator, "XY", keys[2:]), {}),
         }
-        opt_state = {name: txs[name].init(nets) for name, nets in params.items()}
-        pools = {name: jnp.zeros((config.pool, *shape)) for name in "XY"}
-        return State(jnp.int32(0), key, params, opt_state, {"pool": pools}, ())
+        return init_state(key, nets, {"pool": {name: jnp.zeros((config.pool, *shape)) for name in "XY"}})
 
-    def generate(params: Tree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return forward(config.generator, params, {}, images, key)[0]
+    def translate(params: Tree, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        return generator.apply(params, {}, images, rng=rng)[0]
 
-    def score(params: Tree, images: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        return forward(config.discriminator, params, {}, images, key)[0]
+    def score(params: Tree, images: jax.Array, rng: jax.Array | None = None) -> jax.Array:
+        return discriminator.apply(params, {}, images, rng=rng)[0]
 
-    def generators(
-        nets: Tree, discriminators: Tree, x: jax.Array, y: jax.Array, key: jax.Array | None = None
-    ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-        """What the generators descend, f32[batch] of x and of y: adversarial, cycle_error and identity_error."""
+    def generator_terms(
+        nets: Tree, critics: Tree, x: jax.Array, y: jax.Array, rng: jax.Array | None = None
+    ) -> tuple[Terms, Terms, dict[str, jax.Array]]:
+        """The terms of the generators' loss on x and on y, and the translations {"X", "Y"}."""
 
-        def one(there: Tree, back: Tree, critic: Tree, x: jax.Array) -> dict[str, jax.Array]:
-            fake = generate(there, x, key)
-            values = {
-                "adversarial": alone((score(critic, fake, key) - 1) ** 2),
-                "cycle_error": alone(jnp.abs(generate(back, fake, key) - x)),
+        def one(there: Tree, back: Tree, critic: Tree, x: jax.Array) -> tuple[Terms, jax.Array]:
+            fake = translate(there, x, rng)
+            terms = {
+                "adversarial": per_example_mean((score(critic, fake, rng) - 1) ** 2),
+                "cycle_error": per_example_mean(jnp.abs(translate(back, fake, rng) - x)),
             }
             if config.identity is not None:
-                values["identity_error"] = alone(jnp.abs(generate(back, x, key) - x))
-            return values
+                terms["identity_error"] = per_example_mean(jnp.abs(translate(back, x, rng) - x))
+            return terms, fake
 
-        forth = one(nets["G"], nets["F"], discriminators["Y"], x)
-        return forth, one(nets["F"], nets["G"], discriminators["X"], y)
+        of_x, fake_y = one(nets["G"], nets["F"], critics["Y"], x)
+        of_y, fake_x = one(nets["F"], nets["G"], critics["X"], y)
+        return of_x, of_y, {"X": fake_x, "Y": fake_y}
 
-    def objective(values: dict[str, jax.Array]) -> jax.Array:
-        total = values["adversarial"] + config.cycle * values["cycle_error"]
-        return total if config.identity is None else total + config.identity * values["identity_error"]
+    def weighted(terms: Terms) -> jax.Array:
+        total = terms["adversarial"] + config.cycle * terms["cycle_error"]
+        return total if config.identity is None else total + config.identity * terms["identity_error"]
 
-    def telling(critic: Tree, reals: jax.Array, fakes: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        """What a discriminator descends, f32[batch]; halved, which slows it down beside the generators."""
-        return (alone((score(critic, reals, key) - 1) ** 2) + alone(score(critic, fakes, key) ** 2)) / 2
+    def discriminator_terms(
+        critic: Tree, reals: jax.Array, fakes: jax.Array, rng: jax.Array | None = None
+    ) -> jax.Array:
+        """The loss of one discriminator, f32[batch]; halved, which slows it down beside the generators."""
+        real, fake = score(critic, reals, rng), score(critic, fakes, rng)
+        return (per_example_mean((real - 1) ** 2) + per_example_mean(fake**2)) / 2
+
+    def generator_loss(params: Tree, state: State, batch: Any, rng: jax.Array) -> tuple[Mean, Aux]:
+        x, y, mask = batch
+        of_x, of_y, fakes = generator_terms(params, state.params["discriminators"], x, y, rng)
+        metrics = {name: mean((of_x[name] + of_y[name]) / 2, mask) for name in of_x}
+        return mean(weighted(of_x) + weighted(of_y), mask), Aux(metrics, rows=fakes)
+
+    def discriminator_loss(params: Tree, state: State, batch: Any, rng: jax.Array) -> tuple[Mean, Aux]:
+        x, y, fake, mask = batch
+        of_x, of_y = (discriminator_terms(params[n], real, fake[n], rng) for n, real in zip("XY", (x, y), strict=True))
+        return mean(of_x + of_y, mask), Aux()
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        grown = lambda name, images: augment(
-            config.augment, each(stream(state, f"augment {name}"), batch.index), images.astype(jnp.float32) / 255
+        augmented = lambda name, images: augment(
+            config.augment, example_keys(rng(state, f"augment {name}"), batch.index), images.astype(jnp.float32) / 255
         )
-        x, y = (2 * grown(name, images) - 1 for name, images in zip("XY", batch.inputs, strict=True))
-        nets, critics = state.params["generator"], state.params["discriminator"]
-
-        def generator_loss(
-            nets: Tree, collections: dict[str, Tree], batch: Any, key: jax.Array
-        ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
-            x, y, mask = batch
-            of_x, of_y = generators(nets, cast(critics, config.descent.dtype), x, y, key)
-            metrics = {name: mean((of_x[name] + of_y[name]) / 2, mask) for name in of_x}
-            return mean(objective(of_x) + objective(of_y), mask), (collections, metrics)
-
-        def discriminator_loss(
-            critics: Tree, collections: dict[str, Tree], batch: Any, key: jax.Array
-        ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
-            x, y, fake_x, fake_y, mask = batch
-            values = telling(critics["X"], x, fake_x, key) + telling(critics["Y"], y, fake_y, key)
-            return mean(values, mask), (collections, {})
-
-        def down(name: str, loss: Any, data: Any) -> tuple[Tree, Tree, Metrics]:
-            net, opt_state = state.params[name], state.opt_state[name]
-            net, opt_state, _, metrics = descend(
-                loss, txs[name], net, opt_state, {}, data, stream(state, name), config.descent, axis
-            )
-            return net, opt_state, metrics
-
-        # The translations of the generators as they are before their update.
-        key, still = stream(state, "generator"), cast(nets, config.descent.dtype)
-        fakes = {"X": generate(still["F"], y, key), "Y": generate(still["G"], x, key)}
-
-        nets, nets_opt, made = down("generator", generator_loss, (x, y, batch.mask))
-
-        pools, shown = {}, {}
-        for name, images in fakes.items():
-            everyone = images if axis is None else jax.lax.all_gather(images, axis, tiled=True)
-            luck = each(stream(state, f"pool {name}"), jnp.arange(len(everyone)))
-            pools[name], given = queried(state.collections["pool"][name], everyone, luck, state.step)
-            own = 0 if axis is None else jax.lax.axis_index(axis) * len(images)
-            shown[name] = jax.lax.dynamic_slice_in_dim(given, own, len(images))
-
-        told_apart = x, y, shown["X"], shown["Y"], batch.mask
-        critics, critics_opt, told = down("discriminator", discriminator_loss, told_apart)
-
-        metrics = together({"generator": made, "discriminator": told})
-        metrics |= {f"{name}_learning_rate": mean(rate(state.step)) for name, rate in rates.items()}
-        return State(
-            state.step + 1,
-            state.key,
-            {"generator": nets, "discriminator": critics},
-            {"generator": nets_opt, "discriminator": critics_opt},
-            {"pool": pools},
-            state.world,
-        ), metrics
+        x, y = (2 * augmented(name, images) - 1 for name, images in zip("XY", batch.inputs, strict=True))
+        state, g = update(state, "generators", generator_loss, (x, y, batch.mask))
+        # The discriminators see the translations of the generators before their update, out of the pools.
+        state, fakes = pool_fakes(state, g.rows)
+        state, d = update(state, "discriminators", discriminator_loss, (x, y, fakes, batch.mask))
+        return state, {**g.metrics, **d.metrics}
 
     def evaluate(state: State, batch: Batch) -> Metrics:
-        """The losses on images that were not trained on; the discriminators' with translations of the moment."""
+        """The losses on images that were not trained on; the discriminators' with the present translations."""
         x, y = (prepared(images) for images in batch.inputs)
-        nets, critics = state.params["generator"], state.params["discriminator"]
-        of_x, of_y = generators(nets, critics, x, y)
-        mask_x, mask_y = batch.targets
+        critics, (mask_x, mask_y) = state.params["discriminators"], batch.targets
+        of_x, of_y, fakes = generator_terms(state.params["generators"], critics, x, y)
         merged = lambda a, b: jax.tree.map(jnp.add, mean(a, mask_x), mean(b, mask_y))
-        metrics = {name: merged(of_x[name], of_y[name]) for name in of_x}
-        metrics["generator_loss"] = mean(objective(of_x) + objective(of_y), mask_x * mask_y)
-        told = telling(critics["X"], x, generate(nets["F"], y)) + telling(critics["Y"], y, generate(nets["G"], x))
-        metrics["discriminator_loss"] = mean(told, mask_x * mask_y)
-        return metrics
+        told = discriminator_terms(critics["X"], x, fakes["X"]) + discriminator_terms(critics["Y"], y, fakes["Y"])
+        return {
+            **{name: merged(of_x[name], of_y[name]) for name in of_x},
+            "generators_loss": mean(weighted(of_x) + weighted(of_y), mask_x * mask_y),
+            "discriminators_loss": mean(told, mask_x * mask_y),
+        }
 
-    return Learner(init, step, evaluate)
+    return learner(init, step, evaluate)
 
 
-def alone(values: jax.Array) -> jax.Array:
+Terms = dict[str, jax.Array]
+"""The terms of a loss by name, f32[batch] each."""
+
+
+def pool_fakes(state: State, fakes: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
+    """The State with the translations {"X", "Y"} in its pools, and what the discriminators see in place of these.
+
+    The pools are the same on all devices, and take the translations of all of them.
+    """
+    pools, seen = {}, {}
+    for name, images in fakes.items():
+        everyones = gathered(images)
+        keys = example_keys(rng(state, f"pool {name}"), jnp.arange(len(everyones)))
+        pools[name], shown = query_pool(state.collections["pool"][name], everyones, keys, state.step)
+        seen[name] = shown[position(len(images))]
+    return state._replace(collections=state.collections | {"pool": pools}), seen
+
+
+def per_example_mean(values: jax.Array) -> jax.Array:
     """The mean of each example: [batch, ...] -> [batch]."""
     return values.reshape(len(values), -1).mean(1)
 
 
-def queried(pool: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+def query_pool(pool: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The pool after a step, and what the discriminator is shown in place of `images` [batch, ...], one after another.
 
     Until the pool is full an image enters it, and is shown. Then, half of the time, it changes places with a random
@@ -216,10 +218,10 @@ def queried(pool: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Array
     """
     size = len(pool)
 
-    def one(pool: jax.Array, image_and_luck: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
-        image, place, exchange, seen = image_and_luck
-        filling = seen < size
-        place = jnp.where(filling, seen, place)
+    def one(pool: jax.Array, draw: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        image, place, exchange, before = draw
+        filling = before < size
+        place = jnp.where(filling, before, place)
         past = pool[place]
         pool = pool.at[place].set(jnp.where(filling | exchange, image, past))
         return pool, jnp.where(filling | ~exchange, image, past)
@@ -227,5 +229,30 @@ def queried(pool: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Array
     place = jax.vmap(lambda key: jax.random.randint(key, (), 0, size))(keys)
     exchange = jax.vmap(lambda key: jax.random.bernoulli(jax.random.fold_in(key, 1)))(keys)
     # A step later than the pool's size finds it full: so the product can't overflow.
-    seen = jnp.minimum(step, size) * len(images) + jnp.arange(len(images))
-    return jax.lax.scan(one, pool, (images, place, exchange, seen))
+    before = jnp.minimum(step, size) * len(images) + jnp.arange(len(images))
+    return jax.lax.scan(one, pool, (images, place, exchange, before))
+
+
+class _Translator(nn.Module):
+    """Images -> images by one convolution: `CycleGenerator` takes a minute to compile."""
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+        return nn.tanh(Conv(images.shape[-1], 3)(images.transpose(3, 1, 2, 0), train)).transpose(3, 1, 2, 0)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    sgd = Optimizer(name="sgd", learning_rate=0.05)
+    return {
+        "cyclegan": CycleGAN(
+            data=Unpaired(name="digits", classes=("3", "8"), batch=8, evaluation_batch=16),
+            generator=_Translator(),
+            discriminator=PatchDiscriminator(widths=(4,)),
+            augment=Augment(flip=True),
+            pool=12,
+            generator_optimizer=sgd,
+            discriminator_optimizer=sgd,
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="cycle_error", mode="min"),
+        )
+    }

@@ -1,88 +1,86 @@
 """Deep Q-learning with experience replay (Mnih et al. 2015, doi:10.1038/nature14236; 2013, arXiv:1312.5602).
 
-`dqn` reads as their Algorithm 1 does: act epsilon-greedily, store, sample, descend, now and then reset Q̂ to Q. With it,
-where the config asks for them: double Q-learning (van Hasselt, Guez & Silver 2015, arXiv:1509.06461) and n-step returns
-(Sutton 1988; for DQN Hessel et al. 2017, arXiv:1710.02298).
+`dqn` follows their Algorithm 1: act epsilon-greedily, store, sample, update, and every C steps reset Q̂ to Q.
+Options are double Q-learning (van Hasselt, Guez & Silver 2015, arXiv:1509.06461) and n-step returns (Sutton 1988; for
+DQN Hessel et al. 2017, arXiv:1710.02298).
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import Mistake
-from research.core.experiment import Feeds, Report, Run, positive
-from research.core.modules import forward, initialise
-from research.core.optimizers import Optimizer, optimizer, schedule
-from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
-from research.core.update import Descent, descend
+from research.core.errors import UserError
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch, positive
+from research.core.metrics import Mean, Metrics, mean
+from research.core.modules import network
+from research.core.optimizers import Optimizer
+from research.core.state import Batch, Learner, State, example_keys, learner, rng
+from research.core.types import Tree
+from research.core.update import Aux, scan_updates, updater
 from research.data.feed import Empty, episodes
 from research.evaluation.episodes import episode
 from research.nets.q import MLP
 from research.rl import replay
-from research.rl.environments import Environment, Vector, make
-from research.rl.replay import Frame, Sample
+from research.rl.environments import Environment, VectorEnv, make
+from research.rl.evaluation import play
+from research.rl.exploration import epsilon_greedy, linear_epsilon
+from research.rl.replay import Sample
+from research.rl.rollout import ActorState, Transition, reset, rollout
 
 
 class World(NamedTuple):
-    """What the agent acts in, leaves [environments, ...].
-
-    number       i32, each environment's global index
-    states       the environments' states
-    observation  f32, what the next actions are chosen by
-    return_      f32, the sum of the rewards of the episode so far
-    length       f32, its frames
-    ring         the replay memory, leaves [environments, slots, ...]
-    """
-
-    number: jax.Array
-    states: Tree
-    observation: jax.Array
-    return_: jax.Array
-    length: jax.Array
-    ring: Frame
-
-
-@dataclass(frozen=True)
-class DQN:
-    """An experiment in deep Q-learning. A step acts `rollout` frames in every environment, then descends.
+    """What devices split by environments.
 
     Attributes:
-        environment: what is played
-        net: a Flax module: observations -> values, with a field `outputs` for the number of actions
-        environments: played side by side
-        rollout: frames of each environment a step
-        ring: frames remembered, of all environments together
-        stored: what the ring holds observations as; uint8 is for whole numbers from 0 to 255
-        start: frames before learning starts
-        batch: samples a descent, as many of each environment
-        updates: descents a step
-        target_every: steps between updates of the target net
-        gamma: the discount
-        n_step: rewards before the bootstrap
-        double: the action is chosen by the net, and valued by the target net
-        loss: of the temporal difference; huber is quadratic up to 1
-        epsilon_start: the probability of a random action, at first; it falls linearly
-        epsilon_end: to this
-        epsilon_fraction: over this part of the run
-        episodes: greedy episodes an evaluation
-        test_episodes: greedy episodes, of other seeds, that judge the final State
+        actor: the environments, leaves [num_envs, ...]
+        buffer: the replay buffer, leaves [num_envs, slots, ...]
+    """
+
+    actor: ActorState
+    buffer: Transition
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQN(Experiment):
+    """An experiment in deep Q-learning. A step acts `rollout_length` frames in every environment, then learns.
+
+    Attributes:
+        environment: the environment to learn
+        net: a net from observations to the values of the actions, with a field `outputs` for the number of actions
+        num_envs: number of environments that act in parallel
+        rollout_length: number of frames of each environment per step
+        buffer_size: number of transitions in the replay buffer, of all environments together
+        buffer_dtype: dtype of the observations in the replay buffer; uint8 is for whole numbers from 0 to 255
+        learning_starts: number of frames before learning starts, of all environments together
+        batch: number of samples per update, the same number from each environment
+        updates: number of updates per step
+        target_update_interval: number of steps between updates of the target net
+        gamma: discount factor
+        n_step: number of rewards in a return before it bootstraps
+        double: whether the net chooses the action that the target net values (double Q-learning)
+        loss: loss of the temporal difference; huber is quadratic up to 1 and linear beyond
+        epsilon_start: initial epsilon, the probability of a random action
+        epsilon_end: final epsilon
+        epsilon_fraction: fraction of the run over which epsilon decays linearly
+        episodes: number of greedy episodes per evaluation
+        test_episodes: number of greedy episodes of the final test, with seeds that evaluation does not use
     """
 
     environment: Environment = field(default_factory=Environment)
     net: nn.Module = field(default_factory=MLP)
-    environments: int = 10
-    rollout: int = 10
-    ring: int = 10_000
-    stored: Literal["float32", "uint8"] = "float32"
-    start: int = 10_000
+    num_envs: int = 10
+    rollout_length: int = 10
+    buffer_size: int = 10_000
+    buffer_dtype: Literal["float32", "uint8"] = "float32"
+    learning_starts: int = 10_000
     batch: int = 120
     updates: int = 10
-    target_every: int = 5
+    target_update_interval: int = 5
     gamma: float = 0.99
     n_step: int = 1
     double: bool = False
@@ -93,199 +91,171 @@ class DQN:
     episodes: int = 32
     test_episodes: int = 100
     optimizer: Optimizer = field(default_factory=Optimizer)
-    descent: Descent = field(default_factory=Descent)
     run: Run = field(default_factory=lambda: Run(metric="return"))
 
     def __post_init__(self) -> None:
-        counts = ("environments", "rollout", "ring", "batch", "updates", "target_every", "n_step", "episodes")
-        positive(self, "", *counts, "test_episodes")
-        multiple(self, "batch", self.environments, "environments")
-        multiple(self, "ring", self.environments * self.rollout, "environments * rollout")
-        if self.batch % self.descent.micro:
-            raise Mistake(f"descent.micro={self.descent.micro} does not divide batch={self.batch}")
+        positive(self, "", "num_envs", "rollout_length", "buffer_size", "batch", "updates", "target_update_interval")
+        positive(self, "", "n_step", "episodes", "test_episodes")
+        multiple(self, "batch", self.num_envs, "num_envs")
+        multiple(self, "buffer_size", self.num_envs * self.rollout_length, "num_envs * rollout_length")
+        super().__post_init__()
         if self.n_step > self.slots:
-            raise Mistake(f"n_step={self.n_step} is more than the {self.slots} frames that ring holds an environment")
+            raise UserError(
+                f"n_step={self.n_step} is more than the {self.slots} transitions of an environment's buffer"
+            )
 
     @property
     def slots(self) -> int:
-        """Frames remembered of each environment."""
-        return self.ring // self.environments
+        """Number of transitions in the replay buffer of each environment."""
+        return self.buffer_size // self.num_envs
 
     @property
     def frames(self) -> int:
-        """Frames a step, of all environments together."""
-        return self.environments * self.rollout
+        """Number of frames per step, of all environments together."""
+        return self.num_envs * self.rollout_length
 
     @property
-    def waiting(self) -> int:
-        """Steps that act and don't learn."""
-        return max(-(-self.start // self.frames), -(-self.n_step // self.rollout)) - 1
+    def warmup_steps(self) -> int:
+        """Number of steps that act without learning."""
+        return max(-(-self.learning_starts // self.frames), -(-self.n_step // self.rollout_length)) - 1
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
-        return dqn(self, make(self.environment), axis)
+        return dqn(self, make(self.environment))
 
     def feeds(self) -> Feeds:
-        """Seeds of episodes: 0, 1, ... to evaluate by, and from 1,000,000 on to test by."""
+        """The seeds of episodes: 0, 1, ... for evaluation, and from 1,000,000 on for the test."""
         plays = lambda first, count: episodes(first, count, self.episodes)
         return Feeds(Empty(), plays(0, self.episodes), plays(10**6, self.test_episodes))
 
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
-        return {"environments": self.environments, "episodes": self.episodes}
+        return {
+            "num_envs": self.num_envs,
+            "batch": microbatch(self.batch, self.update),
+            "episodes": self.episodes,
+        }
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         environment = make(self.environment)
-        net = self.net.clone(outputs=environment.actions)
-        return (episode(self.environment.name, environment, lambda params, x: forward(net, params, {}, x)[0]),)
+        net = network(self.net.clone(outputs=environment.num_actions), self.update.dtype)
+        return (episode(self.environment.name, environment, lambda params, x: net.apply(params, {}, x)[0]),)
 
 
-def dqn(config: DQN, environment: Vector, axis: str | None = None) -> Learner:
+def dqn(config: DQN, environment: VectorEnv) -> Learner:
     """The learner: Algorithm 1 of Mnih et al. 2015.
 
-    Q is `state.params`, Q̂ is `state.collections["target"]`, D is `state.world.ring`.
+    Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
     """
-    net = config.net.clone(outputs=environment.actions)
-    descents = max((config.run.steps - config.waiting) * config.updates, 1)
-    tx, rate = optimizer(config.optimizer, descents), schedule(config.optimizer, descents)
-    share = config.batch // config.environments
-    stored = jnp.dtype(config.stored)
+    net = network(config.net.clone(outputs=environment.num_actions), config.update.dtype)
+    updates = max((config.run.steps - config.warmup_steps) * config.updates, 1)
+    init_state, update = updater(config.update, {"q": (config.optimizer, updates)})
+    epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
     def q(params: Tree, observation: jax.Array) -> jax.Array:
-        return forward(net, params, {}, observation.astype(jnp.float32))[0]
-
-    def epsilon(step: jax.Array) -> jax.Array:
-        fall = step / (config.epsilon_fraction * config.run.steps)
-        return config.epsilon_start + (config.epsilon_end - config.epsilon_start) * jnp.minimum(fall, 1.0)
+        return net.apply(params, {}, observation.astype(jnp.float32))[0]
 
     def init(key: jax.Array) -> State:
-        params, _ = initialise(net, key, jnp.zeros((1, *environment.shape)))
-        state = State(jnp.int32(0), key, params, tx.init(params), {"target": jax.tree.map(jnp.copy, params)}, ())
-        index = jnp.arange(config.environments)
-        states, observation = environment.reset(each(stream(state, "first"), index))
-        seen, over = jnp.zeros(environment.shape, stored), jnp.zeros((), bool)
-        frame = Frame(seen, jnp.zeros((), jnp.int32), jnp.zeros(()), over, over, seen)
-        ring = replay.empty(frame, config.environments, config.slots)
-        zeros = jnp.zeros(config.environments)
-        return state._replace(world=World(index, states, observation, zeros, zeros.copy(), ring))
+        params, _ = net.init(key, jnp.zeros((1, *environment.observation_shape)))
+        state = init_state(key, {"q": (params, {})}, {"target": jax.tree.map(jnp.copy, params)})
+        actor = reset(environment, rng(state, "first"), config.num_envs)
+        buffer = replay.empty(config.num_envs, config.slots, environment.observation_shape, config.buffer_dtype)
+        return state._replace(world=World(actor, buffer))
 
-    def act(state: State) -> tuple[World, Metrics]:
-        """`rollout` frames of every environment into the ring."""
+    def act(state: State) -> tuple[State, Metrics]:
+        """Act epsilon-greedily, and store the transitions in D."""
 
-        def frame(world: World, luck: tuple[jax.Array, jax.Array, Any]) -> tuple[World, tuple[Frame, Metrics]]:
-            keys, draw, starts = luck
-            # With probability epsilon select a random action, otherwise the best one. One draw decides both:
-            # below epsilon, draw / epsilon is uniform again.
-            chance = epsilon(state.step)
-            anything = (draw / jnp.maximum(chance, 1e-8) * environment.actions).astype(jnp.int32)
-            action = jnp.where(draw < chance, anything, q(state.params, world.observation).argmax(-1))
-            states, after = environment.step(keys, world.states, action, starts)
-            over = after.terminated | after.truncated
-            seen, final = world.observation.astype(stored), after.final.astype(stored)
-            return_, length = world.return_ + after.reward, world.length + 1
-            metrics = {"return": mean(return_, over), "length": mean(length, over)}
-            world = world._replace(
-                states=states,
-                observation=after.observation,
-                return_=jnp.where(over, 0, return_),
-                length=jnp.where(over, 0, length),
-            )
-            return world, (Frame(seen, action, after.reward, after.terminated, over, final), metrics)
+        def policy(observation: jax.Array, uniform: jax.Array) -> jax.Array:
+            return epsilon_greedy(q(state.params["q"], observation), uniform, epsilon(state.step))
 
-        # All of a rollout's luck at once, leaves [rollout, environments, ...]: many small draws are slow.
-        keys = each(stream(state, "act"), state.world.number)
-        keys = jax.vmap(lambda key: jax.random.split(key, 2 * config.rollout + 1), out_axes=1)(keys)
-        draws = jax.vmap(lambda key: jax.random.uniform(key, (config.rollout,)), out_axes=1)(keys[-1])
-        starts = jax.vmap(environment.reset)(keys[: config.rollout])
-        luck = keys[config.rollout : -1], draws, starts
-        ring = state.world.ring
-        world, (frames, metrics) = jax.lax.scan(frame, state.world._replace(ring=()), luck)
-        ring = replay.write(ring, jax.tree.map(lambda x: x.swapaxes(0, 1), frames), state.step)
-        return world._replace(ring=ring), jax.tree.map(lambda x: x.sum(0), metrics)
+        actor, transitions, metrics = rollout(
+            environment, policy, state.world.actor, rng(state, "act"), config.rollout_length
+        )
+        buffer = replay.write(state.world.buffer, transitions, state.step)
+        return state._replace(world=World(actor, buffer)), metrics
 
-    def loss(
-        params: Tree, collections: dict[str, Tree], batch: tuple[Sample, jax.Array], key: jax.Array
-    ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
-        sample, following = batch  # following: Q̂(final, ·)
+    def sample(state: State) -> tuple[Sample, jax.Array]:
+        """The minibatches of a step, and Q̂ of their next observations; leaves [updates, batch, ...]."""
+        keys = example_keys(rng(state, "sample"), state.world.actor.env_id)
+        shape = (config.updates, config.batch // config.num_envs)
+        samples = replay.sample(
+            state.world.buffer, keys, state.step, config.rollout_length, shape, config.n_step, config.gamma
+        )
+        # Q̂ does not change during a step, so it values all minibatches at once.
+        return samples, jax.vmap(q, (None, 0))(state.collections["target"], samples.next_observation)
+
+    def td_loss(params: Tree, state: State, batch: tuple[Sample, jax.Array], rng: jax.Array) -> tuple[Mean, Aux]:
+        """The squared (or Huber) temporal difference y - Q(observation, action)."""
+        sample, next_q = batch
         if config.double:
-            best = jax.lax.stop_gradient(q(params, sample.final)).argmax(-1)
-            y = sample.return_ + sample.discount * chosen(following, best)
+            best = jax.lax.stop_gradient(q(params, sample.next_observation)).argmax(-1)
+            y = sample.return_ + sample.discount * q_of_action(next_q, best)
         else:
-            y = sample.return_ + sample.discount * following.max(-1)
-        value = chosen(q(params, sample.observation), sample.action)
+            y = sample.return_ + sample.discount * next_q.max(-1)
+        value = q_of_action(q(params, sample.observation), sample.action)
         error = optax.squared_error(value, y) if config.loss == "squared" else optax.huber_loss(value, y)
-        return mean(error), (collections, {"q": mean(value)})
+        return mean(error), Aux({"q": mean(value)})
 
-    def learn(state: State) -> tuple[Tree, Tree, Metrics]:
-        """`updates` descents on samples of the ring."""
-        keys = each(stream(state, "sample"), state.world.number)
-        shape = (config.updates, share)
-        samples = replay.sample(state.world.ring, keys, state.step, config.rollout, shape, config.n_step, config.gamma)
-        # Q̂ stands still during a step, so it values all batches at once.
-        flat = samples.final.reshape(-1, *environment.shape)
-        following = q(state.collections["target"], flat).reshape(*samples.return_.shape, environment.actions)
+    def learn(state: State) -> tuple[State, Metrics]:
+        """A gradient descent step on each minibatch."""
+        state, aux = scan_updates(update, state, "q", td_loss, sample(state))
+        return state._replace(world=()), dict(aux.metrics)
 
-        def update(carry: tuple[Tree, Tree], batch: Any) -> tuple[tuple[Tree, Tree], Metrics]:
-            params, opt_state, _, metrics = descend(
-                loss, tx, *carry, {}, batch, stream(state, "descend"), config.descent, axis
-            )
-            return (params, opt_state), metrics
-
-        carry, metrics = jax.lax.scan(update, (state.params, state.opt_state), (samples, following))
-        return *carry, jax.tree.map(lambda x: x.sum(0), metrics)
-
-    def wait(state: State) -> tuple[Tree, Tree, Metrics]:
-        """`learn` where nothing is learnt yet: its metrics count nothing."""
-        nothing = Mean(jnp.float32(0), jnp.float32(0))
-        return state.params, state.opt_state, dict.fromkeys(("loss", "q", "gradient_norm"), nothing)
+    def wait(state: State) -> tuple[State, Metrics]:
+        """In place of `learn` before learning starts: nothing changes, and the metrics have a count of 0."""
+        _, metrics = jax.eval_shape(learn, state)
+        return state._replace(world=()), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
     def step(state: State, _: Batch) -> tuple[State, Metrics]:
-        world, played = act(state)
-        state = state._replace(world=world)
-        params, opt_state, metrics = jax.lax.cond(state.step >= config.waiting, learn, wait, state)
+        state, acted = act(state)
+        # The branches leave the world out of what they return, or they would copy the replay buffer.
+        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
+        state = learned._replace(world=state.world)
         # Every C steps reset Q̂ = Q
-        target = optax.periodic_update(params, state.collections["target"], state.step + 1, config.target_every)
-        metrics |= played
-        metrics["epsilon"] = mean(epsilon(state.step))
-        metrics["learning_rate"] = mean(rate(jnp.maximum(state.step - config.waiting, 0) * config.updates))
-        return State(state.step + 1, state.key, params, opt_state, {"target": target}, world), metrics
+        params, target = state.params["q"], state.collections["target"]
+        target = optax.periodic_update(params, target, state.step + 1, config.target_update_interval)
+        state = state._replace(collections={"target": target})
+        return state, {**acted, **metrics, "epsilon": mean(epsilon(state.step))}
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         """One whole greedy episode for each seed of `batch.index`."""
-        keys = jax.vmap(jax.random.key)(batch.index)
-        start = environment.reset(keys)
+        return play(environment, lambda observation: q(state.params["q"], observation).argmax(-1), batch)
 
-        def going(carry: Any) -> jax.Array:
-            time, *_, over = carry
-            return (time < environment.limit) & ~over.all()
-
-        def frame(carry: Any) -> Any:
-            time, states, observation, return_, length, over = carry
-            action = q(state.params, observation).argmax(-1)
-            luck = jax.vmap(jax.random.fold_in, (0, None))(keys, time)
-            states, after = environment.step(luck, states, action, start)
-            return_, length = return_ + jnp.where(over, 0, after.reward), length + ~over
-            return time + 1, states, after.observation, return_, length, over | after.terminated | after.truncated
-
-        zeros = jnp.zeros(batch.index.shape)
-        first = (jnp.int32(0), *start, zeros, zeros, zeros.astype(bool))
-        *_, return_, length, _ = jax.lax.while_loop(going, frame, first)
-        return {"return": mean(return_, batch.mask), "length": mean(length, batch.mask)}
-
-    return Learner(init, step, evaluate)
+    return learner(init, step, evaluate)
 
 
-def chosen(values: jax.Array, action: jax.Array) -> jax.Array:
+def q_of_action(values: jax.Array, action: jax.Array) -> jax.Array:
     """The values [batch] of the actions i32[batch], of all actions' values [batch, actions]."""
-    # A product, not an index: the gradient of an index is a scatter, a fifth of the whole descent on a CPU.
+    # A product, not an index: the gradient of an index is a scatter, which took a fifth of an update on a CPU.
     return (values * jax.nn.one_hot(action, values.shape[-1])).sum(-1)
 
 
 def multiple(config: DQN, name: str, unit: int, units: str) -> None:
-    """Raises Mistake, naming the nearest right values, unless the field `name` is a multiple of `unit`."""
+    """Raises UserError, with the nearest valid values, unless the field `name` is a multiple of `unit`."""
     value = getattr(config, name)
     if value % unit:
         below, above = value // unit * unit, -(-value // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise Mistake(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
+        raise UserError(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD; it learns from its second step on."""
+    return {
+        "dqn": DQN(
+            net=MLP(widths=(16,)),
+            num_envs=8,
+            rollout_length=2,
+            buffer_size=8 * 16,
+            learning_starts=32,
+            batch=32,
+            updates=2,
+            target_update_interval=2,
+            n_step=2,
+            double=True,
+            episodes=16,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="return"),
+        )
+    }

@@ -7,28 +7,35 @@ descend the generator. The losses are theirs, that of LSGAN (Mao et al. 2017, ar
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import Mistake
-from research.core.experiment import Feeds, Report, Run, Snapshot, positive
-from research.core.modules import forward, initialise, on_axis
-from research.core.optimizers import optimizer, schedule
-from research.core.state import Batch, Learner, Mean, Metrics, State, Tree, each, mean, stream
-from research.core.transformations import followed
-from research.core.update import cast, descend
+from research.core.errors import UserError
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, positive
+from research.core.metrics import Mean, Metrics, mean
+from research.core.modules import Network, network
+from research.core.optimizers import Optimizer
+from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
+from research.core.types import Tree
+from research.core.update import Aux, scan_updates, strided, updater
 from research.data.images import Images, ImageSpec
-from research.evaluation import gan as reports
-from research.learners.players import Players, prepared, together
+from research.evaluation import samples
+from research.evaluation.classifier import load_classifier
+from research.learners.adversarial import Adversarial, prepared
+from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
+from research.nets.gan import DenseGenerator
+
+STATISTICS = 512
+"""Samples over which batch statistics are recomputed."""
 
 LossName = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 
 
-class Adversary(NamedTuple):
+class GANLoss(NamedTuple):
     """What is descended, functions of scores [batch, ...]: the discriminator's of images and samples; the generator's.
 
     real, fake  their sum is the discriminator's loss
@@ -40,18 +47,18 @@ class Adversary(NamedTuple):
     generator: Callable[[jax.Array], jax.Array]
 
 
-ADVERSARIES: dict[LossName, Adversary] = {
+LOSSES: dict[LossName, GANLoss] = {
     # -log D(x) - log(1 - D(G(z))), and -log D(G(z)), where D is the score's sigmoid.
-    "non_saturating": Adversary(lambda s: jax.nn.softplus(-s), jax.nn.softplus, lambda s: jax.nn.softplus(-s)),
-    "least_squares": Adversary(lambda s: (s - 1) ** 2 / 2, lambda s: s**2 / 2, lambda s: (s - 1) ** 2 / 2),
-    "hinge": Adversary(lambda s: jax.nn.relu(1 - s), lambda s: jax.nn.relu(1 + s), lambda s: -s),
-    "wasserstein": Adversary(lambda s: -s, lambda s: s, lambda s: -s),
+    "non_saturating": GANLoss(lambda s: jax.nn.softplus(-s), jax.nn.softplus, lambda s: jax.nn.softplus(-s)),
+    "least_squares": GANLoss(lambda s: (s - 1) ** 2 / 2, lambda s: s**2 / 2, lambda s: (s - 1) ** 2 / 2),
+    "hinge": GANLoss(lambda s: jax.nn.relu(1 - s), lambda s: jax.nn.relu(1 + s), lambda s: -s),
+    "wasserstein": GANLoss(lambda s: -s, lambda s: s, lambda s: -s),
 }
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAN(Players):
-    """An experiment with two players. `data.batch` is the batch of one update; a step takes `critic_updates` of them.
+class GAN(Adversarial):
+    """An experiment with two players. `data.batch` is the batch of one update; a step takes `num_updates` of them.
 
     Attributes:
         data: the images
@@ -60,13 +67,14 @@ class GAN(Players):
         latent: numbers of noise, normal
         conditional: both nets read the label; a sample's is that of the image beside it in the batch
         loss: non_saturating, least_squares (LSGAN), hinge or wasserstein
-        critic_updates: of the discriminator, before each of the generator
+        num_updates: of the discriminator, before each of the generator
         gradient_penalty: its weight, or None (Gulrajani et al. 2017, arXiv:1704.00028: 10, with wasserstein)
         r1: gamma of the penalty R1, or None (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406)
         average: decay of the averaged generator that is evaluated, None to evaluate the last one
-        inception: file of Inception's weights, see `nets/inception.py`, for Inception FID, or None
-        judge_samples: how many samples are judged, by `judge` on its features (FID, ...) or by Inception; more than the
-            features have dimensions
+        inception: path of an .npz file of Inception-v3's weights, see research/evaluation/inception.py, for the
+            Inception FID
+        num_samples: samples that the sample metrics (FID, ...) are computed on; more than the features that the
+            classifier or Inception has
     """
 
     data: Images = field(default_factory=Images)
@@ -75,217 +83,200 @@ class GAN(Players):
     latent: int = 100
     conditional: bool = False
     loss: LossName = "non_saturating"
-    critic_updates: int = 1
+    num_updates: int = 1
     gradient_penalty: float | None = None
     r1: float | None = None
     average: float | None = None
-    run: Run = field(default_factory=lambda: Run(metric="discriminator_loss", goal="min"))
+    run: Run = field(default_factory=lambda: Run(metric="discriminator_loss", mode="min"))
     inception: str | None = None
-    judge_samples: int = 10_000
+    num_samples: int = 10_000
+
+    adversaries = ("discriminator", "generator")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "latent", "critic_updates", "judge_samples")
+        positive(self, "", "latent", "num_updates", "num_samples")
+        if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
+            raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
         penalised = self.gradient_penalty is not None or self.r1 is not None
         if penalised and getattr(self.discriminator, "norm", None) == "batch":
-            raise Mistake(
+            raise UserError(
                 "gradient_penalty and r1 are of each image alone, and batch normalisation couples them: "
                 "--discriminator.norm layer (or none)"
             )
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
-        return gan(self, self.data.spec(), axis)
+        return gan(self, self.data.spec())
+
+    def networks(self, images: ImageSpec) -> tuple[Network, Network]:
+        """The generator and the discriminator for such images."""
+        classes = images.classes if self.conditional else 0
+        return (
+            network(self.generator.clone(shape=images.shape, classes=classes), self.update.dtype),
+            network(self.discriminator.clone(classes=classes), self.update.dtype),
+        )
 
     def feeds(self) -> Feeds:
-        """See `Experiment`; tells at once what is wrong with the judges."""
-        if self.judge is not None:
-            least = reports.judge(self.judge, self.judge_hash, self.data.spec().shape).dimensions + 1
-            if self.judge_samples < least:
-                raise Mistake(
-                    f"judge_samples={self.judge_samples} are too few for FID: {least} or more, with this judge"
-                )
-        if self.inception is not None:
-            reports.check_inception(self.inception, self.data, self.judge_samples)
-        return replace(self.data, batch=self.critic_updates * self.data.batch).feeds()
-
-    def samples(self, params: Tree, collections: dict[str, Tree], noise: jax.Array, labels: jax.Array) -> jax.Array:
-        """What the generator that is evaluated makes of noise [batch, latent] and labels i32[batch], in [-1, 1]."""
-        images = self.data.spec()
-        generator = self.generator.clone(shape=images.shape, classes=images.classes if self.conditional else 0)
-        weights: Tree = collections.get("average", params)
-        return forward(generator, weights["generator"], belonging(collections, "generator"), (noise, labels))[0]
-
-    def reports(self) -> Iterable[Report]:
         """See `Experiment`."""
-        classes = self.data.spec().classes
-        yield Snapshot(reports.samples(self.samples, self.latent, classes))
-        yield reports.film
-        yield reports.interpolations(self.samples, self.latent, classes)
-        if self.judge is not None:
-            yield reports.judged(
-                self.samples,
-                self.latent,
-                self.data,
-                self.judge,
-                self.judge_hash,
-                self.judge_samples,
-                self.conditional,
+        return replace(self.data, batch=self.num_updates * self.data.batch).feeds()
+
+    def generate(self, generator: Network, state: State, noise: jax.Array, labels: jax.Array) -> jax.Array:
+        """Images in [-1, 1] by the generator that is evaluated, from noise [batch, latent] and labels i32[batch].
+
+        The batch statistics in the State are those of the last weights. Those of averaged ones are computed anew.
+        """
+        params, own = evaluated(state, "generator"), owned(state, "generator")
+        if self.average is not None and "batch_stats" in own:
+            keys = example_keys(jax.random.key(0), jnp.arange(STATISTICS))
+            some = jax.vmap(lambda key: jax.random.normal(key, (self.latent,)))(keys)
+            inputs = (some, jnp.arange(STATISTICS) % self.data.spec().classes)
+            own = recomputed_statistics(generator, params, own, inputs, keys)
+        return generator.apply(params, own, (noise, labels))[0]
+
+    def samples(self, state: State, noise: jax.Array, labels: jax.Array) -> jax.Array:
+        """`generate` by the config's own generator."""
+        return self.generate(self.networks(self.data.spec())[0], state, noise, labels)
+
+    def reports(self, load: Load) -> Iterable[Report]:
+        """See `Experiment`."""
+        images, latent, num_samples, every = self.data.spec(), self.latent, self.num_samples, self.sample_metrics_every
+        num_labels = images.classes if self.conditional else None
+        found = [
+            samples.sample_grid(self.samples, latent, num_labels, self.run.evaluate_every),
+            samples.animation(),
+            samples.interpolation_grid(self.samples, latent, num_labels),
+        ]
+        if self.classifier_dir is not None:
+            classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, images.shape)
+            found.append(
+                samples.classifier_metrics(
+                    self.samples, latent, self.data, classifier, num_samples, self.conditional, every
+                )
             )
         if self.inception is not None:
-            yield reports.judged_by_inception(self.samples, self.latent, self.data, self.inception, self.judge_samples)
+            found.append(samples.inception_metrics(self.samples, latent, self.data, self.inception, num_samples, every))
+        return found
 
 
-def gan(config: GAN, images: ImageSpec, axis: str | None = None) -> Learner:
+def gan(config: GAN, images: ImageSpec) -> Learner:
     """The learner: Algorithm 1 of Goodfellow et al. 2014, or of Gulrajani et al. 2017.
 
-    The two nets are `state.params["generator"]` and `["discriminator"]`; each of `state.collections` is a dict of the
-    same names: "batch_stats", which a net's own updates move, and "average".
+    The names are "generator" and "discriminator".
     """
-    classes = images.classes if config.conditional else 0
-    generator = on_axis(config.generator.clone(shape=images.shape, classes=classes), axis)
-    discriminator = on_axis(config.discriminator.clone(classes=classes), axis)
-    adversary, updates = ADVERSARIES[config.loss], config.critic_updates
-    turns = {"generator": config.run.steps, "discriminator": config.run.steps * updates}
-    how = {"generator": config.generator_optimizer, "discriminator": config.discriminator_optimizer}
-    txs = {name: optimizer(how[name], turns[name]) for name in turns}
+    generator, discriminator = config.networks(images)
+    gan_loss, steps, num_updates = LOSSES[config.loss], config.run.steps, config.num_updates
+    init_state, update = updater(
+        config.update,
+        {
+            "discriminator": (config.discriminator_optimizer, steps * num_updates),
+            "generator": (config.generator_optimizer, steps),
+        },
+        {"generator": config.average},
+    )
 
     def init(key: jax.Array) -> State:
-        keys = jax.random.split(key)
-        labels = jnp.zeros(1, jnp.int32)
+        keys, labels = jax.random.split(key), jnp.zeros(1, jnp.int32)
         nets = {
-            "generator": initialise(generator, keys[0], (jnp.zeros((1, config.latent)), labels)),
-            "discriminator": initialise(discriminator, keys[1], (jnp.zeros((1, *images.shape)), labels)),
+            "generator": generator.init(keys[0], (jnp.zeros((1, config.latent)), labels)),
+            "discriminator": discriminator.init(keys[1], (jnp.zeros((1, *images.shape)), labels)),
         }
-        params = {name: net[0] for name, net in nets.items()}
-        collections: dict[str, Tree] = {}
-        for name, (_, own) in nets.items():
-            collections = returned(collections, name, own)
-        if config.average is not None:
-            collections["average"] = {"generator": jax.tree.map(jnp.copy, params["generator"])}
-        opt_state = {name: txs[name].init(net) for name, net in params.items()}
-        return State(jnp.int32(0), key, params, opt_state, collections, ())
+        return init_state(key, nets)
 
-    def noise(key: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.vmap(lambda key: jax.random.normal(key, (config.latent,)))(each(key, index))
+    def noise(keys: jax.Array) -> jax.Array:
+        return jax.vmap(lambda key: jax.random.normal(key, (config.latent,)))(fold_name(keys, "noise"))
 
-    def discriminator_loss(
-        params: Tree, collections: dict[str, Tree], batch: Any, key: jax.Array
-    ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
-        reals, fakes, labels, epsilon, mask = batch
-        alone = lambda x: forward(discriminator, params, collections, (x, labels), key)[0]
-        real, moved = forward(discriminator, params, collections, (reals, labels), key)
-        fake, moved = forward(discriminator, params, moved, (fakes, labels), key)
-        values = adversary.real(real) + adversary.fake(fake)
+    def discriminator_loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
+        reals, labels, own = prepared(batch.inputs), batch.targets, owned(state, "discriminator")
+        inputs = (noise(rng), labels)
+        fakes, _ = generator.apply(state.params["generator"], owned(state, "generator"), inputs, rng=rng)
+        real, moved = discriminator.apply(params, own, (reals, labels), rng=rng)
+        fake, moved = discriminator.apply(params, moved, (fakes, labels), rng=rng)
+        values = gan_loss.real(real) + gan_loss.fake(fake)
+        score_fn = lambda x: discriminator.apply(params, own, (x, labels), rng=rng)[0]
         if config.gradient_penalty is not None:
-            values += config.gradient_penalty * penalty(alone, reals, fakes, epsilon)
+            epsilon = jax.vmap(jax.random.uniform)(fold_name(rng, "epsilon"))
+            values += config.gradient_penalty * gradient_penalty(score_fn, reals, fakes, epsilon)
         if config.r1 is not None:
-            values += config.r1 / 2 * slope(alone, reals)
-        return mean(values, mask), (moved, {"real_score": mean(real, mask), "fake_score": mean(fake, mask)})
+            values += config.r1 / 2 * gradient_norm_squared(score_fn, reals)
+        scores = {"real_score": mean(real, batch.mask), "fake_score": mean(fake, batch.mask)}
+        return mean(values, batch.mask), Aux(scores, moved)
+
+    def generator_loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
+        fakes, moved = generator.apply(params, owned(state, "generator"), (noise(rng), batch.targets), rng=rng)
+        inputs = (fakes, batch.targets)
+        score, _ = discriminator.apply(state.params["discriminator"], owned(state, "discriminator"), inputs, rng=rng)
+        return mean(gan_loss.generator(score), batch.mask), Aux(moved=moved)
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        # Each update has every n-th of a device's examples: the same ones, however many devices there are.
-        parts = jax.tree.map(lambda x: x.reshape(-1, updates, *x.shape[1:]).swapaxes(0, 1), batch)
-        generating = state.params["generator"], belonging(state.collections, "generator")
-        latent, luck = stream(state, "latent"), stream(state, "epsilon")
-        *dropouts, dropout = jax.random.split(stream(state, "dropout"), updates + 1)
-
-        def critic_update(carry: tuple[Tree, Tree, dict[str, Tree]], turn: Any) -> tuple[Any, Metrics]:
-            # Sample m examples of noise and m of the data; update the discriminator.
-            part, key = turn
-            inputs = cast(generating[0], config.descent.dtype), generating[1], (noise(latent, part.index), part.targets)
-            fakes, _ = forward(generator, *inputs, key)
-            epsilon = jax.vmap(jax.random.uniform)(each(luck, part.index))
-            data = prepared(part.inputs), fakes, part.targets, epsilon, part.mask
-            *moved, metrics = descend(discriminator_loss, txs["discriminator"], *carry, data, key, config.descent, axis)
-            return tuple(moved), metrics
-
-        own = belonging(state.collections, "discriminator")
-        carry = state.params["discriminator"], state.opt_state["discriminator"], own
-        (critic, critic_opt, own), critic_metrics = jax.lax.scan(critic_update, carry, (parts, jnp.stack(dropouts)))
-        collections = returned(state.collections, "discriminator", own)
-
-        def generator_loss(
-            params: Tree, collections: dict[str, Tree], batch: Any, key: jax.Array
-        ) -> tuple[Mean, tuple[dict[str, Tree], Metrics]]:
-            z, labels, mask = batch
-            fakes, collections = forward(generator, params, collections, (z, labels), key)
-            score, _ = forward(discriminator, cast(critic, config.descent.dtype), own, (fakes, labels), key)
-            return mean(adversary.generator(score), mask), (collections, {})
-
+        # k times: sample m examples of noise and m of the data; update the discriminator.
+        parts = strided(batch, num_updates)
+        state, d = scan_updates(update, state, "discriminator", discriminator_loss, parts)
         # Sample m examples of noise; update the generator.
-        last = jax.tree.map(lambda x: x[-1], parts)
-        data = noise(stream(state, "generator"), last.index), last.targets, last.mask
-        made, made_opt, moved, metrics = descend(
-            generator_loss,
-            txs["generator"],
-            generating[0],
-            state.opt_state["generator"],
-            generating[1],
-            data,
-            dropout,
-            config.descent,
-            axis,
-        )
-        collections = returned(collections, "generator", moved)
-        if config.average is not None:
-            before = state.collections["average"]["generator"]
-            collections |= {"average": {"generator": followed(before, made, config.average, state.step + 1)}}
-
-        all_metrics = together(
-            {"discriminator": jax.tree.map(lambda x: x.sum(0), critic_metrics), "generator": metrics}
-        )
-        for name, tx in how.items():
-            rate = schedule(tx, turns[name])
-            all_metrics[f"{name}_learning_rate"] = mean(rate(state.step * (turns[name] // config.run.steps)))
-        return State(
-            state.step + 1,
-            state.key,
-            {"generator": made, "discriminator": critic},
-            {"generator": made_opt, "discriminator": critic_opt},
-            collections,
-            state.world,
-        ), all_metrics
+        state, g = update(state, "generator", generator_loss, jax.tree.map(lambda x: x[-1], parts))
+        return state, {**d.metrics, **g.metrics}
 
     def evaluate(state: State, batch: Batch) -> Metrics:
-        """The players' losses on images that were not trained on, without penalties; the same noise each time."""
-        weights: Tree = state.collections.get("average", state.params)
-        z = noise(stream(state._replace(step=jnp.int32(0)), "evaluate"), batch.index)
-        inputs = z, batch.targets
-        fakes, _ = forward(generator, weights["generator"], belonging(state.collections, "generator"), inputs)
-        critic = state.params["discriminator"], belonging(state.collections, "discriminator")
-        real, fake = (forward(discriminator, *critic, (x, batch.targets))[0] for x in (prepared(batch.inputs), fakes))
+        """Both losses on images that were not trained on, without penalties; the noise is the same each time."""
+        keys = example_keys(rng(state._replace(step=jnp.int32(0)), "evaluate"), batch.index)
+        fakes = config.generate(generator, state, noise(keys), batch.targets)
+        params, own = state.params["discriminator"], owned(state, "discriminator")
+        real, fake = (discriminator.apply(params, own, (x, batch.targets))[0] for x in (prepared(batch.inputs), fakes))
         return {
-            "discriminator_loss": mean(adversary.real(real) + adversary.fake(fake), batch.mask),
-            "generator_loss": mean(adversary.generator(fake), batch.mask),
+            "discriminator_loss": mean(gan_loss.real(real) + gan_loss.fake(fake), batch.mask),
+            "generator_loss": mean(gan_loss.generator(fake), batch.mask),
             "real_score": mean(real, batch.mask),
             "fake_score": mean(fake, batch.mask),
         }
 
-    return Learner(init, step, evaluate)
+    return learner(init, step, evaluate)
 
 
-def penalty(score: Callable[[jax.Array], jax.Array], reals: jax.Array, fakes: jax.Array, epsilon: jax.Array) -> Any:
+def gradient_penalty(
+    score_fn: Callable[[jax.Array], jax.Array], reals: jax.Array, fakes: jax.Array, epsilon: jax.Array
+) -> jax.Array:
     """The gradient penalty f32[batch] of Gulrajani et al. 2017, at epsilon f32[batch] of the way from fakes to reals.
 
-    score: images [batch, ...] -> f32[batch], each that of its image alone.
+    score_fn: images [batch, ...] -> f32[batch], each that of its image alone.
     """
     share = epsilon.reshape(-1, *(1,) * (reals.ndim - 1))
-    squared = slope(score, share * reals + (1 - share) * fakes)
+    squared = gradient_norm_squared(score_fn, share * reals + (1 - share) * fakes)
     return (jnp.sqrt(squared + 1e-12) - 1) ** 2  # the root has no slope at 0
 
 
-def slope(score: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
-    """The squared norm f32[batch] of the score's gradient with respect to each image; gamma / 2 times it is R1."""
-    gradient = jax.grad(lambda x: score(x).sum())(images)
+def gradient_norm_squared(score_fn: Callable[[jax.Array], jax.Array], images: jax.Array) -> jax.Array:
+    """The squared norm f32[batch] of the score's gradient by each image; gamma / 2 times it is the penalty R1."""
+    gradient = jax.grad(lambda x: score_fn(x).sum())(images)
     return (gradient.reshape(len(images), -1) ** 2).sum(1)
 
 
-def belonging(collections: dict[str, Tree], net: str) -> dict[str, Tree]:
-    """What of each collection belongs to `net`: {"batch_stats": {"generator": x, ...}} -> {"batch_stats": x}."""
-    return {kind: nets[net] for kind, nets in collections.items() if net in nets}
-
-
-def returned(collections: dict[str, Tree], net: str, own: dict[str, Tree]) -> dict[str, Tree]:
-    """The collections with what belongs to `net` put back; see `belonging`."""
-    return collections | {kind: {**collections.get(kind, {}), net: tree} for kind, tree in own.items()}
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    sgd = Optimizer(name="sgd", learning_rate=0.05)
+    data = Images(name="digits", batch=32, evaluation_batch=40)
+    run = Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="discriminator_loss", mode="min")
+    return {
+        "gan": GAN(
+            data=data,
+            generator=DCGANGenerator(widths=(8, 4)),
+            discriminator=DCGANDiscriminator(widths=(4, 8), spectral=True),
+            latent=4,
+            average=0.9,
+            generator_optimizer=sgd,
+            discriminator_optimizer=sgd,
+            run=run,
+        ),
+        "wgan_gp": GAN(
+            data=data,
+            generator=DenseGenerator(widths=(8,)),
+            discriminator=DCGANDiscriminator(widths=(4,), hidden=6, norm="none"),
+            latent=4,
+            conditional=True,
+            loss="wasserstein",
+            num_updates=2,
+            gradient_penalty=10.0,
+            generator_optimizer=sgd,
+            discriminator_optimizer=replace(sgd, learning_rate=0.002),  # the penalty is steep
+            run=run,
+        ),
+    }

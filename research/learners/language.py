@@ -6,18 +6,21 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
-from research.core.losses import tokens
-from research.core.modules import filled
+from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.losses import tokens, with_perplexity
+from research.core.modules import bind
+from research.core.optimizers import Optimizer
 from research.core.state import Learner
+from research.core.update import UpdateConfig
 from research.data.text import Text
+from research.data.toy import toy_text
 from research.evaluation import text as reports
-from research.learners.supervised import Training
-from research.nets import transformer
+from research.learners.supervised import Supervised, supervised
+from research.nets import lstm, transformer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Language(Training):
+class Language(Supervised):
     """An experiment in language modelling.
 
     Attributes:
@@ -31,19 +34,41 @@ class Language(Training):
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
         text = self.data.spec()
-        return filled(self.net, outputs=text.classes, context=self.data.context)
+        return bind(self.net, outputs=text.classes, context=self.data.context)
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
         vocabulary = self.data.spec().tokenizer
         criterion = tokens(ignored=-1, lengths=None if vocabulary is None else vocabulary.lengths)
         example = jnp.zeros((1, self.data.context), jnp.int32)
-        return self.learner(self.model(), example, criterion, judge=criterion, axis=axis)
+        return supervised(self.network(self.model()), self.updater(), example, criterion, with_perplexity(criterion))
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
         return self.data.feeds()
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        return (reports.language(self.model(), self.data.spec().tokenizer, self.build().evaluate),)
+        module, tokenizer = self.model(), self.data.spec().tokenizer
+        return () if tokenizer is None else (reports.language(module, self.network(module).apply, tokenizer),)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    run = Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min")
+    stack = transformer.Stack(layers=2, width=8, heads=2, dropout=0.1)
+    return {
+        "transformer": Language(
+            data=toy_text(),
+            net=transformer.LanguageModel(stack),
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=run,
+        ),
+        "lstm": Language(
+            data=toy_text(),
+            net=lstm.LanguageModel(width=8, dropout=0.1),
+            optimizer=Optimizer(name="sgd", learning_rate=0.05, schedule="cosine", warmup=2),
+            update=UpdateConfig(clip=0.5),
+            run=run,
+        ),
+    }

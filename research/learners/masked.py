@@ -3,7 +3,6 @@
 Devlin, Chang, Lee & Toutanova 2019, "BERT" (arXiv:1810.04805), section 3.1.
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import flax.linen as nn
@@ -11,13 +10,15 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import Mistake
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Experiment, Feeds, Run
 from research.core.losses import tokens
-from research.core.modules import filled
+from research.core.modules import bind
+from research.core.optimizers import Optimizer
 from research.core.special_tokens import MASK, PAD
-from research.core.state import Batch, Learner, each
+from research.core.state import Batch, Learner, example_keys
 from research.data.sentences import Sentences
-from research.learners.supervised import Training
+from research.data.toy import ToySentences
+from research.learners.supervised import Supervised, supervised
 from research.nets import transformer
 
 SPECIAL = MASK + 1
@@ -25,7 +26,7 @@ SPECIAL = MASK + 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Masked(Training):
+class Masked(Supervised):
     """An experiment in pre-training an encoder on texts without their labels.
 
     Attributes:
@@ -46,7 +47,7 @@ class Masked(Training):
         if self.guessed is not None and self.guessed <= SPECIAL:
             raise Mistake(f"guessed must be more than the {SPECIAL} special tokens, not {self.guessed}")
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
         texts = self.data.spec()
         size = texts.tokenizer.size
@@ -58,23 +59,19 @@ class Masked(Training):
             corrupted, places, targets = jax.vmap(lambda k, t: hide(k, t, count, size, guessed))(keys, batch.inputs)
             return batch._replace(inputs=(corrupted, places), targets=targets)
 
-        return self.learner(
-            filled(self.net, vocabulary=size, context=texts.length, outputs=guessed),
+        return supervised(
+            self.network(bind(self.net, vocabulary=size, context=texts.length, outputs=guessed)),
+            self.updater(),
             example,
             tokens(ignored=PAD),
-            judge=tokens(ignored=PAD),
-            prepare=lambda batch: hidden(each(jax.random.key(0), batch.index), batch),
+            eval_criterion=tokens(ignored=PAD),
+            prepare=lambda batch: hidden(example_keys(jax.random.key(0), batch.index), batch),
             augment=hidden,
-            axis=axis,
         )
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
-        return self.data.feeds(self.run.chunk)
-
-    def reports(self) -> Iterable[Report]:
-        """See `Experiment`."""
-        return ()
+        return self.data.feeds(self.run.steps_per_dispatch)
 
 
 def hide(
@@ -99,3 +96,16 @@ def hide(
     shown = jnp.where(luck < 0.8, MASK, jnp.where(luck < 0.9, other, truth))
     text = text.at[places].set(jnp.where(chosen, shown, truth))
     return text, places, jnp.where(chosen, truth, PAD)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    stack = transformer.Stack(layers=2, width=8, heads=2, groups=1, positions="rotary", dropout=0.1)
+    return {
+        "masked": Masked(
+            data=ToySentences(),
+            net=transformer.MaskedModel(stack),
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min"),
+        )
+    }

@@ -6,18 +6,20 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Experiment, Feeds, Load, Report, Run
 from research.core.losses import classification
-from research.core.modules import filled, forward
+from research.core.modules import bind
+from research.core.optimizers import Optimizer
 from research.core.state import Learner
 from research.data.sentences import Sentences
+from research.data.toy import ToySentences
 from research.evaluation import text as reports
-from research.learners.supervised import Training
+from research.learners.supervised import Supervised, supervised
 from research.nets import lstm
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifyText(Training):
+class ClassifyText(Supervised):
     """An experiment in text classification.
 
     Attributes:
@@ -33,24 +35,37 @@ class ClassifyText(Training):
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
         texts = self.data.spec()
-        return filled(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=texts.classes)
+        return bind(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=texts.classes)
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
-        return self.learner(
-            self.model(),
+        return supervised(
+            self.network(self.model()),
+            self.updater(),
             jnp.zeros((1, self.data.spec().length), jnp.int32),
             classification(self.smoothing),
-            judge=classification(),
-            axis=axis,
+            eval_criterion=classification(names=self.data.spec().names),
         )
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
-        return self.data.feeds(self.run.chunk)
+        return self.data.feeds(self.run.steps_per_dispatch)
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        net, texts = self.model(), self.data.spec()
-        logits = lambda params, inputs: forward(net, params, {}, inputs)[0]
+        net, texts = self.network(self.model()), self.data.spec()
+        logits = lambda params, inputs: net.apply(params, {}, inputs)[0]
         return (reports.classification(logits, texts.tokenizer, texts.names),)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    return {
+        "sentences": ClassifyText(
+            data=ToySentences(),
+            net=lstm.Classifier(width=8, embedding=8, pairs=16, word_dropout=0.1, dropout=0.1, bag_dropout=0.1),
+            average=0.9,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min"),
+        )
+    }

@@ -6,61 +6,78 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Feeds, Report
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, positive
 from research.core.losses import tokens
-from research.core.modules import filled
+from research.core.modules import bind
+from research.core.optimizers import Optimizer
 from research.core.special_tokens import PAD
 from research.core.state import Learner
 from research.data.pairs import Pairs
+from research.data.toy import ToyPairs
 from research.evaluation import text as reports
-from research.learners.supervised import Training
+from research.learners.supervised import Supervised, supervised
 from research.nets import transformer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Translate(Training):
+class Translate(Supervised):
     """An experiment in translation.
 
     Attributes:
         data: the pairs of sentences
         net: a Flax module: (source, target so far), each i32[batch, time] -> logits [batch, time, outputs]
         smoothing: of the targets
-        beams: translations kept at each step of the search
-        penalty: of short translations: scores are divided by ((5 + length) / 6) ** penalty
+        beams: sequences kept at each step of the beam search
+        length_penalty: exponent of the length penalty: the beam search divides log-probabilities by
+            ((5 + length) / 6) ** length_penalty
+        bleu_every: steps between evaluations of the BLEU on the validation data; by default it is computed once, at the
+            end, on the test data
     """
 
     data: Pairs = field(default_factory=Pairs)
     net: nn.Module = field(default_factory=transformer.Translator)
     smoothing: float = 0.1
     beams: int = 5
-    penalty: float = 1.0
+    length_penalty: float = 1.0
+    bleu_every: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "", "beams", "bleu_every")
+        self.run.check_interval("bleu_every", self.bleu_every)
 
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
         pairs = self.data.spec()
-        return filled(self.net, outputs=pairs.tokenizer.size, context=pairs.length)
+        return bind(self.net, outputs=pairs.tokenizer.size, context=pairs.length)
 
-    def build(self, axis: str | None = None) -> Learner:
+    def build(self) -> Learner:
         """See `Experiment`."""
         words = jnp.zeros((1, self.data.spec().length), jnp.int32)
         criterion = tokens(ignored=PAD, smoothing=self.smoothing)
-        return self.learner(self.model(), (words, words), criterion, judge=tokens(ignored=PAD), axis=axis)
+        return supervised(self.network(self.model()), self.updater(), (words, words), criterion, tokens(ignored=PAD))
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
-        return self.data.feeds(self.run.chunk)
+        return self.data.feeds(self.run.steps_per_dispatch)
 
-    def reports(self) -> Iterable[Report]:
+    def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        pairs, data = self.data.spec(), self.data
-        return (
-            reports.translation(
-                self.model(),
-                pairs.tokenizer,
-                pairs.length,
-                self.beams,
-                self.penalty,
-                data.sources(),
-                data.references(),
-            ),
+        module, pairs = self.model(), self.data.spec()
+        texts = lambda split: (self.data.sources(split), self.data.references(split))
+        beam = reports.Beam(self.beams, self.length_penalty)
+        apply = self.network(module).apply
+        return (reports.translation(module, apply, pairs.tokenizer, pairs.length, beam, texts, self.bleu_every),)
+
+
+def tiny() -> dict[str, Experiment]:
+    """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
+    stack = transformer.Stack(layers=2, width=8, heads=2, positions="sinusoidal", dropout=0.1, remat=True, unroll=1)
+    return {
+        "translator": Translate(
+            data=ToyPairs(),
+            net=transformer.Translator(stack),
+            optimizer=Optimizer(name="sgd", learning_rate=0.5),  # below, the first norms move by less than rounding
+            run=Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min"),
         )
+    }

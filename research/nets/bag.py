@@ -4,10 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.dropout import Dropout
 from research.core.modules import Filled
 from research.core.special_tokens import PAD
 from research.nets.dense import Dense
-from research.nets.dropout import Dropout
 
 
 class Bag(nn.Module):

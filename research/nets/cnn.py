@@ -9,11 +9,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.dropout import Dropout
 from research.core.errors import Mistake
 from research.core.experiment import positive
 from research.core.modules import Filled
 from research.nets.conv import BatchNorm, Conv, max_pool
-from research.nets.dropout import Dropout
 
 
 class CNN(nn.Module):

@@ -9,7 +9,7 @@ pixels and batch, for which XLA gathers a batch that one program splits over sev
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,9 @@ from jax import lax
 from research.core.devices import axis_if_bound
 
 Padding = Literal["SAME", "VALID"]
+
+MOMENTUM = 0.9
+"""Of the running batch statistics."""
 
 
 class Conv(nn.Module):
@@ -53,7 +56,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[channels, height, width, batch] -> the same."""
-        return nn.BatchNorm(use_running_average=not train, momentum=0.9, axis=0, axis_name=axis_if_bound())(x)
+        return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, axis=0, axis_name=axis_if_bound())(x)
 
 
 def max_pool(x: jax.Array) -> jax.Array:
@@ -246,3 +249,14 @@ def _join_transposed(y: jax.Array) -> jax.Array:
     y = _stack(_combined(_AT.T, [y[:, :, i] for i in range(4)]))  # [6, features, m, 4n, batch]
     y = y.reshape(6, features, tall // 4, wide // 4, 4, batch)
     return jnp.stack(_combined(_AT.T, [y[:, :, :, :, j] for j in range(4)]), 1)
+
+
+def recomputed_statistics(net: Any, params: Any, collections: dict[str, Any], inputs: Any, rng: jax.Array) -> Any:
+    """The collections with the batch statistics that `params` have on `inputs`, in place of running means.
+
+    net  a `Network`; rng, keys [batch], as for training
+    """
+    zeros = collections | {"batch_stats": jax.tree.map(jnp.zeros_like, collections["batch_stats"])}
+    _, moved = net.apply(params, zeros, inputs, rng=rng)
+    statistics = jax.tree.map(lambda x: x / (1 - MOMENTUM), moved["batch_stats"])
+    return collections | {"batch_stats": statistics}

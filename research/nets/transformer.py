@@ -13,12 +13,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.dropout import Dropout
 from research.core.errors import Mistake
 from research.core.experiment import positive
 from research.core.modules import Filled
 from research.core.special_tokens import PAD
 from research.nets.dense import Dense, product
-from research.nets.dropout import Dropout
 from research.nets.sequence import Memory, pool
 
 SMALL = nn.initializers.normal(0.02)

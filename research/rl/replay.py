@@ -1,100 +1,103 @@
-"""Experience replay (Lin 1992; Mnih et al. 2015): a ring of frames for each environment.
+"""Experience replay (Lin 1992; Mnih et al. 2015): a ring buffer of transitions for each environment.
 
-Leaves are [environment, slot, ...], so a ring splits over devices with its environments. Where it is written follows
-from the step alone: every step writes `frames` slots of every environment, and they divide the slots.
+Leaves are [num_envs, slots, ...], so that the buffer splits over devices with its environments. Where it is written
+follows from the step alone: every step writes `rollout_length` slots of every environment, a divisor of the slots.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-
-class Frame(NamedTuple):
-    """What one action led to, leaves [..., *].
-
-    observation  what the action was chosen by, in the dtype it is stored in
-    action       i32
-    reward       f32
-    terminated   bool, nothing comes after
-    over         bool, terminated or cut short
-    final        the true next observation, that of no new episode
-    """
-
-    observation: jax.Array
-    action: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    over: jax.Array
-    final: jax.Array
+from research.rl.rollout import Transition
 
 
 class Sample(NamedTuple):
-    """What a target is made of, leaves [..., *]: return_ + discount * value(final).
+    """What a target is made of: return_ + discount * value(next_observation). Leaves [..., *].
 
-    return_   f32, the discounted rewards of n frames, or of fewer where the episode is over before
-    discount  f32, gamma to the number of those frames; 0 where the last of them terminated
-    final     what the last of them led to
+    Attributes:
+        observation: where the window starts
+        action: i32, what was done there
+        return_: f32, the discounted rewards of n transitions, or of fewer where the episode is done before
+        discount: f32, gamma to the number of those transitions; 0 where the last of them terminated
+        next_observation: what the last of them led to
     """
 
     observation: jax.Array
     action: jax.Array
     return_: jax.Array
     discount: jax.Array
-    final: jax.Array
+    next_observation: jax.Array
 
 
-def empty(frame: Frame, environments: int, slots: int) -> Frame:
-    """A ring for frames like `frame` (arrays or their shapes)."""
-    return jax.tree.map(lambda x: jnp.zeros((environments, slots, *x.shape), x.dtype), frame)
+def empty(num_envs: int, slots: int, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Transition:
+    """A buffer of zeros for observations of `shape`, which it holds as `dtype`. Leaves [num_envs, slots, ...]."""
+    zeros = lambda shape, dtype: jnp.zeros((num_envs, slots, *shape), dtype)
+    return Transition(
+        observation=zeros(shape, dtype),
+        action=zeros((), jnp.int32),
+        reward=zeros((), jnp.float32),
+        terminated=zeros((), bool),
+        done=zeros((), bool),
+        next_observation=zeros(shape, dtype),
+    )
 
 
-def cursor(step: jax.Array, frames: int, slots: int) -> jax.Array:
-    """The slot where a step writes its first frame, i32[]."""
-    return step % (slots // frames) * frames
+def cursor(step: jax.Array, rollout_length: int, slots: int) -> jax.Array:
+    """The slot where a step writes its first transition, i32[]."""
+    return step % (slots // rollout_length) * rollout_length
 
 
-def filled(step: jax.Array, frames: int, slots: int) -> jax.Array:
-    """The slots written before a step, i32[]."""
-    return jnp.minimum(step, slots // frames) * frames
+def filled(step: jax.Array, rollout_length: int, slots: int) -> jax.Array:
+    """The number of slots written before a step, i32[]."""
+    return jnp.minimum(step, slots // rollout_length) * rollout_length
 
 
-def write(ring: Frame, written: Frame, step: jax.Array) -> Frame:
-    """The ring with a step's frames, leaves [environments, frames, ...], in it."""
+def write(buffer: Transition, transitions: Transition, step: jax.Array) -> Transition:
+    """The buffer with a step's transitions, leaves [num_envs, rollout_length, ...], cast to the buffer's dtypes."""
 
-    def one(ring: jax.Array, written: jax.Array) -> jax.Array:
-        at = cursor(step, written.shape[1], ring.shape[1])
-        return jax.lax.dynamic_update_slice_in_dim(ring, written, at, 1)
+    def one(buffer: jax.Array, new: jax.Array) -> jax.Array:
+        at = cursor(step, new.shape[1], buffer.shape[1])
+        return jax.lax.dynamic_update_slice_in_dim(buffer, new.astype(buffer.dtype), at, 1)
 
-    return jax.tree.map(one, ring, written)
+    return jax.tree.map(one, buffer, transitions)
 
 
 def sample(
-    ring: Frame, keys: jax.Array, step: jax.Array, frames: int, shape: tuple[int, int], n: int, gamma: float
+    buffer: Transition,
+    keys: jax.Array,
+    step: jax.Array,
+    rollout_length: int,
+    shape: tuple[int, int],
+    n: int,
+    gamma: float,
 ) -> Sample:
-    """Draws, after that step's write, uniformly and with replacement, `shape` windows of n frames of each environment.
+    """Draws, after that step's write, uniformly and with replacement, `shape` windows of n transitions of each env.
 
-    keys   [environments], so that a draw does not depend on where the environment is
+    keys   [num_envs], so that the draws of an environment do not depend on the device that it is on
     shape  (batches, samples of an environment in a batch)
 
-    Leaves [batches, samples * environments, ...]. No window crosses the seam between the newest and the oldest frame.
+    Leaves [batches, num_envs * samples, ...]. No window crosses the seam between the newest transition and the oldest.
     """
-    environments, slots = ring.reward.shape
-    full = filled(step + 1, frames, slots)
-    oldest = jnp.where(full == slots, cursor(step + 1, frames, slots), 0)
-    drawn = jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)  # [environments, batches, samples]
-    age = (drawn * (full - n + 1)).astype(jnp.int32).transpose(1, 0, 2)
-    environment = jnp.broadcast_to(jnp.arange(environments)[:, None], age.shape)
-    environment, age = (x.reshape(shape[0], -1) for x in (environment, age))
-    slot = lambda offset: (oldest + age + offset) % slots
+    slots = buffer.reward.shape[1]
+    full = filled(step + 1, rollout_length, slots)
+    oldest = jnp.where(full == slots, cursor(step + 1, rollout_length, slots), 0)
 
-    return_, discount = jnp.zeros(age.shape), jnp.ones(age.shape)
-    over, last = jnp.zeros(age.shape, bool), jnp.zeros_like(age)
-    for offset in range(n):
-        at = environment, slot(offset)
-        return_ += jnp.where(over, 0, discount * ring.reward[at])
-        discount = jnp.where(over, discount, discount * gamma * ~ring.terminated[at])
-        last = jnp.where(over, last, offset)
-        over |= ring.over[at]
-    start, end = (environment, slot(0)), (environment, slot(last))
-    return Sample(ring.observation[start], ring.action[start], return_, discount, ring.final[end])
+    def windows(buffer: Transition, key: jax.Array) -> Sample:
+        """Those of one environment, from its own slots: leaves [slots, ...] -> [batches, samples, ...]."""
+        age = (jax.random.uniform(key, shape) * (full - n + 1)).astype(jnp.int32)
+        slot = lambda offset: (oldest + age + offset) % slots
+        return_, discount = jnp.zeros(shape), jnp.ones(shape)
+        done, last = jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)
+        for offset in range(n):
+            at = slot(offset)
+            return_ += jnp.where(done, 0, discount * buffer.reward[at])
+            discount = jnp.where(done, discount, discount * gamma * ~buffer.terminated[at])
+            last = jnp.where(done, last, offset)
+            done |= buffer.done[at]
+        start, end = slot(0), slot(last)
+        return Sample(buffer.observation[start], buffer.action[start], return_, discount, buffer.next_observation[end])
+
+    # Under a vmap each environment's samples are gathered where its slots are: on a mesh, no device needs another's.
+    samples = jax.vmap(windows, out_axes=1)(buffer, keys)  # leaves [batches, num_envs, samples, ...]
+    return jax.tree.map(lambda x: x.reshape(shape[0], -1, *x.shape[3:]), samples)

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import topologies
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
 from research.core.placement import Place, PlaceName, place
-from research.core.state import Tree
-from research.training.run import check_divisible, dispatch
+from research.core.types import Tree
+from research.training.checks import check_divisible
+from research.training.dispatch import dispatch
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
@@ -67,7 +68,7 @@ class Topology(NamedTuple):
     memory: int
 
 
-class NotInstalled(Mistake):
+class NotInstalled(UserError):
     """The compiler for a topology can't be used here; the message says how it could."""
 
 
@@ -105,12 +106,12 @@ class Compiled(NamedTuple):
 def topology(name: str) -> Topology:
     """The topology called `name`: a TPU slice, KIND:SHAPE ("v5e:2x4"), or GPUs of one machine, "h100" or "h100:8".
 
-    Raises Mistake where there is none of that name, NotInstalled where there is no compiler for it.
+    Raises UserError where there is none of that name, NotInstalled where there is no compiler for it.
     """
     kind, _, shape = name.partition(":")
     gpu = kind == "h100"
     if kind not in MEMORY or (gpu and not (shape or "1").isdigit()):
-        raise Mistake(f"there is no topology {name!r}: say v5e:2x4, or another shape of {', '.join(MEMORY)}")
+        raise UserError(f"there is no topology {name!r}: say v5e:2x4, or another shape of {', '.join(MEMORY)}")
     compilers = ("jax_cuda12_plugin", "jax_cuda13_plugin") if gpu else ("libtpu",)
     if not any(map(importlib.util.find_spec, compilers)):
         raise NotInstalled(f"the compiler for {name} is not installed: pip install -e .[{'cuda12' if gpu else 'tpu'}]")
@@ -131,27 +132,25 @@ def topology(name: str) -> Topology:
     except jax.errors.JaxRuntimeError as error:
         if "INVALID_ARGUMENT" not in str(error):
             raise
-        raise Mistake(f"there is no topology {name!r}: {str(error).splitlines()[0]}") from None
+        raise UserError(f"there is no topology {name!r}: {str(error).splitlines()[0]}") from None
     return Topology(name, list(found.devices), MEMORY[kind] * 2**30)
 
 
-def compiled(
-    experiment: Experiment, where: Topology, how: PlaceName = "shard_map", chunk: int | None = None
-) -> Compiled:
-    """The experiment's training, `chunk` steps (the config's own) a dispatch, compiled for the topology.
+def compiled(experiment: Experiment, where: Topology, how: PlaceName = "jit", steps: int | None = None) -> Compiled:
+    """The experiment's training, `steps` of them a dispatch (the config's own number), compiled for the topology.
 
-    Raises Mistake where the devices don't divide a batch, Failure where the program doesn't fit their memory.
+    Raises UserError where the devices don't divide a batch, RunError where the program doesn't fit their memory.
     """
     target = place(how, where.devices)
     check_divisible(experiment, target)
-    lowered = lower(experiment, target, chunk or experiment.run.chunk)
+    lowered = lower(experiment, target, steps or experiment.run.steps_per_dispatch)
     started = time.monotonic()
     try:
         program = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise Failure(f"it does not fit {where.name}: {str(error).splitlines()[0]}") from error
+        raise RunError(f"it does not fit {where.name}: {str(error).splitlines()[0]}") from error
     seconds = time.monotonic() - started
     memory, hlo = program.memory_analysis(), program.as_text()
     assert memory is not None and hlo is not None, "every compiler here tells"
@@ -167,16 +166,16 @@ def compiled(
     )
 
 
-def lower(experiment: Experiment, target: Place, chunk: int) -> jax.stages.Lowered:
-    """The experiment's training chunk at a place of which only the devices' kind need be known."""
-    learner, feed = experiment.build(target.axis), experiment.feeds().train
-    state, steps = jax.eval_shape(learner.init, jax.random.key(0)), dispatch(learner, target, feed, chunk)
+def lower(experiment: Experiment, target: Place, steps: int) -> jax.stages.Lowered:
+    """A dispatch of the experiment's training at a place of which only the devices' kind need be known."""
+    learner, feed = experiment.build(), experiment.feeds().train
+    state, compiled = jax.eval_shape(learner.init, jax.random.key(0)), dispatch(learner, target, feed, steps)
     if feed.resident:
         data = target.put_data(shapes(feed), None)
     else:
-        stacked = lambda x: jax.ShapeDtypeStruct((chunk, *x.shape), x.dtype)
+        stacked = lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype)
         data = target.put_data(jax.tree.map(stacked, shapes(feed.batch_at(0))), 1)
-    return steps.lower(target.put(state), data)
+    return compiled.lower(target.put(state), data)
 
 
 def shapes(tree: Tree) -> Tree:

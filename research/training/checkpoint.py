@@ -1,11 +1,11 @@
-"""Checkpoints: the whole State of a step, written by orbax in the background, with a checksum of our own.
+"""Checkpoints: the whole State of a step, written by orbax in the background, with checksums.
 
     checkpoints/300/        what orbax wrote: {"params/Dense_0/kernel": array, ...}
-    checkpoints/300.json    what it holds, the sha256 of each file, whether it was the best so far; written last
+    checkpoints/300.json    its leaves, the sha256 of each file, whether it was the best so far; written last
 
-A step counts as saved once its .json is there, itself written atomically and with its own sha256. Nothing older goes
-before that, so a run killed at any moment resumes from its newest save; a damaged step is noticed and the one before
-it used. Checkpoints are bound to no topology: a State comes back on the host, and its place puts it where it runs.
+A step counts as saved once its .json exists, which is written atomically and has a sha256 of its own. Older steps are
+deleted after that, so that a run killed at any moment resumes from its newest checkpoint. A damaged step is detected
+and the one before it is used. A checkpoint does not depend on the devices: `restore` returns a State on the host.
 """
 
 import hashlib
@@ -41,16 +41,16 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 
 
 for _logger in ("absl", "asyncio"):
-    # Where the disk is full, orbax writes some 500 lines of tracebacks, from threads; a Failure says it in one.
+    # On a full disk, threads of orbax print some 500 lines of tracebacks; our Failure is one line.
     logging.getLogger(_logger).addFilter(_not_orbax)
 
 
 class Manifest(NamedTuple):
-    """The .json of a saved step.
+    """The content of a saved step's .json.
 
-    best    whether it was the best so far: the newest of these is the best one
-    leaves  the State's leaves, "float32[3,4]" by name
-    files   the sha256 of each file, by its path inside the step's directory
+    best    whether the step was the best so far; the newest such step is the best of the run
+    leaves  dtype and shape of the State's leaves by name, e.g. "float32[3,4]"
+    files   the sha256 of each file, by its path in the step's directory
     """
 
     best: bool
@@ -59,14 +59,14 @@ class Manifest(NamedTuple):
 
 
 class Checkpoints:
-    """Saves a run's States in `directory`, in the background; a context manager.
+    """A context manager that saves the States of a run in `directory`, in the background.
 
-    keep  the newest ones that are kept, at least 2; the best one is kept besides
-    step  where the run goes on from: what is there of later steps is damaged, or `restore` would have found it, and
-          is deleted when the context is entered, as are the leftovers of saves that were killed
+    keep  number of newest checkpoints that are kept, at least 2; the best one is kept as well
+    step  the step that the run resumes from. Entering the context deletes later steps, which are damaged (`restore`
+          would have returned them otherwise), and what killed saves have left
 
-    What goes wrong in the background is raised, as a Failure, by the next call or on leaving the context.
-    With several processes, all of them make the same calls on a directory that they share.
+    An error in the background is raised as a Failure by the next call, or when the context is left.
+    With several processes, each of them makes the same calls, on one shared directory.
     """
 
     def __init__(self, directory: Path | str, keep: int, step: int) -> None:
@@ -90,13 +90,13 @@ class Checkpoints:
         try:
             self.wait()
         except Failure:
-            if error is None:  # else the error on its way out is the first one, and the one to be told
+            if error is None:  # otherwise the earlier error is the one to report
                 raise
         finally:
             self._worker.shutdown()
-            with suppress(Exception):  # what it has to tell, wait() told
+            with suppress(Exception):  # wait() has reported its errors
                 self._manager.close()
-            with suppress(OSError):  # of a save that failed, orbax's threads may have written on until here
+            with suppress(OSError):  # orbax's threads may have gone on writing a save that failed
                 if _primary():
                     _clear(self._directory)
 
@@ -105,16 +105,21 @@ class Checkpoints:
         self.wait()
         return _steps(self._directory)[0]
 
+    def described(self) -> str:
+        """Which checkpoint a run can go on from, in a sentence."""
+        saved = self.steps()
+        return f"Step {saved[-1]} is saved in {self._directory}" if saved else "There is no checkpoint yet"
+
     def save(self, step: int, state: State) -> bool:
-        """Starts to save `state`, which may be donated at once. False: that step is there already."""
+        """Start saving `state`, which may be donated at once. Returns False where that step is saved already."""
         return self._save(step, state, best=False)
 
     def save_best(self, step: int, state: State) -> bool:
-        """`save`, as the best one so far; if that step is there already, it is only marked so."""
+        """`save`, and mark the step as the best so far, also where it is saved already."""
         return self._save(step, state, best=True)
 
     def wait(self) -> None:
-        """Waits until what was saved is on the disk, checksum and all."""
+        """Wait until all checkpoints and their checksums are on the disk."""
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
@@ -139,7 +144,7 @@ class Checkpoints:
         return True
 
     def _finish(self, step: int, described: dict[str, str], best: bool) -> None:
-        """In the background: waits for orbax, then writes the checksum, and only then deletes what is old."""
+        """In the background: wait for orbax, then write the checksums, and only then delete old steps."""
         try:
             self._manager.wait_until_finished()
             if _primary():
@@ -149,7 +154,7 @@ class Checkpoints:
             failure = self._failure(step, error)
             with suppress(OSError):
                 if _primary():
-                    _tidy(self._directory, step)  # what was written of it takes up the room that may be wanting
+                    _tidy(self._directory, step)  # the incomplete step takes up disk space
             raise failure from error
 
     def _failure(self, step: int, error: Exception) -> Failure:
@@ -163,10 +168,11 @@ def restore(
 ) -> tuple[int, State] | None:
     """The newest step in `directory` and its State on the host; None where nothing was saved.
 
-    best: the one that was marked so, where there is one.
+    abstract  the State's shapes, `jax.eval_shape(learner.init, key)`
+    best      take the newest step that is marked as the best, where there is one
 
-    It only reads. A damaged step is passed over, with one line to `warn`. Raises Mistake where a checkpoint holds
-    another State than `abstract` (`jax.eval_shape(learner.init, key)`), Failure where every one is damaged.
+    Nothing is written. A damaged step is skipped, with one line to `warn`. Raises Mistake where a checkpoint has other
+    leaves than `abstract`, Failure where all of them are damaged.
     """
     leaves = named(abstract)
 
@@ -175,48 +181,84 @@ def restore(
         found = _read(path, leaves)
         return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
 
-    path = Path(directory).absolute()
-    return (_newest(path, read, warn, True) if best else None) or _newest(path, read, warn, False)
+    return _newest_or_best(Path(directory).absolute(), read, warn, best)
+
+
+AVERAGED = ("params", "collections/average")
+"""The average of the parameter params/NAME is collections/average/NAME."""
 
 
 def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False) -> State:
-    """`state` with the params of the newest (or best) checkpoint of another run, and the collections that match.
+    """`state` with the weights that another run evaluates, and with that run's collections of equal shapes.
 
-    Params that only one of them has (a head for another task) start afresh, which is told. Raises Mistake where params
-    of one name differ in shape, none are common, or nothing was saved.
+    directory  the other run's checkpoints
+    best       take the checkpoint marked as the best where there is one, else the newest
+
+    The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
+    the same values. Parameters that only `state` has (a head for another task) keep their values, with one line to
+    `warn`. Raises Mistake where shapes differ, no parameter is common to both, or nothing was saved.
     """
 
     def read(path: Path, manifest: Manifest) -> State:
-        def under(prefix: str, leaves: dict[str, T]) -> dict[str, T]:
-            return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
-
-        here = named(state)
-        wanted, held = under("params", here), under("params", manifest.leaves)
-        chosen = {name: leaf for name, leaf in wanted.items() if name in held}
-        if not chosen:
-            raise Mistake(f"checkpoint {path} has none of these params: {', '.join(list(wanted)[:3])}, …")
-        check_same(path, {name: held[name] for name in chosen}, chosen)
-        fresh = [name for name in wanted if name not in held]
-        if fresh:
-            warn(f"{path} does not have {', '.join(fresh)}: they start afresh")
+        here, there = named(state), manifest.leaves
+        sources = {name: _source(name, there) for name in here}
+        taken = {name: source for name, source in sources.items() if source in there}
+        wanted = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
+        missing = [name for name in wanted if name not in taken]
+        if missing == wanted:
+            raise Mistake(f"checkpoint {path} has none of these parameters: {', '.join(wanted[:3])}, …")
+        if missing:
+            warn(f"{path} does not have {', '.join(missing)}: they start afresh")
+        check_same(path, {name: there[source] for name, source in taken.items()}, {name: here[name] for name in taken})
         for collection in (f"collections/{name}" for name in state.collections):
-            if not differences(under(collection, manifest.leaves), under(collection, here)):
-                chosen |= under(collection, here)
-        found = here | _read(path, chosen)
-        return jax.tree.unflatten(jax.tree.structure(state), list(found.values()))
+            ours, theirs = _under(collection, here), _under(collection, there)
+            if collection != AVERAGED[1] and not differences(theirs, ours):
+                taken |= {name: name for name in ours}
+        found = _read(path, {source: here[name] for name, source in taken.items()})
+        # Copies, because a parameter and its average may have one source and no two leaves may share a buffer.
+        leaves = here | {name: found[at] if at == name else np.copy(found[at]) for name, at in taken.items()}
+        return jax.tree.unflatten(jax.tree.structure(state), list(leaves.values()))
 
-    found = _newest(Path(directory).absolute(), read, warn, best)
+    found = _newest_or_best(Path(directory).absolute(), read, warn, best)
     if found is None:
         raise Mistake(f"{directory} holds no checkpoint to start from")
     return found[1]
 
 
+def _source(name: str, there: dict[str, str]) -> str | None:
+    """The leaf of a checkpoint with the leaves `there` that a parameter or an average is taken from."""
+    parameters, averages = AVERAGED
+    for prefix in AVERAGED:
+        if name.startswith(f"{prefix}/"):
+            rest = name.removeprefix(prefix)
+            return averages + rest if averages + rest in there else parameters + rest
+    return None
+
+
+def _under(prefix: str, leaves: dict[str, T]) -> dict[str, T]:
+    return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
+
+
+def any_saved(directory: Path) -> bool:
+    """Whether `directory` holds a checkpoint, even a damaged one."""
+    with failing("read", directory):
+        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+    return any(name.removesuffix(".json").isdecimal() for name in names)
+
+
 class _Damaged(Exception):
-    """Why a step can't be used."""
+    """A step can't be used, and why."""
+
+
+def _newest_or_best(
+    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool
+) -> tuple[int, T] | None:
+    """`_newest`; with `best`, the one marked as the best where there is one."""
+    return (_newest(directory, read, warn, True) if best else None) or _newest(directory, read, warn, False)
 
 
 def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool) -> tuple[int, T] | None:
-    """The newest step that is whole (and is marked best), and what `read` makes of it."""
+    """The newest step that is undamaged (with `best`: and marked as the best), and the result of `read` on it."""
     with failing("read", directory):
         if not directory.exists():
             return None
@@ -241,16 +283,16 @@ def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, be
         warn(f"checkpoint {directory / str(damage[0][0])} is not used ({damage[0][1]}): there is none before it")
         return None
     if damage:
-        told = "; ".join(f"step {step}: {why}" for step, why in damage)
+        reasons = "; ".join(f"step {step}: {why}" for step, why in damage)
         raise Failure(
-            f"no {'best ' if best else ''}checkpoint in {directory} can be used ({told}): "
+            f"no {'best ' if best else ''}checkpoint in {directory} can be used ({reasons}): "
             "restore them from a backup, or start afresh with --overwrite"
         )
     return None
 
 
 def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
-    """The leaves of those names, on the host; orbax neither checks nor casts them, that was done before."""
+    """Read the leaves of these names to the host. Their shapes and dtypes have been checked; orbax does not."""
     shapes = {name: plain_shape(leaf) for name, leaf in leaves.items() if size(leaf)}
     args = ocp.args.PyTreeRestore(
         shapes,
@@ -266,7 +308,7 @@ def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
 
 
 def _steps(directory: Path) -> tuple[list[int], list[int]]:
-    """The steps that are saved, and those that have a directory but no checksum; both oldest first."""
+    """The steps that are saved, and those with a directory but no checksums; both oldest first."""
     steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
     saved = [step for step in steps if _manifest_path(directory, step).exists()]
     return saved, [step for step in steps if step not in saved]
@@ -277,7 +319,7 @@ def _manifest_path(directory: Path, step: int) -> Path:
 
 
 def _manifest(directory: Path, step: int) -> Manifest:
-    """Raises _Damaged where it isn't what was written."""
+    """Raises _Damaged where the file is not as it was written."""
     try:
         written = json.loads(_manifest_path(directory, step).read_bytes())
         if written["sha256"] != _digest(written["manifest"]):
@@ -321,7 +363,7 @@ def _verify(path: Path, manifest: Manifest) -> None:
 
 
 def _rotate(directory: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` steps and the best one."""
+    """Delete all but the newest `keep` steps and the best one."""
     saved = _steps(directory)[0]
     kept = set(saved[-keep:])
     for step in reversed(saved):
@@ -337,13 +379,13 @@ def _rotate(directory: Path, keep: int) -> None:
 
 
 def _delete(directory: Path, step: int) -> None:
-    """The checksum goes first: a step half deleted is one that was never saved."""
+    """Delete the checksums first, so that a step deleted in part does not count as saved."""
     _manifest_path(directory, step).unlink(missing_ok=True)
     shutil.rmtree(directory / str(step))
 
 
 def _tidy(directory: Path, step: int) -> None:
-    """Deletes what killed saves left, and the damaged steps after `step`."""
+    """Delete what killed saves have left, and the damaged steps after `step`."""
     saved, unsaved = _steps(directory)
     for stale in (*unsaved, *(s for s in saved if s > step)):
         _delete(directory, stale)
@@ -351,7 +393,7 @@ def _tidy(directory: Path, step: int) -> None:
 
 
 def _clear(directory: Path) -> None:
-    """Deletes what orbax had not finished, and checksums of nothing."""
+    """Delete what orbax has not finished, and checksums without a step."""
     for path in directory.iterdir():
         if ".orbax-checkpoint-tmp" in path.name and path.is_dir():
             shutil.rmtree(path)
@@ -364,6 +406,6 @@ def _primary() -> bool:
 
 
 def _together() -> None:
-    """What the first process did to the directory is seen by all from here on."""
+    """Wait for all processes, so that they see what the first one did to the directory."""
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("checkpoints")

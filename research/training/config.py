@@ -1,4 +1,4 @@
-"""Configs by name, on the command line, and as JSON."""
+"""Configs by name, from the command line, and as JSON."""
 
 import contextlib
 import dataclasses
@@ -18,30 +18,31 @@ from research.core.placement import PlaceName
 Config = TypeVar("Config")
 
 MAY_CHANGE = ("run.keep",)
-"""The fields that may differ when a run is resumed."""
+"""Fields that may differ when a run is resumed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[Config]):
-    """What `experiments.train` is told.
+    """The options of `experiments.train`.
 
     Attributes:
-        config: the config of the run
-        seeds: train the seeds seed ... seed+N-1 together, each equal to that --seed alone
-        workdir: where the run is kept (default: runs/NAME); starting again in it resumes it
-        overwrite: start afresh, and delete the run that is there
-        place: where steps run: one device, or all of them by pmap or by shard_map
-        debug: turn jit off and NaN checks on
-        init_from: start from the parameters of the run in this directory
+        config: the config to train
+        seeds: train this many seeds in one program, from --seed on; each gives the same result as it does alone
+        workdir: directory of the run; if it holds an unfinished run of the same command, that run is resumed
+        overwrite: delete the run in the workdir and train anew
+        place: devices that steps run on: one (jit), or all of them by pmap or by shard_map
+        debug: turn jit off, and stop at the first operation that gives NaN
+        init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
+            averaged ones if it has them, and those of its best checkpoint if its config says so
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
-    seeds: int | None = None
-    workdir: Path | None = None
+    seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one seed)")] = None
+    workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     place: PlaceName = "jit"
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
-    init_from: Path | None = None
+    init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
 
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 1:
@@ -49,13 +50,13 @@ class Command(Generic[Config]):
 
 
 def names() -> list[str]:
-    """The names of the configs there are: the files of configs/."""
+    """The names of all configs, which are those of the files in configs/."""
     (directory,) = importlib.import_module("configs").__path__
     return sorted(path.stem for path in Path(directory).glob("*.py") if not path.stem.startswith("_"))
 
 
 def load(name: str) -> Experiment:
-    """The config called `name`. Raises Mistake where there is none."""
+    """The config called `name`. Raises Mistake where it does not exist."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3, 0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
@@ -69,9 +70,12 @@ def header(name: str) -> str:
 
 
 def parse(name: str, arguments: list[str], command: Any = Command, script: str = "train") -> Any:
-    """The command line after NAME: a `Command`, or another such class of the script that asks.
+    """Parse the command line after NAME.
 
-    Exits with status 2, and a message, on what is not of the config's fields.
+    command  the class to parse into: `Command`, or a script's own class with a field `config`
+    script   the name of the script, for messages
+
+    Exits with status 2 and a message where an option or a value is wrong.
     """
     default = load(name)
     typed = command[type(default)]
@@ -86,10 +90,11 @@ def parse(name: str, arguments: list[str], command: Any = Command, script: str =
 
 
 def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:
-    """{"net.widths": [32, 64], ...}: the fields of nested dataclasses by dotted name, as JSON holds them.
+    """The fields of nested dataclasses by dotted name, as JSON values: {"net.widths": [32, 64], ...}.
 
-    values: what `to_json` made of another config of this kind, to be read in this config's stead. Raises Mistake
-    where its fields are not this config's.
+    values  the `to_json` of another config of the same class, to take the values from instead
+
+    Raises Mistake where the fields of `values` are not those of `config`.
     """
     found: dict[str, Any] = {}
     for field in fields(config):
@@ -108,20 +113,23 @@ def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:
 
 
 def fields(config: Any) -> list[dataclasses.Field]:
-    """The fields of a config; of a Flax module, without the two that Flax adds."""
+    """The fields of a config, without the two that Flax adds to a module."""
     added = ("parent", "name") if isinstance(config, nn.Module) else ()
     return [field for field in dataclasses.fields(config) if field.name not in added]
 
 
 def to_json(config: Any) -> Any:
-    """A config as JSON holds it: nested dicts, lists and scalars."""
+    """A config as nested dicts, lists and scalars."""
     if dataclasses.is_dataclass(config):
         return {field.name: to_json(getattr(config, field.name)) for field in fields(config)}
     return [to_json(x) for x in config] if isinstance(config, tuple | list) else config
 
 
 def from_json(name: str, values: Any) -> Experiment:
-    """The config called `name` with the values that `to_json` gave; they go through the command line's parser."""
+    """The config called `name` with the values of `to_json`, which go through the command line's parser.
+
+    Raises Mistake where they are not valid.
+    """
     default = load(name)
     before, after = leaves(default), leaves(default, values)
     arguments = [a for path, value in after.items() if value != before[path] for a in _argument(path, value)]
@@ -142,13 +150,33 @@ def _argument(path: str, value: Any) -> list[str]:
 
 
 def differences(config: Experiment, values: Any) -> list[str]:
-    """The fields in which `config` differs from `to_json`'s `values`, as text; those that may change left out."""
+    """The fields in which `config` differs from `to_json`'s `values`, as text; those of `MAY_CHANGE` are left out."""
     try:
-        mine, theirs = leaves(config), leaves(config, values)
+        differ = _differing(config, values)
     except Mistake as mistake:
         return [str(mistake)]
+    return [f"{path}: {there!r} there, {now!r} now" for path, (there, now) in differ.items()]
+
+
+def extends(config: Experiment, values: Any) -> bool:
+    """Whether `config` differs from `to_json`'s `values` in nothing but a larger run.steps."""
+    try:
+        differ = _differing(config, values)
+    except Mistake:
+        return False
+    return set(differ) == {"run.steps"} and differ["run.steps"][0] < config.run.steps
+
+
+def scheduled(config: Experiment) -> list[str]:
+    """The fields that vary something over the course of run.steps, as text: schedules, fractions of the training."""
     return [
-        f"{path}: {theirs[path]!r} there, {mine[path]!r} now"
-        for path in mine
-        if mine[path] != theirs[path] and path not in MAY_CHANGE
+        f"{path}={value}"
+        for path, value in leaves(config).items()
+        if (path.endswith("schedule") and value != "constant") or path.endswith("_fraction")
     ]
+
+
+def _differing(config: Experiment, values: Any) -> dict[str, tuple[Any, Any]]:
+    """{path: (the value there, the value now)}. Raises Mistake where the fields are not the same."""
+    now, there = leaves(config), leaves(config, values)
+    return {path: (there[path], now[path]) for path in now if there[path] != now[path] and path not in MAY_CHANGE}

@@ -8,11 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.errors import Mistake
-from research.core.state import Tree
+from research.core.types import Tree
 
 
 def named(tree: Tree) -> dict[str, Any]:
-    """The leaves by name, "params/Dense_0/kernel", in the tree's order."""
+    """The leaves of `tree` by name, e.g. "params/Dense_0/kernel", in the tree's order.
+
+    Raises Mistake where two leaves have the same name.
+    """
     paths = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
     if len(leaves) != len(paths):
@@ -25,23 +28,23 @@ def _is_key(leaf: Any) -> bool:
 
 
 def size(leaf: Any) -> int:
-    """How many elements it has."""
+    """The number of elements of `leaf`."""
     return int(np.prod(leaf.shape))
 
 
 def plain(leaves: dict[str, Any]) -> dict[str, Any]:
-    """What orbax can save: keys as their bits; arrays without elements left out, their shape says it all."""
+    """`leaves` as orbax can save them: PRNG keys as their bits, arrays without elements left out."""
     return {name: jax.random.key_data(x) if _is_key(x) else x for name, x in leaves.items() if size(x)}
 
 
 def plain_shape(leaf: Any) -> Any:
-    """The shape of what orbax saves of it."""
+    """The shape and dtype in which orbax saves `leaf`."""
     shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype)
 
 
 def typed(found: np.ndarray | None, leaf: Any) -> Any:
-    """What orbax gave back as the leaf that it was."""
+    """The array that orbax read as a leaf like `leaf`; None for a leaf without elements."""
     if found is None:
         return np.zeros(leaf.shape, leaf.dtype)
     return jax.random.wrap_key_data(jnp.asarray(found), impl=_implementation(leaf)) if _is_key(leaf) else found
@@ -49,17 +52,17 @@ def typed(found: np.ndarray | None, leaf: Any) -> Any:
 
 def _implementation(key: Any) -> Any:
     found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)  # it takes no shape, but a tracer
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), key)  # key_impl does not take a shape
     return found[0]
 
 
 def describe(leaf: Any) -> str:
-    """In words: 'float32[3,4]'."""
+    """The dtype and shape of `leaf`, e.g. "float32[3,4]"."""
     return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
 
 
 def differences(held: dict[str, str], leaves: dict[str, Any]) -> list[str]:
-    """What `held` has otherwise than `leaves`, in words."""
+    """How the leaves of a checkpoint, `held`, differ from `leaves`, one text for each difference."""
     wanted = {name: describe(leaf) for name, leaf in leaves.items()}
     both = [name for name in wanted if name in held]
     return [
@@ -70,7 +73,7 @@ def differences(held: dict[str, str], leaves: dict[str, Any]) -> list[str]:
 
 
 def check_same(path: Path, held: dict[str, str], leaves: dict[str, Any]) -> None:
-    """Raises Mistake where the checkpoint at `path` holds others than these leaves."""
+    """Raise Mistake where the leaves of the checkpoint at `path`, `held`, differ from `leaves`."""
     differ = differences(held, leaves)
     if differ:
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""

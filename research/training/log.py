@@ -1,28 +1,29 @@
-"""What a run writes down as it goes: metrics.jsonl, the same for TensorBoard, and a progress bar."""
+"""The metrics of a run: metrics.jsonl, the same numbers for TensorBoard, and a progress bar."""
 
 import json
 import math
 import os
 import shutil
+import statistics
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
-from rich.text import Text
 
 from research.core.console import console
 from research.core.files import failing, replacing
 from research.core.files import write_json as write_json
 
-# tensorboardX imports PyTorch where there is one, which takes as long as all else here, and is not needed.
+# tensorboardX imports PyTorch where it is installed, which is slow and not needed here.
 hidden = "torch" not in sys.modules
 if hidden:
     sys.modules["torch"] = None  # type: ignore[assignment]  # its import fails
@@ -35,14 +36,14 @@ finally:
         del sys.modules["torch"]
 
 Values = Mapping[str, Any]
-"""Values by metric: a number, or a list of one for each seed; None where there is none."""
+"""Values by metric: a number, or a list with one for each seed; None where there is no finite value."""
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON has it: arrays as lists, and None for what is not finite (JSON has no NaN)."""
+    """`value` for JSON: arrays as lists, and None for numbers that are not finite (JSON has no NaN)."""
     if isinstance(value, Mapping):
         return {name: plain(x) for name, x in value.items()}
     if isinstance(value, str) or value is None:
@@ -56,7 +57,7 @@ def plain(value: Any) -> Any:
 
 
 def read(directory: Path | str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; without the last one where a killed run tore it."""
+    """The lines of metrics.jsonl, without the last one where a killed run left it incomplete."""
     path = Path(directory) / METRICS
     with failing("read", path):
         if not path.exists():
@@ -64,8 +65,19 @@ def read(directory: Path | str) -> list[dict[str, Any]]:
         return [json.loads(line) for line in _whole(path)]
 
 
+def steps_per_second(lines: Iterable[dict[str, Any]]) -> float:
+    """The median speed of training over the dispatches that did not compile, from the lines of metrics.jsonl.
+
+    Where all of them did, since the run had but one dispatch, it includes compiling.
+    """
+    train = [line for line in lines if line["split"] == "train"]
+    speeds = [line["time"]["steps_per_second"] for line in train]
+    known = [speed for speed in speeds if speed is not None]
+    return statistics.median(known) if known else train[-1]["step"] / sum(line["time"]["seconds"] for line in train)
+
+
 def cut(directory: Path | str, step: int) -> None:
-    """Drops the lines after `step`, where a run goes on, and a torn last one."""
+    """Delete the lines after `step`, from which a run resumes, and an incomplete last line."""
     path = Path(directory) / METRICS
     with failing("write", path):
         if not path.exists():
@@ -76,15 +88,15 @@ def cut(directory: Path | str, step: int) -> None:
 
 
 def _whole(path: Path) -> Iterator[bytes]:
-    """The lines that end."""
+    """The complete lines."""
     return (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
 
 
 class Log:
-    """Writes metrics.jsonl and TensorBoard's events in `directory`, a context manager.
+    """A context manager that appends to metrics.jsonl in `directory` and writes the same for TensorBoard.
 
-    It goes on after what metrics.jsonl holds (see `cut`); TensorBoard's events are written anew from it, so that
-    none is there twice. `flush` comes before each checkpoint: what led to a checkpoint is then on the disk.
+    Call `cut` before, where a run resumes. TensorBoard's events are rebuilt from metrics.jsonl on entering, so that
+    none is there twice. Call `flush` before each checkpoint, so that the lines of all its steps are on the disk.
     """
 
     def __init__(self, directory: Path | str) -> None:
@@ -108,11 +120,11 @@ class Log:
             for file in (self._file, self._events):
                 try:
                     file.close()
-                except OSError:  # flush told it
+                except OSError:  # flush has raised it
                     continue
 
     def line(self, step: int, split: str, values: Values, timing: Values | None = None) -> None:
-        """One line: the values of a split after `step` steps, and what the clock says, which no two runs share."""
+        """Write one line: the values of a split after `step` steps, and `timing`, which differs from run to run."""
         line = plain({"step": step, "split": split, **values, "time": {"unix": time.time(), **(timing or {})}})
         with failing("write to", self._directory):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
@@ -120,12 +132,12 @@ class Log:
             self._events.scalars(line)
 
     def picture(self, step: int, path: Path) -> None:
-        """A PNG for TensorBoard, by the name of its file."""
+        """Write a PNG for TensorBoard, under the name of its file."""
         with failing("write to", self._directory):
             self._events.picture(step, path.stem, path.read_bytes())
 
     def flush(self) -> None:
-        """Returns when all that was written is on the disk."""
+        """Write all lines through to the disk."""
         with failing("write to", self._directory):
             self._file.flush()
             os.fsync(self._file.fileno())
@@ -133,8 +145,10 @@ class Log:
 
 
 class _Events:
-    """TensorBoard's event file. Written here and now, as tensorboardX's own writer has a thread that can't be waited
-    for, and whose errors nobody sees. Of several seeds, the mean and the spread."""
+    """TensorBoard's event file. With several seeds, it has their mean and spread.
+
+    It is written at once: tensorboardX's own writer uses a thread that can't be waited for and hides its errors.
+    """
 
     def __init__(self, directory: Path, lines: Iterable[dict[str, Any]], last: int) -> None:
         pictures = {
@@ -144,7 +158,7 @@ class _Events:
             if event.step <= last and event.summary.value and event.summary.value[0].HasField("image")
         }
         self._pictured = set(pictures)
-        # All anew beside the old one, then in its place.
+        # The new directory is written beside the old one, then replaces it.
         new = directory.with_name(f".{directory.name}.tmp")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -157,13 +171,13 @@ class _Events:
             self._writer.write(picture)
         self.flush()
         shutil.rmtree(directory, ignore_errors=True)
-        new.rename(directory)  # the open file goes along
+        new.rename(directory)  # the file stays open
 
     def scalars(self, line: dict[str, Any]) -> None:
-        """All numbers of a line of metrics.jsonl."""
-        told = line["time"]
+        """Write all numbers of a line of metrics.jsonl."""
+        timing = line["time"]
         numbers = {f"{line['split']}/{name}": x for name, x in line.items() if name not in ("step", "split", "time")}
-        numbers |= {f"time/{name}": value for name, value in told.items() if name != "unix"}
+        numbers |= {f"time/{name}": value for name, value in timing.items() if name != "unix"}
         values = []
         for name, number in numbers.items():
             if isinstance(number, list):
@@ -174,10 +188,10 @@ class _Events:
             elif isinstance(number, int | float):
                 values += tensorboard.scalar(name, number).value
         if values:
-            self._write(Event(wall_time=told["unix"], step=line["step"], summary=tensorboard.Summary(value=values)))
+            self._write(Event(wall_time=timing["unix"], step=line["step"], summary=tensorboard.Summary(value=values)))
 
     def picture(self, step: int, tag: str, png: bytes) -> None:
-        """A PNG, unless it is there from before a resume."""
+        """Write a PNG, unless it was written before the run resumed."""
         if (step, tag) in self._pictured:
             return
         width, height = struct.unpack(">II", png[16:24])
@@ -197,7 +211,7 @@ class _Events:
 
 
 def _events(path: Path) -> Iterator[Event]:
-    """The events of a file, up to one that a killed run tore."""
+    """The events of a file, without the last one where a killed run left it incomplete."""
     data, at = path.read_bytes(), 0
     while at + 16 <= len(data):
         (size,) = struct.unpack_from("<Q", data, at)  # then its checksum, the event, and that one's
@@ -208,33 +222,41 @@ def _events(path: Path) -> Iterator[Event]:
 
 
 class Progress:
-    """A progress bar on standard error, a context manager; where that is no terminal, a line now and then.
+    """A context manager that shows a progress bar on standard error, or prints a line from time to time if it is no
+    terminal.
 
-    steps  in all
-    start  the steps already done
-    every  the seconds between lines, where there is no terminal
+    steps  number of steps of the whole run
+    start  number of steps done before
+    every  seconds between lines where there is no terminal
     """
 
     def __init__(self, steps: int, start: int = 0, description: str = "training", every: float = 30.0) -> None:
-        self._steps, self._step, self._every = steps, start, every
+        self._steps, self._start, self._step, self._every = steps, start, start, every
         self._description = description
         self._texts: dict[str, str] = {}
-        self._started = self._told = (time.monotonic(), start)
+        self._speeds = deque[float](maxlen=20)
+        self._said = time.monotonic()
+        self._compiled: tuple[float, int] | None = None  # when the first dispatch had ended, and at which step
         self._bar = None
         if console.is_terminal and not console.is_dumb_terminal:
             self._bar = Bar(
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=20),
                 MofNCompleteColumn(),
-                _Speed(table_column=Column(no_wrap=True)),
+                TextColumn("{task.fields[speed]}"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+                TextColumn(
+                    "{task.fields[text]}",
+                    markup=False,
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=1),
+                ),
                 console=console,
+                expand=True,
             )
-            self._task = self._bar.add_task(description, total=steps, completed=start, text="")
+            self._task = self._bar.add_task(description, total=steps, completed=start, text="", speed="")
 
     def __enter__(self) -> Self:
-        self._started = self._told = (time.monotonic(), self._step)
+        self._said = time.monotonic()
         if self._bar:
             self._bar.start()
         return self
@@ -242,38 +264,49 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar:
             self._bar.stop()
-        elif self._step > self._started[1]:
-            self._tell(self._started)
+        elif self._step > self._start:
+            self._say()
 
-    def update(self, step: int) -> None:
-        """So many steps are done."""
+    def update(self, step: int, speed: float | None = None) -> None:
+        """Show that `step` steps are done.
+
+        speed  steps a second of the last dispatch, or None where it included compiling
+        """
         self._step = step
+        if speed is not None:
+            self._speeds.append(speed)
+        if self._compiled is None:
+            self._compiled = (time.monotonic(), step)
         if self._bar:
-            self._bar.update(self._task, completed=step)
-        elif time.monotonic() - self._told[0] > self._every:
-            self._tell(self._told)
-            self._told = (time.monotonic(), step)
+            self._bar.update(self._task, completed=step, speed=self._speed())
+        elif time.monotonic() - self._said > self._every:
+            self._say()
+            self._said = time.monotonic()
 
     def say(self, split: str, values: Values) -> None:
-        """The latest values of a split."""
+        """Show the latest values of a split."""
         self._texts[split] = f"{split} {brief(values)}"
         if self._bar:
             self._bar.update(self._task, text=" | ".join(self._texts.values()))
 
-    def _tell(self, since: tuple[float, int]) -> None:
-        seconds, steps = time.monotonic() - since[0], self._step - since[1]
-        left = _clock((self._steps - self._step) * seconds / steps) if steps else "?"
-        parts = [f"{self._description} {self._step}/{self._steps}", f"{steps / seconds:.3g} steps/s", f"{left} left"]
+    def _speed(self) -> str:
+        if not self._speeds:
+            return ""
+        speed = statistics.median(self._speeds)
+        return f"{speed:,.0f} steps/s" if speed >= 100 else f"{speed:.3g} steps/s"
+
+    def _say(self) -> None:
+        parts = [f"{self._description} {self._step}/{self._steps}"]
+        if self._speeds:
+            parts.append(self._speed())
+        if self._compiled is not None and self._step > self._compiled[1]:
+            seconds, steps = time.monotonic() - self._compiled[0], self._step - self._compiled[1]
+            parts.append(f"{_clock((self._steps - self._step) * seconds / steps)} left")
         console.print(", ".join(parts) + "".join(f" | {text}" for text in self._texts.values()), markup=False)
 
 
-class _Speed(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:.3g} steps/s" if task.speed else "")
-
-
 def brief(values: Values) -> str:
-    """The values in a few words; of several seeds, their mean."""
+    """The values as a short text; with several seeds, their means."""
     words = []
     for name, value in values.items():
         each = [x for x in (value if isinstance(value, list) else [value]) if x is not None]

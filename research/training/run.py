@@ -1,249 +1,237 @@
-"""The one host loop: chunks of steps, evaluation, logs, checkpoints. It knows no families."""
+"""The one host loop: dispatches of steps, evaluation, logs, checkpoints. It knows no families."""
 
-import contextlib
-import itertools
 import json
-import signal
-import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from research.core.console import warn
-from research.core.errors import Mistake
-from research.core.experiment import Experiment, Feed, Feeds, Report, Snapshot
+from research.core.console import say, warn
+from research.core.errors import UserError
+from research.core.experiment import Experiment, Feeds, Numbers, Report, Split
+from research.core.metrics import Values, merged
 from research.core.placement import Place, place
-from research.core.state import Learner, Metrics, State
-from research.core.transformations import closed, many, seeds
-from research.data.feed import prefetched
-from research.evaluation import plots as plot
-from research.training import checkpoint, config, log, workdir
-from research.training.judge import (
-    Evaluator,
-    best,
+from research.core.state import Learner, State
+from research.core.transformations import per_seed
+from research.evaluation import plots
+from research.training import checkpoint, config, log, provenance, workdir
+from research.training.checks import (
+    check_contract,
+    check_divisible,
     check_finite,
     check_metric,
     check_moving,
-    exhausted,
-    merged,
-    score,
-    summary,
+    usable_devices,
 )
-
-
-class Interrupted(BaseException):
-    """A signal asked the run to stop; it has been saved. No `Exception`: those of reports are passed over."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} and saved; the same command resumes")
-        self.number = number
+from research.training.dispatch import dispatches
+from research.training.evaluate import Evaluator, summary
+from research.training.selection import best, exhausted, score
+from research.training.signals import Interrupted, on_signal
 
 
 def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     """Trains the config called `name`, or goes on where it was left, and returns the content of summary.json.
 
-    Raises Mistake and Failure, whose texts say what to do, and Interrupted when it was asked to stop.
+    Raises UserError and RunError, whose texts say what to do, and Interrupted when it was asked to stop.
     """
     directory = command.workdir or Path("runs") / name
     with workdir.owned(directory, name, command), jax.disable_jit(command.debug), jax.debug_nans(command.debug):
         done = directory / "summary.json"
-        return json.loads(done.read_text()) if done.exists() else _train(command, directory)
+        if done.exists():
+            say(f"{directory} is already finished: these are its results; --overwrite trains anew")
+            return json.loads(done.read_text())
+        job = prepare(command, directory)
+        step, state = begin(job)
+        step, state = loop(job, step, state)
+        return finish(job, step, state)
 
 
 def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
-    """The config, learner and judged State (see Run.final) of the run kept in `directory`; it reads, never writes.
+    """The config, learner and evaluated State (see Run.checkpoint_for_test) of a run; it reads, never writes.
 
-    Of a run of several seeds, State and learner have their axis. Raises Mistake where there is no such run.
+    Of a run of several seeds, State and learner have their axis. Raises UserError where there is no such run.
     """
     directory = Path(directory)
     about = workdir.about(directory)
     if about is None:
-        raise Mistake(f"{directory} holds no run: it has no config.json")
+        raise UserError(f"{directory} holds no run: it has no config.json")
     experiment = config.from_json(about["name"], about["config"])
-    learner, key = _learner(experiment, about["seeds"], None)
-    best = experiment.run.final == "best"
+    learner, key = build(experiment, about["seeds"])
+    best = experiment.run.checkpoint_for_test == "best"
     found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), warn, best)
     if found is None:
-        raise Mistake(f"{directory} holds no checkpoint yet")
+        raise UserError(f"{directory} holds no checkpoint yet")
     return experiment, learner, found[1]
 
 
-def check_divisible(experiment: Experiment, where: Place) -> None:
-    """Raises Mistake unless the devices of `where` divide the experiment's batches and environments."""
-    for field, size in experiment.divisible().items():
-        if size % where.size:
-            raise Mistake(f"the {where.size} devices do not divide {field}={size}: choose a multiple, or --place jit")
+def build(experiment: Experiment, seeds: int | None) -> tuple[Learner, jax.Array]:
+    """The learner and its root key; of several seeds, both for all of them."""
+    learner, seed = experiment.build(), experiment.run.seed
+    if seeds is None:
+        return learner, jax.random.key(seed)
+    return per_seed(learner), jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
 
 
-def dispatch(learner: Learner, where: Place, feed: Feed, chunk: int) -> jax.stages.Wrapped:
-    """(state, data) -> (state, metrics) of `chunk` steps, compiled at its place when first called.
+class Job(NamedTuple):
+    """What stays the same during a run. `abstract` is the State's shapes, `key` its root key or keys."""
 
-    data: the resident feed itself; of another feed, a chunk's batches, stacked.
-    """
-    if feed.resident:
-        return where.train(lambda s, f: many(closed(learner.step, f, where.axis), chunk)(s, None), None)
-    return where.train(many(learner.step, chunk), 1)
+    command: config.Command[Experiment]
+    directory: Path
+    experiment: Experiment
+    learner: Learner
+    key: jax.Array
+    abstract: State
+    where: Place
+    feeds: Feeds
+    reports: tuple[Report, ...]
+    evaluate: Evaluator
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the State is saved."""
+        return self.directory / "checkpoints"
 
 
-def _train(command: config.Command[Experiment], directory: Path) -> dict[str, Any]:
-    experiment, run = command.config, command.config.run
-    where = place(command.place, seeds=command.seeds is not None)
+def prepare(command: config.Command[Experiment], directory: Path) -> Job:
+    """Builds what the run needs and checks that it fits together, before anything is compiled."""
+    experiment = command.config
+    devices = usable_devices(experiment, jax.devices()) if command.place == "jit" else jax.devices()
+    where = place(command.place, devices, command.seeds is not None)
     check_divisible(experiment, where)
     feeds = experiment.feeds()
+    reports = tuple(experiment.reports(load))
     workdir.keep(directory, feeds.kept)
-    learner, key = _learner(experiment, command.seeds, where.axis)
-
-    abstract = jax.eval_shape(learner.init, key)
-    check_metric(jax.eval_shape(learner.evaluate, abstract, feeds.validation[0]), run)
-    found = checkpoint.restore(directory / "checkpoints", abstract, warn)
-    step, state = found or (0, jax.jit(learner.init)(key))
-    if found is None and command.init_from is not None:
-        workdir.check_kept(command.init_from, feeds.kept)
-        state = checkpoint.init_from(command.init_from / "checkpoints", state, warn)
-    log.cut(directory, step)
-    scores = [score(line, run) for line in log.read(directory) if line["split"] == "validation"]
-    state = where.put(state)
-
+    learner, key = build(experiment, command.seeds)
+    abstract = check_contract(learner, key, feeds.train.batch_at(0), feeds.validation[0], experiment)
+    logged = {name for report in reports if report.every is not None for name in report.metrics}
+    check_metric(learner, abstract, feeds.validation[0], logged, experiment.run)
     evaluate = Evaluator(learner, where)
-    reports = tuple(experiment.reports())
-    snapshots = [report for report in reports if isinstance(report, Snapshot)]
-    validation = [where.put_data(batch, 0) for batch in feeds.validation]
-    saved = checkpoint.Checkpoints(directory / "checkpoints", run.keep, step)
+    return Job(command, directory, experiment, learner, key, abstract, where, feeds, reports, evaluate)
+
+
+def begin(job: Job) -> tuple[int, State]:
+    """The step and State that the run starts from: its newest checkpoint, or new ones."""
+    found = checkpoint.restore(job.checkpoints, job.abstract, warn)
+    step, state = found or (0, jax.jit(job.learner.init)(job.key))
+    source = job.command.init_from
+    if found is not None:
+        say(f"{job.directory}: resumed at step {step} of {job.experiment.run.steps}")
+    elif source is not None:
+        workdir.check_kept(source, job.feeds.kept)
+        from_best = workdir.evaluates_best(source)
+        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best)
+    provenance.check_deterministic()
+    log.cut(job.directory, step)
+    return step, job.where.put(state)
+
+
+def loop(job: Job, step: int, state: State) -> tuple[int, State]:
+    """Trains from `step` on to the end, or until an early stop; logs, evaluates and saves on the way.
+
+    Raises Interrupted after a signal, once the State is saved; RunError where training can't go on.
+    """
+    run, directory = job.experiment.run, job.directory
+    validation = (line for line in log.read(directory) if line["split"] == "validation" and run.metric in line)
+    scores = [score(line, run) for line in validation]
+    saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step)
     lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
-    with saved, lines, bar, _signals(asked.append), contextlib.ExitStack() as stack:
-        advance = stack.enter_context(_chunks(learner, where, feeds.train, run.chunk, step, run.steps))
-        begun = time.monotonic()
+    signals = on_signal(asked.append, lambda: f"the compiled call after step {step}")
+    ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
+    with saved, lines, bar, signals, ahead as advance:
+        begun, first = time.monotonic(), step
         while step < run.steps and not exhausted(scores, run):
             started = time.monotonic()
             state, metrics = advance(state)
             metrics = jax.device_get(metrics)
             now = time.monotonic()
-            check_finite(metrics, step, directory)
-            check_moving(metrics, step, directory)
-            step += run.chunk
-            last = step == run.steps
+            check_finite(metrics, step, saved.described)
+            check_moving(metrics, job.experiment.adversaries, step, saved.described)
+            speed = None if step == first else run.steps_per_dispatch / (now - started)  # the first dispatch compiles
+            step += run.steps_per_dispatch
             values = merged(metrics)
-            lines.line(step, "train", values, {"seconds": now - begun, "steps_per_second": run.chunk / (now - started)})
+            lines.line(step, "train", values, {"seconds": now - begun, "steps_per_second": speed})
             begun = now
-            bar.update(step)
+            bar.update(step, speed)
             bar.say("train", values)
 
-            if step % run.evaluate_every == 0 or last:
-                values = evaluate(state, validation)
+            values = validate(job, step, state)
+            if values:
                 lines.line(step, "validation", values)
                 bar.say("validation", values)
+            if run.metric in values:
                 scores.append(score(values, run))
-                _reported(snapshots, state, feeds, directory / "history" / f"{step:08}")
                 if best(scores, run) == len(scores) - 1:
                     lines.flush()
                     saved.save_best(step, state)
-            if step % run.save_every == 0 or last or exhausted(scores, run) or asked:
+            if step % run.save_every == 0 or step == run.steps or exhausted(scores, run) or asked:
                 lines.flush()
                 saved.save(step, state)
             if asked:
                 saved.wait()
                 raise Interrupted(asked[0])
         saved.wait()
+    return step, state
+
+
+def validate(job: Job, step: int, state: State) -> Values:
+    """The validation metrics and the numbers of reports that are due after a step, by name."""
+    run, directory = job.experiment.run, job.directory / "history" / f"{step:08}"
+    due = lambda every: step % every == 0 or step == run.steps
+    values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
+    reports = [report for report in job.reports if report.every is not None and due(report.every)]
+    return values | reported(reports, state, Split("validation", job.feeds.validation), directory, run.metric)
+
+
+def finish(job: Job, step: int, state: State) -> dict[str, Any]:
+    """Evaluates the State on the test data, once; makes the reports and pictures; writes summary.json."""
+    run, directory = job.experiment.run, job.directory
 
     def stop(number: int) -> None:
         raise Interrupted(number)
 
-    with _signals(stop):
-        if run.final == "best":
-            step, state = checkpoint.restore(directory / "checkpoints", abstract, warn, True) or (step, state)
-            state = where.put(state)
-        return _finish(experiment, command, directory, step, state, evaluate, feeds, reports)
+    with on_signal(stop, lambda: f"the evaluation of step {step}"):
+        if run.checkpoint_for_test == "best":
+            found = checkpoint.restore(job.checkpoints, job.abstract, warn, True)
+            step, state = (found[0], job.where.put(found[1])) if found else (step, state)
+        test = summary(job.evaluate(state, job.feeds.test))
+        numbers = reported(job.reports, state, Split("test", job.feeds.test), directory)
+        history = log.read(directory)
+        result = {
+            "test": test,
+            **({"reports": numbers} if numbers else {}),
+            "state": run.checkpoint_for_test,
+            "step": step,
+            "seeds": list(range(run.seed, run.seed + (job.command.seeds or 1))),
+            "seconds": sum(line["time"]["seconds"] for line in history if line["split"] == "train"),
+            "steps_per_second": log.steps_per_second(history),
+            "device": provenance.device(),
+            "published": dict(run.published),
+        }
+        plots.curves({directory.name: history}, directory / "curves.png")
+        with log.Log(directory) as lines:
+            for picture in sorted(directory.glob("*.png")):
+                lines.picture(step, picture)
+        log.write_json(directory / "summary.json", result)
+        return result
 
 
-def _finish(
-    experiment: Experiment,
-    command: config.Command[Experiment],
-    directory: Path,
-    step: int,
-    state: State,
-    evaluate: Evaluator,
-    feeds: Feeds,
-    reports: Sequence[Report],
-) -> dict[str, Any]:
-    """Judges the State by the test data, once; makes the reports and pictures; writes summary.json."""
-    run = experiment.run
-    test = summary(evaluate(state, feeds.test))
-    numbers = _reported(reports, state, feeds, directory)
-    history = log.read(directory)
-    timings = [line["time"] for line in history if line["split"] == "train"]
-    seconds = sum(t["seconds"] for t in timings)
-    result = {
-        "test": test,
-        **({"reports": numbers} if numbers else {}),
-        "state": run.final,
-        "step": step,
-        "seeds": list(range(run.seed, run.seed + (command.seeds or 1))),
-        "seconds": seconds,
-        "steps_per_second": statistics.median(t["steps_per_second"] for t in timings),
-        "device": workdir.device(),
-        "published": dict(run.published),
-    }
-    plot.curves({directory.name: history}, directory / "curves.png")
-    with log.Log(directory) as lines:
-        for picture in sorted(directory.glob("*.png")):
-            lines.picture(step, picture)
-    log.write_json(directory / "summary.json", result)
-    return result
+def reported(
+    reports: Sequence[Report], state: State, split: Split, directory: Path, needed: str | None = None
+) -> Numbers:
+    """The numbers of the reports; their files are in `directory`.
 
-
-def _reported(reports: Sequence[Report], state: State, feeds: Feeds, directory: Path) -> dict[str, float]:
-    """The numbers of the reports; their files are in `directory`."""
-    numbers: dict[str, float] = {}
+    A report that fails is passed over with a warning, unless it gives the number `needed`.
+    """
+    numbers: Numbers = {}
     for report in reports:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            numbers |= report(state, feeds, directory)
+            numbers |= log.plain(report.run(state, split, directory))
         except Exception as error:  # a picture that can't be drawn must not cost the run its summary
+            if needed in report.metrics:
+                raise
             warn(f"a report failed: {type(error).__name__}: {error}")
     return numbers
-
-
-def _learner(experiment: Experiment, n: int | None, axis: str | None) -> tuple[Learner, jax.Array]:
-    """The learner, and its root key or keys."""
-    learner, seed = experiment.build(axis), experiment.run.seed
-    if n is None:
-        return learner, jax.random.key(seed)
-    return seeds(learner), jax.vmap(jax.random.key)(jnp.arange(seed, seed + n))
-
-
-@contextlib.contextmanager
-def _chunks(
-    learner: Learner, where: Place, feed: Feed, chunk: int, start: int, steps: int
-) -> Iterator[Callable[[State], tuple[State, Metrics]]]:
-    """A function that trains `chunk` steps on. Nothing moves to the device in it but what it asked for beforehand."""
-    compiled = dispatch(learner, where, feed, chunk)
-    if feed.resident:
-        same = itertools.repeat(where.put_data(feed, None))
-        batches: AbstractContextManager[Iterator[Any]] = contextlib.nullcontext(same)
-    else:
-        batches = prefetched(feed, start, steps, chunk, lambda batch: where.put_data(batch, 1))
-    with batches as data:
-
-        def advance(state: State) -> tuple[State, Metrics]:
-            batch = next(data)
-            debugging = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-            with jax.transfer_guard("allow" if debugging else "disallow"):
-                return compiled(state, batch)
-
-        yield advance
-
-
-@contextlib.contextmanager
-def _signals(answer: Callable[[int], None]) -> Iterator[None]:
-    """SIGTERM and SIGINT call `answer` with their number."""
-    before = {n: signal.signal(n, lambda number, _: answer(number)) for n in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

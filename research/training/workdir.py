@@ -1,35 +1,30 @@
-"""A run's directory: who owns it, what made it, and whether it may be gone on with."""
+"""A run's directory: its lock, its config.json, and whether a command may resume the run in it."""
 
 import contextlib
 import fcntl
 import json
-import platform
 import shutil
-import subprocess
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import jax
-
+from research.core.console import say, warn
 from research.core.errors import Failure, Mistake
 from research.core.experiment import Experiment
 from research.core.files import failing, replacing
-from research.training import config, log
+from research.training import checkpoint, config, log, provenance
 
-FORMAT = 1
-"""Of a run's directory; one of another format is refused."""
-
-PACKAGES = ("samestep", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "tensorflow-datasets", "gymnax", "numpy")
+FORMAT = 2
+"""The format of a run's directory. Directories of other formats are refused."""
 
 
 @contextlib.contextmanager
 def owned(directory: Path, name: str, command: config.Command[Experiment]) -> Iterator[None]:
-    """Makes `directory` this run's, with its config.json, or checks that it is; no other process may use it meanwhile.
+    """Within this context, `directory` belongs to this run, and no other process may train in it.
 
-    Raises Mistake where it was made by another config or version, or holds something else; Failure where it can't
-    be written.
+    Where nothing is saved in it yet (see `saved`), its config.json is written; where the run there has fewer steps
+    and is the same otherwise, it is extended. Raises Mistake where another config or version saved something in it,
+    or where it holds anything but a run; Failure where it can't be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -43,68 +38,90 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
             raise Mistake(
                 f"another process is training in {directory}: wait for it, or choose another --workdir"
             ) from None
-        there = about(directory)
-        if there is None and any(path.name != ".lock" for path in directory.iterdir()):
-            raise Mistake(f"{directory} holds something else than a run: choose another --workdir")
-        if there is not None and command.overwrite:
+        if _read(directory) is None and any(path.name != ".lock" for path in directory.iterdir()):
+            raise Mistake(f"{directory} holds something other than a run: choose another --workdir")
+        if command.overwrite:
             _clear(directory)
-            there = None
-        if there is None:
-            log.write_json(directory / "config.json", _describe(name, command))
-        else:
+        there = about(directory)
+        if there is not None and saved(directory):
             _check_same(directory, name, command, there)
+            provenance.check_code(directory, there["code"])
+            if config.extends(command.config, there["config"]):
+                _extend(directory, command.config, there)
+        else:
+            log.write_json(directory / "config.json", _describe(name, command))
         yield
 
 
+def saved(directory: Path) -> bool:
+    """Whether a run has saved anything in `directory`: a checkpoint, even a damaged one, or a summary."""
+    return (directory / "summary.json").exists() or checkpoint.any_saved(directory / "checkpoints")
+
+
 def about(directory: Path) -> dict[str, Any] | None:
-    """The content of config.json; None where there is none. Raises Mistake where it is no such file, or of another
-    version."""
+    """The content of config.json, or None where there is no such file.
+
+    Raises Mistake where it was not written by a run, or by a run of another version.
+    """
+    content = _read(directory)
+    if content is not None and content["format"] != FORMAT:
+        raise Mistake(
+            f"{directory} was made by another version of samestep (format {content['format']}; this version has "
+            f"{FORMAT}): use that version, or train anew with --overwrite or in another --workdir"
+        )
+    return content
+
+
+def evaluates_best(directory: Path) -> bool:
+    """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
+    there = about(directory)
+    if there is None:
+        raise Mistake(f"{directory} holds no run: it has no config.json")
+    return there["config"]["run"]["checkpoint_for_test"] == "best"
+
+
+def _read(directory: Path) -> dict[str, Any] | None:
+    """config.json as a run of any version wrote it; None where there is no such file."""
     path = directory / "config.json"
     if not path.exists():
         return None
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise Mistake(f"{path} can't be read ({error}): --overwrite starts afresh") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        found = content.get("format") if isinstance(content, dict) else None
-        raise Mistake(
-            f"{directory} was made by another version of samestep (format {found}, this one has {FORMAT}): "
-            "--overwrite starts afresh, --workdir chooses another directory"
-        )
-    if not isinstance(content.get("name"), str) or "config" not in content or "seeds" not in content:
-        raise Mistake(f"{path} is damaged: --overwrite starts afresh")
+        raise Mistake(f"{path} can't be read ({error}): restore it, or choose another --workdir") from None
+    if not isinstance(content, dict) or not {"format", "name", "config", "seeds"} <= content.keys():
+        raise Mistake(f"{path} was not written by a run, or is damaged: choose another --workdir")
     return content
 
 
 def keep(directory: Path, texts: Mapping[str, str]) -> None:
-    """Writes the texts that a run's State says nothing without (`Feeds.kept`) to its directory, by file name.
+    """Write the files needed to interpret the State (`Feeds.kept`), e.g. the tokenizer, to the run's directory.
 
-    Raises Mistake where another is there: then the data are not those that the run in `directory` was made with.
+    texts  contents by file name
+
+    Raises Mistake where the checkpoints in `directory` were made with other contents, hence from other data.
     """
-    check_kept(directory, texts)
+    resumed = saved(directory)
+    if resumed:
+        check_kept(directory, texts)
     for name, text in texts.items():
-        if not (directory / name).exists():
+        if not resumed or not (directory / name).exists():
             with failing("write", directory / name), replacing(directory / name) as temporary:
                 temporary.write_text(text)
 
 
 def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
-    """Raises Mistake where the run in `directory` keeps another text of one of these names: another tokenizer."""
+    """Raise Mistake where the run in `directory` keeps a file of one of these names with another content."""
     for name, text in texts.items():
         path = directory / name
         if path.exists() and path.read_bytes() != text.encode():
             raise Mistake(
-                f"{path} is not the {path.stem} that this data makes, and the checkpoints there understand no other: "
-                "use the data (and the version of samestep) that the run was made with, or another --workdir"
+                f"{path} is not the {path.stem} that this data makes, and the checkpoints in {directory} fit that one "
+                "alone: use the data and the version of samestep that the run was made with, or another --workdir"
             )
 
 
 def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "format": FORMAT,
         "name": name,
@@ -112,44 +129,58 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         "seeds": command.seeds,
         "place": command.place,
         "init_from": None if command.init_from is None else str(command.init_from),
-        "device": device(),
-        "python": platform.python_version(),
-        "versions": versions,
-        "git": _revision(),
+        **provenance.describe(),
     }
 
 
-def device() -> str:
-    """The devices of this process, in words."""
-    devices = jax.devices()
-    kind = platform.processor() or platform.machine() if devices[0].platform == "cpu" else devices[0].device_kind
-    return f"{len(devices)} x {devices[0].platform} ({kind})"
-
-
-def _revision() -> str | None:
-    here = Path(__file__).parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"]
-    with contextlib.suppress(OSError):
-        found = subprocess.run(command, capture_output=True, text=True, check=False)
-        return found.stdout.strip() or None
-    return None
-
-
 def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> None:
+    """Raise Mistake where the run in `directory`, whose config.json is `there`, is not the one of this command."""
     if there["name"] != name:
         differ = [f"it is a run of {there['name']}, not of {name}"]
     else:
-        differ = config.differences(command.config, there["config"])
+        longer = config.extends(command.config, there["config"])
+        differ = [] if longer else config.differences(command.config, there["config"])
         if there["seeds"] != command.seeds:
             differ.append(f"seeds: {there['seeds']} there, {command.seeds} now")
+        if _resolved(there["init_from"]) != _resolved(command.init_from):
+            differ.append(f"init_from: {there['init_from']} there, {command.init_from} now")
     if differ:
         raise Mistake(
             f"{directory} was made by another config ({'; '.join(differ)}): "
-            "choose another --workdir, or start afresh with --overwrite"
+            "choose another --workdir, or train anew with --overwrite"
         )
 
 
+def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> None:
+    """Make the run in `directory` one of `experiment.run.steps`. Its summary.json is renamed to summary_STEPS.json."""
+    before, after = there["config"]["run"]["steps"], experiment.run.steps
+    summary = directory / "summary.json"
+    if summary.exists():
+        last = max((line["step"] for line in log.read(directory)), default=before)
+        if last < before:
+            raise Mistake(
+                f"the run in {directory} stopped early, at step {last} of {before}, by --run.patience: "
+                "more steps would not change it; choose another --workdir"
+            )
+        with failing("rename", summary):
+            summary.rename(directory / f"summary_{before}.json")
+    values = {**there["config"], "run": {**there["config"]["run"], "steps": after}}
+    extended = [*there.get("extended_from", ()), before]
+    log.write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
+    say(f"{directory}: extended from {before} to {after} steps")
+    if scheduled := config.scheduled(experiment):
+        warn(
+            f"schedules are now computed for {after} steps ({', '.join(scheduled)}): the result is not that of a run "
+            f"of {after} steps from its start"
+        )
+
+
+def _resolved(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path).resolve()
+
+
 def _clear(directory: Path) -> None:
+    """Delete the run in `directory`."""
     for part in ("checkpoints", "tensorboard", "history"):
         shutil.rmtree(directory / part, ignore_errors=True)
     for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):

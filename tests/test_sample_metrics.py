@@ -38,8 +38,8 @@ def mmd(x, y):
 
 
 def test_kid_is_the_mean_of_unbiased_blocks():
-    luck = np.random.default_rng(0)
-    x, y = luck.permutation(X), luck.permutation(Y)
+    shuffle = np.random.default_rng(0).permutation
+    x, y = shuffle(X), shuffle(Y)
     assert kid(X, Y).mean == pytest.approx(mmd(x[: len(Y)], y), rel=1e-9)
     assert np.isnan(kid(X, Y).error)
     blocks = [mmd(x[:20], y[:20]), mmd(x[20:40], y[20:40])]
@@ -85,14 +85,14 @@ def test_precision_and_recall_against_all_distances(monkeypatch):
 
 
 def test_too_few_images_are_a_mistake():
-    with pytest.raises(Mistake, match="FID of features of 5 dimensions needs 6 images or more, not 5"):
+    with pytest.raises(Mistake, match="FID on features of 5 dimensions needs 6 images or more, not 5"):
         fid(X[:5], Y)
     assert np.isfinite(fid(X[:6], Y))
     with pytest.raises(Mistake, match="not 1"):
         kid(X, Y[:1])
     with pytest.raises(Mistake, match="4 images or more, not 3"):
         precision_recall(X[:3], Y)
-    with pytest.raises(ValueError, match="of one kind"):
+    with pytest.raises(ValueError, match="of equal dimensions"):
         fid(X, Y[:, :4])
 
 

@@ -1,0 +1,180 @@
+"""Write the tables of docs/results.md and README.md from docs/results/*.json: python -m experiments.results.
+
+A file of docs/results is one of three kinds:
+
+    {"about": {...}, "runs": [...]}         training: the summary.json of each run, as it was written
+    {"about": {...}, "contenders": [...]}   speed: what `experiments.benchmark --output` writes
+    {"about": {...}, "largest_difference"}  agreement with PyTorch: what `experiments.agree --output` writes
+
+"about" has the command, the date, the machine and the number of its cores that the run used; where the figures are not
+those that the command wrote, also their source. For training it also has the family, the data, the commands to run
+first, a note, and "figures": the metrics to show, each with its label and, where there is one, the published value with
+its citation. A file whose "about" has "readme": true is also a line of the table in README.md.
+"""
+
+import json
+import os
+import platform
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from statistics import mean, median, stdev
+from typing import Any
+
+import tyro
+
+from experiments.console import markdown, number, status
+from research.core.errors import UserError
+from research.core.files import failing, replacing
+
+ROOT = Path(__file__).parent.parent
+PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+"""The pages that have tables, each between the markers <!-- table NAME --> and <!-- end -->."""
+
+Record = Mapping[str, Any]
+"""The content of a file of docs/results."""
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`."""
+    return status(lambda: tyro.cli(write, args=arguments, prog="python -m experiments.results", description=__doc__))
+
+
+def write() -> None:
+    """Writes the tables into the pages."""
+    made = tables(records(ROOT / "docs" / "results"))
+    for page in PAGES:
+        with failing("write", page), replacing(page) as temporary:
+            temporary.write_text(with_tables(page.read_text(), made))
+
+
+def provenance(command: str, device: str) -> dict[str, Any]:
+    """The "about" of a figure that is measured now, by `command`, on a device with this name."""
+    machine = f"{device} ({platform.machine()})"
+    return {"command": command, "machine": machine, "cores": os.cpu_count(), "date": date.today().isoformat()}
+
+
+def records(directory: Path) -> list[Record]:
+    """The files of `directory`, each with its "name", sorted by family and name."""
+    found = [{"name": path.stem, **json.loads(path.read_text())} for path in directory.glob("*.json")]
+    return sorted(found, key=lambda record: (record["about"].get("family", ""), record["name"]))
+
+
+def tables(found: list[Record]) -> dict[str, str]:
+    """The tables in Markdown by name: families (for README.md), training, commands, speed and agreement."""
+    trained = [record for record in found if "runs" in record]
+    return {
+        "families": markdown(
+            ("family", "data", "config", "metric", "samestep", "published", "time"),
+            [family(record) for record in trained if record["about"].get("readme")],
+        ),
+        "training": markdown(
+            ("family", "data", "result", "metric", "samestep", "seeds", "published", "time"),
+            [row for record in trained for row in training(record)],
+        ),
+        "commands": "".join(commands(record) for record in trained),
+        "speed": markdown(
+            ("training", "contender", "median", "unit", "ratio"),
+            [row for record in found if "contenders" in record for row in speed(record)],
+        ),
+        "agreement": markdown(
+            ("command", "steps", "first loss", "last loss", "largest difference"),
+            [agreement(record) for record in found if "largest_difference" in record],
+        ),
+    }
+
+
+def with_tables(text: str, made: Mapping[str, str]) -> str:
+    """`text` with each of its tables replaced. Raises UserError for a marker that names no table."""
+
+    def table(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in made:
+            raise UserError(f"there is no table {name!r}: the marker must name one of {', '.join(made)}")
+        return f"<!-- table {name} -->\n\n{made[name]}\n<!-- end -->"
+
+    return re.sub(r"<!-- table (?P<name>\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
+
+
+def training(record: Record) -> Iterator[tuple[str, ...]]:
+    """The lines of an experiment, one a figure; what they share stands in the first."""
+    about, runs = record["about"], record["runs"]
+    for at, figure in enumerate(about["figures"]):
+        value, seeds = value_of(figure["metric"], runs), str(sum(len(run["seeds"]) for run in runs))
+        if at == 0:
+            shared = (about["family"], about["data"], f"[`{record['name']}`](results/{record['name']}.json)")
+            yield *shared, figure["label"], value, seeds, published(figure), time(about, runs)
+        else:
+            yield "", "", "", figure["label"], value, "", published(figure), ""
+
+
+def family(record: Record) -> tuple[str, ...]:
+    """The line of an experiment in README.md: its first figure."""
+    about, runs = record["about"], record["runs"]
+    figure = about["figures"][0]
+    config = f"`{about['command'].split()[3]}`"
+    shown = (figure["label"], value_of(figure["metric"], runs), published(figure), time(about, runs))
+    return about["family"], about["data"], config, *shown
+
+
+def commands(record: Record) -> str:
+    """An item of a list: the commands of an experiment, and its note."""
+    about = record["about"]
+    when = f"{about['date']} ({about['source']})" if "source" in about else about["date"]
+    lines = "\n".join(f"    {line}" for line in [*about.get("first", ()), about["command"]])
+    return f"`{record['name']}`, {when}. {about.get('note', '')}".strip() + f"\n\n{lines}\n\n"
+
+
+def speed(record: Record) -> Iterator[tuple[str, ...]]:
+    """The lines of a benchmark, one a contender."""
+    for at, contender in enumerate(record["contenders"]):
+        ratio = "" if contender["ratio"] is None else f"{contender['ratio']:.2f}"
+        shown = (contender["name"], f"{contender['median']:,.0f}", record["unit"], ratio)
+        yield record["about"]["title"] if at == 0 else "", *shown
+
+
+def agreement(record: Record) -> tuple[str, ...]:
+    """The line of a comparison with PyTorch."""
+    losses = (f"{record['first_loss']:.3f}", f"{record['last_loss']:.3f}", f"{record['largest_difference']:.1e}")
+    return f"`{record['about']['command']}`", str(record["steps"]), *losses
+
+
+def value_of(metric: str, runs: list[Record]) -> str:
+    """The mean of a metric over all seeds of all runs; where they differ, its sample standard deviation and its range.
+
+    A run's report has one number, that of its first seed. Runs of which only the mean and the spread are known have no
+    range.
+    """
+    if metric in runs[0].get("reports", {}):
+        each = [run["reports"][metric] for run in runs]
+    elif "each" in (only := runs[0]["test"][metric]):
+        each = [x for run in runs for x in run["test"][metric]["each"]]
+    else:
+        return number(only["mean"]) + (f" ± {only['spread']:.2g}" if "spread" in only else "")
+    least, most = number(min(each)), number(max(each))
+    return least if least == most else f"{number(mean(each))} ± {stdev(each):.2g} ({least} to {most})"
+
+
+def published(figure: Record) -> str:
+    """The published value and where it stands."""
+    if (there := figure.get("published")) is None:
+        return ""
+    around = f" ± {there['spread']}" if "spread" in there else ""
+    return f"{there['value']}{around}, {there['source']}"
+
+
+def time(about: Record, runs: list[Record]) -> str:
+    """The seconds of a run, the median of several, and the cores that it used."""
+    each = [run["seconds"] for run in runs if "seconds" in run]
+    if not each:
+        return ""
+    seconds = median(each)
+    duration = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+    cores = "1 core" if about["cores"] == 1 else f"{about['cores']} cores"
+    return f"{duration}{' a run' if len(runs) > 1 else ''}, {cores}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,133 @@
+"""Metrics that merge: their leaves add up over microbatches, devices, steps and batches.
+
+A metric is a pytree with a method `compute`, which gives numbers by name once everything has been added up. What is no
+sum (BLEU, FID) is a host-side evaluation, see `experiment.Report`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+
+Values = dict[str, Any]
+"""Numbers by name: a float, or a list with one for each seed; None where nothing was counted or it is not finite."""
+
+
+@runtime_checkable
+class Metric(Protocol):
+    """A pytree of arrays that add up."""
+
+    def compute(self, name: str) -> Mapping[str, Any]:
+        """Numbers by name, from leaves that are NumPy arrays; `name` is what the learner calls the metric.
+
+        Leaves may have a further leading axis, of seeds; then the numbers have it too.
+        """
+        ...
+
+
+class Mean(NamedTuple):
+    """A weighted mean that can still be merged: add both fields.
+
+    total  f32[], the weighted sum
+    count  f32[], the sum of the weights
+    """
+
+    total: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a field, not tuple's method
+
+    @property
+    def value(self) -> jax.Array:
+        """total / count, and 0 where nothing was counted."""
+        return self.total / jnp.where(self.count == 0, 1, self.count)
+
+    def compute(self, name: str) -> Mapping[str, Any]:
+        """The mean under the metric's own name; NaN where nothing was counted."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return {name: np.divide(self.total, self.count)}
+
+
+class Perplexity(NamedTuple):
+    """exp of the mean of losses in nats per token, given as a `Mean`'s total and count."""
+
+    total: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # a field, not tuple's method
+
+    def compute(self, name: str) -> Mapping[str, Any]:
+        """The perplexity under the metric's own name; infinite where it overflows, NaN where nothing was counted."""
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            return {name: np.exp(np.divide(self.total, self.count))}
+
+
+Metrics = dict[str, Metric]
+
+
+def mean(values: jax.Array, mask: jax.Array | None = None) -> Mean:
+    """The Mean of `values` over all axes; `mask` ([batch], weights) is broadcast over the trailing ones."""
+    values = jnp.asarray(values, jnp.float32)
+    if mask is None:
+        return Mean(values.sum(), jnp.float32(values.size))
+    weights = jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (values.ndim - mask.ndim)), values.shape)
+    # where, not a product alone: what is masked out may be NaN.
+    return Mean(jnp.where(weights == 0, 0, values * weights).sum(), weights.sum().astype(jnp.float32))
+
+
+@struct.dataclass
+class ConfusionMatrix:
+    """Counts of examples by true and predicted class.
+
+    counts  f32[classes, classes], [true, predicted]
+    names   of the classes; with them, precision, recall and F1 of each class are reported too; static
+    """
+
+    counts: jax.Array
+    names: tuple[str, ...] = struct.field(pytree_node=False, default=())
+
+    def compute(self, name: str) -> Mapping[str, Any]:
+        """`macro_f1`, the unweighted mean of the classes' F1, and `mean_iou`; by class where there are names.
+
+        A class that neither occurs nor is predicted counts as 0.
+        """
+        counts = np.asarray(self.counts, np.float64)
+        true, predicted, right = counts.sum(-1), counts.sum(-2), np.diagonal(counts, axis1=-2, axis2=-1)
+        share = lambda part, whole: part / np.maximum(whole, 1)
+        by_class = {
+            "precision": share(right, predicted),
+            "recall": share(right, true),
+            "f1": share(2 * right, true + predicted),
+        }
+        named = ((f"{kind}_{c}", x[..., n]) for kind, x in by_class.items() for n, c in enumerate(self.names))
+        iou = share(right, true + predicted - right)
+        return {"macro_f1": by_class["f1"].mean(-1), "mean_iou": iou.mean(-1), **dict(named)}
+
+
+def confusion(predicted: jax.Array, labels: jax.Array, mask: jax.Array, names: Sequence[str] | int) -> ConfusionMatrix:
+    """The ConfusionMatrix of predictions and labels, i32[batch] each; `names` of the classes, or how many there are."""
+    classes = names if isinstance(names, int) else len(names)
+    one_hot = lambda x: jax.nn.one_hot(x, classes)
+    counts = jnp.einsum("b,bt,bp->tp", mask, one_hot(labels), one_hot(predicted), precision="highest")
+    return ConfusionMatrix(counts, () if isinstance(names, int) else tuple(names))
+
+
+def added(metrics: Metrics) -> Metrics:
+    """Metrics whose leaves have a leading axis, of steps or of parts of a batch, added up over it."""
+    return jax.tree.map(lambda x: x.sum(0), metrics)
+
+
+def merged(metrics: Metrics) -> Values:
+    """The numbers of metrics with a leading axis, of steps or of batches: added up over it on the host, in float64."""
+    return computed(jax.tree.map(lambda x: np.asarray(x, np.float64).sum(0), metrics))
+
+
+def computed(metrics: Metrics) -> Values:
+    """The numbers of metrics that have been added up."""
+    return {key: _plain(x) for name, metric in metrics.items() for key, x in metric.compute(name).items()}
+
+
+def _plain(value: Any) -> Any:
+    if np.ndim(value):
+        return [_plain(x) for x in value]
+    return float(value) if math.isfinite(value) else None

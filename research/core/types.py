@@ -1,0 +1,6 @@
+"""Types that all modules share."""
+
+from typing import Any
+
+Tree = Any
+"""A pytree of arrays."""

@@ -1,0 +1,142 @@
+"""What is checked before and during training: the contract of a learner, finite numbers, adversaries that move."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from research.core.console import warn
+from research.core.errors import RunError, UserError
+from research.core.experiment import Experiment, Run
+from research.core.metrics import Metric, Metrics, computed
+from research.core.placement import Place
+from research.core.state import Batch, Learner, State
+
+STILL = 5
+"""So many steps, or more, tell whether anything moves."""
+
+
+def check_divisible(experiment: Experiment, where: Place) -> None:
+    """Raises UserError unless the devices of `where` divide the experiment's batches and environments."""
+    for field, size in experiment.divisible().items():
+        if size % where.size:
+            raise UserError(
+                f"the {where.size} devices do not divide {field}={size}: choose a multiple, or run on fewer devices"
+            )
+
+
+def usable_devices(experiment: Experiment, devices: list[jax.Device]) -> list[jax.Device]:
+    """As many of the devices as divide the experiment's batches and environments; warns where they are not all."""
+    sizes = experiment.divisible()
+    count = max(n for n in range(1, len(devices) + 1) if not any(size % n for size in sizes.values()))
+    if count < len(devices):
+        odd = ", ".join(f"{field}={size}" for field, size in sizes.items() if size % len(devices))
+        warn(f"{len(devices)} devices do not divide {odd}: {count} of them are used; multiples would use them all")
+    return devices[:count]
+
+
+def check_contract(learner: Learner, key: jax.Array, train: Batch, validation: Batch, experiment: Experiment) -> State:
+    """The State's shapes, `jax.eval_shape(learner.init, key)`. Raises RunError, naming the rule, where one is broken.
+
+    The rules: `step` keeps the State's structure, shapes, dtypes and weak types, and advances its clock by means of
+    `state.learner`; it and `evaluate` give metrics by name; the names of `experiment.adversaries` have their metrics.
+    """
+
+    def broken(rule: str) -> RunError:
+        return RunError(f"{type(experiment).__name__} breaks the contract of a learner: {rule}")
+
+    state = jax.eval_shape(learner.init, key)
+    if not isinstance(state, State):
+        raise broken(f"init is to return a State, not {type(state).__name__}")
+    found = jax.eval_shape(learner.step, state, train)
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], State)):
+        raise broken("step is to return (State, metrics)")
+    after, metrics = found
+    before_leaves, after_leaves = jax.tree.leaves_with_path(state), jax.tree.leaves_with_path(after)
+    names = lambda leaves: [jax.tree_util.keystr(path) for path, _ in leaves]
+    if names(before_leaves) != names(after_leaves):
+        differ = sorted(set(names(before_leaves)) ^ set(names(after_leaves)))
+        raise broken(f"step is to keep the State's structure; it does not for {', '.join(differ[:3]) or 'its order'}")
+    for (path, x), (_, y) in zip(before_leaves, after_leaves, strict=True):
+        facts = [f"{z.dtype.name}{list(z.shape)}{' (weak)' if z.weak_type else ''}" for z in (x, y)]
+        if facts[0] != facts[1]:
+            name = jax.tree_util.keystr(path)
+            raise broken(f"step is to keep shapes and dtypes; State{name} is {facts[0]} before and {facts[1]} after")
+    for what, values in (("step", metrics), ("evaluate", jax.eval_shape(learner.evaluate, state, validation))):
+        if not isinstance(values, dict):
+            raise broken(f"the metrics of {what} are to be a dict by name, not {type(values).__name__}")
+        for name, value in values.items():
+            if not isinstance(value, Metric):
+                kind = f"the metric {name!r} of {what} is {type(value).__name__}"
+                raise broken(f"{kind}: make it one that adds up, such as `mean(values, mask)`")
+    for name in experiment.adversaries:
+        missing = {f"{name}_loss", f"{name}_gradient_norm"} - set(metrics)
+        if missing:
+            raise broken(f"it names {name!r} among its adversaries, and step gives no {min(missing)}")
+    return state
+
+
+def check_metric(learner: Learner, state: State, batch: Batch, others: Iterable[str], run: Run) -> None:
+    """Raises UserError unless `run.metric`, which "best" goes by, names a validation metric or one of `others`.
+
+    state: its shapes
+    """
+    metrics = jax.eval_shape(learner.evaluate, state, batch)
+    names = {*computed(jax.tree.map(lambda x: np.zeros(x.shape), metrics)), *others}
+    if run.metric not in names:
+        raise UserError(f"there is no metric {run.metric!r}: set --run.metric to one of {', '.join(sorted(names))}")
+
+
+def check_finite(metrics: Metrics, before: int, left: Callable[[], str]) -> None:
+    """Raises RunError if a metric of some step, [steps] or [steps, seeds], is not finite; with seeds, if of all.
+
+    A seed that diverges is null in the logs, and the others go on.
+
+    before: the steps done before these; left: says which checkpoints there are
+    """
+    rank = min(np.ndim(x) for x in jax.tree.leaves(metrics))
+    whole = lambda x: np.isfinite(x).all(tuple(range(rank, np.ndim(x))))
+    finite = {name: np.all([whole(x) for x in jax.tree.leaves(m)], axis=0) for name, m in metrics.items()}
+    fine = np.all(list(finite.values()), axis=0)
+    if fine.ndim == 2:
+        fine = np.any(fine, axis=1)
+    if fine.all():
+        return
+    step = int(np.argmin(fine))
+    names = [name for name, good in finite.items() if not np.all(good[step])]
+    raise RunError(
+        f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. {left()}. Try a lower learning "
+        "rate or --update.clip 1; --debug, in another --workdir, shows where it comes from"
+    )
+
+
+def check_moving(metrics: Metrics, adversaries: Sequence[str], before: int, left: Callable[[], str]) -> None:
+    """Raises RunError if nets that play against each other have all stopped: saturated, or dead.
+
+    NAME of `adversaries` has if its NAME_loss, [steps] or [steps, seeds], is the same at all steps, although each has
+    other data, or if its NAME_gradient_norm is 0 at all of them; with seeds, at all seeds. Fewer than `STILL` steps
+    can't tell.
+
+    before: the steps done before these; left: says which checkpoints there are
+    """
+    if not adversaries or len(metrics[f"{adversaries[0]}_loss"].total) < STILL:  # type: ignore[attr-defined]
+        return
+    if np.all([_stopped(name, metrics) for name in adversaries]):
+        steps = len(metrics[f"{adversaries[0]}_loss"].total)  # type: ignore[attr-defined]
+        raise RunError(
+            f"{' and '.join(adversaries)} have stopped: from step {before + 1} to {before + steps} their losses stood "
+            f"still, or had no gradient. {left()}. "
+            "Try lower learning rates or, where the config has them, another --loss, --r1 or --gradient-penalty, or "
+            "--discriminator.spectral"
+        )
+
+
+def _stopped(name: str, metrics: Metrics) -> Any:
+    """Whether a net has, [] or [seeds]; where nothing was counted, it has not, and where it diverged, it has."""
+    total, count = (np.asarray(x, np.float64) for x in jax.tree.leaves(metrics[f"{name}_loss"]))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        loss = total / count
+        moved = np.ptp(loss, 0) > 1e-6 * np.abs(loss).max(0)
+    norm = jax.tree.leaves(metrics[f"{name}_gradient_norm"])[0]
+    return (~moved | (np.asarray(norm) == 0).all(0)) & (count > 0).all(0)

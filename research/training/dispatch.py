@@ -1,0 +1,52 @@
+"""The compiled call of the host loop: several steps a dispatch, and the data that it takes."""
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import jax
+
+from research.core.experiment import Feed
+from research.core.metrics import Metrics
+from research.core.placement import Place
+from research.core.state import Learner, State
+from research.core.transformations import scan_steps, with_feed
+from research.data.feed import prefetched
+
+
+def dispatch(learner: Learner, where: Place, feed: Feed, steps: int) -> jax.stages.Wrapped:
+    """(state, data) -> (state, metrics) of so many steps, compiled at its place when first called.
+
+    data: the resident feed itself; of another feed, the batches of these steps, stacked.
+    """
+    if feed.resident:
+        run = lambda state, feed: scan_steps(with_feed(learner.step, feed, where.split), steps)(state, None)
+        return where.train(run, None)
+    return where.train(scan_steps(learner.step, steps), 1)
+
+
+@contextlib.contextmanager
+def dispatches(
+    learner: Learner, where: Place, feed: Feed, each: int, start: int, stop: int
+) -> Iterator[Callable[[State], tuple[State, Metrics]]]:
+    """A function that trains `each` steps at a call, from step `start` to `stop`.
+
+    While it runs, nothing moves to the device but what was put there before.
+    """
+    compiled = dispatch(learner, where, feed, each)
+    if feed.resident:
+        same = itertools.repeat(where.put_data(feed, None))
+        batches: AbstractContextManager[Iterator[Any]] = contextlib.nullcontext(same)
+    else:
+        batches = prefetched(feed, start, stop, each, lambda batch: where.put_data(batch, 1))
+    with batches as data:
+
+        def advance(state: State) -> tuple[State, Metrics]:
+            batch = next(data)
+            debugging = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+            with jax.transfer_guard("allow" if debugging else "disallow"):
+                return compiled(state, batch)
+
+        yield advance

@@ -1,0 +1,345 @@
+"""What every config did when it was last recorded, in golden/NAME.json, at a tiny setting with made-up data.
+
+    python tests/golden.py [NAME ...]                 records again: runs at several roundings, and writes the files
+    python tests/golden.py --compare [NAME ...]       compares the code with the files strictly, within 1e-5
+    python tests/golden.py --compare --rename '^parameters =parameters net/' --rename 'losses loss$=losses net_loss'
+
+A file holds the tree of parameters with the norm of each leaf at the start, the losses of the first 20 steps, one
+evaluation on validation data, and the spread: how far the numbers of other roundings are from these. `test_golden.py`
+allows ten times the spread. `--rename PATTERN=TEXT` is for a change that renames parameters or metrics and changes no
+number: it is applied, as `re.sub` does, to the names in the files, which are as --compare prints them: "losses loss".
+
+Mixed precision is left out: a config in bfloat16 is recorded in float32, where 20 steps can be compared closely.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+import conftest  # noqa: F401  # the suite's settings: devices, XLA's flags, precision
+import flax.linen as nn
+import jax
+import numpy as np
+
+from research.core.metrics import computed
+from research.data import images, pairs, sentences, unpaired
+from research.data.images import Images
+from research.data.pairs import Pairs
+from research.data.sentences import Sentences
+from research.data.text import Text
+from research.data.unpaired import Unpaired
+from research.training import config as configs
+
+FOLDER = Path(__file__).parent / "golden"
+STEPS = 20
+
+ROUNDINGS = tuple((isa, quick) for quick in (True, False) for isa in (None, "AVX2", "SSE4_2"))
+"""The instruction sets that XLA may use at most (None: all that there are), without and with its optimisations. The
+first is what is recorded, and tested."""
+
+FLOOR = 1e-6
+"""The least spread."""
+
+STRICT = 1e-5
+"""How far from the files --compare lets numbers be."""
+
+# The tiny setting.
+
+AT_MOST = {
+    # nets
+    **{"width": 8, "hidden": 12, "embedding": 6, "channels": 4, "layers": 2, "blocks": 1, "heads": 2, "pairs": 64},
+    # learners
+    **{
+        "latent": 6,
+        "guessed": 20,
+        "num_updates": 2,
+        "pool": 12,
+        "num_envs": 4,
+        "rollout_length": 4,
+        "buffer_size": 128,
+    },
+    **{"learning_starts": 64, "updates": 2, "target_update_interval": 3, "episodes": 4},
+    # data
+    **{"vocabulary": 300, "context": 12, "evaluation_context": 20, "batch": 8, "evaluation_batch": 16},
+    # optimizer and run
+    **{"warmup": 4, "steps": STEPS, "steps_per_dispatch": 5, "evaluate_every": STEPS, "save_every": STEPS},
+}
+"""The largest values of fields that are whole numbers, or tuples of them."""
+
+INSTEAD = {
+    "widths": lambda widths: tuple(max(2, width * 16 // max(widths)) for width in widths),
+    "lengths": lambda lengths: (12, 24),
+    "dtype": lambda dtype: "float32",
+}
+"""What replaces other fields."""
+
+
+def tiny(name: str, directory: Path) -> Any:
+    """The experiment of the config called `name`, small, on made-up data; files of it are in `directory`."""
+    experiment = shrunk(configs.load(name))
+    if not hasattr(experiment, "data"):
+        return experiment
+    return dataclasses.replace(experiment, data=made(experiment.data, directory))
+
+
+def shrunk(config: Any) -> Any:
+    """A config with all of its fields, and those of the configs in it, within `AT_MOST`."""
+    changes = {}
+    for field in configs.fields(config):
+        value, most = getattr(config, field.name), AT_MOST.get(field.name)
+        if dataclasses.is_dataclass(value):
+            changes[field.name] = shrunk(value)
+        elif field.name in INSTEAD:
+            changes[field.name] = INSTEAD[field.name](value)
+        elif most is not None and value is not None:
+            changes[field.name] = tuple(min(x, most) for x in value) if isinstance(value, tuple) else min(value, most)
+    return config.clone(**changes) if isinstance(config, nn.Module) else dataclasses.replace(config, **changes)
+
+
+# Data of the right shapes. The raw numbers of a bit generator are the same in every release of NumPy.
+
+
+def raw(seed: int, *shape: int) -> np.ndarray:
+    """Random bytes, u8[shape]."""
+    return (np.random.PCG64(seed).random_raw(shape) >> np.uint64(56)).astype(np.uint8)
+
+
+WORDS = (
+    *("sun", "moon", "star", "red", "blue", "green", "old", "new", "is", "not", "was"),
+    *("the", "of", "and", "a", "very", "little", "dog", "cat", "bird", "sees", "likes"),
+)
+
+
+def lines(seed: int, count: int, longest: int) -> list[str]:
+    """Made-up sentences of 2 to `longest` words."""
+    sizes, words = 2 + raw(seed, count) % (longest - 1), iter(raw(seed + 1, count * longest))
+    return [" ".join(WORDS[next(words) % len(WORDS)] for _ in range(size)) for size in sizes]
+
+
+class MadeImages(Images):
+    """Noise in ten classes."""
+
+    def arrays(self) -> images.Arrays:
+        shape = (28, 28, 1) if self.name == "mnist" else (16, 16, 3)
+        of = lambda seed, count: (raw(seed, count, *shape), (raw(seed + 1, count) % 10).astype(np.int32))
+        return images.Arrays(*of(0, 150), *of(2, 20), tuple("0123456789"))
+
+
+class MadeUnpaired(Unpaired):
+    """Noise, dark and bright."""
+
+    def arrays(self) -> unpaired.Domains:
+        side = 16 if self.name == "cifar10" else 24  # the least that the discriminator of either config takes
+        of = lambda seed, count: raw(seed, count, side, side, 3) // 2
+        return unpaired.Domains(of(0, 40), of(1, 60) + 128, of(2, 20), of(3, 20) + 128)
+
+
+class MadeSentences(Sentences):
+    """Which sentences speak of the moon; sst2 says what to validate on."""
+
+    def texts(self) -> sentences.Texts:
+        def part(seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+            texts = lines(seed, count, 30)
+            return np.array(texts, object), np.array(["moon" in text for text in texts], np.int32)
+
+        return sentences.Texts(("no", "yes"), part(0, 120), part(2, 20) if self.name == "sst2" else None, part(4, 20))
+
+
+class MadePairs(Pairs):
+    """A translation has the words in the opposite order."""
+
+    def texts(self) -> pairs.Texts:
+        def part(seed: int, count: int) -> list[list[str]]:
+            texts = lines(seed, count, 6)
+            return [texts, [" ".join(reversed(text.split())) for text in texts]]
+
+        return pairs.Texts(part(0, 120), part(2, 20), part(4, 20))
+
+
+def made(data: Any, directory: Path) -> Any:
+    """`data` with what isn't bundled, or isn't the same everywhere, made up."""
+    if isinstance(data, Text):
+        numbers = data.name.endswith(".npy")
+        path = directory / ("tokens.npy" if numbers else "text.txt")
+        if numbers:
+            np.save(path, raw(0, 4000).astype(np.uint16))
+        else:
+            path.write_text("\n".join(lines(0, 400, 12)))
+        return dataclasses.replace(data, name=str(path))
+    if data.name == "digits":
+        return data
+    kinds = {Images: MadeImages, Unpaired: MadeUnpaired, Sentences: MadeSentences, Pairs: MadePairs}
+    return kinds[type(data)](**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
+
+
+# One run.
+
+
+def record(name: str) -> dict[str, dict[str, Any]]:
+    """{"parameters": {path: [shape, dtype, norm]}, "losses": {metric: [values]}, "evaluation": {metric: value}}."""
+    with tempfile.TemporaryDirectory() as directory:
+        return run(tiny(name, Path(directory)))
+
+
+def run(experiment: Any) -> dict[str, dict[str, Any]]:
+    """The parameters at the start, the training metrics of `STEPS` steps, and an evaluation after them."""
+    learner, feeds = experiment.build(), experiment.feeds()
+    start = state = jax.jit(learner.init)(jax.random.key(experiment.run.seed))
+    if feeds.train.resident:
+        step, inputs = (
+            jax.jit(lambda state, feed: learner.step(state, feed.batch_at(state.step))),
+            lambda at: feeds.train,
+        )
+    else:
+        step, inputs = jax.jit(learner.step), feeds.train.batch_at
+    history = []
+    for at in range(STEPS):
+        state, metrics = step(state, inputs(at))
+        history.append(numbers(metrics))
+    evaluation = numbers(jax.jit(learner.evaluate)(state, feeds.validation[0]))
+    # Of reinforcement learning, which makes its own data, what was played too.
+    kept = [metric for metric in history[0] if metric.endswith("loss") or not hasattr(experiment, "data")]
+    return {
+        "parameters": dict(parameters(start.params)),
+        "losses": {metric: [values[metric] for values in history] for metric in kept},
+        "evaluation": evaluation,
+    }
+
+
+def numbers(metrics: Any) -> dict[str, float]:
+    """The value of each metric; 0 where nothing was counted."""
+    values = computed(jax.device_get(metrics))
+    return {name: rounded(0.0 if value is None else value) for name, value in sorted(values.items())}
+
+
+def parameters(params: Any) -> Iterator[tuple[str, list[Any]]]:
+    """(path, [shape, dtype, norm]) of each leaf."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        norm = np.linalg.norm(np.asarray(leaf, np.float64))
+        yield jax.tree_util.keystr(path, simple=True, separator="/"), [list(leaf.shape), str(leaf.dtype), rounded(norm)]
+
+
+def rounded(number: Any) -> float:
+    """To nine digits, which float32 has."""
+    return float(f"{float(number):.9g}")
+
+
+# Comparing.
+
+
+def apart(old: Any, new: Any) -> float:
+    """The largest difference of two series of a metric, relative to the larger of a value and the series' mean size;
+    infinite where there is NaN."""
+    old, new = np.atleast_1d(np.float64(old)), np.atleast_1d(np.float64(new))
+    size = np.maximum(np.maximum(abs(old), abs(new)), abs(old).mean())
+    return float(np.nan_to_num(abs(old - new) / np.where(size == 0, 1, size), nan=np.inf).max())
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """{"parameters", "losses", "evaluation": {name: relative difference}}; infinite where one lacks the name, and
+    where shapes or dtypes differ."""
+    found: dict[str, dict[str, float]] = {}
+    for part in ("parameters", "losses", "evaluation"):
+        found[part] = {}
+        for name in old[part] | new[part]:
+            a, b = old[part].get(name), new[part].get(name)
+            same = a is not None and b is not None and (part != "parameters" or a[:2] == b[:2])
+            values = (a[2], b[2]) if part == "parameters" and same else (a, b)
+            found[part][name] = apart(*values) if same else float("inf")
+    return found
+
+
+def load(name: str) -> dict[str, dict[str, Any]]:
+    """The golden file of the config called `name`."""
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def save(name: str, golden: dict[str, dict[str, Any]]) -> None:
+    """Writes the golden file, a line an entry."""
+    part = lambda entries: ",\n".join(f"    {json.dumps(key)}: {json.dumps(value)}" for key, value in entries.items())
+    text = ",\n".join(f"  {json.dumps(name)}: {{\n{part(entries)}\n  }}" for name, entries in golden.items())
+    FOLDER.mkdir(exist_ok=True)
+    (FOLDER / f"{name}.json").write_text(f"{{\n{text}\n}}\n")
+
+
+def renamed(golden: dict[str, dict[str, Any]], renames: list[str]) -> dict[str, dict[str, Any]]:
+    """The golden file with the names of its entries changed; see `--rename`."""
+    found: dict[str, dict[str, Any]] = {}
+    for part, entries in golden.items():
+        for key, value in entries.items():
+            name = f"{part} {key}"
+            for rename in renames:
+                name = re.sub(*rename.split("=", 1), name)
+            found.setdefault(part, {})[name.removeprefix(f"{part} ")] = value
+    return found
+
+
+def compare(names: list[str], renames: list[str]) -> bool:
+    """Prints how far each config is from its golden file, and each name that is further than `STRICT`."""
+    fine = True
+    for name in names:
+        old = renamed(load(name), renames)
+        found = differences(old, record(name))
+        print(f"{name:32}", *(f"{part} {max(values.values()):.1e}" for part, values in found.items()), sep="  ")
+        for part, values in found.items():
+            for key, value in values.items():
+                if value > STRICT:
+                    fine = False
+                    print(
+                        f"    {part} {key}: {value:.1e}" if value < np.inf else f"    {part} {key}: not in both alike"
+                    )
+    return fine
+
+
+def renew(names: list[str]) -> None:
+    """Records the configs at each of `ROUNDINGS`, in processes of their own, and writes their golden files."""
+    with tempfile.TemporaryDirectory() as directory:
+        records = []
+        for number, (isa, quick) in enumerate(ROUNDINGS):
+            file = Path(directory) / f"{number}.json"
+            flags = f"--xla_cpu_max_isa={isa}" if isa else ""
+            environment = os.environ | {"XLA_FLAGS": flags, "JAX_DISABLE_MOST_OPTIMIZATIONS": str(quick)}
+            subprocess.run([sys.executable, __file__, "--record", str(file), *names], env=environment, check=True)
+            records.append(json.loads(file.read_text()))
+            print(f"recorded at most {isa or 'native'}, {'quickly' if quick else 'optimised'}")
+    for name in names:
+        golden, *others = (found[name] for found in records)
+        found = [differences(golden, other) for other in others]
+        spread = {
+            f"{part} {key}": max(FLOOR, *(float(f"{other[part][key]:.2g}") for other in found))
+            for part in ("losses", "evaluation")
+            for key in golden[part]
+        }
+        save(name, golden | {"spread": spread})
+        print(f"{name:32}  spread {max(spread.values()):.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="configs; default: all")
+    parser.add_argument("--compare", action="store_true", help="compare with the files, and write nothing")
+    parser.add_argument("--rename", action="append", default=[], metavar="PATTERN=TEXT", help="of names in the files")
+    parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    names = given.names or configs.names()
+    if given.record:
+        given.record.write_text(json.dumps({name: record(name) for name in names}))
+    elif given.compare:
+        jax.config.update("jax_disable_most_optimizations", ROUNDINGS[0][1])
+        sys.exit(0 if compare(names, given.rename) else 1)
+    else:
+        renew(names)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Every config, tiny, trains as it did when it was last recorded; see golden.py."""
+
+import golden
+import pytest
+
+from research.training import config
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+
+@pytest.mark.parametrize("name", config.names())
+def test_golden(name):
+    old, new = golden.load(name), golden.record(name)
+    found = golden.differences(old, new)
+    shapes = lambda recorded: {path: leaf[:2] for path, leaf in recorded["parameters"].items()}
+    assert shapes(new) == shapes(old)
+    assert {path: value for path, value in found["parameters"].items() if value > 1e-5} == {}
+    numbers = {f"{part} {key}": value for part in ("losses", "evaluation") for key, value in found[part].items()}
+    assert numbers.keys() == old["spread"].keys()
+    assert {key: value for key, value in numbers.items() if value > 10 * old["spread"][key]} == {}
+
+
+def test_no_golden_file_is_left_over():
+    assert sorted(file.stem for file in golden.FOLDER.glob("*.json")) == config.names()
+
+
+def test_what_is_apart():
+    assert golden.apart([1.0, -0.5], [1.0, -0.5]) == 0
+    assert golden.apart([2.0, 4.0], [2.0, 4.4]) == pytest.approx(0.4 / 4.4)
+    assert golden.apart([0.0, 4.0], [0.1, 4.0]) == pytest.approx(0.1 / 2), "relative to the mean size, near 0"
+    assert golden.apart(0.0, 0.0) == 0
+    old = {"parameters": {"a": [[2], "float32", 1.0], "b": [[], "int32", 1.0]}, "losses": {}, "evaluation": {"x": 1.0}}
+    new = {"parameters": {"a": [[3], "float32", 1.0], "c": [[], "int32", 1.0]}, "losses": {}, "evaluation": {"x": 2.0}}
+    expected = {"parameters": dict.fromkeys("abc", float("inf")), "losses": {}, "evaluation": {"x": 0.5}}
+    assert golden.differences(old, new) == expected

@@ -1,0 +1,108 @@
+"""docs/results.md and README.md: their tables are made from docs/results/*.json, and their commands can be typed."""
+
+import re
+
+import pytest
+
+from experiments import benchmark, results
+from research.core.errors import UserError
+from research.training import config
+
+RECORDS = results.records(results.ROOT / "docs" / "results")
+TRAINED = [record for record in RECORDS if "runs" in record]
+TEXTS = [page.read_text() for page in results.PAGES]
+TRAIN = "python -m experiments.train "
+
+
+def run(**test):
+    return {"test": {name: {"each": each} for name, each in test.items()}, "reports": {}, "seeds": [0], "seconds": 30.0}
+
+
+def test_the_tables_are_those_that_the_command_writes():
+    made = results.tables(RECORDS)
+    for text in TEXTS:
+        assert results.with_tables(text, made) == text, "run python -m experiments.results"
+    markers = [name for text in TEXTS for name in re.findall(r"<!-- table (\S+) -->", text)]
+    assert sorted(markers) == sorted(made)
+
+
+def test_tables_take_the_place_of_old_ones():
+    text = "a\n<!-- table x -->\n\nold\n\n<!-- end -->\nb\n<!-- table y -->\n<!-- end -->\n"
+    expected = "a\n<!-- table x -->\n\n1\n\n<!-- end -->\nb\n<!-- table y -->\n\n2\n\n<!-- end -->\n"
+    assert results.with_tables(text, {"x": "1\n", "y": "2\n"}) == expected
+    assert results.with_tables(expected, {"x": "1\n", "y": "2\n"}) == expected
+    with pytest.raises(UserError, match=r"no table 'y': .*x"):
+        results.with_tables(text, {"x": ""})
+
+
+def test_values_by_hand():
+    assert results.value_of("accuracy", [run(accuracy=[0.5])]) == "0.5"
+    assert results.value_of("accuracy", [run(accuracy=[0.1, 0.2, 0.3])]) == "0.2 ± 0.1 (0.1 to 0.3)"
+    assert results.value_of("accuracy", [run(accuracy=[1.0]), run(accuracy=[2.0])]) == "1.5 ± 0.71 (1 to 2)"
+    assert results.value_of("accuracy", [run(accuracy=[1.0]), run(accuracy=[1.0])]) == "1"
+    assert results.value_of("fid", [run() | {"reports": {"fid": x}} for x in (2.0, 4.0)]) == "3 ± 1.4 (2 to 4)"
+    assert results.value_of("loss", [{"test": {"loss": {"mean": 1.949, "spread": 0.009}}}]) == "1.949 ± 0.009"
+
+
+def test_a_training_result_by_hand():
+    published = {"value": 0.9, "spread": 0.01, "source": "Someone 2020"}
+    figures = [
+        {"metric": "accuracy", "label": "test accuracy", "published": published},
+        {"metric": "loss", "label": "nats"},
+    ]
+    about = {"family": "CNN", "data": "digits", "figures": figures, "cores": 2}
+    record = {"name": "net", "about": about, "runs": [run(accuracy=[0.5], loss=[2.0])] * 2}
+    assert list(results.training(record)) == [
+        (
+            "CNN",
+            "digits",
+            "[`net`](results/net.json)",
+            "test accuracy",
+            "0.5",
+            "2",
+            "0.9 ± 0.01, Someone 2020",
+            "30 s a run, 2 cores",
+        ),
+        ("", "", "", "nats", "2", "", "", ""),
+    ]
+    long = {**run(), "seconds": 3600.0}
+    assert results.time({"cores": 1}, [long]) == "60 min, 1 core" and results.time({"cores": 1}, [{}]) == ""
+
+
+def test_a_benchmark_by_hand(monkeypatch):
+    monkeypatch.setattr(benchmark, "device", lambda: "abacus")
+    figures = {"ours": [10.0, 30.0, 20.0], "theirs": [10.0, 10.0, 5.0]}
+    record = benchmark.record(benchmark.Options("cnn", rounds=3), figures)
+    assert record["about"]["command"] == "python -m experiments.benchmark cnn --rounds 3"
+    assert record["about"]["machine"].startswith("abacus") and record["unit"] == "images/s"
+    assert [(row["name"], row["median"], row["least"], row["most"], row["ratio"]) for row in record["contenders"]] == [
+        ("ours", 20.0, 10.0, 30.0, 1.0),
+        ("theirs", 10.0, 5.0, 10.0, 3.0),  # the median of 1, 3 and 4, not 20/10
+    ]
+    assert [row[1:] for row in results.speed(record)] == [
+        ("ours", "20", "images/s", "1.00"),
+        ("theirs", "10", "images/s", "3.00"),
+    ]
+
+
+def commands():
+    """The arguments of `experiments.train` in the files of results and in both pages."""
+    lines = [line for record in TRAINED for line in [*record["about"].get("first", ()), record["about"]["command"]]]
+    lines += [line for text in TEXTS for line in re.findall(rf"{re.escape(TRAIN)}\w.*", text)]
+    return sorted({line.partition("#")[0].removeprefix(TRAIN).strip() for line in lines})
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_can_be_typed(command):
+    name, *arguments = command.split()
+    if arguments != ["--help"]:
+        config.parse(name, arguments)
+
+
+@pytest.mark.parametrize("record", TRAINED, ids=lambda record: record["name"])
+def test_published_figures_are_those_of_the_configs(record):
+    known = dict(config.load(record["about"]["command"].removeprefix(TRAIN).split()[0]).run.published)
+    cited = {f["metric"]: f["published"]["value"] for f in record["about"]["figures"] if "published" in f}
+    assert {metric: value for metric, value in known.items() if metric in cited} == {
+        metric: value for metric, value in cited.items() if metric in known
+    }

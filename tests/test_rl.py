@@ -1,0 +1,109 @@
+"""The pieces that reinforcement learners share: sampled actions, rollouts by a stochastic policy, advantages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from research.core.state import Batch
+from research.rl.advantages import gae, normalised
+from research.rl.environments import Environment, make
+from research.rl.evaluation import play
+from research.rl.exploration import categorical, epsilon_greedy
+from research.rl.rollout import Transition, reset, rollout
+
+
+def test_actions_are_drawn_by_their_probability():
+    probability = np.array([0.1, 0.0, 0.6, 0.3])
+    uniform = (jnp.arange(1000) + 0.5) / 1000
+    logits = jnp.broadcast_to(jnp.log(probability) + 3.0, (1000, 4))
+    counts = np.bincount(np.asarray(categorical(logits, uniform)), minlength=4)
+    np.testing.assert_allclose(counts / 1000, probability, atol=2e-3)
+    # The greatest draw there is finds an action, also where the probabilities sum to less than 1 by rounding.
+    many = jax.random.normal(jax.random.key(0), (100, 50))
+    assert int(categorical(many, jnp.full(100, np.nextafter(np.float32(1), np.float32(0)))).max()) <= 49
+
+
+def test_epsilon_greedy_is_random_with_probability_epsilon():
+    uniform = (jnp.arange(1000) + 0.5) / 1000
+    q = jnp.broadcast_to(jnp.array([0.0, 5.0, 1.0, 2.0]), (1000, 4))
+    counts = np.bincount(np.asarray(epsilon_greedy(q, uniform, jnp.float32(0.2))), minlength=4)
+    np.testing.assert_array_equal(counts, [50, 850, 50, 50])
+
+
+def test_a_rollout_follows_its_policy_and_goes_on_where_it_stopped():
+    """Counting's x counts the frames of an episode, which is cut short after 7; the reward is x."""
+    environment = make(Environment("probes:Counting"))
+    policy = lambda observation, uniform: (uniform * 1000).astype(jnp.int32)
+    actor = reset(environment, jax.random.key(0), 3)
+    _, whole, metrics = rollout(environment, policy, actor, jax.random.key(1), 10)
+    x = np.arange(10) % 7
+    np.testing.assert_array_equal(whole.observation[..., 0], np.tile(x, (3, 1)))
+    np.testing.assert_array_equal(whole.next_observation[..., 0], np.tile(x + 1, (3, 1)))
+    np.testing.assert_array_equal(whole.reward, np.tile(x, (3, 1)))
+    np.testing.assert_array_equal(whole.done, np.tile(x == 6, (3, 1)))
+    assert not whole.terminated.any()
+    assert len(np.unique(whole.action)) > 20  # each environment and frame has its own draw
+    assert (float(metrics["return"].value), float(metrics["length"].value)) == (21.0, 7.0)
+    assert float(metrics["return"].count) == 3
+    half, _, metrics = rollout(environment, policy, actor, jax.random.key(1), 5)
+    _, rest, later = rollout(environment, policy, half, jax.random.key(2), 5)
+    np.testing.assert_array_equal(rest.observation, whole.observation[:, 5:])
+    assert float(metrics["return"].count) == 0 and float(later["return"].value) == 21
+
+
+def test_an_environment_draws_the_same_beside_any_others():
+    environment = make(Environment("CartPole-v1"))
+    policy = lambda observation, uniform: (uniform < 0.5).astype(jnp.int32)
+    actor = reset(environment, jax.random.key(0), 4)
+    _, all_four, _ = rollout(environment, policy, actor, jax.random.key(1), 5)
+    _, last_two, _ = rollout(environment, policy, jax.tree.map(lambda x: x[2:], actor), jax.random.key(1), 5)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:], b), all_four, last_two)
+    assert len(np.unique(all_four.observation[:, 0], axis=0)) == 4
+
+
+def test_episodes_end_for_themselves():
+    environment = make(Environment("CartPole-v1"))
+    batch = lambda seeds, mask: Batch(jnp.array(seeds), jnp.array(mask, jnp.float32), (), ())
+    right = lambda observation: jnp.ones(len(observation), jnp.int32)
+    alone = [float(play(environment, right, batch([seed], [1]))["return"].value) for seed in range(4)]
+    assert len(set(alone)) > 1  # they fall after different times
+    for name in ("return", "length"):  # a frame's reward is 1
+        assert float(play(environment, right, batch(range(4), [1, 1, 1, 1]))[name].total) == sum(alone)
+        assert float(play(environment, right, batch(range(4), [1, 1, 1, 0]))[name].value) == sum(alone[:3]) / 3
+
+
+@pytest.mark.parametrize("gae_lambda", [0.0, 0.7, 1.0])
+def test_advantages_are_discounted_sums_of_temporal_differences(gae_lambda):
+    random, gamma, length = np.random.default_rng(0), 0.9, 12
+    reward, value, next_value = random.normal(size=(3, 4, length)).astype(np.float32)
+    terminated = random.random((4, length)) < 0.15
+    done = terminated | (random.random((4, length)) < 0.2)
+    assert terminated.any() and (done & ~terminated).any()
+    nothing = np.zeros((4, length, 1), np.float32)
+    transitions = Transition(nothing, nothing[..., 0], reward, terminated, done, nothing)
+    found = gae(jax.tree.map(jnp.asarray, transitions), jnp.asarray(value), jnp.asarray(next_value), gamma, gae_lambda)
+    for e, t in np.ndindex(4, length):
+        expected, weight = 0.0, 1.0
+        for k in range(t, length):
+            expected += weight * (reward[e, k] + gamma * next_value[e, k] * (not terminated[e, k]) - value[e, k])
+            weight *= gamma * gae_lambda
+            if done[e, k]:
+                break
+        np.testing.assert_allclose(found[e, t], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_advantages_are_normalised_over_all_devices():
+    advantages = jax.random.normal(jax.random.key(0), (8, 5)) * 3 + jnp.arange(8)[:, None]
+    expected = (advantages - advantages.mean()) / advantages.std()
+    np.testing.assert_allclose(normalised(advantages), expected, atol=1e-5)
+    mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
+    split = jax.shard_map(
+        normalised,
+        mesh=mesh,
+        in_specs=PartitionSpec("devices"),
+        out_specs=PartitionSpec("devices"),
+        check_vma=False,
+    )
+    np.testing.assert_allclose(jax.jit(split)(advantages), expected, atol=1e-5)
