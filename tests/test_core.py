@@ -11,7 +11,7 @@ from research.core.errors import RunError, UserError
 from research.core.experiment import Run
 from research.core.metrics import Mean, confusion, mean, merged
 from research.core.modules import network
-from research.core.optimizers import Optimizer, decayed, matrices, optimizer, schedule
+from research.core.optimizers import Optimizer, decayed, optimizer, schedule
 from research.core.state import Batch, State, evaluated, example_keys, fold_name, rng
 from research.core.update import Aux, UpdateConfig, scan_updates, updater
 from research.training.checks import check_moving
@@ -230,16 +230,6 @@ def test_sgd_by_hand():
         m = 0.9 * m + gradient + 0.5 * w
         w -= 0.1 * m
     assert params["kernel"] == pytest.approx(w, rel=1e-6)
-
-
-def test_muon_orthogonalises_convolutions_as_matrices():
-    tx = optimizer(Optimizer(name="muon", learning_rate=1.0, nesterov=False), 10)
-    gradient = jax.tree.map(jnp.zeros_like, PARAMS)
-    gradient["Conv_0"]["kernel"] = jax.random.normal(jax.random.key(0), (3, 3, 2, 4))
-    updates, _ = tx.update(gradient, tx.init(PARAMS), PARAMS)
-    singular = np.linalg.svd(np.asarray(updates["Conv_0"]["kernel"]).reshape(18, 4), compute_uv=False)
-    assert singular.max() / singular.min() < 2
-    assert matrices(PARAMS)["BatchNorm_0"]["scale"] is None
 
 
 @pytest.mark.parametrize(
