@@ -59,8 +59,16 @@ AT_MOST = {
     # nets
     **{"width": 8, "hidden": 12, "embedding": 6, "channels": 4, "layers": 2, "blocks": 1, "heads": 2, "pairs": 64},
     # learners
-    **{"latent": 6, "guessed": 20, "num_updates": 2, "pool": 12, "environments": 4, "rollout": 4, "ring": 128},
-    **{"start": 64, "updates": 2, "target_every": 3, "episodes": 4},
+    **{
+        "latent": 6,
+        "guessed": 20,
+        "num_updates": 2,
+        "pool": 12,
+        "num_envs": 4,
+        "rollout_length": 4,
+        "buffer_size": 128,
+    },
+    **{"learning_starts": 64, "updates": 2, "target_update_interval": 3, "episodes": 4},
     # data
     **{"vocabulary": 300, "context": 12, "evaluation_context": 20, "batch": 8, "evaluation_batch": 16},
     # optimizer and run

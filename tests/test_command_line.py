@@ -18,6 +18,7 @@ import research
 from experiments.train import main
 from research.core.errors import Failure, Mistake
 from research.training import checkpoint, config, provenance, workdir
+from research.training.checks import usable_devices
 
 TINY = [
     "--net.widths",
@@ -124,7 +125,7 @@ def test_seeds_are_reported_each_and_the_first_is_the_single_run(finished, tmp_p
     assert test["each"][0] == pytest.approx(single["mean"], rel=1e-4) and test["each"][0] != test["each"][1]
     assert test["spread"] > 0 and test["mean"] == pytest.approx(sum(test["each"]) / 2)
     _, _, state = research.load(tmp_path / "s")
-    assert state.params["net"]["Dense_0"]["bias"].shape == (2, 10)
+    assert state.params["net"]["head"]["bias"].shape == (2, 10)
 
 
 def test_patience_stops_and_best_is_judged(tmp_path, capsys):
@@ -158,7 +159,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["mnist_cnn", "--data.dir", "nowhere"], "--data.name digits needs nothing"),
         (["digits_cnn", "--place", "pmap", "--data.batch", "12"], "data.batch"),
         (["cartpole_dqn", "--environment.name", "CartPole-v9"], "CartPole-v1"),
-        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of environments=10: the nearest are 60 or 70"),
+        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of num_envs=10: the nearest are 60 or 70"),
         (["digits_cnn", "--init-from", "nowhere", *TINY], "nowhere"),
     ],
 )
@@ -417,7 +418,7 @@ def test_build_has_no_branch_on_floats():
         optimizer = dataclasses.replace(experiment.optimizer, learning_rate=rate)
         learner = dataclasses.replace(experiment, optimizer=optimizer, smoothing=smoothing).build()
         state, _ = learner.step(learner.init(jax.random.key(0)), experiment.feeds().train.batch_at(0))
-        return state.params["net"]["Dense_0"]["bias"]
+        return state.params["net"]["head"]["bias"]
 
     rates, smoothings = jnp.array([0.01, 0.1]), jnp.array([0.0, 0.2])
     both = jax.jit(jax.vmap(trained))(rates, smoothings)
@@ -430,3 +431,12 @@ def test_build_has_no_branch_on_floats():
 
 def test_failures_are_no_mistakes():
     assert not issubclass(Failure, Mistake) and not issubclass(Mistake, Failure)
+
+
+def test_as_many_devices_are_used_as_divide_the_sizes(capsys):
+    devices, experiment = jax.devices(), EXPERIMENTS["dqn"]
+    assert usable_devices(experiment, devices) == devices
+    assert "warning" not in capsys.readouterr().err
+    odd = dataclasses.replace(experiment, num_envs=6, batch=30, buffer_size=6 * 16)
+    assert usable_devices(odd, devices) == devices[:2]  # they divide 6 and, of the episodes, 16
+    assert "8 devices do not divide num_envs=6, batch=30: 2 of them are used" in capsys.readouterr().err

@@ -1,9 +1,11 @@
 """The data: its order, its feeds, its sources, its augmentation."""
 
+import dataclasses
 import os
 import shutil
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +18,17 @@ from research.core.errors import Failure, Mistake
 from research.core.state import NO_BATCH, example_keys
 from research.data.augment import Augment, augment
 from research.data.checks import check_images, check_labels
-from research.data.feed import Empty, Resident, Stream, batches, episodes, feeds, prefetched, resident
+from research.data.feed import (
+    Empty,
+    EvalBatches,
+    Resident,
+    Stream,
+    episodes,
+    feeds,
+    prefetched,
+    resident,
+    taken,
+)
 from research.data.images import Images, arrays, without_test
 from research.data.order import carved, indices, permuted, positions
 from research.data.unpaired import Domains, Unpaired
@@ -164,13 +176,18 @@ def test_empty_feed_has_no_leaves():
 
 def test_last_evaluation_batch_is_masked():
     x, y = np.arange(10.0), np.arange(10)
-    first, second, last = batches(x, y, 4)
+    batches = lambda size: EvalBatches.of(lambda at: taken((x, y), None, at), 10, size)
+    first, second, last = batches(4)
     assert {b.inputs.shape for b in (first, second, last)} == {(4,)}
     np.testing.assert_array_equal(last.mask, [1, 1, 0, 0])
     np.testing.assert_array_equal(last.index, [8, 9, 9, 9])
     kept = np.concatenate([b.targets[b.mask == 1] for b in (first, second, last)])
     np.testing.assert_array_equal(kept, y)
-    assert len(batches(x, y, 5)) == 2 and batches(x, y, 5)[-1].mask.all()
+    assert len(batches(5)) == 2 and batches(5)[-1].mask.all()
+    assert len(batches(4)[1:]) == 2
+    equal(batches(4)[1:], [second, last])
+    with pytest.raises(IndexError):
+        batches(4)[3]
 
 
 def test_episodes_are_seeds():
@@ -236,7 +253,7 @@ def test_image_feeds():
     made, other = Images(batch=32, evaluation_batch=100).feeds(), Images(seed=1, feed="stream").feeds()
     assert isinstance(made.train, Resident) and isinstance(other.train, Stream)
     examples = lambda split: int(sum(b.mask.sum() for b in split))
-    assert len(made.train.examples[1]) + examples(made.validation) == 1797 - 359
+    assert len(made.train.places) + examples(made.validation) == 1797 - 359
     assert examples(made.validation) == 144 and examples(made.test) == examples(other.test) == 359
     assert {b.inputs.shape for b in (*made.validation, *made.test)} == {(100, 8, 8, 1)}
     # The seed moves the validation split, never the test data.
@@ -244,6 +261,31 @@ def test_image_feeds():
     assert not np.array_equal(made.validation[0].targets, other.validation[0].targets[:100])
     batch = made.train.batch_at(0)
     assert (batch.inputs.dtype, batch.inputs.shape, batch.targets.dtype) == (np.uint8, (32, 8, 8, 1), np.int32)
+
+
+@pytest.mark.parametrize("feed", ["resident", "stream"])
+def test_feeds_hold_the_images_once(feed):
+    config = Images(feed=feed, batch=32)
+    whole, train = config.load(), config.feeds().train
+    held = jax.tree.leaves(train)
+    assert sum(np.shares_memory(x, whole.train_images) for x in held) == 1
+    assert sum(x.nbytes for x in held if not any(map(partial(np.shares_memory, x), whole[:4]))) <= 1438 * 8
+    rest, part = carved(1438, 0.1, 0)
+    np.testing.assert_array_equal(train.places, rest)
+    batch = train.batch_at(5)
+    np.testing.assert_array_equal(batch.inputs, whole.train_images[rest[batch.index]])
+    np.testing.assert_array_equal(batch.targets, whole.train_labels[rest[batch.index]])
+    validation = config.feeds().validation
+    np.testing.assert_array_equal(validation[0].inputs[:144], whole.train_images[part])
+    assert isinstance(validation, EvalBatches) and validation[0].inputs is not validation[0].inputs
+
+
+def test_two_domains_are_read_once():
+    config = Unpaired(name="digits", classes=("3", "8"), batch=4)
+    first, second = config.load(), dataclasses.replace(config, batch=5).load()
+    assert all(map(np.shares_memory, first, second))
+    train = config.feeds().train
+    assert np.shares_memory(train.x.examples[0], first.train_x) and np.shares_memory(train.y.examples[0], first.train_y)
 
 
 def test_a_set_that_is_not_there(tmp_path, monkeypatch):
@@ -291,7 +333,7 @@ def test_a_source_that_inherits_is_limited_and_checked(monkeypatch):
     equal(few.load()[:4], tuple(part[:10] for part in whole[:4]))
     feeds = few.feeds()
     examples = lambda split: int(sum(b.mask.sum() for b in split))
-    assert len(feeds.train.examples[1]) + examples(feeds.validation) == examples(feeds.test) == 10
+    assert len(feeds.train.places) + examples(feeds.validation) == examples(feeds.test) == 10
     assert few.spec().mean == pytest.approx([whole.train_images[:10].mean() / 255])
     data = few.arrays()
     for wrong, message in (

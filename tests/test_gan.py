@@ -253,20 +253,20 @@ def test_dcgans_dense_layers_by_hand():
     net = dcgan.DCGANDiscriminator((4,), hidden=5, norm="layer")
     params, _ = network(net).init(jax.random.key(1), (image, labels))
     rectified = lambda x: np.maximum(0.2 * x, x)
-    kernel = np.asarray(params["Conv_0"]["Weight_0"]["kernel"])[1:3, 1:3]  # the rest meets the padding
-    x = rectified(np.einsum("bhwc,hwcd->bd", np.asarray(image), kernel) + params["Conv_0"]["bias"])
+    kernel = np.asarray(params["stem"]["Weight_0"]["kernel"])[1:3, 1:3]  # the rest meets the padding
+    x = rectified(np.einsum("bhwc,hwcd->bd", np.asarray(image), kernel) + params["stem"]["bias"])
     x = x @ params["Dense_0"]["Weight_0"]["kernel"] + params["Dense_0"]["bias"]
     x = rectified((x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5))
-    score = x @ params["Score_0"]["Dense_0"]["Weight_0"]["kernel"]
+    score = x @ params["head"]["Dense_0"]["Weight_0"]["kernel"]
     np.testing.assert_allclose(network(net).apply(params, {}, (image, labels))[0], score[:, 0], atol=1e-5)
 
     z = normal(2, 3, 6)
     net = dcgan.DCGANGenerator((4,), hidden=5, norm="none", shape=(2, 2, 1))
     params, _ = network(net).init(jax.random.key(3), (z, labels))
     dense = lambda x, p: np.maximum(x @ p["Weight_0"]["kernel"] + p["bias"], 0)
-    x = dense(dense(np.asarray(z), params["Dense_0"]), params["Seed_0"]["Dense_0"])
-    kernel = np.asarray(params["Conv_0"]["Weight_0"]["kernel"])[1:3, 1:3]
-    images = np.tanh(np.einsum("bc,hwcd->bhwd", x, kernel) + params["Conv_0"]["bias"])
+    x = dense(dense(np.asarray(z), params["stem"]), params["Seed_0"]["Dense_0"])
+    kernel = np.asarray(params["head"]["Weight_0"]["kernel"])[1:3, 1:3]
+    images = np.tanh(np.einsum("bc,hwcd->bhwd", x, kernel) + params["head"]["bias"])
     np.testing.assert_allclose(network(net).apply(params, {}, (z, labels))[0], images, atol=1e-5)
 
 

@@ -117,7 +117,7 @@ def test_advantages_are_normalised_over_all_devices():
     np.testing.assert_allclose(normalised(advantages), expected, atol=1e-5)
     mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
     split = jax.shard_map(
-        lambda x: normalised(x, "devices"),
+        normalised,
         mesh=mesh,
         in_specs=PartitionSpec("devices"),
         out_specs=PartitionSpec("devices"),

@@ -152,7 +152,7 @@ def test_features_are_what_the_last_layer_reads(runs):
     found = load_classifier(research.load, runs[1], None, (8, 8, 1))
     images = Images(name="digits").load().test_images[:300]  # more than are computed at a time
     features, probabilities = found.predict(images)
-    last = state.params["net"]["Dense_0"]
+    last = state.params["net"]["head"]
     logits = features @ last["kernel"] + last["bias"]
     np.testing.assert_allclose(logits, experiment.logits(state, images), atol=1e-3)
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=1e-4)

@@ -161,8 +161,8 @@ def test_encoder_and_decoder_layers_against_pytorch(norm):
         "multihead_attn.out_proj.weight": np.asarray(cross["out"]["kernel"]).T,
         "multihead_attn.out_proj.bias": cross["out"]["bias"],
     }
-    for n in range(2):
-        dense = params["FeedForward_0"][f"Dense_{n}"]
+    for n, name in enumerate(("up", "down")):
+        dense = params["FeedForward_0"][name]
         values |= {f"linear{n + 1}.weight": np.asarray(dense["kernel"]).T, f"linear{n + 1}.bias": dense["bias"]}
     for n in range(3):
         layer = params[f"LayerNorm_{n}"]

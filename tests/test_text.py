@@ -176,8 +176,10 @@ def test_resident_windows_are_the_streamed_ones():
 def test_evaluation_windows_predict_every_token_once():
     for length in (2, 7, 8, 9, 15, 16):
         tokens = np.arange(10, 10 + length)
-        inputs, targets = windows(tokens, 7)
-        assert inputs.shape == targets.shape == (-(-(length - 1) // 7), 7)
+        count = -(-(length - 1) // 7)
+        inputs, targets = windows(tokens, 7, np.arange(count))
+        assert inputs.shape == targets.shape == (count, 7) and inputs.dtype == targets.dtype == np.int32
+        equal(windows(tokens, 7, np.array([count - 1])), (inputs[-1:], targets[-1:]))
         kept = targets != IGNORED
         np.testing.assert_array_equal(targets[kept], tokens[1:])
         np.testing.assert_array_equal(inputs[kept], tokens[:-1])

@@ -23,12 +23,14 @@ class Optimizer:
             one_cycle (Smith & Topin 2018, arXiv:1708.07120): up from 1/25 over the first 30 %, then down by a
             cosine to nothing
         warmup: steps over which the others rise linearly from 0
-        weight_decay: of kernels and embeddings alone (muon: of what it moves, kernels); for sgd it is part of the
-            gradient (L2), else it is times the learning rate
+        weight_decay: strength of weight decay, of kernels and embeddings (muon: of kernels alone). For sgd it is added
+            to the gradient (L2 regularisation); for all others each update subtracts it times the learning rate from
+            the parameters (decoupled decay)
         momentum: of sgd and of muon
         nesterov: whether the momentum looks ahead
         b1: decay of the first moment, of adamw, of muon's Adam and of lion
-        b2: decay of the second moment, likewise
+        b2: decay of the second moment of adamw and of muon's Adam, by default 0.999; of lion's momentum, by default
+            0.99, as in its paper
         eps: added to the root of the second moment, of adamw and of muon's Adam
         halve_at: the fractions of the run after which `halving` halves the learning rate
     """
@@ -42,7 +44,7 @@ class Optimizer:
     momentum: float = 0.9
     nesterov: bool = True
     b1: float = 0.9
-    b2: float = 0.999
+    b2: float | None = None
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
@@ -73,16 +75,19 @@ def schedule(how: Optimizer, steps: int) -> optax.Schedule:
 def optimizer(how: Optimizer, steps: int) -> optax.GradientTransformation:
     """The optimizer for a run of `steps` updates."""
     rate = schedule(how, steps)
+    b2 = how.b2 if how.b2 is not None else 0.99 if how.name == "lion" else 0.999
     match how.name:
         case "adamw":
-            return optax.adamw(rate, how.b1, how.b2, how.eps, weight_decay=how.weight_decay, mask=decayed)
+            return optax.adamw(rate, how.b1, b2, how.eps, weight_decay=how.weight_decay, mask=decayed)
         case "sgd":
             sgd = optax.sgd(rate, how.momentum, how.nesterov)
             return optax.chain(optax.add_decayed_weights(how.weight_decay, decayed), sgd)
         case "adafactor":
-            return optax.adafactor(rate, weight_decay_rate=how.weight_decay, weight_decay_mask=decayed)
+            # Optax's own decay of adafactor isn't multiplied by the learning rate.
+            decay = optax.add_decayed_weights(lambda count: -how.weight_decay * rate(count), decayed)
+            return optax.chain(optax.adafactor(rate), decay)
         case "lion":
-            return optax.lion(rate, how.b1, how.b2, weight_decay=how.weight_decay, mask=decayed)
+            return optax.lion(rate, how.b1, b2, weight_decay=how.weight_decay, mask=decayed)
         case "muon":
             return optax.contrib.muon(
                 rate,
@@ -91,7 +96,7 @@ def optimizer(how: Optimizer, steps: int) -> optax.GradientTransformation:
                 weight_decay=how.weight_decay,
                 weight_decay_mask=decayed,
                 adam_b1=how.b1,
-                adam_b2=how.b2,
+                adam_b2=b2,
                 eps=how.eps,
                 muon_weight_dimension_numbers=matrices,
                 consistent_rms=0.2,  # updates of Adam's size, so that one learning rate serves both

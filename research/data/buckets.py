@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -13,7 +14,7 @@ from research.core.errors import Mistake
 from research.core.special_tokens import PAD
 from research.core.state import Batch
 from research.core.types import Tree
-from research.data.feed import batches
+from research.data.feed import EvalBatches, taken
 from research.data.order import indices, permuted
 
 PASSES = 100
@@ -84,13 +85,15 @@ class Bucketed:
         return Batch(bucket.index[index], np.ones(index.shape, np.float32), inputs, targets)
 
 
-def judged(buckets: Sequence[Bucket], size: int) -> list[Batch]:
+def judged(buckets: Sequence[Bucket], size: int) -> EvalBatches:
     """All examples, bucket by bucket, in batches of `size` to evaluate on; each bucket's last is padded and masked."""
-    return [
-        batch._replace(index=bucket.index[batch.index])
-        for bucket in buckets
-        for batch in batches(bucket.inputs, bucket.targets, size)
-    ]
+
+    def placed(bucket: Bucket, make: Callable[[], Batch]) -> Batch:
+        batch = make()
+        return batch._replace(index=bucket.index[batch.index])
+
+    each = lambda bucket: EvalBatches.of(partial(taken, bucket[1:], None), len(bucket.index), size).make
+    return EvalBatches([partial(placed, bucket, make) for bucket in buckets for make in each(bucket)])
 
 
 def _turn(block: int, blocks: tuple[int, ...], seed: int) -> tuple[int, int]:

@@ -1,9 +1,10 @@
 """Feeds: where batches come from. A batch is a pure function of the step, so a feed has no state to save."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, overload
 
 import jax
 import jax.numpy as jnp
@@ -27,11 +28,13 @@ class Resident:
 
     examples     (inputs, targets), trees of arrays, each example a row: leaves [size, numbers]. Kept as images, a TPU
                  would copy them at each dispatch, into a layout four times as large
+    places       i32[training examples], which of the examples are for training; None: all of them
     shapes       the shape of an example's part of each leaf; static
     batch, seed  the global batch's size, and the seed of the order; static
     """
 
     examples: tuple[Tree, Tree]
+    places: Any
     shapes: tuple[tuple[int, ...], ...] = struct.field(pytree_node=False)
     batch: int = struct.field(pytree_node=False)
     seed: int = struct.field(pytree_node=False)
@@ -39,27 +42,36 @@ class Resident:
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step, leaves [batch, ...], or these rows of it; both arguments may be traced."""
-        index = indices(step, self.batch, size_of(self.examples), self.seed, jnp, rows)
+        size = size_of(self.examples if self.places is None else self.places)
+        index = indices(step, self.batch, size, self.seed, jnp, rows)
+        take = lambda x, at: jnp.asarray(x).at[at].get(mode="promise_in_bounds")
+        places = index if self.places is None else take(self.places, index)
         leaves, structure = jax.tree.flatten(self.examples)
-        found = [jnp.asarray(x).at[index].get(mode="promise_in_bounds") for x in leaves]
-        shaped = [x.reshape(-1, *shape) for x, shape in zip(found, self.shapes, strict=True)]
+        shaped = [take(x, places).reshape(-1, *shape) for x, shape in zip(leaves, self.shapes, strict=True)]
         return Batch(index, jnp.ones(index.shape, jnp.float32), *jax.tree.unflatten(structure, shaped))
 
 
-def resident(inputs: Tree, targets: Tree, batch: int, seed: int) -> Resident:
+def resident(inputs: Tree, targets: Tree, batch: int, seed: int, places: np.ndarray | None = None) -> Resident:
     """The `Resident` feed of trees of arrays, leaves [size, ...], for global batches of `batch`.
+
+    places: i[training examples], which of the examples are for training; None: all of them
 
     Raises Mistake where there are more examples than a device can index.
     """
     examples = (inputs, targets)
     check_device(size_of(examples), "training examples")
     shapes = tuple(x.shape[1:] for x in jax.tree.leaves(examples))
-    return Resident(jax.tree.map(lambda x: x.reshape(len(x), -1), examples), shapes, batch, seed)
+    flat = jax.tree.map(lambda x: x.reshape(len(x), -1), examples)
+    return Resident(flat, None if places is None else places.astype(np.int32), shapes, batch, seed)
 
 
 @struct.dataclass
 class Stream:
     """Training data on the host: the batches of `Resident`, as NumPy arrays. `prefetched` brings them to a device.
+
+    inputs, targets  trees of arrays, leaves [size, ...]
+    batch, seed      the global batch's size, and the seed of the order; static
+    places           i[training examples], which of the examples are for training; None: all of them
 
     Of more than 2**31 examples, `Batch.index` has the low 32 bits.
     """
@@ -68,12 +80,15 @@ class Stream:
     targets: Tree
     batch: int = struct.field(pytree_node=False)
     seed: int = struct.field(pytree_node=False)
+    places: Any = None
     resident: bool = struct.field(pytree_node=False, default=False)
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step, leaves [batch, ...], or these rows of it."""
-        index = indices(step, self.batch, size_of(self.inputs), self.seed, np, rows)
-        return _rows(index, np.ones(index.shape, np.float32), self.inputs, self.targets)
+        size = size_of(self.inputs if self.places is None else self.places)
+        index = indices(step, self.batch, size, self.seed, np, rows)
+        examples = taken((self.inputs, self.targets), self.places, index)
+        return Batch(index.astype(np.int32), np.ones(index.shape, np.float32), *examples)
 
 
 @struct.dataclass
@@ -121,19 +136,43 @@ def prefetched(
         pool.shutdown(cancel_futures=True)
 
 
-def batches(inputs: Tree, targets: Tree, size: int) -> list[Batch]:
-    """All examples in order, as NumPy batches of one shape, for evaluation; the last is padded, its padding masked.
+class EvalBatches(Sequence[Batch]):
+    """Batches to evaluate on, each made anew when it is read, so that no copy of the data is kept.
 
-    inputs, targets  trees of arrays, leaves [examples, ...]; `index` is the example's place among them
+    make: functions () -> Batch, one for each
     """
-    count = size_of(inputs)
 
-    def one(start: int) -> Batch:
-        place = np.arange(start, start + size)
-        # The padding repeats the last example: numbers like any other, so nothing can overflow on them.
-        return _rows(np.minimum(place, count - 1), (place < count).astype(np.float32), inputs, targets)
+    def __init__(self, make: Sequence[Callable[[], Batch]]) -> None:
+        self.make = make
 
-    return [one(start) for start in range(0, count, size)]
+    @classmethod
+    def of(cls, rows: Callable[[np.ndarray], tuple[Tree, Tree]], count: int, size: int) -> "EvalBatches":
+        """All of `count` examples in order, in NumPy batches of `size`; the last is padded, its padding masked.
+
+        rows: places i64[size], each < count -> (inputs, targets) of these examples, leaves [size, ...]
+
+        `Batch.index` is the place.
+        """
+
+        def batch(start: int) -> Batch:
+            place = np.arange(start, start + size)
+            # The padding repeats the last example: numbers like any other, so nothing can overflow on them.
+            index = np.minimum(place, count - 1)
+            return Batch(index.astype(np.int32), (place < count).astype(np.float32), *rows(index))
+
+        return cls([partial(batch, start) for start in range(0, count, size)])
+
+    def __len__(self) -> int:
+        return len(self.make)
+
+    @overload
+    def __getitem__(self, at: int) -> Batch: ...
+
+    @overload
+    def __getitem__(self, at: slice) -> list[Batch]: ...
+
+    def __getitem__(self, at: int | slice) -> Batch | list[Batch]:
+        return [make() for make in self.make[at]] if isinstance(at, slice) else self.make[at]()
 
 
 def episodes(first: int, count: int, size: int) -> list[Batch]:
@@ -151,7 +190,7 @@ def feeds(
     seed: int,
     feed: FeedName = "resident",
 ) -> Feeds:
-    """From host arrays to what a run reads; all that a new source of data has to call.
+    """From host arrays, which are not copied, to what a run reads; all that a new source of data has to call.
 
     train, test       (inputs, targets), trees of arrays with leaves [examples, ...]
     batch             global batch of training
@@ -164,12 +203,10 @@ def feeds(
     if size_of(train[0]) < 2:
         raise Mistake(f"{size_of(train[0])} training examples are too few to carve validation data from")
     rest, part = carved(size_of(train[0]), validation, seed)
-    inputs, targets = jax.tree.map(lambda x: x[rest], train)
-    held_inputs, held_targets = jax.tree.map(lambda x: x[part], train)
     return Feeds(
-        train=(resident if feed == "resident" else Stream)(inputs, targets, batch=batch, seed=seed),
-        validation=batches(held_inputs, held_targets, evaluation_batch),
-        test=batches(test[0], test[1], evaluation_batch),
+        train=(resident if feed == "resident" else Stream)(*train, batch=batch, seed=seed, places=rest),
+        validation=EvalBatches.of(partial(taken, train, part), len(part), evaluation_batch),
+        test=EvalBatches.of(partial(taken, test, None), size_of(test[0]), evaluation_batch),
     )
 
 
@@ -185,6 +222,7 @@ def size_of(tree: Tree) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
 
 
-def _rows(index: np.ndarray, mask: np.ndarray, inputs: Tree, targets: Tree) -> Batch:
-    take = lambda x: np.asarray(x)[index]
-    return Batch(index.astype(np.int32), mask, jax.tree.map(take, inputs), jax.tree.map(take, targets))
+def taken(tree: Tree, places: np.ndarray | None, index: np.ndarray) -> Tree:
+    """The rows `index` (i[n]) of the rows `places` of a tree of arrays; None: of all its rows."""
+    at = index if places is None else places[index]
+    return jax.tree.map(lambda x: np.asarray(x)[at], tree)

@@ -93,16 +93,7 @@ class Images:
 
     def load(self) -> Arrays:
         """`arrays`, checked, and at most `limit` images of each split. Raises as `spec` does."""
-        data = self.arrays()
-        for split, images, labels in (("train", *data[0:2]), ("test", *data[2:4])):
-            check_images(f"data.name {self.name}, split {split}", images)
-            check_labels(f"data.name {self.name}, split {split}", labels, len(images), len(data.names))
-        if data.train_images.shape[1:] != data.test_images.shape[1:]:
-            shapes = f"{data.train_images.shape[1:]} for training, {data.test_images.shape[1:]} to test"
-            raise Mistake(f"data.name {self.name}: images of one shape expected, not {shapes}")
-        n = self.limit
-        train_images, train_labels, test_images, test_labels, names = data
-        return Arrays(train_images[:n], train_labels[:n], test_images[:n], test_labels[:n], names)
+        return checked(self.arrays(), f"data.name {self.name}", self.limit)
 
     def feeds(self) -> Feeds:
         """What a run reads. Raises as `spec` does."""
@@ -118,9 +109,20 @@ class Images:
         )
 
 
-@functools.lru_cache(maxsize=2)
-def arrays(name: str, dir: str | None, limit: int | None = None, image: str = "image", label: str = "label") -> Arrays:
-    """The set `name`, read and decoded once a process; not to be written to.
+def checked(data: Arrays, what: str, limit: int | None) -> Arrays:
+    """`data`, at most `limit` images of each split. Raises Mistake unless they are labelled images of one shape."""
+    train_images, train_labels, test_images, test_labels, names = data
+    for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
+        check_images(f"{what}, split {split}", images)
+        check_labels(f"{what}, split {split}", labels, len(images), len(names))
+    if train_images.shape[1:] != test_images.shape[1:]:
+        shapes = f"{train_images.shape[1:]} for training, {test_images.shape[1:]} to test"
+        raise Mistake(f"{what}: images of one shape expected, not {shapes}")
+    return Arrays(train_images[:limit], train_labels[:limit], test_images[:limit], test_labels[:limit], names)
+
+
+def read(name: str, dir: str | None, limit: int | None = None, image: str = "image", label: str = "label") -> Arrays:
+    """The set `name`, read and decoded; not to be written to.
 
     limit         images of each split at most
     image, label  the features that hold them
@@ -131,6 +133,10 @@ def arrays(name: str, dir: str | None, limit: int | None = None, image: str = "i
     for part in data[:4]:
         part.flags.writeable = False
     return data
+
+
+arrays = functools.lru_cache(maxsize=2)(read)
+"""`read`, once a process."""
 
 
 def digits(limit: int | None) -> Arrays:
@@ -182,28 +188,31 @@ def _decoded(
     source: Any, what: str, where: Any, limit: int | None = None, image: str = "image", label: str = "label"
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of a data source; chunk by chunk, in threads, as decoders let go of Python's lock."""
-
     count = min(len(source), limit or len(source))
+    if not count:
+        raise Mistake(f"{what}: there is no image at all")
 
-    def expect_one(shapes: set[tuple[int, ...]]) -> None:
-        if len(shapes) != 1:
-            found = " and ".join(map(str, sorted(shapes)[:2])) or "no image at all"
-            raise Mistake(f"{what}: images of one shape expected, not {found}")
-
-    def chunk(start: int) -> tuple[np.ndarray, np.ndarray]:
+    def examples(start: int, stop: int) -> tuple[list[np.ndarray], list[int]]:
         try:
-            examples = source.__getitems__(list(range(start, min(start + 1000, count))))
-            labels = np.array([example[label] for example in examples], np.int32)
-            images = [np.asarray(example[image]) for example in examples]
+            found = source.__getitems__(list(range(start, stop)))
+            return [np.asarray(example[image]) for example in found], [example[label] for example in found]
         except Exception as error:
             raise tfds.damaged(what, where, error) from error
-        expect_one({image.shape for image in images})
-        return np.stack(images), labels
+
+    (first,), _ = examples(0, 1)
+    images, labels = np.empty((count, *first.shape), first.dtype), np.empty(count, np.int32)
+
+    def fill(start: int) -> None:
+        stop = min(start + 1000, count)
+        some, labels[start:stop] = examples(start, stop)
+        other = next((x for x in some if x.shape != first.shape), None)
+        if other is not None:
+            raise Mistake(f"{what}: images of one shape expected, not {first.shape} and {other.shape}")
+        images[start:stop] = some
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        parts = list(pool.map(chunk, range(0, count, 1000)))
-    expect_one({images.shape[1:] for images, _ in parts})
-    return np.concatenate([images for images, _ in parts]), np.concatenate([labels for _, labels in parts])
+        list(pool.map(fill, range(0, count, 1000)))
+    return images, labels
 
 
 @functools.lru_cache(maxsize=2)

@@ -16,7 +16,7 @@ from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import tfds
 from research.data.checks import check_fields
-from research.data.feed import FeedName, batches, check_device
+from research.data.feed import EvalBatches, FeedName, check_device
 from research.data.order import carved, indices
 from research.data.strings import SUFFIXES, is_path, joined, kept, location, read_file, text_features
 from research.data.tokenizer import Tokenizer, commonest, trained
@@ -109,7 +109,9 @@ class Text:
         if self.feed == "resident":
             check_device(len(train), f"tokens of data.name {self.name}")
         context = self.evaluation_context or self.context
-        judge = lambda tokens: batches(*windows(tokens, context), self.evaluation_batch)
+        judge = lambda tokens: EvalBatches.of(
+            functools.partial(windows, tokens, context), -(-(len(tokens) - 1) // context), self.evaluation_batch
+        )
         return Feeds(
             train=Windows(train, self.context, self.batch, self.seed, resident=self.feed == "resident"),
             validation=judge(validation),
@@ -148,15 +150,20 @@ class Windows:
         return Batch(index.astype(xp.int32), xp.ones(index.shape, xp.float32), window[:, :-1], window[:, 1:])
 
 
-def windows(tokens: np.ndarray, context: int) -> tuple[np.ndarray, np.ndarray]:
-    """(inputs, targets) i32[windows, context] that predict each token but the first once; the last is padded.
+def windows(tokens: np.ndarray, context: int, which: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(inputs, targets) i32[windows, context] of some of the windows that predict each token but the first once.
 
-    Padding reads token 0, and its targets are IGNORED.
+    which: i64[windows], 0 for the first window of the text
+
+    After the end of the text inputs are token 0, and targets IGNORED.
     """
-    count = -(-(len(tokens) - 1) // context)
-    inputs, targets = np.zeros(count * context, np.int32), np.full(count * context, IGNORED, np.int32)
-    inputs[: len(tokens) - 1], targets[: len(tokens) - 1] = tokens[:-1], tokens[1:]
-    return inputs.reshape(count, context), targets.reshape(count, context)
+    places = which[:, None] * context + np.arange(context)
+    last = len(tokens) - 1
+    inside, places = places < last, np.minimum(places, last - 1)
+    return (
+        np.where(inside, tokens[places], 0).astype(np.int32),
+        np.where(inside, tokens[places + 1].astype(np.int32), IGNORED),
+    )
 
 
 @functools.lru_cache(maxsize=2)

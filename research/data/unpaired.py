@@ -4,7 +4,6 @@ import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from research.core.experiment import Feed, Feeds
 from research.core.state import Batch
 from research.data import images, tfds
 from research.data.checks import check_fields, check_images
-from research.data.feed import FeedName, feeds
+from research.data.feed import EvalBatches, FeedName, feeds
 
 CYCLE_GAN = "cycle_gan/"
 """How the names of TensorFlow Datasets' sets start that have the splits trainA, trainB, testA and testB."""
@@ -73,7 +72,9 @@ class Unpaired:
         Raises Mistake where they aren't there, Failure where damaged.
         """
         dir = tfds.directory(self.dir)
-        return splits(self.name, dir) if self.name.startswith(CYCLE_GAN) else labelled(self)
+        if self.name.startswith(CYCLE_GAN):
+            return splits(self.name, dir)
+        return labelled(self.name, self.classes, dir, self.limit, self.image_feature, self.label_feature)
 
     def load(self) -> Domains:
         """`arrays`, checked, and at most `limit` images of each part. Raises as `arrays` does."""
@@ -117,24 +118,31 @@ def both(x: Batch, y: Batch) -> Batch:
     return Batch(x.index, x.mask, (x.inputs, y.inputs), (x.mask, y.mask))
 
 
-def beside(x: Sequence[Batch], y: Sequence[Batch]) -> list[Batch]:
+def beside(x: Sequence[Batch], y: Sequence[Batch]) -> EvalBatches:
     """Evaluation batches side by side; where one set has no more, its last batch stands there, masked."""
-    gone = lambda batch: batch._replace(mask=np.zeros_like(batch.mask))
-    return [both(a or gone(x[-1]), b or gone(y[-1])) for a, b in zip_longest(x, y)]
+
+    def batch(of: Sequence[Batch], n: int) -> Batch:
+        return of[n] if n < len(of) else of[-1]._replace(mask=np.zeros_like(of[-1].mask))
+
+    one = lambda n: both(batch(x, n), batch(y, n))
+    return EvalBatches([functools.partial(one, n) for n in range(max(len(x), len(y)))])
 
 
-def labelled(config: Unpaired) -> Domains:
-    """Two classes of a labelled set. Raises Mistake where it has no such class."""
-    name, limit = config.name, config.limit
-    data = images.Images(
-        name, config.dir, limit=limit, image_feature=config.image_feature, label_feature=config.label_feature
-    ).load()
-    for wanted in config.classes:
+@functools.lru_cache(maxsize=1)
+def labelled(
+    name: str, classes: tuple[str, str], dir: str | None, limit: int | None, image: str, label: str
+) -> Domains:
+    """Two classes of a labelled set, decoded once a process; the other classes are not kept.
+
+    Raises Mistake where it has no such class.
+    """
+    data = images.checked(images.read(name, dir, limit, image, label), f"data.name {name}", limit)
+    for wanted in classes:
         if wanted not in data.names:
             near = difflib.get_close_matches(wanted, data.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(data.names)}"
             raise Mistake(f"data.classes: {name} has no class {wanted}: {hint}")
-    x, y = (data.names.index(wanted) for wanted in config.classes)
+    x, y = (data.names.index(wanted) for wanted in classes)
     train = [data.train_images[data.train_labels == label] for label in (x, y)]
     found = Domains(*train, *(data.test_images[data.test_labels == label] for label in (x, y)))
     if not all(map(len, found)):
