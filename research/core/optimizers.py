@@ -23,7 +23,7 @@ class Optimizer:
             the gates of an LSTM) by itself, and first and last layers, embeddings, biases and scales by Adam. Muon's
             updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both share learning_rate
         learning_rate: its peak
-        schedule: constant; linear or cosine, down to 0 at the last step; halving, at `halve_at`;
+        schedule: constant; linear or cosine, down to `final_fraction` of it at the last step; halving, at `halve_at`;
             one_cycle (Smith & Topin 2018, arXiv:1708.07120): up from 1/25 over the first 30 %, then down by a
             cosine to nothing
         warmup: steps over which the others rise linearly from 0
@@ -36,6 +36,7 @@ class Optimizer:
         b2: decay of the second moment of adamw and of muon's Adam, by default 0.999; of lion's momentum, by default
             0.99, as in its paper
         eps: added to the root of the second moment, of adamw and of muon's Adam
+        final_fraction: learning rate at the end of `linear` and `cosine`, as a fraction of learning_rate
         halve_at: the fractions of the run after which `halving` halves the learning rate
     """
 
@@ -43,6 +44,7 @@ class Optimizer:
     learning_rate: float = 1e-3
     schedule: Literal["constant", "linear", "cosine", "halving", "one_cycle"] = "constant"
     warmup: int = 0
+    final_fraction: float = 0.0
     halve_at: tuple[float, ...] = (0.5, 0.75, 0.875)
     weight_decay: float = 0.0
     momentum: float = 0.9
@@ -63,9 +65,9 @@ def schedule(how: Optimizer, steps: int) -> optax.Schedule:
         case "constant":
             shape = optax.constant_schedule(1.0)
         case "linear":
-            shape = optax.linear_schedule(1.0, 0.0, after)
+            shape = optax.linear_schedule(1.0, how.final_fraction, after)
         case "cosine":
-            shape = optax.cosine_decay_schedule(1.0, after)
+            shape = optax.cosine_decay_schedule(1.0, after, how.final_fraction)
         case "halving":
             shape = optax.piecewise_constant_schedule(1.0, {int(at * steps) - how.warmup: 0.5 for at in how.halve_at})
         case "one_cycle":
