@@ -18,18 +18,18 @@ from research.rl.environments import Environment
 
 
 def config() -> DQN:
-    """The experiment: 160 frames and 40 descents a step."""
+    """The experiment: 160 frames and 40 updates per step."""
     return DQN(
         environment=Environment("Breakout-MinAtar"),
         net=MinAtarNet(channels=16, hidden=128),
-        environments=16,
-        rollout=10,
-        ring=100_000,
-        stored="uint8",
-        start=5_000,
+        num_envs=16,
+        rollout_length=10,
+        buffer_size=100_000,
+        buffer_dtype="uint8",
+        learning_starts=5_000,
         batch=64,
         updates=40,
-        target_every=10,
+        target_update_interval=10,
         gamma=0.99,
         n_step=3,
         double=True,

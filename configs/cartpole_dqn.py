@@ -1,7 +1,7 @@
 """CartPole by deep Q-learning: a pole is balanced on a cart for 500 frames, from four numbers.
 
 Method: Mnih et al. 2015, doi:10.1038/nature14236 (arXiv:1312.5602), with 5-step returns (Hessel et al. 2017,
-arXiv:1710.02298) and 10 environments side by side. Published: CleanRL (Huang et al. 2022, arXiv:2111.08819) reports a
+arXiv:1710.02298) and 10 environments in parallel. Published: CleanRL (Huang et al. 2022, arXiv:2111.08819) reports a
 return of 498.38 +- 2.29 after 500,000 frames with its JAX version, 488.69 +- 16.11 with PyTorch.
 
     python -m experiments.train cartpole_dqn --seeds 10
@@ -20,17 +20,17 @@ from research.rl.environments import Environment
 
 
 def config() -> DQN:
-    """The experiment: 100 frames and 10 descents a step."""
+    """The experiment: 100 frames and 10 updates per step."""
     return DQN(
         environment=Environment("CartPole-v1"),
         net=MLP(widths=(120, 84)),
-        environments=10,
-        rollout=10,
-        ring=20_000,
-        start=10_000,
+        num_envs=10,
+        rollout_length=10,
+        buffer_size=20_000,
+        learning_starts=10_000,
         batch=60,
         updates=10,
-        target_every=5,
+        target_update_interval=5,
         gamma=0.99,
         n_step=5,
         epsilon_fraction=0.3,

@@ -87,14 +87,14 @@ class LanguageModel(nn.Module):
         """Its parameters by the names that ours have; those of layers are lists, to be stacked."""
         found: dict[str, Any] = {
             "embedding/tokens/embedding": self.tokens.weight,
-            "embedding/places/embedding": self.places.weight,
+            "embedding/positions/embedding": self.places.weight,
             **_norm("blocks/LayerNorm_0", [self.norm]),
         }
         layers = [b for b in self.blocks if isinstance(b, Block)]
         for n in range(2):
             found |= _norm(f"blocks/layers/LayerNorm_{n}", [b.norms[n] for b in layers], stacked=True)
-        names = {"attention/qkv": "qkv", "attention/out": "out", "FeedForward_0/Dense_0": "up"}
-        for ours, theirs in {**names, "FeedForward_0/Dense_1": "down"}.items():
+        names = {"attention/qkv": "qkv", "attention/out": "out", "FeedForward_0/up": "up"}
+        for ours, theirs in {**names, "FeedForward_0/down": "down"}.items():
             found |= _dense(f"blocks/layers/{ours}", [getattr(b, theirs) for b in layers], stacked=True)
         return found
 

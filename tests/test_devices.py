@@ -7,6 +7,9 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from research.core.devices import AXIS, axis_if_bound, devices, gathered, position, summed
+from research.core.metrics import mean
+from research.core.optimizers import Optimizer
+from research.core.update import Aux, UpdateConfig, updater
 
 
 def mapped(name, f):
@@ -47,3 +50,29 @@ def test_nothing_is_done_where_no_axis_is_bound():
 
     np.testing.assert_array_equal(jax.jit(f)(X), np.arange(5))
     assert summed(()) == ()
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map"])
+def test_an_update_is_that_of_the_global_batch(name):
+    """The devices have 2, 0, 1 and 2 examples that count; the keys are those of the places in the global batch."""
+    sgd = Optimizer(name="sgd", learning_rate=0.1, momentum=0.0, nesterov=False)
+    init, update = updater(UpdateConfig(clip=0.5), {"net": (sgd, 10)})
+    state = init(jax.random.key(0), {"net": ({"kernel": jnp.float32(2)}, {})})
+
+    def loss(params, state, batch, rng):
+        x, y, mask = batch.T
+        drawn = jax.vmap(jax.random.uniform)(rng)
+        return mean((params["kernel"] * x - y + drawn) ** 2, mask), Aux(rows=drawn)
+
+    def f(batch):
+        after, aux = update(state, "net", loss, batch)
+        return after.params["net"]["kernel"], aux.metrics["gradient_norm"].value, aux.rows
+
+    batch = np.random.default_rng(0).normal(size=(8, 3)).astype(np.float32)
+    batch[:, 2] = [1, 1, 0, 0, 1, 0, 1, 1]
+    kernel, norm, rows = jax.jit(f)(batch)
+    kernels, norms, parts = mapped(name, f)(batch)
+    np.testing.assert_allclose(kernels, np.full(4, kernel), rtol=1e-6)
+    np.testing.assert_allclose(norms, np.full(4, norm), rtol=1e-6)
+    np.testing.assert_array_equal(np.concatenate(parts), rows)
+    assert len(np.unique(rows)) == 8 and norm > 0.5

@@ -1,4 +1,4 @@
-"""DQN: known values, the replay ring, exploration, and what environments must keep to."""
+"""DQN: known values, a step in NumPy, the replay buffer, exploration, and the interface of environments."""
 
 import re
 from dataclasses import replace
@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
 from research.core.state import NO_BATCH, Batch, State, rng
@@ -18,7 +18,7 @@ from research.learners.dqn import DQN
 from research.nets.q import MLP
 from research.rl import environments as vector
 from research.rl import probes, replay
-from research.rl.environments import Environment, Timestep, Vector
+from research.rl.environments import Environment, Timestep, VectorEnv
 from research.rl.evaluation import play
 from research.rl.rollout import Transition
 
@@ -38,13 +38,13 @@ def probe(name: str, **changes) -> DQN:
     small = DQN(
         environment=Environment(f"probes:{name}"),
         net=MLP(widths=(32,)),
-        environments=4,
-        rollout=5,
-        ring=400,
+        num_envs=4,
+        rollout_length=5,
+        buffer_size=400,
         batch=32,
         updates=4,
-        start=40,
-        target_every=2,
+        learning_starts=40,
+        target_update_interval=2,
         gamma=G,
         epsilon_end=1.0,
         optimizer=Optimizer(learning_rate=1e-2, schedule="linear"),
@@ -60,13 +60,13 @@ def trained(config: DQN, seed: int = 0) -> tuple[State, dict]:
 
 
 def values(config: DQN, state: State, x: float) -> np.ndarray:
-    net = config.net.clone(outputs=vector.make(config.environment).actions)
+    net = config.net.clone(outputs=vector.make(config.environment).num_actions)
     return np.asarray(net.apply({"params": state.params["q"]}, jnp.array([[x]]))[0])
 
 
 KNOWN = {
     "Constant": {0: [1]},
-    "Seen": {-1: [-1], 1: [1]},
+    "Observed": {-1: [-1], 1: [1]},
     "Delayed": {0: [G], 1: [1]},
     "Chosen": {0: [1, -1], 1: [-1, 1]},
     "ChosenLater": {0: [G, G], 1: [-1, 1]},
@@ -93,11 +93,11 @@ def known(config: DQN, expected: dict) -> None:
 @pytest.mark.parametrize(("double", "bootstrap"), [(True, 2.0), (False, 3.0)])
 def test_what_the_target_is_made_of(double, bootstrap):
     """Q̂ is 3 and 2 at any x, and stays so. Q(1, ·) learns -1 and 1: its best action is the one that Q̂ holds worse."""
-    config = probe("ChosenLater", double=double, target_every=1000)
+    config = probe("ChosenLater", double=double, target_update_interval=1000)
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
     target = jax.tree.map(jnp.zeros_like, state.params["q"])
-    target["Dense_1"]["bias"] = jnp.array([3.0, 2.0])
+    target["head"]["bias"] = jnp.array([3.0, 2.0])
     state = state._replace(collections={"target": target})
     state, _ = jax.jit(scan_steps(learner.step, config.run.steps))(state, NO_BATCH)
     np.testing.assert_allclose(values(config, state, 0), [G * bootstrap, G * bootstrap], atol=0.1)
@@ -107,17 +107,17 @@ def test_what_the_target_is_made_of(double, bootstrap):
 @pytest.mark.parametrize("step", [5, 6])  # after step 5 the target net becomes the net, after step 6 it stays
 @pytest.mark.parametrize(("double", "loss"), [(True, "huber"), (False, "squared")])
 def test_a_step_equals_one_in_numpy(double, loss, step):
-    environments, rollout, slots, updates, share, n, gamma = 16, 3, 9, 2, 1, 2, 0.9
+    num_envs, rollout_length, slots, updates, share, n, gamma = 16, 3, 9, 2, 1, 2, 0.9
     config = DQN(
         environment=Environment("probes:ChosenLater"),
         net=MLP(widths=()),
-        environments=environments,
-        rollout=rollout,
-        ring=environments * slots,
-        start=0,
-        batch=environments * share,
+        num_envs=num_envs,
+        rollout_length=rollout_length,
+        buffer_size=num_envs * slots,
+        learning_starts=0,
+        batch=num_envs * share,
         updates=updates,
-        target_every=3,
+        target_update_interval=3,
         gamma=gamma,
         n_step=n,
         double=double,
@@ -131,40 +131,40 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     state = jax.jit(learner.init)(jax.random.key(0))
     random = np.random.default_rng(step)
     array = lambda *shape: random.normal(size=shape).astype(np.float32)
-    net, target = ({"Dense_0": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
-    ended, done = random.random((2, environments, slots)) < [[[0.2]], [[0.3]]]
+    net, target = ({"head": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
+    ended, done = random.random((2, num_envs, slots)) < [[[0.2]], [[0.3]]]
     buffer = Transition(
-        observation=array(environments, slots, 1),
-        action=random.integers(0, 2, (environments, slots)).astype(np.int32),
-        reward=array(environments, slots),
+        observation=array(num_envs, slots, 1),
+        action=random.integers(0, 2, (num_envs, slots)).astype(np.int32),
+        reward=array(num_envs, slots),
         terminated=ended,
         done=ended | done,
-        next_observation=array(environments, slots, 1),
+        next_observation=array(num_envs, slots, 1),
     )
     world = state.world._replace(buffer=jax.tree.map(jnp.array, buffer))
     state = state._replace(step=jnp.int32(step), params={"q": net}, collections={"target": target}, world=world)
     after, metrics = jax.jit(learner.step)(state, NO_BATCH)
 
     # The step in NumPy. Only the draws are JAX's.
-    q = lambda net, x: x @ net["Dense_0"]["kernel"] + net["Dense_0"]["bias"]
+    q = lambda net, x: x @ net["head"]["kernel"] + net["head"]["bias"]
     epsilon = 1 - 0.8 * step / 10
     expected: dict[str, list] = {"loss": [], "q": [], "gradient_norm": [], "return": [], "length": []}
-    for e in range(environments):
+    for e in range(num_envs):
         key = jax.random.fold_in(rng(state, "act"), e)
-        uniform = np.asarray(jax.random.uniform(jax.random.split(key, 2 * rollout + 1)[-1], (rollout,)))
+        uniform = np.asarray(jax.random.uniform(jax.random.split(key, 2 * rollout_length + 1)[-1], (rollout_length,)))
         for k, x in enumerate([0, 1, 0]):  # one episode of two frames, and the first frame of another
             greedy = q(net, np.array([x])).argmax()
             action = int(uniform[k] / epsilon * 2) if uniform[k] < epsilon else greedy
             reward = x * (1 if action == 1 else -1)
-            slot = step % 3 * rollout + k
+            slot = step % 3 * rollout_length + k
             for field, value in zip(buffer, ([x], action, reward, x == 1, x == 1, [1]), strict=True):
                 field[e, slot] = value
             if x == 1:
                 expected["return"].append(reward)
                 expected["length"].append(2)
-    oldest = (step + 1) % 3 * rollout
+    oldest = (step + 1) % 3 * rollout_length
     batches: list[list] = [[] for _ in range(updates)]
-    for e in range(environments):
+    for e in range(num_envs):
         key = jax.random.fold_in(rng(state, "sample"), e)
         ages = (np.asarray(jax.random.uniform(key, (updates, share))) * (slots - n + 1)).astype(int)
         for u, age in np.ndindex(updates, share):
@@ -190,7 +190,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
             gradient["kernel"][:, action] += slope * x
             gradient["bias"][action] += slope
         expected["gradient_norm"].append(np.sqrt(sum((g**2).sum() for g in gradient.values())))
-        net = {"Dense_0": {name: net["Dense_0"][name] - 0.1 * g for name, g in gradient.items()}}
+        net = {"head": {name: net["head"][name] - 0.1 * g for name, g in gradient.items()}}
     target = net if step == 5 else target
 
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
@@ -204,41 +204,41 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     close(metrics["learning_rate"].value, 0.1)
 
 
-def simulated(frames: int, environments: int = 3, slots: int = 20, rollout: int = 5):
-    """Rings of episodes of 7 frames, and every frame there was, [environment][number] of (identity, reward, over)."""
-    history = [[] for _ in range(environments)]
+def simulated(frames: int, num_envs: int = 3, slots: int = 20, rollout_length: int = 5):
+    """Buffers of episodes of 7 frames, and all frames, [environment][number] of (identity, reward, done)."""
+    history = [[] for _ in range(num_envs)]
     for number in range(frames):
-        for e in range(environments):
+        for e in range(num_envs):
             x = (number + e) % 7
             history[e].append((1000 * e + number, x, x == 6))
-    ring = replay.empty(environments, slots, (1,))
-    for step in range(frames // rollout):
-        part = np.array([h[step * rollout : (step + 1) * rollout] for h in history])
-        over = jnp.array(part[..., 2], bool)
-        seen = jnp.array(part[..., :1], jnp.float32)
+    buffer = replay.empty(num_envs, slots, (1,))
+    for step in range(frames // rollout_length):
+        part = np.array([h[step * rollout_length : (step + 1) * rollout_length] for h in history])
+        done = jnp.array(part[..., 2], bool)
+        observation = jnp.array(part[..., :1], jnp.float32)
         written = Transition(
-            seen,
+            observation,
             jnp.array(part[..., 1], jnp.int32),
             jnp.array(part[..., 1], jnp.float32),
-            over & False,
-            over,
-            seen + 0.5,
+            done & False,
+            done,
+            observation + 0.5,
         )
-        ring = replay.write(ring, written, jnp.int32(step))
-    return ring, history, frames // rollout - 1
+        buffer = replay.write(buffer, written, jnp.int32(step))
+    return buffer, history, frames // rollout_length - 1
 
 
 @pytest.mark.parametrize("n", [1, 3, 10])
 @pytest.mark.parametrize("frames", [10, 20, 35, 60])
 def test_windows_stay_within_what_is_remembered(frames, n):
-    ring, history, step = simulated(frames)
+    buffer, history, step = simulated(frames)
     keys = jax.random.split(jax.random.key(0), 3)
-    drawn = jax.tree.map(np.asarray, replay.sample(ring, keys, jnp.int32(step), 5, (2, 400), n, 0.9))
-    assert drawn.return_.shape == (2, 1200)
+    samples = jax.tree.map(np.asarray, replay.sample(buffer, keys, jnp.int32(step), 5, (2, 400), n, 0.9))
+    assert samples.return_.shape == (2, 1200)
     started = set()
     for batch in range(2):
         for i in range(0, 1200):
-            identity = int(drawn.observation[batch, i, 0])
+            identity = int(samples.observation[batch, i, 0])
             e, first = divmod(identity, 1000)
             assert e == i // 400  # each environment its own share
             assert max(0, frames - 20) <= first <= frames - n  # remembered, and the whole window is
@@ -248,9 +248,9 @@ def test_windows_stay_within_what_is_remembered(frames, n):
                 rewards += 0.9**k * history[e][last][1]
                 if history[e][last][2]:
                     break
-            np.testing.assert_allclose(drawn.return_[batch, i], rewards, rtol=1e-5)
-            np.testing.assert_allclose(drawn.discount[batch, i], 0.9 ** (last - first + 1), rtol=1e-5)
-            assert float(drawn.next_observation[batch, i, 0]) == 1000 * e + last + 0.5
+            np.testing.assert_allclose(samples.return_[batch, i], rewards, rtol=1e-5)
+            np.testing.assert_allclose(samples.discount[batch, i], 0.9 ** (last - first + 1), rtol=1e-5)
+            assert float(samples.next_observation[batch, i, 0]) == 1000 * e + last + 0.5
             started.add((e, first))
     assert len(started) == 3 * (min(frames, 20) - n + 1)  # every window there is
 
@@ -259,7 +259,7 @@ def test_each_device_samples_from_its_own_environments():
     """On a mesh with the buffer split by environments, a step gathers nothing: it sums gradients and metrics."""
     mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:4])
     split, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    learner = probe("Chosen", n_step=3, start=0).build()
+    learner = probe("Chosen", n_step=3, learning_starts=0).build()
     state = jax.jit(learner.init)(jax.random.key(0))
     sharded = jax.device_put(state._replace(world=()), everywhere)
     sharded = sharded._replace(world=jax.device_put(state.world, split))
@@ -277,24 +277,25 @@ def test_each_device_samples_from_its_own_environments():
 
 
 def test_termination_ends_the_return():
-    ring, _, step = simulated(20)
-    ring = ring._replace(terminated=ring.done)
-    drawn = replay.sample(ring, jax.random.split(jax.random.key(1), 3), jnp.int32(step), 5, (1, 100), 3, 0.9)
+    buffer, _, step = simulated(20)
+    buffer = buffer._replace(terminated=buffer.done)
+    samples = replay.sample(buffer, jax.random.split(jax.random.key(1), 3), jnp.int32(step), 5, (1, 100), 3, 0.9)
     ended = (
-        (np.asarray(drawn.next_observation[0, :, 0]) - 0.5) % 1000 + np.asarray(drawn.observation[0, :, 0]) // 1000
+        (np.asarray(samples.next_observation[0, :, 0]) - 0.5) % 1000 + np.asarray(samples.observation[0, :, 0]) // 1000
     ) % 7 == 6
-    np.testing.assert_array_equal(np.asarray(drawn.discount[0]) == 0, ended)
+    np.testing.assert_array_equal(np.asarray(samples.discount[0]) == 0, ended)
     assert 0 < ended.sum() < 300
 
 
-def test_ring_holds_the_true_next_observation():
+def test_buffer_holds_the_true_next_observation():
     config = probe("Counting", run=Run(steps=10, steps_per_dispatch=10, metric="return"))
     state, metrics = trained(config)
-    ring = jax.tree.map(np.asarray, state.world.buffer)
-    np.testing.assert_array_equal(ring.next_observation[:, :50], ring.observation[:, :50] + 1)  # never 0, the reset's
-    np.testing.assert_array_equal(ring.done[:, :50], ring.next_observation[:, :50, 0] == 7)
-    assert not ring.terminated.any()
-    assert not ring.next_observation[:, 50:].any()  # not yet written
+    buffer = jax.tree.map(np.asarray, state.world.buffer)
+    # The next observation is never 0, that of the reset.
+    np.testing.assert_array_equal(buffer.next_observation[:, :50], buffer.observation[:, :50] + 1)
+    np.testing.assert_array_equal(buffer.done[:, :50], buffer.next_observation[:, :50, 0] == 7)
+    assert not buffer.terminated.any()
+    assert not buffer.next_observation[:, 50:].any()  # not yet written
     assert float(metrics["return"].total.sum()) == 4 * 7 * 21  # 50 frames hold 7 whole episodes of 0 + 1 + ... + 6
     assert float(metrics["return"].count.sum()) == 4 * 7
 
@@ -317,12 +318,12 @@ def test_epsilon_may_end_at_once():
 
 
 def test_no_epsilon_is_greedy():
-    config = probe("Chosen", epsilon_start=0.0, epsilon_end=0.0, start=1000)
+    config = probe("Chosen", epsilon_start=0.0, epsilon_end=0.0, learning_starts=1000)
     state, _ = trained(replace(config, run=Run(steps=10, steps_per_dispatch=10, metric="return")))
-    ring = jax.tree.map(np.asarray, state.world.buffer)
+    buffer = jax.tree.map(np.asarray, state.world.buffer)
     for x in (0, 1):
         best = values(config, state, x).argmax()
-        assert (ring.action[:, :50][ring.observation[:, :50, 0] == x] == best).all()
+        assert (buffer.action[:, :50][buffer.observation[:, :50, 0] == x] == best).all()
 
 
 def test_all_actions_are_tried_alike():
@@ -331,14 +332,16 @@ def test_all_actions_are_tried_alike():
     assert abs(float(state.world.buffer.action.mean()) - 0.5) < 0.1
 
 
-def test_learning_waits():
-    config = probe("Chosen", start=61, run=Run(steps=5, steps_per_dispatch=5, metric="return"))
+def test_learning_starts_late():
+    config = probe("Chosen", learning_starts=61, run=Run(steps=5, steps_per_dispatch=5, metric="return"))
     _, metrics = trained(config)
     np.testing.assert_array_equal(metrics["loss"].count, [0, 0, 0, 128, 128])  # 20 frames a step
 
 
-def test_target_is_reset_now_and_then():
-    config = probe("Chosen", target_every=3, start=0, run=Run(steps=10, steps_per_dispatch=10, metric="return"))
+def test_target_is_reset_every_so_many_steps():
+    config = probe(
+        "Chosen", target_update_interval=3, learning_starts=0, run=Run(steps=10, steps_per_dispatch=10, metric="return")
+    )
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
     first = jax.tree.map(np.asarray, state.params["q"])
@@ -368,8 +371,8 @@ def test_seeds_differ_and_equal_their_single_runs():
 
 
 def test_replay_is_not_copied_under_seeds():
-    """`step` is shared, so a cond stays a cond; the ring is updated in place, and no select touches it."""
-    config = probe("Chosen", ring=40_000)
+    """`step` is shared, so a cond stays a cond; the buffer is updated in place, and no select copies it."""
+    config = probe("Chosen", buffer_size=40_000)
     lifted = per_seed(config.build())
     states = jax.eval_shape(lifted.init, jax.vmap(jax.random.key)(jnp.arange(2)))
     text = str(jax.make_jaxpr(lifted.step)(states, NO_BATCH))
@@ -406,10 +409,10 @@ def test_evaluation_uses_no_key_twice():
         data = jax.random.key_data(keys)
         again = (used == data[:, None]).all(-1).any(1)
         used = jax.vmap(lambda used, data, time: used.at[1 + parts + time].set(data))(used, data, time)
-        observation, over = jnp.zeros((len(keys), 1)), time + 1 == limit
-        return (time + 1, used), Timestep(observation, observation, again.astype(jnp.float32), over, over)
+        observation, done = jnp.zeros((len(keys), 1)), time + 1 == limit
+        return (time + 1, used), Timestep(observation, observation, again.astype(jnp.float32), done, done)
 
-    environment = Vector(reset, step, shape=(1,), actions=1, limit=limit)
+    environment = VectorEnv(reset, step, observation_shape=(1,), num_actions=1, max_steps=limit)
     batch = Batch(jnp.arange(3), jnp.ones(3), (), ())
     metrics = play(environment, lambda observation: jnp.zeros(len(observation), jnp.int32), batch)
     assert float(metrics["length"].value) == limit
@@ -424,21 +427,21 @@ def test_episodes_can_be_cut_shorter():
 
 
 def test_mistakes_name_the_mend():
-    with pytest.raises(Mistake, match="the nearest are 120 or 130"):
-        DQN(environments=10, batch=128)
-    with pytest.raises(Mistake, match="did you mean CartPole-v1"):
+    with pytest.raises(UserError, match="the nearest are 120 or 130"):
+        DQN(num_envs=10, batch=128)
+    with pytest.raises(UserError, match="did you mean CartPole-v1"):
         vector.make(Environment("CartPole-v2"))
-    with pytest.raises(Mistake, match="did you mean probes:Delayed"):
+    with pytest.raises(UserError, match="did you mean probes:Delayed"):
         vector.make(Environment("probes:Delay"))
-    with pytest.raises(Mistake, match="no environment 'os:system'"):
+    with pytest.raises(UserError, match="no environment 'os:system'"):
         vector.make(Environment("os:system"))
-    with pytest.raises(Mistake, match="continuous"):
+    with pytest.raises(UserError, match="continuous"):
         vector.make(Environment("Pendulum-v1"))
 
 
-def test_numbers_are_seen_one_hot():
+def test_numbers_are_encoded_one_hot():
     env = vector.make(Environment("FrozenLake-misc"))
-    assert env.shape == (16,)
+    assert env.observation_shape == (16,)
     _, observation = env.reset(jax.random.split(jax.random.key(0), 2))
     np.testing.assert_array_equal(observation, np.eye(16)[[0, 0]])
 
@@ -477,7 +480,7 @@ class NotFinite(probes.Constant):
         (NotFinite, "isn't finite"),
     ],
 )
-def test_broken_environments_are_told(kind, message):
+def test_broken_environments_are_reported(kind, message):
     env = kind()
-    with pytest.raises(Failure, match=message):
+    with pytest.raises(RunError, match=message):
         vector.check("mine", env, env.default_params)

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 import research
 from experiments import console, demo, evaluate, plot, reproduce, train
-from research.core.errors import Failure
+from research.core.errors import RunError
 from research.core.experiment import Report, Split
 from research.core.state import Batch
 from research.evaluation import episodes
@@ -129,7 +129,7 @@ def test_reproduce_goes_on_after_a_failure_and_writes_the_table(tmp_path, monkey
     def fake(name, command):
         trained.append((name, command.seeds, command.workdir))
         if name == "digits_cnn":
-            raise Failure("the disk is [full]")
+            raise RunError("the disk is [full]")
         if name == "cartpole_dqn":
             raise ZeroDivisionError
         return result
@@ -187,7 +187,7 @@ def test_demo_names_configs_and_closes_with_a_table(finished, tmp_path, monkeypa
 def test_mistakes_are_those_that_numpy_counts(finished):
     experiment, _, state = research.load(finished)
     data, net = experiment.feeds().test, experiment.net.clone(outputs=10)
-    both = [jax.tree.map(lambda x, n=n: x[n], (state.params, state.collections)) for n in (0, 1)]
+    both = [jax.tree.map(lambda x, n=n: x[n], (state.params["net"], state.collections["net"])) for n in (0, 1)]
     spec, wrong, together = experiment.data.spec(), 0, 0
     for batch in data:
         images = (batch.inputs.astype(np.float32) / 255 - np.float32(spec.mean)) / np.float32(spec.std)

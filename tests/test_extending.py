@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from matplotlib.image import imread
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text()
@@ -28,8 +29,8 @@ def overlay(tmp_path_factory) -> Path:
         shutil.copy(ROOT / name, directory / name)
     for name, code in BLOCKS.items():
         path = directory / name
-        assert path.exists() == (name == "tests/learners.py"), f"{name} is there already"
-        path.write_text((path.read_text() if path.exists() else "") + code)
+        assert not path.exists(), f"{name} is there already"
+        path.write_text(code)
     return directory
 
 
@@ -78,7 +79,7 @@ def trained(overlay, said):
 
 def test_the_page_is_whole():
     assert list(COMMANDS) == CONFIGS
-    assert len(BLOCKS) == PAGE.count("```python\n") == 2 * len(CONFIGS) + 1
+    assert len(BLOCKS) == PAGE.count("```python\n") == 2 * len(CONFIGS) + 1  # a report more
     for name in CONFIGS:
         assert COMMANDS[name] in BLOCKS[f"configs/{name}.py"]
 
@@ -104,8 +105,17 @@ def test_a_net(trained):
 def test_a_learner(trained):
     lines, test = trained("digits_denoise")
     # Always to answer with the mean image costs the variance of the pixels, 0.07.
-    assert lines["train"][-1]["loss"] < 0.5 * lines["train"][0]["loss"] and test["loss"] < 0.03
-    assert test["accuracy"] > 0.85
+    assert lines["train"][-1]["autoencoder_loss"] < 0.5 * lines["train"][0]["autoencoder_loss"]
+    assert test["autoencoder_loss"] < 0.03 and test["accuracy"] > 0.85
+
+
+def test_a_report(overlay, trained):
+    lines, _ = trained("digits_denoise")
+    directory = overlay / "runs" / "digits_denoise"
+    psnr = [line["psnr"] for line in lines["validation"]]
+    assert len(psnr) == 5 and psnr[-1] > psnr[0] + 1
+    for picture in (directory / "restorations.png", directory / "history" / "00000100" / "restorations.png"):
+        assert imread(picture).std() > 0.01
 
 
 def test_a_data_source(trained):
@@ -121,12 +131,12 @@ def test_an_environment(trained):
 
 def test_a_reinforcement_learner(trained):
     lines, test = trained("corridor_a2c")
-    assert lines["train"][0]["return"] < 0.7  # at random 0.55, for both ends are as likely
+    assert lines["train"][0]["length"] > 5 and lines["train"][0]["return"] < 0.99  # the first 20 steps still explore
     assert test["return"] == 1.0 and test["length"] == 4.0
 
 
 def test_the_laws(overlay):
-    laws = "endomorphism or ((denoise or a2c) and (seeds or microbatches or (placement and shard_map)))"
-    which = f"({laws}) and (denoise or mixer or corridor or a2c)"
+    laws = "endomorphism or seeds or microbatches or precision or (placement and (shard_map or jit))"
+    which = f"({laws}) and (denoise or a2c)"
     said = python(overlay, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_laws.py", "-k", which)
-    assert "12 passed" in said
+    assert re.search(r"\d+ passed", said) and not re.search(r"skipped|failed", said), said

@@ -152,7 +152,7 @@ def test_features_are_what_the_last_layer_reads(runs):
     found = load_classifier(research.load, runs[1], None, (8, 8, 1))
     images = Images(name="digits").load().test_images[:300]  # more than are computed at a time
     features, probabilities = found.predict(images)
-    last = state.params["net"]["Dense_0"]
+    last = state.params["net"]["head"]
     logits = features @ last["kernel"] + last["bias"]
     np.testing.assert_allclose(logits, experiment.logits(state, images), atol=1e-3)
     np.testing.assert_allclose(probabilities, jax.nn.softmax(logits), atol=1e-4)
@@ -200,8 +200,9 @@ def test_translations_are_drawn_and_classified(runs, tmp_path, name):
     """G makes every image of X one image of Y's class; F leaves an image as it is."""
     classifier = load_classifier(research.load, runs[1], None, (8, 8, 1))
     predict = lambda images: classifier.predict(images)[1].argmax(1)
-    images = Images(name="digits").load().test_images
-    label = int(np.bincount(predict(images)).argmax())
+    arrays = Images(name="digits").load()
+    images, labels = arrays.test_images, arrays.test_labels
+    label = int(np.bincount(labels[predict(images) == labels]).argmax())
     data = Unpaired(name="digits", classes=("3" if label != 3 else "8", str(label)), batch=8, evaluation_batch=16)
     target = jnp.asarray(images[predict(images) == label][0]) / 127.5 - 1
     translate = lambda state, images, to_y: jnp.where(to_y, target, images / 127.5 - 1)
@@ -220,7 +221,7 @@ def test_translations_are_drawn_and_classified(runs, tmp_path, name):
         "x_accuracy": pytest.approx((predict(x) == x_class).mean()),
         "y_accuracy": pytest.approx((predict(y) == y_class).mean()),
     }
-    assert set(report.metrics) == set(values)
+    assert values["y_accuracy"] > 0 and set(report.metrics) == set(values)
     written = json.loads((tmp_path / "sample_metrics.json").read_text())
     assert written["x_to_y_accuracy"] == 1 and written["classifier_hash"] == runs[2]
 

@@ -16,14 +16,14 @@ from research.core.state import State
 from research.core.transformations import first_seed
 from research.core.types import Tree
 from research.evaluation import plots as plot
-from research.rl.environments import Timestep, Vector
+from research.rl.environments import Timestep, VectorEnv
 from research.rl.evaluation import episode_keys
 
 FRAMES = 12
 """Frames shown in episode.png."""
 
 
-def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.Array]) -> Report:
+def episode(name: str, environment: VectorEnv, q: Callable[[Tree, jax.Array], jax.Array]) -> Report:
     """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return.
 
     q  (params, observations [1, ...]) -> values [1, actions]
@@ -41,10 +41,10 @@ def episode(name: str, environment: Vector, q: Callable[[Tree, jax.Array], jax.A
         reset_key, key = episode_keys(seed)
         states, observation = reset(reset_key)
         observations, rewards = [np.asarray(observation[0])], []
-        for time in range(environment.limit):
+        for time in range(environment.max_steps):
             states, timestep = step(params, key, time, states, observation)
             observation = timestep.observation
-            observations.append(np.asarray(timestep.final[0]))
+            observations.append(np.asarray(timestep.next_observation[0]))
             rewards.append(float(timestep.reward[0]))
             if timestep.terminated[0] or timestep.truncated[0]:
                 break

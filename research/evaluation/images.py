@@ -58,9 +58,9 @@ def filters() -> Report:
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         params = evaluated(first_seed(state), "net")
-        if "Conv_0" in params:
-            kernel = np.asarray(params["Conv_0"]["kernel"])  # [height, width, channels, filters]
-            if kernel.shape[2] in (1, 3):
+        if "stem" in params:
+            kernel = np.asarray(params["stem"]["kernel"])  # [height, width, channels, filters]
+            if kernel.ndim == 4 and kernel.shape[2] in (1, 3):
                 scaled = 0.5 + kernel / (2 * np.abs(kernel).max())  # a weight of 0 is in the middle of the range
                 plot.image_grid(scaled.transpose(3, 0, 1, 2), None, directory / "filters.png")
         return {}

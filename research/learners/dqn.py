@@ -1,8 +1,8 @@
 """Deep Q-learning with experience replay (Mnih et al. 2015, doi:10.1038/nature14236; 2013, arXiv:1312.5602).
 
-`dqn` reads as their Algorithm 1 does: act epsilon-greedily, store, sample, descend, now and then reset Q̂ to Q. With it,
-where the config asks for them: double Q-learning (van Hasselt, Guez & Silver 2015, arXiv:1509.06461) and n-step returns
-(Sutton 1988; for DQN Hessel et al. 2017, arXiv:1710.02298).
+`dqn` follows their Algorithm 1: act epsilon-greedily, store, sample, update, and every C steps reset Q̂ to Q.
+Options are double Q-learning (van Hasselt, Guez & Silver 2015, arXiv:1509.06461) and n-step returns (Sutton 1988; for
+DQN Hessel et al. 2017, arXiv:1710.02298).
 """
 
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch, positive
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
@@ -26,7 +26,7 @@ from research.data.feed import Empty, episodes
 from research.evaluation.episodes import episode
 from research.nets.q import MLP
 from research.rl import replay
-from research.rl.environments import Environment, Vector, make
+from research.rl.environments import Environment, VectorEnv, make
 from research.rl.evaluation import play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
 from research.rl.replay import Sample
@@ -34,11 +34,11 @@ from research.rl.rollout import ActorState, Transition, reset, rollout
 
 
 class World(NamedTuple):
-    """What the agent acts in, and what it remembers.
+    """What devices split by environments.
 
     Attributes:
         actor: the environments, leaves [num_envs, ...]
-        buffer: the replay memory, leaves [num_envs, slots, ...]
+        buffer: the replay buffer, leaves [num_envs, slots, ...]
     """
 
     actor: ActorState
@@ -47,40 +47,40 @@ class World(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DQN(Experiment):
-    """An experiment in deep Q-learning. A step acts `rollout` frames in every environment, then descends.
+    """An experiment in deep Q-learning. A step acts `rollout_length` frames in every environment, then learns.
 
     Attributes:
-        environment: what is played
-        net: a Flax module: observations -> values, with a field `outputs` for the number of actions
-        environments: played side by side
-        rollout: frames of each environment a step
-        ring: frames remembered, of all environments together
-        stored: what the ring holds observations as; uint8 is for whole numbers from 0 to 255
-        start: frames before learning starts
-        batch: samples a descent, as many of each environment
-        updates: descents a step
-        target_every: steps between updates of the target net
-        gamma: the discount
-        n_step: rewards before the bootstrap
-        double: the action is chosen by the net, and valued by the target net
-        loss: of the temporal difference; huber is quadratic up to 1
-        epsilon_start: the probability of a random action, at first; it falls linearly
-        epsilon_end: to this
-        epsilon_fraction: over this part of the run
-        episodes: greedy episodes an evaluation
-        test_episodes: greedy episodes, of other seeds, that judge the final State
+        environment: the environment to learn
+        net: a net from observations to the values of the actions, with a field `outputs` for the number of actions
+        num_envs: number of environments that act in parallel
+        rollout_length: number of frames of each environment per step
+        buffer_size: number of transitions in the replay buffer, of all environments together
+        buffer_dtype: dtype of the observations in the replay buffer; uint8 is for whole numbers from 0 to 255
+        learning_starts: number of frames before learning starts, of all environments together
+        batch: number of samples per update, the same number from each environment
+        updates: number of updates per step
+        target_update_interval: number of steps between updates of the target net
+        gamma: discount factor
+        n_step: number of rewards in a return before it bootstraps
+        double: whether the net chooses the action that the target net values (double Q-learning)
+        loss: loss of the temporal difference; huber is quadratic up to 1 and linear beyond
+        epsilon_start: initial epsilon, the probability of a random action
+        epsilon_end: final epsilon
+        epsilon_fraction: fraction of the run over which epsilon decays linearly
+        episodes: number of greedy episodes per evaluation
+        test_episodes: number of greedy episodes of the final test, with seeds that evaluation does not use
     """
 
     environment: Environment = field(default_factory=Environment)
     net: nn.Module = field(default_factory=MLP)
-    environments: int = 10
-    rollout: int = 10
-    ring: int = 10_000
-    stored: Literal["float32", "uint8"] = "float32"
-    start: int = 10_000
+    num_envs: int = 10
+    rollout_length: int = 10
+    buffer_size: int = 10_000
+    buffer_dtype: Literal["float32", "uint8"] = "float32"
+    learning_starts: int = 10_000
     batch: int = 120
     updates: int = 10
-    target_every: int = 5
+    target_update_interval: int = 5
     gamma: float = 0.99
     n_step: int = 1
     double: bool = False
@@ -94,42 +94,44 @@ class DQN(Experiment):
     run: Run = field(default_factory=lambda: Run(metric="return"))
 
     def __post_init__(self) -> None:
-        counts = ("environments", "rollout", "ring", "batch", "updates", "target_every", "n_step", "episodes")
-        positive(self, "", *counts, "test_episodes")
-        multiple(self, "batch", self.environments, "environments")
-        multiple(self, "ring", self.environments * self.rollout, "environments * rollout")
+        positive(self, "", "num_envs", "rollout_length", "buffer_size", "batch", "updates", "target_update_interval")
+        positive(self, "", "n_step", "episodes", "test_episodes")
+        multiple(self, "batch", self.num_envs, "num_envs")
+        multiple(self, "buffer_size", self.num_envs * self.rollout_length, "num_envs * rollout_length")
         super().__post_init__()
         if self.n_step > self.slots:
-            raise Mistake(f"n_step={self.n_step} is more than the {self.slots} frames that ring holds an environment")
+            raise UserError(
+                f"n_step={self.n_step} is more than the {self.slots} transitions of an environment's buffer"
+            )
 
     @property
     def slots(self) -> int:
-        """Frames remembered of each environment."""
-        return self.ring // self.environments
+        """Number of transitions in the replay buffer of each environment."""
+        return self.buffer_size // self.num_envs
 
     @property
     def frames(self) -> int:
-        """Frames a step, of all environments together."""
-        return self.environments * self.rollout
+        """Number of frames per step, of all environments together."""
+        return self.num_envs * self.rollout_length
 
     @property
-    def waiting(self) -> int:
-        """Steps that act and don't learn."""
-        return max(-(-self.start // self.frames), -(-self.n_step // self.rollout)) - 1
+    def warmup_steps(self) -> int:
+        """Number of steps that act without learning."""
+        return max(-(-self.learning_starts // self.frames), -(-self.n_step // self.rollout_length)) - 1
 
     def build(self) -> Learner:
         """See `Experiment`."""
         return dqn(self, make(self.environment))
 
     def feeds(self) -> Feeds:
-        """Seeds of episodes: 0, 1, ... to evaluate by, and from 1,000,000 on to test by."""
+        """The seeds of episodes: 0, 1, ... for evaluation, and from 1,000,000 on for the test."""
         plays = lambda first, count: episodes(first, count, self.episodes)
         return Feeds(Empty(), plays(0, self.episodes), plays(10**6, self.test_episodes))
 
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
         return {
-            "environments": self.environments,
+            "num_envs": self.num_envs,
             "batch": microbatch(self.batch, self.update),
             "episodes": self.episodes,
         }
@@ -137,17 +139,17 @@ class DQN(Experiment):
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         environment = make(self.environment)
-        net = network(self.net.clone(outputs=environment.actions), self.update.dtype)
+        net = network(self.net.clone(outputs=environment.num_actions), self.update.dtype)
         return (episode(self.environment.name, environment, lambda params, x: net.apply(params, {}, x)[0]),)
 
 
-def dqn(config: DQN, environment: Vector) -> Learner:
+def dqn(config: DQN, environment: VectorEnv) -> Learner:
     """The learner: Algorithm 1 of Mnih et al. 2015.
 
     Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
     """
-    net = network(config.net.clone(outputs=environment.actions), config.update.dtype)
-    updates = max((config.run.steps - config.waiting) * config.updates, 1)
+    net = network(config.net.clone(outputs=environment.num_actions), config.update.dtype)
+    updates = max((config.run.steps - config.warmup_steps) * config.updates, 1)
     init_state, update = updater(config.update, {"q": (config.optimizer, updates)})
     epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
@@ -155,10 +157,10 @@ def dqn(config: DQN, environment: Vector) -> Learner:
         return net.apply(params, {}, observation.astype(jnp.float32))[0]
 
     def init(key: jax.Array) -> State:
-        params, _ = net.init(key, jnp.zeros((1, *environment.shape)))
+        params, _ = net.init(key, jnp.zeros((1, *environment.observation_shape)))
         state = init_state(key, {"q": (params, {})}, {"target": jax.tree.map(jnp.copy, params)})
-        actor = reset(environment, rng(state, "first"), config.environments)
-        buffer = replay.empty(config.environments, config.slots, environment.shape, config.stored)
+        actor = reset(environment, rng(state, "first"), config.num_envs)
+        buffer = replay.empty(config.num_envs, config.slots, environment.observation_shape, config.buffer_dtype)
         return state._replace(world=World(actor, buffer))
 
     def act(state: State) -> tuple[State, Metrics]:
@@ -167,18 +169,20 @@ def dqn(config: DQN, environment: Vector) -> Learner:
         def policy(observation: jax.Array, uniform: jax.Array) -> jax.Array:
             return epsilon_greedy(q(state.params["q"], observation), uniform, epsilon(state.step))
 
-        actor, transitions, metrics = rollout(environment, policy, state.world.actor, rng(state, "act"), config.rollout)
+        actor, transitions, metrics = rollout(
+            environment, policy, state.world.actor, rng(state, "act"), config.rollout_length
+        )
         buffer = replay.write(state.world.buffer, transitions, state.step)
         return state._replace(world=World(actor, buffer)), metrics
 
     def sample(state: State) -> tuple[Sample, jax.Array]:
         """The minibatches of a step, and Q̂ of their next observations; leaves [updates, batch, ...]."""
         keys = example_keys(rng(state, "sample"), state.world.actor.env_id)
-        shape = (config.updates, config.batch // config.environments)
+        shape = (config.updates, config.batch // config.num_envs)
         samples = replay.sample(
-            state.world.buffer, keys, state.step, config.rollout, shape, config.n_step, config.gamma
+            state.world.buffer, keys, state.step, config.rollout_length, shape, config.n_step, config.gamma
         )
-        # Q̂ stands still during a step, so it values all minibatches at once.
+        # Q̂ does not change during a step, so it values all minibatches at once.
         return samples, jax.vmap(q, (None, 0))(state.collections["target"], samples.next_observation)
 
     def td_loss(params: Tree, state: State, batch: tuple[Sample, jax.Array], rng: jax.Array) -> tuple[Mean, Aux]:
@@ -199,18 +203,18 @@ def dqn(config: DQN, environment: Vector) -> Learner:
         return state._replace(world=()), dict(aux.metrics)
 
     def wait(state: State) -> tuple[State, Metrics]:
-        """`learn` before learning starts: nothing moves, and the metrics count nothing."""
+        """In place of `learn` before learning starts: nothing changes, and the metrics have a count of 0."""
         _, metrics = jax.eval_shape(learn, state)
         return state._replace(world=()), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
 
     def step(state: State, _: Batch) -> tuple[State, Metrics]:
         state, acted = act(state)
-        # The branches leave the world out of what they return, or they would copy the replay.
-        learned, metrics = jax.lax.cond(state.step >= config.waiting, learn, wait, state)
+        # The branches leave the world out of what they return, or they would copy the replay buffer.
+        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
         state = learned._replace(world=state.world)
         # Every C steps reset Q̂ = Q
         params, target = state.params["q"], state.collections["target"]
-        target = optax.periodic_update(params, target, state.step + 1, config.target_every)
+        target = optax.periodic_update(params, target, state.step + 1, config.target_update_interval)
         state = state._replace(collections={"target": target})
         return state, {**acted, **metrics, "epsilon": mean(epsilon(state.step))}
 
@@ -223,17 +227,17 @@ def dqn(config: DQN, environment: Vector) -> Learner:
 
 def q_of_action(values: jax.Array, action: jax.Array) -> jax.Array:
     """The values [batch] of the actions i32[batch], of all actions' values [batch, actions]."""
-    # A product, not an index: the gradient of an index is a scatter, a fifth of the whole descent on a CPU.
+    # A product, not an index: the gradient of an index is a scatter, which took a fifth of an update on a CPU.
     return (values * jax.nn.one_hot(action, values.shape[-1])).sum(-1)
 
 
 def multiple(config: DQN, name: str, unit: int, units: str) -> None:
-    """Raises Mistake, naming the nearest right values, unless the field `name` is a multiple of `unit`."""
+    """Raises UserError, with the nearest valid values, unless the field `name` is a multiple of `unit`."""
     value = getattr(config, name)
     if value % unit:
         below, above = value // unit * unit, -(-value // unit) * unit
         nearest = f"{below} or {above}" if below else f"{above}"
-        raise Mistake(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
+        raise UserError(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
 
 
 def tiny() -> dict[str, Experiment]:
@@ -241,13 +245,13 @@ def tiny() -> dict[str, Experiment]:
     return {
         "dqn": DQN(
             net=MLP(widths=(16,)),
-            environments=8,
-            rollout=2,
-            ring=8 * 16,
-            start=32,
+            num_envs=8,
+            rollout_length=2,
+            buffer_size=8 * 16,
+            learning_starts=32,
             batch=32,
             updates=2,
-            target_every=2,
+            target_update_interval=2,
             n_step=2,
             double=True,
             episodes=16,

@@ -42,9 +42,9 @@ class CNN(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images f32[batch, height, width, channels] -> logits [batch, outputs]."""
         x = x.transpose(3, 1, 2, 0)
-        for width in self.widths:
-            for _ in range(self.depth):
-                x = Conv(width, use_bias=not self.norm)(x)
+        for stage, width in enumerate(self.widths):
+            for layer in range(self.depth):
+                x = Conv(width, use_bias=not self.norm, name=None if stage or layer else "stem")(x)
                 x = nn.relu(BatchNorm()(x, train) if self.norm else x)
             x = max_pool(x)
         x = x.reshape(-1, x.shape[-1]).T
@@ -52,7 +52,7 @@ class CNN(nn.Module):
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden)(x))
             x = Dropout(self.dropout)(x, train)
-        return nn.Dense(self.outputs)(x)
+        return nn.Dense(self.outputs, name="head")(x)
 
 
 class ResNet(nn.Module):
@@ -79,12 +79,12 @@ class ResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images f32[batch, height, width, channels] -> logits [batch, outputs]."""
         x = x.transpose(3, 1, 2, 0)
-        x = nn.relu(BatchNorm()(Conv(self.widths[0], use_bias=False)(x), train))
+        x = nn.relu(BatchNorm()(Conv(self.widths[0], use_bias=False, name="stem")(x), train))
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = BasicBlock(width, stride, self.shortcut)(x, train)
-        return nn.Dense(self.outputs)(x.mean((1, 2)).T)
+        return nn.Dense(self.outputs, name="head")(x.mean((1, 2)).T)
 
 
 class BasicBlock(nn.Module):

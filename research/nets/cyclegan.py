@@ -38,11 +38,11 @@ class CycleGenerator(nn.Module):
         if min(smallest("generator", images.shape[1:], 2)) < 2:
             raise Mistake("generator: images of 8x8 or more expected, which can be halved twice")
         # No biases but the last: instance norms would take them away again, and layer norms have their own.
-        reflected = lambda x, width, side: Conv(width, side, pad=0, use_bias=False)(
+        reflected = lambda x, width, side, name=None: Conv(width, side, pad=0, use_bias=False, name=name)(
             padded(x, side // 2, "reflect"), train
         )
         norm = lambda x: Norm(self.norm)(x, train)
-        x = nn.relu(norm(reflected(images.transpose(3, 1, 2, 0), self.width, self.side)))
+        x = nn.relu(norm(reflected(images.transpose(3, 1, 2, 0), self.width, self.side, "stem")))
         for factor in (2, 4):
             x = nn.relu(norm(Conv(factor * self.width, 3, stride=2, use_bias=False)(x, train)))
         for _ in range(self.blocks):
@@ -50,7 +50,7 @@ class CycleGenerator(nn.Module):
             x = x + norm(reflected(y, 4 * self.width, 3))
         for factor in (2, 1):
             x = nn.relu(norm(Conv(factor * self.width, 3, up=True, use_bias=False)(x, train)))
-        x = Conv(images.shape[-1], self.side, pad=0)(padded(x, self.side // 2, "reflect"), train)
+        x = Conv(images.shape[-1], self.side, pad=0, name="head")(padded(x, self.side // 2, "reflect"), train)
         return jnp.tanh(x).transpose(3, 1, 2, 0)
 
 
@@ -76,7 +76,7 @@ class PatchDiscriminator(nn.Module):
             raise Mistake(f"discriminator.widths: {images.shape[1]}x{images.shape[2]} is too small: give fewer widths")
         x = images.transpose(3, 1, 2, 0)
         for layer, width in enumerate(self.widths):
-            norm = "none" if layer == 0 else self.norm
+            norm, name = self.norm if layer else "none", None if layer else "stem"
             stride = 2 if layer < len(self.widths) - 1 else 1
-            x = leaky(Norm(norm)(Conv(width, stride=stride, use_bias=norm == "none")(x, train), train))
-        return Conv(1)(x, train)[0].transpose(2, 0, 1)
+            x = leaky(Norm(norm)(Conv(width, stride=stride, use_bias=norm == "none", name=name)(x, train), train))
+        return Conv(1, name="head")(x, train)[0].transpose(2, 0, 1)

@@ -40,11 +40,11 @@ class DCGANGenerator(Generator):
         norm = lambda x: nn.relu(Norm(self.norm)(x, train))
         z = with_label(*inputs, self.classes)
         if self.hidden:
-            z = norm(Dense(self.hidden)(z, train).T[:, None, None])[:, 0, 0].T
-        x = norm(Seed(first)(z, train))
+            z = norm(Dense(self.hidden, name="stem")(z, train).T[:, None, None])[:, 0, 0].T
+        x = norm(Seed(first, name=None if self.hidden else "stem")(z, train))
         for width in self.widths[1:]:
             x = norm(Conv(width, up=True, use_bias=self.norm == "none")(x, train))
-        return jnp.tanh(Conv(self.shape[-1], up=True)(x, train)).transpose(3, 1, 2, 0)
+        return jnp.tanh(Conv(self.shape[-1], up=True, name="head")(x, train)).transpose(3, 1, 2, 0)
 
 
 class DCGANDiscriminator(Discriminator):
@@ -68,11 +68,11 @@ class DCGANDiscriminator(Discriminator):
         smallest("discriminator.widths", images.shape[1:], len(self.widths))
         x = images.transpose(3, 1, 2, 0)
         for layer, width in enumerate(self.widths):
-            norm = "none" if layer == 0 else self.norm
-            x = Conv(width, stride=2, spectral=self.spectral, use_bias=norm == "none")(x, train)
+            norm, name = self.norm if layer else "none", None if layer else "stem"
+            x = Conv(width, stride=2, spectral=self.spectral, use_bias=norm == "none", name=name)(x, train)
             x = leaky(Norm(norm)(x, train))
         features = x.reshape(-1, x.shape[-1]).T
         if self.hidden:
             x = Dense(self.hidden, self.spectral)(features, train).T[:, None, None]
             features = leaky(Norm(self.norm)(x, train))[:, 0, 0].T
-        return Score(self.classes, self.spectral)(features, labels, train)
+        return Score(self.classes, self.spectral, name="head")(features, labels, train)

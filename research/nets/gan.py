@@ -220,9 +220,9 @@ class DenseGenerator(Generator):
     @nn.compact
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
         x = with_label(*inputs, self.classes)
-        for width in self.widths:
-            x = nn.relu(Dense(width, deviation=None)(x, train))
-        return jnp.tanh(Dense(math.prod(self.shape), deviation=None)(x, train)).reshape(-1, *self.shape)
+        for layer, width in enumerate(self.widths):
+            x = nn.relu(Dense(width, deviation=None, name=None if layer else "stem")(x, train))
+        return jnp.tanh(Dense(math.prod(self.shape), deviation=None, name="head")(x, train)).reshape(-1, *self.shape)
 
 
 class DenseDiscriminator(Discriminator):
@@ -240,6 +240,6 @@ class DenseDiscriminator(Discriminator):
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
         images, labels = inputs
         x = images.reshape(len(images), -1)
-        for width in self.widths:
-            x = leaky(Dense(width, self.spectral, None)(x, train))
-        return Score(self.classes, self.spectral, None)(x, labels, train)
+        for layer, width in enumerate(self.widths):
+            x = leaky(Dense(width, self.spectral, None, name=None if layer else "stem")(x, train))
+        return Score(self.classes, self.spectral, None, name="head")(x, labels, train)

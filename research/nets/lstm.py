@@ -429,7 +429,7 @@ class BahdanauDecoder(nn.Module):
         keys = Dense(width, name="keys")(memory.tokens)
         kernel = self.param("context_kernel", uniform, (width, 4 * width))
         recurrent = self.param("recurrent_kernel", nn.initializers.orthogonal(), (width, 4 * width))
-        gates = Dense(4 * width, bias_init=_remember, name="word")(x)
+        gates = Dense(4 * width, bias_init=_remember, name="gates")(x)
 
         def step(before: tuple, gates: jax.Array) -> tuple[tuple, tuple]:
             s, cell = before

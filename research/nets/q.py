@@ -17,9 +17,9 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """f32[batch, ...] -> f32[batch, outputs]."""
         x = x.reshape(x.shape[0], -1)
-        for width in self.widths:
-            x = nn.relu(nn.Dense(width)(x))
-        return nn.Dense(self.outputs)(x)
+        for layer, width in enumerate(self.widths):
+            x = nn.relu(nn.Dense(width, name=None if layer else "stem")(x))
+        return nn.Dense(self.outputs, name="head")(x)
 
 
 class MinAtarNet(nn.Module):
@@ -37,7 +37,9 @@ class MinAtarNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images f32[batch, 10, 10, objects] -> f32[batch, outputs]."""
-        x = nn.relu(Conv(self.channels, padding="VALID")(x.transpose(3, 1, 2, 0)))  # its layout, see conv.py
+        x = nn.relu(
+            Conv(self.channels, padding="VALID", name="stem")(x.transpose(3, 1, 2, 0))
+        )  # its layout, see conv.py
         x = x.reshape(-1, x.shape[-1]).T
         x = nn.relu(nn.Dense(self.hidden)(x))
-        return nn.Dense(self.outputs)(x)
+        return nn.Dense(self.outputs, name="head")(x)

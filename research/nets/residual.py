@@ -19,13 +19,13 @@ class ResidualGenerator(Generator):
     @nn.compact
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
         first = (self.widths[0], *smallest("generator.widths", self.shape, len(self.widths)))
-        x = Seed(first, None)(with_label(*inputs, self.classes), train)
+        x = Seed(first, None, name="stem")(with_label(*inputs, self.classes), train)
         norm = lambda x: nn.relu(Norm("batch")(x, train))
         for width in self.widths:
             y = Conv(width, 3, deviation=None)(doubled(norm(x)), train)
             y = Conv(width, 3, deviation=None)(norm(y), train)
             x = y + Conv(width, 1, pad=0, deviation=None)(doubled(x), train)
-        return jnp.tanh(Conv(self.shape[-1], 3, deviation=None)(norm(x), train)).transpose(3, 1, 2, 0)
+        return jnp.tanh(Conv(self.shape[-1], 3, deviation=None, name="head")(norm(x), train)).transpose(3, 1, 2, 0)
 
 
 class ResidualDiscriminator(Discriminator):
@@ -45,15 +45,18 @@ class ResidualDiscriminator(Discriminator):
     def __call__(self, inputs: Labelled, train: bool = False) -> jax.Array:
         images, labels = inputs
         smallest("discriminator.halvings", images.shape[1:], self.halvings)
-        conv = lambda x, width, side: Conv(width, side, 1, side // 2, False, self.spectral, None)(x, train)
+        conv = lambda x, width, side, name=None: Conv(
+            width, side, pad=side // 2, spectral=self.spectral, deviation=None, name=name
+        )(x, train)
         x = images.transpose(3, 1, 2, 0)
         for block, width in enumerate(self.widths):
             halve = halved if block < self.halvings else lambda x: x
             y = x if block == 0 else nn.relu(x)  # the image itself has no negative half to cut off
-            y = halve(conv(nn.relu(conv(y, width, 3)), width, 3))
+            stem, shortcut = (None, None) if block else ("stem", "stem_shortcut")
+            y = halve(conv(nn.relu(conv(y, width, 3, stem)), width, 3))
             # Pooling before the 1x1 convolution is the same as after it, and cheaper.
-            x = y + (conv(halve(x), width, 1) if x.shape != y.shape else x)
-        return Score(self.classes, self.spectral, None)(nn.relu(x).sum((1, 2)).T, labels, train)
+            x = y + (conv(halve(x), width, 1, shortcut) if x.shape != y.shape else x)
+        return Score(self.classes, self.spectral, None, name="head")(nn.relu(x).sum((1, 2)).T, labels, train)
 
 
 def doubled(x: jax.Array) -> jax.Array:

@@ -197,17 +197,17 @@ class FeedForward(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[batch, time, width] -> the same."""
         stack = self.stack
-        dense = lambda features, init: Dense(features, stack.bias, kernel_init=init)
+        dense = lambda name, features, init: Dense(features, stack.bias, kernel_init=init, name=name)
         hidden = stack.hidden or 4 * stack.width
         match stack.activation:
             case "gelu":
-                y = nn.gelu(dense(hidden, SMALL)(x))
+                y = nn.gelu(dense("up", hidden, SMALL)(x))
             case "relu":
-                y = nn.relu(dense(hidden, SMALL)(x))
+                y = nn.relu(dense("up", hidden, SMALL)(x))
             case "swiglu":
-                gate, y = jnp.split(dense(2 * hidden, SMALL)(x), 2, -1)
+                gate, y = jnp.split(dense("gate_up", 2 * hidden, SMALL)(x), 2, -1)
                 y = nn.silu(gate) * y
-        return dense(stack.width, nn.initializers.normal(0.02 / (2 * stack.layers) ** 0.5))(y)
+        return dense("down", stack.width, nn.initializers.normal(0.02 / (2 * stack.layers) ** 0.5))(y)
 
 
 class Block(nn.Module):
@@ -281,13 +281,13 @@ class Embedding(nn.Module):
     def setup(self) -> None:
         self.tokens = nn.Embed(self.vocabulary, self.stack.width, embedding_init=SMALL)
         if self.stack.positions == "learned":
-            self.places = nn.Embed(self.context, self.stack.width, embedding_init=SMALL)
+            self.positions = nn.Embed(self.context, self.stack.width, embedding_init=SMALL)
 
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """i32[batch, time], positions i32[batch or 1, time] -> [batch, time, width]."""
         x = self.tokens(tokens)
         if self.stack.positions == "learned":
-            return x + self.places(positions)
+            return x + self.positions(positions)
         if self.stack.positions == "sinusoidal":
             # The table's numbers are small, for it makes logits too; the sinusoids would drown them.
             return x * self.stack.width**0.5 + sinusoids(positions, self.stack.width).astype(x.dtype)

@@ -3,14 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from research.core.update import summed
+from research.core.devices import summed
 from research.rl.rollout import Transition
 
 
 def gae(transitions: Transition, value: jax.Array, next_value: jax.Array, gamma: float, gae_lambda: float) -> jax.Array:
     """Generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438), f32[num_envs, length].
 
-    An episode that is cut short bootstraps from its true next observation; one that terminated does not.
+    A truncated episode bootstraps from its true next observation; a terminated one does not.
 
     transitions        leaves [num_envs, length, ...], as from `rollout`
     value, next_value  f32[num_envs, length], of `transitions.observation` and `transitions.next_observation`
@@ -27,15 +27,11 @@ def gae(transitions: Transition, value: jax.Array, next_value: jax.Array, gamma:
     return advantages.T
 
 
-def normalised(advantages: jax.Array, axis: str | None = None) -> jax.Array:
-    """The advantages with mean 0 and standard deviation 1 over the global batch, of whatever shape.
-
-    axis  the mapped axis over devices that they are split over, if any
-    """
+def normalised(advantages: jax.Array) -> jax.Array:
+    """The advantages with mean 0 and standard deviation 1 over the global batch, of whatever shape."""
 
     def mean(x: jax.Array) -> jax.Array:
-        sums = x.sum(), jnp.float32(x.size)
-        total, count = sums if axis is None else summed(sums, axis)
+        total, count = summed((x.sum(), jnp.float32(x.size)))
         return total / count
 
     centred = advantages - mean(advantages)

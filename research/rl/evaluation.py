@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from research.core.metrics import Metrics, mean
 from research.core.state import Batch
-from research.rl.environments import Vector
+from research.rl.environments import VectorEnv
 
 
 def episode_keys(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -18,7 +18,7 @@ def episode_keys(seed: int | jax.Array) -> tuple[jax.Array, jax.Array]:
     return reset_key, frame_key
 
 
-def play(environment: Vector, policy: Callable[[jax.Array], jax.Array], batch: Batch) -> Metrics:
+def play(environment: VectorEnv, policy: Callable[[jax.Array], jax.Array], batch: Batch) -> Metrics:
     """The mean "return" and "length" of one whole episode for each seed of `batch.index`, masked by `batch.mask`.
 
     policy  observation f32[batch, ...] -> action i32[batch], for instance the greedy one
@@ -28,12 +28,12 @@ def play(environment: Vector, policy: Callable[[jax.Array], jax.Array], batch: B
 
     def unfinished(carry: Any) -> jax.Array:
         time, *_, done = carry
-        return (time < environment.limit) & ~done.all()
+        return (time < environment.max_steps) & ~done.all()
 
     def frame(carry: Any) -> Any:
         time, env_state, observation, return_, length, done = carry
         keys = jax.vmap(jax.random.fold_in, (0, None))(frame_keys, time)
-        # An environment whose episode is over goes on from its start; those frames are not counted.
+        # An environment whose episode is done continues from its start; those frames are not counted.
         env_state, timestep = environment.step(keys, env_state, policy(observation), start)
         return_, length = return_ + jnp.where(done, 0, timestep.reward), length + ~done
         done |= timestep.terminated | timestep.truncated

@@ -1,19 +1,19 @@
-"""Environments so small that every value is known: they show which part of an agent is wrong.
+"""Probe environments: so small that every value is known, so that they show which part of an agent is wrong.
 
-They follow gymnax's interface, and show what an environment of one's own has to define. Their observation is one
-number, x. With discount g the optimal values are:
+They follow gymnax's interface, and show what a new environment has to define. The observation is one number, x. With
+discount g the optimal values are:
 
     Constant     one frame, reward 1                                          Q = 1
-    Seen         one frame, x is 1 or -1, reward x                            Q(x) = x
+    Observed     one frame, x is 1 or -1, reward x                            Q(x) = x
     Delayed      x is 0, then 1; reward 1 for the second frame                Q(0) = g, Q(1) = 1
     Chosen       one frame, x is 0 or 1, reward 1 for action x, else -1       Q(x, a) = 1 if a = x else -1
     ChosenLater  x is 0, then 1; the second frame's reward is 1 for           Q(0, ·) = g, Q(1, a) = 1 if a = 1 else -1
                  action 1, else -1
-    Truncating   Delayed, but cut short, not ended, after the second frame    Q(0) = g / (1 - g), Q(1) = 1 / (1 - g)
-    Counting     x counts the frames, cut short after 7; reward x             (for tests of what replay hands out)
+    Truncating   Delayed, but truncated, not terminated, after two frames     Q(0) = g / (1 - g), Q(1) = 1 / (1 - g)
+    Counting     x counts the frames, truncated after 7; reward x             (for tests of rollouts and replay)
 
-Who takes truncation for termination finds Q(1) = 1 in Truncating; who bootstraps from the observation after the reset
-instead of the true next one finds 1 / (1 - g²).
+In Truncating, an agent that treats truncation as termination finds Q(1) = 1, and one that bootstraps from the
+observation after the reset, instead of the true next one, finds 1 / (1 - g²).
 """
 
 from typing import Any
@@ -26,27 +26,27 @@ from gymnax.environments import environment, spaces
 
 @struct.dataclass
 class ProbeState(environment.EnvState):
-    """x f32[], what is seen; time i32[], frames of this episode."""
+    """x f32[], the observation; time i32[], the number of frames of this episode."""
 
     x: jax.Array
 
 
 @struct.dataclass
 class ProbeParams(environment.EnvParams):
-    """max_steps_in_episode: far off; what ends, ends by itself."""
+    """max_steps_in_episode: more than any episode that terminates."""
 
     max_steps_in_episode: int = 1000
 
 
 class Constant(environment.Environment[ProbeState, ProbeParams]):
-    """See the file's head. The others redefine what differs."""
+    """See the module's docstring. The other probes redefine what differs."""
 
     length = 1
     actions = 1
 
     @property
     def default_params(self) -> ProbeParams:
-        """The parameters `make` takes."""
+        """The parameters that `make` uses."""
         return ProbeParams()
 
     def start(self, key: jax.Array) -> jax.Array:
@@ -54,11 +54,11 @@ class Constant(environment.Environment[ProbeState, ProbeParams]):
         return jnp.float32(0)
 
     def next(self, x: jax.Array) -> jax.Array:
-        """The x after x."""
+        """The x that follows x."""
         return x
 
     def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
-        """Of an action at x."""
+        """The reward of an action at x."""
         return jnp.float32(1)
 
     def reset_env(self, key: jax.Array, params: ProbeParams) -> tuple[jax.Array, ProbeState]:
@@ -69,9 +69,10 @@ class Constant(environment.Environment[ProbeState, ProbeParams]):
     def step_env(
         self, key: jax.Array, state: ProbeState, action: jax.Array, params: ProbeParams
     ) -> tuple[jax.Array, ProbeState, jax.Array, jax.Array, dict[str, Any]]:
-        """One frame, without the reset, which gymnax adds."""
-        moved = ProbeState(time=state.time + 1, x=self.next(state.x))
-        return moved.x[None], moved, self.reward(state.x, action), self.is_terminated(moved, params), {}
+        """One frame, without the reset that gymnax adds."""
+        next_state = ProbeState(time=state.time + 1, x=self.next(state.x))
+        reward, terminated = self.reward(state.x, action), self.is_terminated(next_state, params)
+        return next_state.x[None], next_state, reward, terminated, {}
 
     def is_terminated(self, state: ProbeState, params: ProbeParams) -> jax.Array:
         """Whether the episode ended."""
@@ -86,25 +87,25 @@ class Constant(environment.Environment[ProbeState, ProbeParams]):
         return spaces.Box(-jnp.inf, jnp.inf, (1,), jnp.float32)
 
 
-class Seen(Constant):
-    """See the file's head."""
+class Observed(Constant):
+    """See the module's docstring."""
 
     def start(self, key: jax.Array) -> jax.Array:
         """1 or -1."""
         return jax.random.rademacher(key, (), jnp.float32)
 
     def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
-        """What is seen."""
+        """The observation."""
         return x
 
 
 class Delayed(Constant):
-    """See the file's head."""
+    """See the module's docstring."""
 
     length = 2
 
     def next(self, x: jax.Array) -> jax.Array:
-        """1, for good."""
+        """1, from then on."""
         return jnp.ones_like(x)
 
     def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
@@ -113,7 +114,7 @@ class Delayed(Constant):
 
 
 class Chosen(Constant):
-    """See the file's head."""
+    """See the module's docstring."""
 
     actions = 2
 
@@ -122,22 +123,22 @@ class Chosen(Constant):
         return jax.random.bernoulli(key).astype(jnp.float32)
 
     def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
-        """Is the action x?"""
+        """1 if the action is x, else -1."""
         return jnp.where(action == x, 1.0, -1.0)
 
 
 class ChosenLater(Delayed):
-    """See the file's head."""
+    """See the module's docstring."""
 
     actions = 2
 
     def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
-        """Nothing at 0; at 1, is the action 1?"""
+        """0 at x = 0; at x = 1, 1 if the action is 1, else -1."""
         return x * jnp.where(action == 1, 1.0, -1.0)
 
 
 class Truncating(Delayed):
-    """See the file's head."""
+    """See the module's docstring."""
 
     def is_terminated(self, state: ProbeState, params: ProbeParams) -> jax.Array:
         """Never."""
@@ -149,7 +150,7 @@ class Truncating(Delayed):
 
 
 class Counting(Truncating):
-    """See the file's head."""
+    """See the module's docstring."""
 
     length = 7
 

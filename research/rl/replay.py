@@ -18,7 +18,7 @@ class Sample(NamedTuple):
     Attributes:
         observation: where the window starts
         action: i32, what was done there
-        return_: f32, the discounted rewards of n transitions, or of fewer where the episode is over before
+        return_: f32, the discounted rewards of n transitions, or of fewer where the episode is done before
         discount: f32, gamma to the number of those transitions; 0 where the last of them terminated
         next_observation: what the last of them led to
     """
@@ -74,7 +74,7 @@ def sample(
 ) -> Sample:
     """Draws, after that step's write, uniformly and with replacement, `shape` windows of n transitions of each env.
 
-    keys   [num_envs], so that a draw does not depend on where the environment is
+    keys   [num_envs], so that the draws of an environment do not depend on the device that it is on
     shape  (batches, samples of an environment in a batch)
 
     Leaves [batches, num_envs * samples, ...]. No window crosses the seam between the newest transition and the oldest.

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from research.core.metrics import Metrics, mean
 from research.core.state import example_keys
 from research.core.types import Tree
-from research.rl.environments import Vector
+from research.rl.environments import VectorEnv
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]
 """(observation f32[num_envs, ...], uniform f32[num_envs], draws from [0, 1)) -> action i32[num_envs].
@@ -23,7 +23,7 @@ Policy = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class ActorState(NamedTuple):
-    """The environments that an agent acts in, between two rollouts. Leaves [num_envs, ...].
+    """The environments that an agent acts in, as one rollout leaves them to the next. Leaves [num_envs, ...].
 
     Attributes:
         env_id: i32, each environment's global index
@@ -60,20 +60,20 @@ class Transition(NamedTuple):
     next_observation: jax.Array
 
 
-def reset(environment: Vector, key: jax.Array, num_envs: int) -> ActorState:
-    """The actors at the start of their first episodes."""
+def reset(environment: VectorEnv, key: jax.Array, num_envs: int) -> ActorState:
+    """The environments at the start of their first episodes."""
     env_id = jnp.arange(num_envs)
     env_state, observation = environment.reset(example_keys(key, env_id))
     return ActorState(env_id, env_state, observation, jnp.zeros(num_envs), jnp.zeros(num_envs))
 
 
 def rollout(
-    environment: Vector, policy: Policy, actor: ActorState, key: jax.Array, length: int
+    environment: VectorEnv, policy: Policy, actor: ActorState, key: jax.Array, length: int
 ) -> tuple[ActorState, Transition, Metrics]:
-    """Act `length` frames in every environment. An episode that is over is followed by a new one.
+    """Act `length` frames in every environment. An episode that is done is followed by a new one.
 
-    Returns the actors after it, the transitions with leaves [num_envs, length, ...], and the mean "return" and "length"
-    of the episodes that ended in it.
+    Returns the actor state after them, the transitions with leaves [num_envs, length, ...], and the mean "return" and
+    "length" of the episodes that were done within them.
     """
 
     def frame(
@@ -83,7 +83,9 @@ def rollout(
         action = policy(actor.observation, uniform)
         env_state, timestep = environment.step(keys, actor.env_state, action, starts)
         done = timestep.terminated | timestep.truncated
-        transition = Transition(actor.observation, action, timestep.reward, timestep.terminated, done, timestep.final)
+        transition = Transition(
+            actor.observation, action, timestep.reward, timestep.terminated, done, timestep.next_observation
+        )
         episode_return, episode_length = actor.episode_return + timestep.reward, actor.episode_length + 1
         metrics: Metrics = {"return": mean(episode_return, done), "length": mean(episode_length, done)}
         actor = ActorState(

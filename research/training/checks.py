@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from research.core.console import warn
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment, Run
 from research.core.metrics import Metric, Metrics, computed
@@ -23,6 +24,16 @@ def check_divisible(experiment: Experiment, where: Place) -> None:
             raise UserError(
                 f"the {where.size} devices do not divide {field}={size}: choose a multiple, or run on fewer devices"
             )
+
+
+def usable_devices(experiment: Experiment, devices: list[jax.Device]) -> list[jax.Device]:
+    """As many of the devices as divide the experiment's batches and environments; warns where they are not all."""
+    sizes = experiment.divisible()
+    count = max(n for n in range(1, len(devices) + 1) if not any(size % n for size in sizes.values()))
+    if count < len(devices):
+        odd = ", ".join(f"{field}={size}" for field, size in sizes.items() if size % len(devices))
+        warn(f"{len(devices)} devices do not divide {odd}: {count} of them are used; multiples would use them all")
+    return devices[:count]
 
 
 def check_contract(learner: Learner, key: jax.Array, train: Batch, validation: Batch, experiment: Experiment) -> State:

@@ -18,7 +18,14 @@ from research.core.state import Learner, State
 from research.core.transformations import per_seed
 from research.evaluation import plots
 from research.training import checkpoint, config, log, provenance, workdir
-from research.training.checks import check_contract, check_divisible, check_finite, check_metric, check_moving
+from research.training.checks import (
+    check_contract,
+    check_divisible,
+    check_finite,
+    check_metric,
+    check_moving,
+    usable_devices,
+)
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, summary
 from research.training.selection import best, exhausted, score
@@ -91,7 +98,8 @@ class Job(NamedTuple):
 def prepare(command: config.Command[Experiment], directory: Path) -> Job:
     """Builds what the run needs and checks that it fits together, before anything is compiled."""
     experiment = command.config
-    where = place(command.place, seeds=command.seeds is not None)
+    devices = usable_devices(experiment, jax.devices()) if command.place == "jit" else jax.devices()
+    where = place(command.place, devices, command.seeds is not None)
     check_divisible(experiment, where)
     feeds = experiment.feeds()
     reports = tuple(experiment.reports(load))
