@@ -62,13 +62,15 @@ class BatchNorm(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """The maximum of each 2x2 square: [channels, height, width, batch] -> [channels, height // 2, width // 2, batch].
 
-    Where two are equal the gradient is shared between them. By pairs, since the gradient of a maximum over an axis
-    divides by the number of maxima, and finds none where XLA rounds a value it computes twice in two ways: NaN.
+    Where two are equal the gradient is shared between them. It depends on comparisons of inputs alone: the gradient of
+    `jnp.maximum` compares an input with the result, and is lost where XLA computes the input twice and rounds it in two
+    ways.
     """
     channels, height, width, batch = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(channels, height // 2, 2, width // 2, 2, batch)
-    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+    larger = lambda a, b: jnp.where(a == b, (a + b) / 2, jnp.where(a > b, a, b))
+    rows = larger(x[:, :, 0], x[:, :, 1])
+    return larger(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
