@@ -60,7 +60,17 @@ STRICT = 1e-5
 
 AT_MOST = {
     # nets
-    **{"width": 8, "hidden": 12, "embedding": 6, "channels": 4, "layers": 2, "blocks": 1, "heads": 2, "pairs": 64},
+    **{
+        "width": 8,
+        "hidden": 12,
+        "embedding": 6,
+        "channels": 4,
+        "layers": 2,
+        "blocks": 1,
+        "heads": 2,
+        "bigram_buckets": 64,
+    },
+    **{"mlp_dim": 12},
     # learners
     **{
         "latent": 6,

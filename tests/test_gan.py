@@ -24,7 +24,7 @@ from research.learners.cyclegan import query_pool
 from research.learners.gan import GAN, LOSSES, STATISTICS, gradient_norm_squared, gradient_penalty
 from research.nets import cyclegan, dcgan, residual
 from research.nets import gan as nets
-from research.nets.conv import _dilated, recomputed_statistics, transposed
+from research.nets.conv import _lax_transposed, convolve_transposed, recomputed_statistics
 from research.training import checkpoint, config, run
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -153,15 +153,17 @@ def test_transposed_convolution_is_torchs(torch, kernel):
     module = torch.nn.ConvTranspose2d(5, 3, kernel, 2, 1, output_padding=4 - kernel, bias=False)
     x, w = normal(0, 2, 5, 4, 6), module.weight.detach().numpy().transpose(2, 3, 0, 1)
     expected = inward(module(torch.tensor(x)).detach())
-    for f in (transposed, _dilated):
+    for f in (convolve_transposed, _lax_transposed):
         np.testing.assert_allclose(jax.jit(f)(inward(x), w), expected, atol=1e-5)
     # On the CPU, the gradients are those of the lowering elsewhere.
     cotangent = normal(1, *expected.shape)
-    mine, other = (jax.vjp(f, jnp.array(inward(x)), jnp.array(w))[1](cotangent) for f in (transposed, _dilated))
+    mine, other = (
+        jax.vjp(f, jnp.array(inward(x)), jnp.array(w))[1](cotangent) for f in (convolve_transposed, _lax_transposed)
+    )
     for a, b in zip(mine, other, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     with pytest.raises(ValueError, match="3 or 4"):
-        transposed(inward(x), np.zeros((5, 5, 5, 3)))
+        convolve_transposed(inward(x), np.zeros((5, 5, 5, 3)))
 
 
 @pytest.mark.parametrize("kernel, stride, pad", [(4, 2, 1), (4, 1, 1), (3, 2, 1), (1, 1, 0)])
@@ -220,8 +222,8 @@ def test_spectral_norm_is_that_of_the_singular_values(torch):
 
 def test_residual_resampling():
     x = normal(0, 2, 4, 6, 3)
-    np.testing.assert_array_equal(residual.doubled(x), x.repeat(2, 1).repeat(2, 2))
-    np.testing.assert_allclose(residual.halved(residual.doubled(x)), x, rtol=1e-6)
+    np.testing.assert_array_equal(residual.upsample(x), x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(residual.downsample(residual.upsample(x)), x, rtol=1e-6)
 
 
 # ---- nets
