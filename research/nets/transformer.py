@@ -42,8 +42,7 @@ class Stack:
         positions: how positions are encoded: learned or sinusoidal embeddings, or rotary (Su et al. 2021,
             arXiv:2104.09864)
         dropout: dropout rate of embeddings and of the output of each layer
-        attention_dropout: dropout rate of the attention weights; above 0, training does not use flash
-            attention
+        attention_dropout: dropout rate of the attention weights; above 0, training does without flash attention
         bias: whether layers have biases
         remat: whether the backward pass recomputes the activations of a block, to save memory
         scan_unroll: number of blocks compiled one by one; deeper stacks are compiled as a loop of so many a turn
