@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from research.core.errors import Failure
+from research.core.errors import RunError
 from research.core.placement import PlaceName
 from research.training import aot, config
 from research.training.config import Config
@@ -50,7 +50,7 @@ def _compile(name: str, *arguments: str) -> None:
     facts = aot.compiled(command.config, where, command.place)
     show(name, where, facts)
     if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
-        raise Failure(f"it does not fit {where.name}: a smaller batch, descent.micro or more devices need less")
+        raise RunError(f"it does not fit {where.name}: a smaller batch, descent.micro or more devices need less")
 
 
 def show(name: str, where: aot.Topology, facts: aot.Compiled) -> None:

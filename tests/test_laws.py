@@ -15,7 +15,7 @@ from research.core.state import Batch
 from research.core.transformations import per_seed, scan_steps, with_feed
 from research.data.feed import prefetched
 
-pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS), pytest.mark.usefixtures("quickly")]
+pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS, scope="module"), pytest.mark.usefixtures("quickly")]
 KEY = 20
 ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan")
 """Learners whose States are of a kind with another's: cnn's, dqn's with a world, gan's with two nets."""
@@ -77,6 +77,15 @@ def run(name: str, where: str = "one", seeded: bool = False):
 def stepped(name: str):
     """One step, compiled."""
     return jax.jit(made(name)[0].step)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def released(name):
+    """After the tests of one learner, its compiled programs are dropped: they would add up to gigabytes."""
+    yield
+    for cached in (made, scanned, run, stepped):
+        cached.cache_clear()
+    jax.clear_caches()
 
 
 def host(tree):

@@ -5,7 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
+from nets import NETS, name
 
+from research.core.muon import labels, matrices
 from research.core.optimizers import Optimizer, optimizer
 
 RATE, DECAY = 0.1, 0.3
@@ -44,3 +47,109 @@ def test_default_of_b2(name, b2):
     _, state = tx.update(params, tx.init(params), params)
     moment = optax.tree.get(state, "nu" if name == "adamw" else "mu")
     assert float(moment["kernel"]) == pytest.approx(1 - b2, rel=1e-4)
+
+
+def singular_values(matrix):
+    return np.linalg.svd(np.asarray(matrix).reshape(-1, matrix.shape[-1]), compute_uv=False)
+
+
+def test_muon_orthogonalises_each_matrix_of_a_kernel():
+    """A convolution, an LSTM's gates, a stack of fused queries, keys and values of two thirds of the heads, SwiGLU."""
+    shapes = {
+        "Conv_0": {"kernel": (3, 3, 2, 4)},
+        "Layer_0": {"kernel": (5, 12), "recurrent_kernel": (3, 12)},
+        "layers": {"attention": {"qkv": {"kernel": (2, 6, 14)}}, "gate_up": {"kernel": (2, 6, 16)}},
+    }
+    leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    gradient = structure.unflatten([jax.random.normal(k, s) for k, s in zip(keys, leaves, strict=True)])
+    tx = optimizer(Optimizer(name="muon", learning_rate=1.0), 10)
+    params = jax.tree.map(jnp.zeros_like, gradient)
+    updates, _ = jax.jit(tx.update)(gradient, tx.init(params), params)
+    qkv, pair = updates["layers"]["attention"]["qkv"]["kernel"], updates["layers"]["gate_up"]["kernel"]
+    found = [updates["Conv_0"]["kernel"]]
+    found += [part for name in ("kernel", "recurrent_kernel") for part in jnp.split(updates["Layer_0"][name], 4, 1)]
+    for layer in range(2):
+        found += [qkv[layer, :, :6], qkv[layer, :, 6:10], qkv[layer, :, 10:], *jnp.split(pair[layer], 2, 1)]
+    assert len(found) == 1 + 8 + 2 * 5
+    for update in found:
+        values = singular_values(update)
+        assert values.max() / values.min() < 2.2
+        # Muon's five steps leave singular values in [0.7, 1.2]; 0.2 is Adam's root mean square.
+        size = 0.2 * max(update.size // update.shape[-1], update.shape[-1]) ** 0.5
+        assert 0.6 * size < values.min() and values.max() < 1.3 * size
+
+
+LEFT_TO_ADAM = {
+    "CNN": {"stem/kernel", "head/kernel"},
+    "ResNet": {"stem/kernel", "head/kernel"},
+    "MLP": {"stem/kernel", "head/kernel"},
+    "MinAtarNet": {"stem/kernel", "head/kernel"},
+    "DCGANGenerator": {"stem/Weight_0/kernel", "head/Weight_0/kernel"},
+    "DCGANDiscriminator": {"stem/Weight_0/kernel", "head/Weight_0/kernel", "head/Dense_0/Weight_0/kernel"},
+    "ResidualGenerator": {"stem/Dense_0/Weight_0/kernel", "head/Weight_0/kernel"},
+    "ResidualDiscriminator": {"stem/Weight_0/kernel", "stem_shortcut/Weight_0/kernel",
+                              "head/Weight_0/kernel", "head/Dense_0/Weight_0/kernel"},
+    "DenseGenerator": {"stem/Weight_0/kernel", "head/Weight_0/kernel"},
+    "DenseDiscriminator": {"stem/Weight_0/kernel", "head/Weight_0/kernel", "head/Dense_0/Weight_0/kernel"},
+    "CycleGenerator": {"stem/Weight_0/kernel", "head/Weight_0/kernel"},
+    "PatchDiscriminator": {"stem/Weight_0/kernel", "head/Weight_0/kernel"},
+    "Classifier": {"head/kernel", "bag/head/kernel"},
+    "LanguageModel": {"head/kernel"},
+    "Translator": {"decoder/score_kernel"},
+    "MaskedModel": set(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("net, inputs", NETS, ids=name)
+def test_muon_leaves_first_and_last_layers_to_adam(net, inputs):
+    params = jax.eval_shape(net.init, jax.random.key(0), inputs)["params"]
+    left = {"/".join(path) for path, label in flatten_dict(labels(params)).items() if label == "adam"}
+    assert {path for path in left if path.endswith("kernel")} <= LEFT_TO_ADAM[type(net).__name__]
+    assert all(path in left for path in map("/".join, flatten_dict(params)) if not path.endswith("kernel"))
+    first_and_last = {path for path in map("/".join, flatten_dict(params)) if path in LEFT_TO_ADAM[type(net).__name__]}
+    assert first_and_last <= left
+
+
+LAYERS = {
+    "transformer-LanguageModel": {"qkv/kernel": (16, 8, 8), "gate_up/kernel": (64, 64), "down/kernel": (16,)},
+    "transformer-Translator": {
+        "qkv/kernel": (16, 16, 16),
+        "kv/kernel": (16, 16),
+        "q/kernel": (16,),
+        "up/kernel": (64,),
+    },
+    "lstm-Translator": {
+        "Layer_0/kernel": (8,) * 4,
+        "Layer_0/recurrent_kernel": (8,) * 4,
+        "decoder/recurrent_kernel": (8,) * 4,
+        "context_kernel": (8,) * 4,
+        "gates/kernel": (8,) * 4,
+        "keys/kernel": (8,),
+        "query_kernel": (8,),
+    },
+}
+"""Columns of the matrices of some kernels, of the last net in `NETS` of that name."""
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_fused_kernels_are_several_matrices(kind):
+    net, inputs = [(net, inputs) for net, inputs in NETS if name(net) == kind][-1]
+    params = flatten_dict(jax.eval_shape(net.init, jax.random.key(0), inputs)["params"])
+    kernels = unflatten_dict({path: x for path, x in params.items() if path[-1].endswith("kernel")})
+    found = {"/".join(path): parts for path, parts in flatten_dict(jax.eval_shape(matrices, kernels)).items()}
+    for suffix, columns in LAYERS[kind].items():
+        parts = [part for path, part in found.items() if ("/" + path).endswith("/" + suffix) and "encoder" not in path]
+        assert [tuple(x.shape[-1] for x in part) for part in parts] == [columns] * len(parts) and parts
+
+
+def test_muons_adam_is_no_nadam():
+    """Two updates of a bias, against Adam worked out by hand."""
+    tx, params = optimizer(Optimizer(name="muon", learning_rate=0.1), 10), {"bias": jnp.zeros(1)}
+    state, m, v, bias = tx.init(params), 0.0, 0.0, 0.0
+    for n, gradient in enumerate((1.0, 3.0), 1):
+        updates, state = tx.update({"bias": jnp.full(1, gradient)}, state, params)
+        params = optax.apply_updates(params, updates)
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        bias -= 0.1 * m / (1 - 0.9**n) / (v / (1 - 0.999**n)) ** 0.5
+    assert float(params["bias"][0]) == pytest.approx(bias, rel=1e-4)

@@ -1,0 +1,107 @@
+"""Muon: which parameters it moves, as which matrices, and what it leaves to Adam.
+
+Jordan, Jin, Boza, You, Cesista, Newhouse & Bernstein 2024, "Muon: an optimizer for hidden layers in neural networks"
+(kellerjordan.github.io/posts/muon). Muon orthogonalises the momentum of the matrices of hidden layers. As its authors
+do, first and last layers, embeddings, biases and scales are left to Adam. Parameters are told apart by their names:
+
+    stem…, head        the modules of first and last layers: Adam
+    …kernel            of all other modules: Muon; a kernel of one row or one column is a vector: Adam
+    anything else      Adam
+
+A kernel [..., inputs, outputs] is a matrix of all its axes but the last, against the last; stacked layers (under
+"layers", leaves [layers, ...]) are a matrix each. Kernels that are several matrices side by side are orthogonalised
+one by one:
+
+    qkv                                       queries (as many as inputs), keys and values
+    kv, gate_up                               keys and values; the gate and the other factor of SwiGLU
+    Layer_N, gates, recurrent_kernel, context_kernel    the four gates of an LSTM
+"""
+
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import DictKey, tree_map_with_path
+from optax.contrib import MuonDimensionNumbers
+
+from research.core.types import Tree
+
+
+def muon(
+    learning_rate: optax.Schedule,
+    momentum: float,
+    nesterov: bool,
+    weight_decay: float,
+    adam: optax.GradientTransformation,
+) -> optax.GradientTransformation:
+    """Muon for the matrices of hidden layers, `adam` for all else.
+
+    Updates are scaled to the root mean square of Adam's, 0.2, so that one learning rate serves both: Liu et al. 2025,
+    "Muon is scalable for LLM training" (arXiv:2502.16982), section 2.2.
+    """
+    hidden = optax.contrib.muon(
+        learning_rate,
+        beta=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+        muon_weight_dimension_numbers=axes,
+        consistent_rms=0.2,
+    )
+    return optax.partition({"muon": of_matrices(hidden), "adam": adam}, labels)
+
+
+def labels(params: Tree) -> Tree:
+    """ "muon" or "adam" for each leaf; see above."""
+
+    def label(path: tuple, x: jax.Array) -> str:
+        names = _names(path)
+        if not names[-1].endswith("kernel") or any(name.startswith("stem") or name == "head" for name in names):
+            return "adam"
+        return "adam" if 1 in (math.prod(x.shape[_stacked(path) : -1]), x.shape[-1]) else "muon"
+
+    return tree_map_with_path(label, params)
+
+
+def matrices(params: Tree) -> Tree:
+    """Each kernel of a tree of kernels as the tuple of its matrices; see above."""
+
+    def split(path: tuple, x: jax.Array) -> tuple[jax.Array, ...]:
+        *_, module, name = ("", *_names(path))
+        if module == "qkv":
+            inputs, outputs = x.shape[-2:]
+            return tuple(jnp.split(x, (inputs, (inputs + outputs) // 2), -1))
+        if module in ("kv", "gate_up"):
+            return tuple(jnp.split(x, 2, -1))
+        if name in ("recurrent_kernel", "context_kernel") or re.fullmatch(r"gates|Layer_\d+", module):
+            return tuple(jnp.split(x, 4, -1))
+        return (x,)
+
+    return tree_map_with_path(split, params)
+
+
+def of_matrices(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, applied to the `matrices` of parameters and gradients; its updates are joined again."""
+
+    def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
+        found, state = tx.update(matrices(updates), state, matrices(params))
+        return jax.tree.map(lambda _, parts: jnp.concatenate(parts, -1), updates, found), state
+
+    return optax.GradientTransformation(lambda params: tx.init(matrices(params)), update)
+
+
+def axes(params: Tree) -> Tree:
+    """Which axes of each leaf are the rows of a matrix, and which its columns."""
+    return tree_map_with_path(
+        lambda path, x: MuonDimensionNumbers(tuple(range(_stacked(path), x.ndim - 1)), x.ndim - 1), params
+    )
+
+
+def _names(path: tuple) -> list[str]:
+    return [part.key for part in path if isinstance(part, DictKey)]
+
+
+def _stacked(path: tuple) -> int:
+    """1 for a leaf [layers, ...] of stacked layers, else 0."""
+    return int("layers" in _names(path))
