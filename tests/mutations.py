@@ -147,8 +147,8 @@ SUPERVISED = [
     ),
     Mutation(
         "learners/masked.py",
-        "jnp.where(luck < 0.8, MASK,",
-        "jnp.where(luck < 0.9, MASK,",
+        "jnp.where(uniform < 0.8, MASK,",
+        "jnp.where(uniform < 0.9, MASK,",
         "tests/test_sequences.py -k hidden_tokens",
         "90 % of the chosen tokens are hidden and none replaced",
     ),
