@@ -258,7 +258,10 @@ def recomputed_statistics(net: Any, params: Any, collections: dict[str, Any], in
     net  a `Network`
     rng  keys [batch], as in training
     """
-    zeros = collections | {"batch_stats": jax.tree.map(jnp.zeros_like, collections["batch_stats"])}
+    # Beside means and variances the collection has the singular vectors of spectral normalisation.
+    is_moment = lambda path: path[-1].key in ("mean", "var")
+    zeroed = lambda path, x: jnp.zeros_like(x) if is_moment(path) else x
+    whole = lambda path, x: x / (1 - MOMENTUM) if is_moment(path) else x
+    zeros = collections | {"batch_stats": jax.tree.map_with_path(zeroed, collections["batch_stats"])}
     _, moved = net.apply(params, zeros, inputs, rng=rng)
-    statistics = jax.tree.map(lambda x: x / (1 - MOMENTUM), moved["batch_stats"])
-    return collections | {"batch_stats": statistics}
+    return collections | {"batch_stats": jax.tree.map_with_path(whole, moved["batch_stats"])}
