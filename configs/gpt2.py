@@ -29,7 +29,7 @@ def config() -> Language:
             batch=8,
             evaluation_batch=8,
             validation=0.001,
-            feed="stream",
+            feed="host",
         ),
         net=LanguageModel(Stack(layers=12, width=768, heads=12, bias=False, scan_unroll=1)),
         optimizer=Optimizer(learning_rate=6e-4, schedule="cosine", warmup=2000, weight_decay=0.1, b2=0.95),

@@ -19,7 +19,7 @@ from rich.table import Table
 
 from experiments.console import status
 from experiments.results import provenance
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.files import write_json
 from research.core.optimizers import schedule
 from research.core.state import Batch
@@ -65,14 +65,14 @@ def agree(
 
 
 def without_dropout(experiment: object) -> Language:
-    """The experiment with no dropout, in float32. Raises Mistake where PyTorch's net here is not the same."""
+    """The experiment with no dropout, in float32. Raises UserError where PyTorch's net here is not the same."""
     net = experiment.net if isinstance(experiment, Language) else None
     if not isinstance(experiment, Language) or not isinstance(net, LanguageModel):
-        raise Mistake("expected the config of a Transformer language model")
+        raise UserError("expected the config of a Transformer language model")
     stack, optimizer = net.stack, experiment.optimizer
     same = (stack.positions, stack.norm, stack.activation, stack.num_kv_heads, stack.mlp_dim, optimizer.name, net.tied)
     if same != ("learned", "pre", "gelu", None, None, "adamw", True):
-        raise Mistake("expected learned positions, pre-norm, GELU, no groups, tied embeddings and AdamW")
+        raise UserError("expected learned positions, pre-norm, GELU, no groups, tied embeddings and AdamW")
     plain = net.clone(stack=dataclasses.replace(stack, dropout=0.0))
     return dataclasses.replace(experiment, net=plain, update=UpdateConfig(clip=experiment.update.clip))
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from research.core.errors import Failure
+from research.core.errors import RunError
 from research.core.placement import PlaceName
 from research.training import aot, config
 from research.training.config import Config
@@ -27,12 +27,12 @@ class Command(Generic[Config]):
     Attributes:
         config: the config to compile
         topology: a TPU slice (v5e:2x4, v4:2x2x2, v6e:16x16, ...), or GPUs of one machine (h100, h100:8)
-        place: where steps run: one device, or all of them by pmap or by shard_map
+        place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: str = "v5e:2x4"
-    place: PlaceName = "shard_map"
+    place: PlaceName = "jit"
 
 
 def main(arguments: list[str]) -> int:
@@ -50,7 +50,7 @@ def _compile(name: str, *arguments: str) -> None:
     facts = aot.compiled(command.config, where, command.place)
     show(name, where, facts)
     if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
-        raise Failure(f"it does not fit {where.name}: a smaller batch, descent.micro or more devices need less")
+        raise RunError(f"it does not fit {where.name}: a smaller batch, descent.micro or more devices need less")
 
 
 def show(name: str, where: aot.Topology, facts: aot.Compiled) -> None:

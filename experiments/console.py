@@ -8,20 +8,20 @@ from rich.markup import escape
 from rich.table import Table
 
 from research.core.console import console
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.training.evaluate import summary
 from research.training.signals import Interrupted
 
 
 def status(action: Callable[[], int | None]) -> int:
-    """Run `action` and return the exit status: that of `action` or 0, 1 for a Failure, 2 for a Mistake, 128 + n for
+    """Run `action` and return the exit status: that of `action` or 0, 1 for a RunError, 2 for a UserError, 128 + n for
     signal n. Errors are printed in one message."""
     try:
         return action() or 0
-    except Mistake as mistake:
+    except UserError as mistake:
         console.print(f"[red]error:[/red] {escape(str(mistake))}")
         return 2
-    except Failure as failure:
+    except RunError as failure:
         console.print(f"[red]error:[/red] {escape(str(failure))}")
         return 1
     except Interrupted as interrupted:

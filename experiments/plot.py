@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 from experiments.console import status
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.evaluation import plots as plot
 from research.training import log, workdir
 
@@ -28,17 +28,17 @@ def curves(
         output: file of the picture, which ends in .png
     """
     if not directories:
-        raise Mistake("name the directory of at least one run: python -m experiments.plot DIR ...")
+        raise UserError("name the directory of at least one run: python -m experiments.plot DIR ...")
     if output.suffix != ".png":
-        raise Mistake(f"--output must end in .png, not be {output}")
+        raise UserError(f"--output must end in .png, not be {output}")
     for directory in directories:
         if workdir.about(directory) is None:
-            raise Mistake(f"{directory} holds no run: it has no config.json")
+            raise UserError(f"{directory} holds no run: it has no config.json")
     names = [directory.resolve().name for directory in directories]
     labels = names if len(set(names)) == len(names) else [str(directory) for directory in directories]
     runs = {label: log.read(directory) for label, directory in zip(labels, directories, strict=True)}
     if not any(runs.values()):
-        raise Mistake(f"there is nothing to plot yet in {', '.join(map(str, directories))}")
+        raise UserError(f"there is nothing to plot yet in {', '.join(map(str, directories))}")
     plot.curves(runs, output)
     print(output)
 

@@ -13,7 +13,7 @@ import tyro
 
 import research
 from experiments.console import status
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.special_tokens import EOS
 from research.core.state import State, evaluated
 from research.core.transformations import first_seed
@@ -49,7 +49,7 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.length < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise Mistake("expected --length 1 or more, --temperature and --top-k 0 or more, --top-p from 0 to 1")
+            raise UserError("expected --length 1 or more, --temperature and --top-k 0 or more, --top-p from 0 to 1")
 
 
 def main(arguments: list[str]) -> int:
@@ -61,7 +61,7 @@ def _write(arguments: list[str]) -> None:
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.sample", description=__doc__)
     experiment, _, state = research.load(options.directory)
     if not isinstance(experiment, Language | Translate):
-        raise Mistake(f"{options.directory} is not a run of a language model or a translator")
+        raise UserError(f"{options.directory} is not a run of a language model or a translator")
     workdir.check_kept(options.directory, experiment.feeds().kept)
     if isinstance(experiment, Translate):
         print(translated(experiment, state, options.prompt))
@@ -75,7 +75,7 @@ def _write(arguments: list[str]) -> None:
 def written(experiment: Language, state: State, options: Options) -> Iterator[str]:
     """The continuation of the prompt, piece by piece. When the context is full, its second half starts the next one.
 
-    Raises Mistake where the prompt has characters that the vocabulary lacks, or as many tokens as the context.
+    Raises UserError where the prompt has characters that the vocabulary lacks, or as many tokens as the context.
     """
     apply, tokenizer, context = (
         experiment.network(experiment.model()).apply,
@@ -83,10 +83,10 @@ def written(experiment: Language, state: State, options: Options) -> Iterator[st
         experiment.data.context,
     )
     if tokenizer is None:
-        raise Mistake("this model was trained on token ids, without a tokenizer: there is no text to sample")
+        raise UserError("this model was trained on token ids, without a tokenizer: there is no text to sample")
     tokens = tokenizer.encode(options.prompt)
     if not 0 < tokens.size < context:
-        raise Mistake(f"expected a --prompt of 1 to {context - 1} tokens, less than the context: not {tokens.size}")
+        raise UserError(f"expected a --prompt of 1 to {context - 1} tokens, less than the context: not {tokens.size}")
     params, key = evaluated(first_seed(state), "net"), jax.random.key(options.seed)
     how = Sampling(options.temperature, options.top_k, options.top_p)
     done, shown = tokens.size, tokenizer.decode(tokens)
@@ -103,11 +103,11 @@ def written(experiment: Language, state: State, options: Options) -> Iterator[st
 
 
 def translated(experiment: Translate, state: State, text: str) -> str:
-    """The likeliest translation that beam search finds. Raises Mistake where the text is too long."""
+    """The likeliest translation that beam search finds. Raises UserError where the text is too long."""
     pairs = experiment.data.spec()
     tokens = np.append(pairs.tokenizer.encode(text), EOS)
     if tokens.size > pairs.length:
-        raise Mistake(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
+        raise UserError(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
     found, _ = beam_search(
         experiment.network(experiment.model()).apply,
         evaluated(first_seed(state), "net"),

@@ -57,6 +57,13 @@ def quickly():
     jax.config.update("jax_disable_most_optimizations", False)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def dropped():
+    """After each file, what it compiled is dropped: a worker that runs many of them stays small."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """For `--dist loadgroup`: a worker runs a whole file, or the tests of one parameter."""

@@ -15,7 +15,7 @@ import optax
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.state import State
 from research.training import checkpoint
 from research.training.checkpoint import Checkpoints, init_from, restore
@@ -167,24 +167,24 @@ def test_a_damaged_step_is_saved_anew(copy):
 def test_all_damaged_is_one_clear_failure(copy):
     for step in (100, 200):
         flip(copy / str(step) / "_CHECKPOINT_METADATA")
-    with pytest.raises(Failure, match=r"step 200: _CHECKPOINT_METADATA.*step 100.*--overwrite"):
+    with pytest.raises(RunError, match=r"step 200: _CHECKPOINT_METADATA.*step 100.*--overwrite"):
         restore(copy, ABSTRACT)
     for step in (100, 200):
         (copy / f"{step}.json").unlink()
-    with pytest.raises(Failure, match=r"no checksum"):
+    with pytest.raises(RunError, match=r"no checksum"):
         restore(copy, ABSTRACT)
 
 
 def test_a_foreign_checkpoint_is_a_mistake_that_names_leaves(two, capfd):
     dense = ABSTRACT.params["dense"]
     other = ABSTRACT._replace(params={**ABSTRACT.params, "dense": {"bias": dense["kernel"], "half": dense["half"]}})
-    with pytest.raises(Mistake, match=r"params/dense/bias is not there; params/dense/kernel is there only\)"):
+    with pytest.raises(UserError, match=r"params/dense/bias is not there; params/dense/kernel is there only\)"):
         restore(two, other)
     half = jax.ShapeDtypeStruct((4, 3), jnp.float32)
     other = ABSTRACT._replace(params={**ABSTRACT.params, "dense": {**dense, "half": half}})
-    with pytest.raises(Mistake, match=r"params/dense/half is bfloat16\[4,3\] there, float32\[4,3\] here"):
+    with pytest.raises(UserError, match=r"params/dense/half is bfloat16\[4,3\] there, float32\[4,3\] here"):
         restore(two, other)
-    with pytest.raises(Mistake, match=r"key is key<fry>\[\] there, key<rbg>\[\] here"):
+    with pytest.raises(UserError, match=r"key is key<fry>\[\] there, key<rbg>\[\] here"):
         restore(two, ABSTRACT._replace(key=jax.eval_shape(lambda: jax.random.key(0, impl="rbg"))))
     assert capfd.readouterr() == ("", "")
 
@@ -204,11 +204,11 @@ def test_init_from_takes_params_and_the_collections_that_match(two):
     found = init_from(two, head, told.append)
     assert_same(found.params, {"dense": {"kernel": at(200).params["dense"]["kernel"]}, "head": jnp.ones(2)})
     assert len(told) == 1 and "does not have params/head: they start afresh" in told[0]
-    with pytest.raises(Mistake, match=r"params/dense/kernel is float32\[4,3\] there, float32\[4,5\] here"):
+    with pytest.raises(UserError, match=r"params/dense/kernel is float32\[4,3\] there, float32\[4,5\] here"):
         init_from(two, fresh._replace(params={"dense": {"kernel": jnp.zeros((4, 5))}}))
-    with pytest.raises(Mistake, match="has none of these parameters: params/other"):
+    with pytest.raises(UserError, match="has none of these parameters: params/other"):
         init_from(two, fresh._replace(params={"other": jnp.zeros(2)}))
-    with pytest.raises(Mistake, match=r"no checkpoint"):
+    with pytest.raises(UserError, match=r"no checkpoint"):
         init_from(two / "missing", fresh)
 
 
@@ -229,7 +229,7 @@ def test_init_from_takes_averages_where_there_are_any_and_the_best_where_it_is_a
                 assert_same(average, expected[name])
             leaves = [x for x in jax.tree.leaves((found.params, found.collections)) if isinstance(x, np.ndarray)]
             assert len({x.ctypes.data for x in leaves if x.size}) == len([x for x in leaves if x.size])
-    with pytest.raises(Mistake, match=r"collections/average/dense/kernel is float32\[4,3\] there, float32\[2\] here"):
+    with pytest.raises(UserError, match=r"collections/average/dense/kernel is float32\[4,3\] there, float32\[2\] here"):
         other = at(5)._replace(collections={"average": {"dense": {"kernel": jnp.zeros(2)}}})
         init_from(tmp_path, other)
 
@@ -331,7 +331,7 @@ def test_a_process_killed_at_any_moment_leaves_its_newest_save(tmp_path):
 def test_a_directory_that_cannot_be_made_is_a_failure(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
-        with pytest.raises(Failure, match=rf"could not save to {path}.*--workdir"), Checkpoints(path, 2, 0):
+        with pytest.raises(RunError, match=rf"could not save to {path}.*--workdir"), Checkpoints(path, 2, 0):
             pass
 
 
@@ -341,7 +341,7 @@ def test_errors_in_the_background_are_failures(copy, monkeypatch, number, says):
         raise OSError(number, os.strerror(number))
 
     told = rf"could not save step 300 in {copy}.*200 is its newest.*{says}"
-    with pytest.raises(Failure, match=told), Checkpoints(copy, 2, 200) as checkpoints:
+    with pytest.raises(RunError, match=told), Checkpoints(copy, 2, 200) as checkpoints:
         monkeypatch.setattr(checkpoint, "_write_manifest", fail)
         checkpoints.save(300, at(300))
         checkpoints.wait()
@@ -367,7 +367,7 @@ def test_a_full_disk_is_one_clear_failure(small_disk, capfd, caplog):
     big = at(2)._replace(world=jax.random.bits(jax.random.key(0), (1000, 100)))
     told = r"could not save step 2 in .*step 1 is its newest.*disk is full"
     for _ in range(2):
-        with pytest.raises(Failure, match=told), Checkpoints(small_disk / "checkpoints", 2, 1) as checkpoints:
+        with pytest.raises(RunError, match=told), Checkpoints(small_disk / "checkpoints", 2, 1) as checkpoints:
             checkpoints.save(2, big)
         assert sorted(p.name for p in (small_disk / "checkpoints").iterdir()) == ["1", "1.json"]
     assert restore(small_disk / "checkpoints", ABSTRACT)[0] == 1

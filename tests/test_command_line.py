@@ -16,7 +16,7 @@ from learners import EXPERIMENTS
 
 import research
 from experiments.train import main
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.training import checkpoint, config, provenance, workdir
 from research.training.checks import usable_devices
 
@@ -183,7 +183,7 @@ def test_another_version_is_refused_in_one_line_and_may_be_overwritten(copy, cap
     about = json.loads((copy / "config.json").read_text())
     for version in (1, 99):
         (copy / "config.json").write_text(json.dumps({**about, "format": version}))
-        with pytest.raises(Mistake) as refused:
+        with pytest.raises(UserError) as refused:
             research.load(copy)
         why = str(refused.value)
         assert f"(format {version}; this version has {workdir.FORMAT})" in why and "\n" not in why
@@ -249,9 +249,9 @@ def test_a_refused_command_does_not_claim_the_directory(tmp_path, capsys):
         workdir.keep(directory, {"tokenizer.json": "one"})
         (directory / part).parent.mkdir(exist_ok=True)
         (directory / part).write_text("")
-        with pytest.raises(Mistake, match=r"run\.seed: 0 there, 3 now"):
+        with pytest.raises(UserError, match=r"run\.seed: 0 there, 3 now"):
             owned(directory, "--seed", "3")
-        with pytest.raises(Mistake, match="is not the tokenizer"):
+        with pytest.raises(UserError, match="is not the tokenizer"):
             workdir.keep(directory, {"tokenizer.json": "two"})
 
 
@@ -262,7 +262,7 @@ def test_another_init_from_is_refused_once_there_is_a_checkpoint(tmp_path, monke
     Path("run", "checkpoints").mkdir()
     Path("run", "checkpoints", "100.json").write_text("")
     for arguments, now in ((["--init-from", "c"], "c"), ([], "None")):
-        with pytest.raises(Mistake, match=rf"init_from: b there, {now} now"):
+        with pytest.raises(UserError, match=rf"init_from: b there, {now} now"):
             owned(Path("run"), *arguments)
     assert owned(Path("run"), "--init-from", str(tmp_path / "b"))["init_from"] == "b"
 
@@ -338,11 +338,13 @@ def test_more_steps_extend_a_run_and_give_what_the_longer_run_gives(tmp_path, ca
 
 def test_what_an_extension_changes_is_told_and_what_is_none_is_refused(copy, capsys):
     options = [*TINY, "--steps", "8"]
-    with pytest.raises(Mistake, match=r"run\.steps: 4 there, 8 now; .*data\.batch|data\.batch.*; run\.steps: 4 there"):
+    with pytest.raises(
+        UserError, match=r"run\.steps: 4 there, 8 now; .*data\.batch|data\.batch.*; run\.steps: 4 there"
+    ):
         owned(copy, *options, "--data.batch", "16")
-    with pytest.raises(Mistake, match=r"run\.steps: 4 there, 2 now"):
+    with pytest.raises(UserError, match=r"run\.steps: 4 there, 2 now"):
         owned(copy, *TINY, "--steps", "2")
-    with pytest.raises(Mistake, match="seeds: None there, 2 now"):
+    with pytest.raises(UserError, match="seeds: None there, 2 now"):
         owned(copy, *options, "--seeds", "2")
     assert (copy / "summary.json").exists()
     assert owned(copy, *options)["config"]["run"]["steps"] == 8 and not (copy / "summary.json").exists()
@@ -355,7 +357,7 @@ def test_what_an_extension_changes_is_told_and_what_is_none_is_refused(copy, cap
 def test_a_run_that_stopped_early_is_not_extended(copy):
     lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
     (copy / "metrics.jsonl").write_text("".join(lines[:2]))
-    with pytest.raises(Mistake, match=r"stopped early, at step 2 of 4, by --run\.patience"):
+    with pytest.raises(UserError, match=r"stopped early, at step 2 of 4, by --run\.patience"):
         owned(copy, *TINY, "--steps", "8")
     assert (copy / "summary.json").exists()
 
@@ -364,7 +366,7 @@ def test_damaged_config_json(copy):
     about = json.loads((copy / "config.json").read_text())
     about["config"]["net"]["widths"] = ["__import__('os')"]
     (copy / "config.json").write_text(json.dumps(about))
-    with pytest.raises(Mistake, match="widths"):
+    with pytest.raises(UserError, match="widths"):
         research.load(copy)
 
 
@@ -429,8 +431,8 @@ def test_build_has_no_branch_on_floats():
     assert played.step.shape == ()
 
 
-def test_failures_are_no_mistakes():
-    assert not issubclass(Failure, Mistake) and not issubclass(Mistake, Failure)
+def test_run_errors_are_no_user_errors():
+    assert not issubclass(RunError, UserError) and not issubclass(UserError, RunError)
 
 
 def test_as_many_devices_are_used_as_divide_the_sizes(capsys):

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.data.images import Images
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
@@ -26,7 +26,7 @@ def test_one_step(name):
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **few))
     try:
         feeds = experiment.feeds()
-    except Mistake as missing:
+    except UserError as missing:
         pytest.skip(str(missing))
     learner = experiment.build()
     before = jax.jit(learner.init)(jax.random.key(0))

@@ -239,6 +239,8 @@ def test_sgd_by_hand():
         (Optimizer(learning_rate=2.0, schedule="linear"), 50, 1.0),
         (Optimizer(learning_rate=2.0, schedule="cosine"), 50, 1.0),
         (Optimizer(learning_rate=2.0, schedule="cosine"), 100, 0.0),
+        (Optimizer(learning_rate=2.0, schedule="cosine", final_fraction=0.1), 100, 0.2),
+        (Optimizer(learning_rate=2.0, schedule="linear", final_fraction=0.5), 50, 1.5),
         (Optimizer(learning_rate=2.0, schedule="cosine", warmup=20), 10, 1.0),
         (Optimizer(learning_rate=2.0, schedule="cosine", warmup=20), 20, 2.0),
         (Optimizer(learning_rate=2.0, schedule="cosine", warmup=20), 60, 1.0),

@@ -16,7 +16,7 @@ from matplotlib.image import imread
 
 import research
 from experiments import console, demo, evaluate, plot, reproduce, train
-from research.core.errors import Failure
+from research.core.errors import RunError
 from research.core.experiment import Report, Split
 from research.core.state import Batch
 from research.evaluation import episodes
@@ -129,7 +129,7 @@ def test_reproduce_goes_on_after_a_failure_and_writes_the_table(tmp_path, monkey
     def fake(name, command):
         trained.append((name, command.seeds, command.workdir))
         if name == "digits_cnn":
-            raise Failure("the disk is [full]")
+            raise RunError("the disk is [full]")
         if name == "cartpole_dqn":
             raise ZeroDivisionError
         return result

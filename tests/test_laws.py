@@ -15,7 +15,7 @@ from research.core.state import Batch
 from research.core.transformations import per_seed, scan_steps, with_feed
 from research.data.feed import prefetched
 
-pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS), pytest.mark.usefixtures("quickly")]
+pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS, scope="module"), pytest.mark.usefixtures("quickly")]
 KEY = 20
 ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan")
 """Learners whose States are of a kind with another's: cnn's, dqn's with a world, gan's with two nets."""
@@ -79,6 +79,15 @@ def stepped(name: str):
     return jax.jit(made(name)[0].step)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def released(name):
+    """After the tests of one learner, its compiled programs are dropped: they would add up to gigabytes."""
+    yield
+    for cached in (made, scanned, run, stepped):
+        cached.cache_clear()
+    jax.clear_caches()
+
+
 def host(tree):
     """The tree as NumPy arrays; keys by their data."""
     data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -133,7 +142,7 @@ def test_scan_is_loop(name):
 def test_streamed_is_resident(name):
     if not hasattr(getattr(EXPERIMENTS[name], "data", None), "feed"):
         pytest.skip("its data live in one place alone")
-    stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="stream"))
+    stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="host"))
     target = place("shard_map")
     learner = stream.build()
     state = target.put(start(name))

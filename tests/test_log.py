@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from research.core import console as people
-from research.core.errors import Failure
+from research.core.errors import RunError
 from research.evaluation import plots as plot
 from research.training import log
 
@@ -117,7 +117,7 @@ def test_write_json_is_atomic(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(Failure, match=r"could not write .*summary\.json: the disk is full"):
+    with pytest.raises(RunError, match=r"could not write .*summary\.json: the disk is full"):
         log.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1.5} and [p.name for p in tmp_path.iterdir()] == ["summary.json"]
 
@@ -125,14 +125,14 @@ def test_write_json_is_atomic(tmp_path, monkeypatch):
 def test_what_cannot_be_written_is_a_failure(tmp_path):
     (tmp_path / "file").write_text("")
     for directory in (tmp_path / "file", tmp_path / "missing"):
-        with pytest.raises(Failure, match=f"could not .* {directory}"), log.Log(directory):
+        with pytest.raises(RunError, match=f"could not .* {directory}"), log.Log(directory):
             pass
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 def test_a_full_disk_is_a_failure(tmp_path):
     told = r"could not write to .* the disk is full"
-    with pytest.raises(Failure, match=told), log.Log(tmp_path) as lines:
+    with pytest.raises(RunError, match=told), log.Log(tmp_path) as lines:
         lines._file = open("/dev/full", "a")  # noqa: SIM115
         lines.line(1, "train", {"loss": 1.0})
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from research.core.errors import Failure
+from research.core.errors import RunError
 from research.evaluation import plots as plot
 
 
@@ -85,5 +85,5 @@ def test_no_global_state(tmp_path):
 
 def test_a_directory_that_is_none_is_a_failure(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(Failure, match=r"could not write .*curves\.png"):
+    with pytest.raises(RunError, match=r"could not write .*curves\.png"):
         plot.curves({"run": list(lines())}, tmp_path / "file" / "curves.png")

@@ -8,7 +8,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from research.core.state import Batch
 from research.rl.advantages import gae, normalised
-from research.rl.environments import Environment, make
+from research.rl.environments import Environment, Timestep, VectorEnv, make
 from research.rl.evaluation import play
 from research.rl.exploration import categorical, epsilon_greedy
 from research.rl.rollout import Transition, reset, rollout
@@ -61,6 +61,23 @@ def test_an_environment_draws_the_same_beside_any_others():
     _, last_two, _ = rollout(environment, policy, jax.tree.map(lambda x: x[2:], actor), jax.random.key(1), 5)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:], b), all_four, last_two)
     assert len(np.unique(all_four.observation[:, 0], axis=0)) == 4
+
+
+def test_a_rollout_uses_no_key_twice():
+    """Neither to reset nor for frames: an environment shows the keys that it was given."""
+    shown = lambda keys: jax.random.key_data(keys).astype(jnp.float32)
+    reset_by = lambda keys: ((), shown(keys))
+
+    def step(keys, env_state, action, starts):
+        over = jnp.ones(len(keys), bool)
+        return (), Timestep(starts[1], shown(keys), jnp.zeros(len(keys)), over, over)
+
+    environment = VectorEnv(reset_by, step, observation_shape=(2,), num_actions=1, max_steps=5)
+    policy = lambda observation, uniform: jnp.zeros(len(observation), jnp.int32)
+    _, transitions, _ = rollout(environment, policy, reset(environment, jax.random.key(0), 3), jax.random.key(1), 4)
+    of_frames, of_resets = transitions.next_observation, transitions.observation
+    used = np.concatenate([np.asarray(x).reshape(-1, 2) for x in (of_frames, of_resets)])
+    assert used.shape == (2 * 3 * 4, 2) and len(np.unique(used, axis=0)) == len(used)
 
 
 def test_episodes_end_for_themselves():

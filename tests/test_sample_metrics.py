@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.evaluation.sample_metrics import ensemble_accuracy, fid, kid, precision_recall
 
 rng = np.random.default_rng(0)
@@ -85,12 +85,12 @@ def test_precision_and_recall_against_all_distances(monkeypatch):
 
 
 def test_too_few_images_are_a_mistake():
-    with pytest.raises(Mistake, match="FID on features of 5 dimensions needs 6 images or more, not 5"):
+    with pytest.raises(UserError, match="FID on features of 5 dimensions needs 6 images or more, not 5"):
         fid(X[:5], Y)
     assert np.isfinite(fid(X[:6], Y))
-    with pytest.raises(Mistake, match="not 1"):
+    with pytest.raises(UserError, match="not 1"):
         kid(X, Y[:1])
-    with pytest.raises(Mistake, match="4 images or more, not 3"):
+    with pytest.raises(UserError, match="4 images or more, not 3"):
         precision_recall(X[:3], Y)
     with pytest.raises(ValueError, match="of equal dimensions"):
         fid(X, Y[:, :4])

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from nets import with_keys
 
 from research.core import dropout
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.losses import cross_entropy, tokens
 from research.core.modules import network
 from research.core.special_tokens import BOS, EOS, PAD
@@ -334,7 +334,7 @@ def test_sampling_by_greed_follows_the_net():
     for k in range(4, 12):
         text = text.at[:, k].set(logits(text)[:, k - 1].argmax(-1))
     np.testing.assert_array_equal(found, text[:, 4:])
-    with pytest.raises(Mistake, match="21 tokens are more than the net's context of 20"):
+    with pytest.raises(UserError, match="21 tokens are more than the net's context of 20"):
         sample(network(net).apply, params, prompt, jax.random.key(0), 17, Sampling())
 
 

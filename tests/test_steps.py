@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from learners import EXPERIMENTS
 
+from research.core.metrics import mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
 from research.core.special_tokens import PAD
-from research.core.state import Batch
-from research.core.update import UpdateConfig
+from research.core.state import Batch, owned
+from research.core.update import Aux, UpdateConfig, updater
 from research.data.augment import Augment, augment
 from research.data.images import ImageSpec
 from research.learners.cyclegan import cyclegan
@@ -155,6 +156,31 @@ def test_steps_of_the_gan(num_updates):
     assert len(np.unique(np.concatenate(drawn), axis=0)) == BATCH * len(drawn) == BATCH * 2 * (num_updates + 1)
 
 
+def test_a_step_of_the_gan_moves_batch_statistics():
+    """The discriminator's by its images, then by its samples; the generator's by the samples of its own update."""
+    experiment = EXPERIMENTS["gan"]
+    learner, (generator, discriminator) = experiment.build(), experiment.networks(experiment.data.spec())
+    root, batch = jax.random.key(6), experiment.feeds().train.batch_at(0)
+    before = jax.jit(learner.init)(root)
+    after, _ = jax.jit(learner.step)(before, batch)
+
+    def drawn(name):
+        keys = jax.vmap(lambda n: jax.random.fold_in(key_of(root, name, 0), n))(jnp.arange(len(batch.index)))
+        return keys, jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, zlib.crc32(b"noise")), (4,)))(keys)
+
+    apply_g, apply_d = (jax.jit(lambda *x, f=net.apply: f(*x[:3], rng=x[3])) for net in (generator, discriminator))
+    (keys, noise), own = drawn("discriminator"), before.collections
+    fakes, _ = apply_g(before.params["generator"], own["generator"], (noise, batch.targets), keys)
+    moved = own["discriminator"]
+    for images in (batch.inputs / np.float32(127.5) - 1, fakes):
+        _, moved = apply_d(before.params["discriminator"], moved, (images, batch.targets), keys)
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+    jax.tree.map(close, after.collections["discriminator"], moved)
+    keys, noise = drawn("generator")
+    _, moved = apply_g(before.params["generator"], own["generator"], (noise, batch.targets), keys)
+    jax.tree.map(close, after.collections["generator"], moved)
+
+
 CYCLE, IDENTITY, POOL = 3.0, 0.5, 6
 
 
@@ -164,7 +190,7 @@ def test_steps_of_cyclegan():
         EXPERIMENTS["cyclegan"],
         generator=Translator(),
         discriminator=Patches(),
-        augment=Augment(),
+        augment=Augment(flip=True),
         cycle=CYCLE,
         identity=IDENTITY,
         pool=POOL,
@@ -209,8 +235,14 @@ def test_steps_of_cyclegan():
                 shown.append(image)
         return np.stack(shown)
 
+    def flipped(name, images, at):
+        """Images, half of them flipped, in [-1, 1]."""
+        keys = jax.vmap(lambda n: jax.random.fold_in(key_of(root, f"augment {name}", at), n))(jnp.arange(BATCH))
+        return np.asarray(2 * augment(Augment(flip=True), keys, images / np.float32(255)) - 1).reshape(BATCH, PIXELS)
+
     for at in range(4):
-        (images_x, x), (images_y, y) = pixels(2 * at, BATCH), pixels(2 * at + 1, BATCH)
+        images_x, images_y = (pixels(2 * at + n, BATCH)[0] for n in (0, 1))
+        x, y = flipped("X", images_x, at), flipped("Y", images_y, at)
         state, metrics = step(state, batch_of((images_x, images_y), (np.ones(BATCH), np.ones(BATCH)), BATCH))
         fake_y, terms_x, there_g, back_f = through(g["G"], g["F"], d["Y"], x)
         fake_x, terms_y, there_f, back_g = through(g["F"], g["G"], d["X"], y)
@@ -316,5 +348,30 @@ def test_steps_of_supervised_learners(name):
         value, _ = jax.jit(loss)(average, own, batch, None, None, 0.0)
         found = jax.jit(learner.evaluate)(state, batch)
         assert found["loss"].value == pytest.approx(float(value), rel=1e-5)
+        if name == "sentences":
+            counts = found["confusion"].counts
+            assert counts.sum() == batch.mask.sum() and found["accuracy"].total == jnp.trace(counts)
         if name == "lstm":
             assert found["perplexity"].compute("it")["it"] == pytest.approx(np.exp(float(value)), rel=1e-5)
+
+
+def counting(params, state, batch, rng):
+    """A loss whose forward pass counts the examples it has seen, in a collection."""
+    seen = owned(state, "net")["seen"] + len(batch)
+    return mean(params["kernel"] * batch), Aux(moved={"seen": seen}, rows=jnp.broadcast_to(seen, batch.shape))
+
+
+def test_microbatches_and_updates_follow_one_another():
+    """Collections go from one microbatch to the next, and the learning rate by the updates, not by the steps."""
+    falling = replace(SGD, schedule="linear", learning_rate=1.0)
+    init, update = updater(UpdateConfig(grad_accum_steps=3), {"net": (falling, 4)})
+    state = init(jax.random.key(0), {"net": ({"kernel": jnp.float32(0)}, {"seen": jnp.int32(0)})})
+    kernel, rates = 0.0, []
+    for at in range(3):
+        state, aux = update(state, "net", counting, jnp.ones(6))
+        # Microbatch k has every third example from the k-th on.
+        assert aux.rows.tolist() == [6 * at + 2, 6 * at + 4, 6 * at + 6] * 2
+        kernel -= 1 - at / 4
+        rates.append(float(aux.metrics["learning_rate"].value))
+    assert rates == [1.0, 0.75, 0.5] and state.params["net"]["kernel"] == kernel and state.step == 0
+    assert state.collections["net"]["seen"] == 18

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from research.core.errors import Failure
+from research.core.errors import RunError
 
 
 @contextmanager
@@ -35,18 +35,18 @@ def sync(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as JSON, atomically. Raises Failure where it can't be written."""
+    """Write `value` as JSON, atomically. Raises RunError where it can't be written."""
     with failing("write", path), replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
 def failing(what: str, path: Path) -> Iterator[None]:
-    """Raise any OSError of this context as a Failure: "could not `what` `path`", the reason, and what to do."""
+    """Raise any OSError of this context as a RunError: "could not `what` `path`", the reason, and what to do."""
     try:
         yield
     except OSError as error:
-        raise Failure(f"could not {what} {path}: {reason(error)}") from error
+        raise RunError(f"could not {what} {path}: {reason(error)}") from error
 
 
 def reason(error: BaseException) -> str:

@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 
 SIDE = 299
 """Height and width of the net's input, in pixels."""
@@ -177,7 +177,7 @@ class FeatureExtractor(NamedTuple):
 def load_extractor(path: str) -> FeatureExtractor:
     """Inception with the weights in the file `path`, see the module's docstring.
 
-    Raises Mistake where the file does not hold such weights.
+    Raises UserError where the file does not hold such weights.
     """
     params = load_weights(path)
     with Path(path).open("rb") as file:
@@ -200,7 +200,7 @@ def resize(images: jax.Array) -> jax.Array:
 def load_weights(path: str) -> dict[str, dict[str, np.ndarray]]:
     """The parameters of `Inception` in the .npz file `path`. Other arrays in it, such as the classifier's, are ignored.
 
-    Raises Mistake where the file can't be read, or a parameter is missing or has another shape.
+    Raises UserError where the file can't be read, or a parameter is missing or has another shape.
     """
     advice = "make it from pytorch-fid's weights by the three lines in research/evaluation/inception.py"
     image = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
@@ -209,13 +209,13 @@ def load_weights(path: str) -> dict[str, dict[str, np.ndarray]]:
         with np.load(path, allow_pickle=False) as file:
             held = {name: file[name] for name in (f"{a}.{b}" for a in expected for b in expected[a]) if name in file}
     except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise Mistake(f"inception: {path} can't be read as an .npz file of arrays ({error}): {advice}") from None
+        raise UserError(f"inception: {path} can't be read as an .npz file of arrays ({error}): {advice}") from None
     for layer, leaves in expected.items():
         for leaf, like in leaves.items():
             found = held.get(f"{layer}.{leaf}")
             if found is None:
-                raise Mistake(f"inception: {path} holds no {layer}.{leaf}: {advice}")
+                raise UserError(f"inception: {path} holds no {layer}.{leaf}: {advice}")
             if not isinstance(found, np.ndarray) or found.shape != like.shape or found.dtype.kind != "f":
                 shown = f"{found.dtype} {found.shape}" if isinstance(found, np.ndarray) else "no array"
-                raise Mistake(f"inception: {layer}.{leaf} in {path} is {shown}, not floats {like.shape}: {advice}")
+                raise UserError(f"inception: {layer}.{leaf} in {path} is {shown}, not floats {like.shape}: {advice}")
     return {a: {b: held[f"{a}.{b}"].astype(np.float32) for b in leaves} for a, leaves in expected.items()}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 
 ROWS = 1000
 """Rows of a distance matrix that are computed at a time."""
@@ -34,7 +34,7 @@ def fid(x: np.ndarray, y: np.ndarray) -> float:
 
     Heusel, Ramsauer, Unterthiner, Nessler & Hochreiter 2017 (arXiv:1706.08500). It is biased upwards for few examples.
 
-    Raises Mistake where x or y has too few examples for a covariance of full rank.
+    Raises UserError where x or y has too few examples for a covariance of full rank.
     """
     x, y = _features(x, y, x.shape[-1] + 1, "FID")
     covariance = lambda z: np.atleast_2d(np.cov(z, rowvar=False))
@@ -53,7 +53,7 @@ def kid(x: np.ndarray, y: np.ndarray, block: int = 1000) -> Estimate:
     negative, on blocks of at most `block` examples of x and as many of y. Both are shuffled first, with a fixed seed,
     since data may be sorted.
 
-    Raises Mistake where x or y has fewer than two examples.
+    Raises UserError where x or y has fewer than two examples.
     """
     x, y = _features(x, y, 2, "KID")
     block = min(block, len(x), len(y))
@@ -76,7 +76,7 @@ def precision_recall(data: np.ndarray, samples: np.ndarray, neighbours: int = 3)
     The manifold of a set is the union of balls around its features; the radius of each is the distance to the
     `neighbours`-th nearest other feature.
 
-    Raises Mistake where data or samples have at most `neighbours` examples.
+    Raises UserError where data or samples have at most `neighbours` examples.
     """
     data, samples = _features(data, samples, neighbours + 1, "precision and recall")
     return PrecisionRecall(_coverage(samples, data, neighbours), _coverage(data, samples, neighbours))
@@ -107,7 +107,9 @@ def _features(x: np.ndarray, y: np.ndarray, least: int, metric: str) -> tuple[np
                 f"features [examples, dimensions] of equal dimensions expected, not {x.shape} and {y.shape}"
             )
         if len(z) < least:
-            raise Mistake(f"{metric} on features of {z.shape[1]} dimensions needs {least} images or more, not {len(z)}")
+            raise UserError(
+                f"{metric} on features of {z.shape[1]} dimensions needs {least} images or more, not {len(z)}"
+            )
     return np.asarray(x, np.float64), np.asarray(y, np.float64)
 
 

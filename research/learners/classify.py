@@ -26,7 +26,7 @@ class Classify(Supervised):
     Attributes:
         data: the images
         net: a Flax module: images -> logits, with a field `outputs` for the number of classes
-        augment: what is done to training images
+        augment: augmentation of training images
         smoothing: label-smoothing factor
     """
 

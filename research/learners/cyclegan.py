@@ -39,10 +39,10 @@ class CycleGAN(Adversarial):
         data: the two sets
         generator: a Flax module without batch statistics: images -> images; there are two of it
         discriminator: likewise: images -> scores [batch, ...]; two as well
-        augment: what is done to training images
-        cycle: the weight of |F(G(x)) - x| + |G(F(y)) - y|
-        identity: the weight of |G(y) - y| + |F(x) - x|, or None
-        pool: past translations kept, of each set
+        augment: augmentation of training images
+        cycle: weight of the cycle loss |F(G(x)) - x| + |G(F(y)) - y|
+        identity: weight of the identity loss |G(y) - y| + |F(x) - x|; None for no identity loss
+        pool: number of past translations that are kept for the discriminator of each set
     """
 
     data: Unpaired = field(default_factory=Unpaired)

@@ -1,7 +1,7 @@
 """Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661).
 
-`gan` reads as their Algorithm 1 does: for k critic updates, descend the discriminator on images and samples; then
-descend the generator. The losses are theirs, that of LSGAN (Mao et al. 2017, arXiv:1611.04076), the hinge (Lim & Ye
+`gan` reads as their Algorithm 1 does: k updates of the discriminator on images and samples, then one of the generator.
+The losses are theirs, that of LSGAN (Mao et al. 2017, arXiv:1611.04076), the hinge (Lim & Ye
 2017, arXiv:1705.02894) and Wasserstein's (Arjovsky, Chintala & Bottou 2017, arXiv:1701.07875).
 """
 
@@ -36,7 +36,7 @@ LossName = Literal["non_saturating", "least_squares", "hinge", "wasserstein"]
 
 
 class GANLoss(NamedTuple):
-    """What is descended, functions of scores [batch, ...]: the discriminator's of images and samples; the generator's.
+    """The terms of both losses, functions of scores [batch, ...].
 
     real, fake  their sum is the discriminator's loss
     generator   of the samples' scores
@@ -58,19 +58,20 @@ LOSSES: dict[LossName, GANLoss] = {
 
 @dataclass(frozen=True, kw_only=True)
 class GAN(Adversarial):
-    """An experiment with two players. `data.batch` is the batch of one update; a step takes `num_updates` of them.
+    """An experiment with a generator and a discriminator. A step takes `num_updates` batches of `data.batch` images.
 
     Attributes:
         data: the images
         generator: a Flax module: (noise, labels) -> images
         discriminator: a Flax module: (images, labels) -> scores [batch]
-        latent: numbers of noise, normal
-        conditional: both nets read the label; a sample's is that of the image beside it in the batch
-        loss: non_saturating, least_squares (LSGAN), hinge or wasserstein
-        num_updates: of the discriminator, before each of the generator
-        gradient_penalty: its weight, or None (Gulrajani et al. 2017, arXiv:1704.00028: 10, with wasserstein)
-        r1: gamma of the penalty R1, or None (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406)
-        average: decay of the averaged generator that is evaluated, None to evaluate the last one
+        latent: length of the noise vector, which is normally distributed
+        conditional: whether both nets read labels; a sample has the label of the image at its place in the batch
+        loss: adversarial loss; non_saturating is the original one, least_squares that of LSGAN
+        num_updates: updates of the discriminator for each update of the generator
+        gradient_penalty: weight of the gradient penalty of WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028, with the
+            loss wasserstein: 10); None for no penalty
+        r1: weight gamma of the R1 penalty (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406); None for no penalty
+        average: decay of the moving average of the generator that is evaluated; None to evaluate the last generator
         inception: path of an .npz file of Inception-v3's weights, see research/evaluation/inception.py, for the
             Inception FID
         num_samples: samples that the sample metrics (FID, ...) are computed on; more than the features that the

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Run
 from research.core.losses import tokens
 from research.core.modules import bind
@@ -32,9 +32,10 @@ class Masked(Supervised):
     Attributes:
         data: the texts
         net: a Flax module: (tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs]
-        share: of the tokens to be guessed: 80 % of them are hidden, 10 % replaced by others, 10 % left as they are
-        guessed: only tokens among the first (most frequent) so many are to be, None for all; the logits of a large
-            vocabulary cost more than a small net
+        share: fraction of the tokens that the net predicts: 80 % of them are masked, 10 % replaced by random tokens,
+            and 10 % left unchanged
+        guessed: number of the most frequent tokens that can be predicted; None for the whole vocabulary. The logits of
+            a large vocabulary cost more than a small net
     """
 
     data: Sentences = field(default_factory=Sentences)
@@ -45,7 +46,7 @@ class Masked(Supervised):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.guessed is not None and self.guessed <= SPECIAL:
-            raise Mistake(f"guessed must be more than the {SPECIAL} special tokens, not {self.guessed}")
+            raise UserError(f"guessed must be more than the {SPECIAL} special tokens, not {self.guessed}")
 
     def build(self) -> Learner:
         """See `Experiment`."""
@@ -91,9 +92,9 @@ def hide(
     length = candidates.sum()
     chosen = (score >= 0) & (jnp.arange(count) < jnp.maximum(1, jnp.round(length * count / text.size)))
     truth = text[places]
-    luck = jax.random.uniform(how, (count,))
+    uniform = jax.random.uniform(how, (count,))
     other = jax.random.randint(what, (count,), SPECIAL, size)
-    shown = jnp.where(luck < 0.8, MASK, jnp.where(luck < 0.9, other, truth))
+    shown = jnp.where(uniform < 0.8, MASK, jnp.where(uniform < 0.9, other, truth))
     text = text.at[places].set(jnp.where(chosen, shown, truth))
     return text, places, jnp.where(chosen, truth, PAD)
 

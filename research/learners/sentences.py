@@ -25,7 +25,7 @@ class ClassifyText(Supervised):
     Attributes:
         data: the labelled texts
         net: a Flax module: tokens i32[batch, time], padded -> logits [batch, outputs]
-        smoothing: of the labels
+        smoothing: label-smoothing factor
     """
 
     data: Sentences = field(default_factory=Sentences)

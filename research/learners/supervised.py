@@ -25,7 +25,7 @@ class Supervised(Experiment):
 
     Attributes:
         average: decay of the moving average of the weights that is evaluated; None to evaluate the last weights
-        optimizer: of the net
+        optimizer: optimizer of the net
     """
 
     data: Any

@@ -26,7 +26,7 @@ class Translate(Supervised):
     Attributes:
         data: the pairs of sentences
         net: a Flax module: (source, target so far), each i32[batch, time] -> logits [batch, time, outputs]
-        smoothing: of the targets
+        smoothing: label-smoothing factor
         beams: sequences kept at each step of the beam search
         length_penalty: exponent of the length penalty: the beam search divides log-probabilities by
             ((5 + length) / 6) ** length_penalty

@@ -62,14 +62,14 @@ class BatchNorm(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
     """The maximum of each 2x2 square: [channels, height, width, batch] -> [channels, height // 2, width // 2, batch].
 
-    Equal maxima share the gradient. The maximum is taken pair by pair: JAX's gradient of a maximum over an axis divides
-    by the number of values equal to it, which is 0, and the gradient NaN, where XLA computes the value twice and rounds
-    it differently.
+    Equal maxima share the gradient. It depends on comparisons of the inputs alone: the gradient of `jnp.maximum`
+    compares an input with the result, and is lost where XLA computes the input twice and rounds it differently.
     """
     channels, height, width, batch = x.shape
     x = x[:, : height // 2 * 2, : width // 2 * 2].reshape(channels, height // 2, 2, width // 2, 2, batch)
-    rows = jnp.maximum(x[:, :, 0], x[:, :, 1])
-    return jnp.maximum(rows[:, :, :, 0], rows[:, :, :, 1])
+    larger = lambda a, b: jnp.where(a == b, (a + b) / 2, jnp.where(a > b, a, b))
+    rows = larger(x[:, :, 0], x[:, :, 1])
+    return larger(rows[:, :, :, 0], rows[:, :, :, 1])
 
 
 def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
@@ -258,7 +258,10 @@ def recomputed_statistics(net: Any, params: Any, collections: dict[str, Any], in
     net  a `Network`
     rng  keys [batch], as in training
     """
-    zeros = collections | {"batch_stats": jax.tree.map(jnp.zeros_like, collections["batch_stats"])}
+    # Beside means and variances the collection has the singular vectors of spectral normalisation.
+    is_moment = lambda path: path[-1].key in ("mean", "var")
+    zeroed = lambda path, x: jnp.zeros_like(x) if is_moment(path) else x
+    whole = lambda path, x: x / (1 - MOMENTUM) if is_moment(path) else x
+    zeros = collections | {"batch_stats": jax.tree.map_with_path(zeroed, collections["batch_stats"])}
     _, moved = net.apply(params, zeros, inputs, rng=rng)
-    statistics = jax.tree.map(lambda x: x / (1 - MOMENTUM), moved["batch_stats"])
-    return collections | {"batch_stats": statistics}
+    return collections | {"batch_stats": jax.tree.map_with_path(whole, moved["batch_stats"])}

@@ -42,6 +42,7 @@ class Stack:
         positions: how positions are encoded: learned or sinusoidal embeddings, or rotary (Su et al. 2021,
             arXiv:2104.09864)
         dropout: dropout rate of embeddings and of the output of each layer
+        attention_dropout: dropout rate of the attention weights; above 0, training does without flash attention
         bias: whether layers have biases
         remat: whether the backward pass recomputes the activations of a block, to save memory
         scan_unroll: number of blocks compiled one by one; deeper stacks are compiled as a loop of so many a turn
@@ -58,6 +59,7 @@ class Stack:
     norm: Literal["pre", "post"] = "pre"
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     bias: bool = True
     remat: bool = False
     scan_unroll: int = 8
@@ -107,6 +109,7 @@ class Attention(nn.Module):
 
     stack: Stack
     causal: bool = False
+    train: bool = False
 
     @nn.compact
     def __call__(
@@ -140,7 +143,11 @@ class Attention(nn.Module):
         causal = self.causal and memory is None and cache is None
         self.sow("intermediates", "queries", q)
         self.sow("intermediates", "keys", k)
-        y = attend(q, k, v, mask, causal, flash=stack.attention == "flash")
+        if self.train and stack.attention_dropout:
+            drop = Dropout(stack.attention_dropout)
+            y = attend_with_dropout(q, k, v, mask, causal, lambda weights: drop(weights, True))
+        else:
+            y = attend(q, k, v, mask, causal, flash=stack.attention == "flash")
         return self._dense(width, "out", _output_init(stack))(y.reshape(batch, time, width)), cache
 
     def _dense(self, features: int, name: str, kernel_init: Any = KERNEL_INIT) -> nn.Dense:
@@ -169,6 +176,22 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, cau
     # cuDNN has no broadcast of a mask over the queries.
     pairs = None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
     return jax.lax.platform_dependent(q, k, v, cuda=by("cudnn", pairs), default=by("xla", mask))
+
+
+def attend_with_dropout(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    causal: bool,
+    drop: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """`attend`, with `drop` applied to the attention weights f32[batch, heads, time, keys], which stand in memory."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+    allowed = jnp.tri(q.shape[1], k.shape[1], dtype=bool) if causal else jnp.bool_(True)
+    scores = jnp.where(allowed if mask is None else allowed & mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bhts,bshd->bthd", drop(nn.softmax(scores)).astype(v.dtype), v)
 
 
 def cuda_installed() -> bool:
@@ -248,12 +271,12 @@ class Block(nn.Module):
 
         def self_attention(x: jax.Array) -> jax.Array:
             nonlocal cache
-            y, cache = Attention(self.stack, self.causal, name="attention")(x, inputs, cache)
+            y, cache = Attention(self.stack, self.causal, self.train, name="attention")(x, inputs, cache)
             return y
 
         x = residual(x, self_attention)
         if inputs.memory is not None:
-            cross = Attention(self.stack, name="cross")
+            cross = Attention(self.stack, train=self.train, name="cross")
             x = residual(x, lambda x: cross(x, inputs, None, inputs.memory)[0])
         return residual(x, FeedForward(self.stack)), cache
 

@@ -26,7 +26,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.files import failing, reason, replacing
 from research.core.state import State
 from research.training.leaves import check_same, describe, differences, named, plain, plain_shape, size, typed
@@ -41,7 +41,7 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 
 
 for _logger in ("absl", "asyncio"):
-    # On a full disk, threads of orbax print some 500 lines of tracebacks; our Failure is one line.
+    # On a full disk, threads of orbax print some 500 lines of tracebacks; our RunError is one line.
     logging.getLogger(_logger).addFilter(_not_orbax)
 
 
@@ -65,7 +65,7 @@ class Checkpoints:
     step  the step that the run resumes from. Entering the context deletes later steps, which are damaged (`restore`
           would have returned them otherwise), and what killed saves have left
 
-    An error in the background is raised as a Failure by the next call, or when the context is left.
+    An error in the background is raised as a RunError by the next call, or when the context is left.
     With several processes, each of them makes the same calls, on one shared directory.
     """
 
@@ -89,7 +89,7 @@ class Checkpoints:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         try:
             self.wait()
-        except Failure:
+        except RunError:
             if error is None:  # otherwise the earlier error is the one to report
                 raise
         finally:
@@ -157,10 +157,10 @@ class Checkpoints:
                     _tidy(self._directory, step)  # the incomplete step takes up disk space
             raise failure from error
 
-    def _failure(self, step: int, error: Exception) -> Failure:
+    def _failure(self, step: int, error: Exception) -> RunError:
         saved = _steps(self._directory)[0] if self._directory.is_dir() else []
         left = f"step {saved[-1]} is its newest checkpoint" if saved else "there is no checkpoint yet"
-        return Failure(f"could not save step {step} in {self._directory} ({left}): {reason(error)}")
+        return RunError(f"could not save step {step} in {self._directory} ({left}): {reason(error)}")
 
 
 def restore(
@@ -171,8 +171,8 @@ def restore(
     abstract  the State's shapes, `jax.eval_shape(learner.init, key)`
     best      take the newest step that is marked as the best, where there is one
 
-    Nothing is written. A damaged step is skipped, with one line to `warn`. Raises Mistake where a checkpoint has other
-    leaves than `abstract`, Failure where all of them are damaged.
+    Nothing is written. A damaged step is skipped, with one line to `warn`. Raises UserError where a checkpoint has
+    other leaves than `abstract`, RunError where all of them are damaged.
     """
     leaves = named(abstract)
 
@@ -196,7 +196,7 @@ def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best:
 
     The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
     the same values. Parameters that only `state` has (a head for another task) keep their values, with one line to
-    `warn`. Raises Mistake where shapes differ, no parameter is common to both, or nothing was saved.
+    `warn`. Raises UserError where shapes differ, no parameter is common to both, or nothing was saved.
     """
 
     def read(path: Path, manifest: Manifest) -> State:
@@ -206,7 +206,7 @@ def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best:
         wanted = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
         missing = [name for name in wanted if name not in taken]
         if missing == wanted:
-            raise Mistake(f"checkpoint {path} has none of these parameters: {', '.join(wanted[:3])}, …")
+            raise UserError(f"checkpoint {path} has none of these parameters: {', '.join(wanted[:3])}, …")
         if missing:
             warn(f"{path} does not have {', '.join(missing)}: they start afresh")
         check_same(path, {name: there[source] for name, source in taken.items()}, {name: here[name] for name in taken})
@@ -221,7 +221,7 @@ def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best:
 
     found = _newest_or_best(Path(directory).absolute(), read, warn, best)
     if found is None:
-        raise Mistake(f"{directory} holds no checkpoint to start from")
+        raise UserError(f"{directory} holds no checkpoint to start from")
     return found[1]
 
 
@@ -284,7 +284,7 @@ def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, be
         return None
     if damage:
         reasons = "; ".join(f"step {step}: {why}" for step, why in damage)
-        raise Failure(
+        raise RunError(
             f"no {'best ' if best else ''}checkpoint in {directory} can be used ({reasons}): "
             "restore them from a backup, or start afresh with --overwrite"
         )

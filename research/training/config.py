@@ -11,7 +11,7 @@ from typing import Annotated, Any, Generic, TypeVar
 import flax.linen as nn
 import tyro
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.core.placement import PlaceName
 
@@ -30,7 +30,7 @@ class Command(Generic[Config]):
         seeds: train this many seeds in one program, from --seed on; each gives the same result as it does alone
         workdir: directory of the run; if it holds an unfinished run of the same command, that run is resumed
         overwrite: delete the run in the workdir and train anew
-        place: devices that steps run on: one (jit), or all of them by pmap or by shard_map
+        place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
         debug: turn jit off, and stop at the first operation that gives NaN
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
@@ -46,7 +46,7 @@ class Command(Generic[Config]):
 
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 1:
-            raise Mistake(f"--seeds must be at least 1, not {self.seeds}")
+            raise UserError(f"--seeds must be at least 1, not {self.seeds}")
 
 
 def names() -> list[str]:
@@ -56,11 +56,11 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Experiment:
-    """The config called `name`. Raises Mistake where it does not exist."""
+    """The config called `name`. Raises UserError where it does not exist."""
     if name not in names():
         near = difflib.get_close_matches(name, names(), 3, 0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
-        raise Mistake(f"there is no config {name!r}: {hint}")
+        raise UserError(f"there is no config {name!r}: {hint}")
     return importlib.import_module(f"configs.{name}").config()
 
 
@@ -94,13 +94,13 @@ def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:
 
     values  the `to_json` of another config of the same class, to take the values from instead
 
-    Raises Mistake where the fields of `values` are not those of `config`.
+    Raises UserError where the fields of `values` are not those of `config`.
     """
     found: dict[str, Any] = {}
     for field in fields(config):
         name = f"{prefix}{field.name}"
         if values is not None and (not isinstance(values, dict) or field.name not in values):
-            raise Mistake(f"the field {name} is missing")
+            raise UserError(f"the field {name} is missing")
         value, other = getattr(config, field.name), None if values is None else values[field.name]
         if dataclasses.is_dataclass(value):
             found |= leaves(value, other, f"{name}.")
@@ -108,7 +108,7 @@ def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:
             found[name] = to_json(value) if values is None else other
     unknown = set(values or ()) - {field.name for field in fields(config)}
     if unknown:
-        raise Mistake(f"there is no field {prefix}{min(unknown)}")
+        raise UserError(f"there is no field {prefix}{min(unknown)}")
     return found
 
 
@@ -128,7 +128,7 @@ def to_json(config: Any) -> Any:
 def from_json(name: str, values: Any) -> Experiment:
     """The config called `name` with the values of `to_json`, which go through the command line's parser.
 
-    Raises Mistake where they are not valid.
+    Raises UserError where they are not valid.
     """
     default = load(name)
     before, after = leaves(default), leaves(default, values)
@@ -138,7 +138,7 @@ def from_json(name: str, values: Any) -> Experiment:
         with contextlib.redirect_stderr(message), contextlib.redirect_stdout(message):
             return parse(name, arguments).config
     except SystemExit:
-        raise Mistake(f"these are no values of the config {name}: {' '.join(arguments)}") from None
+        raise UserError(f"these are no values of the config {name}: {' '.join(arguments)}") from None
 
 
 def _argument(path: str, value: Any) -> list[str]:
@@ -153,7 +153,7 @@ def differences(config: Experiment, values: Any) -> list[str]:
     """The fields in which `config` differs from `to_json`'s `values`, as text; those of `MAY_CHANGE` are left out."""
     try:
         differ = _differing(config, values)
-    except Mistake as mistake:
+    except UserError as mistake:
         return [str(mistake)]
     return [f"{path}: {there!r} there, {now!r} now" for path, (there, now) in differ.items()]
 
@@ -162,7 +162,7 @@ def extends(config: Experiment, values: Any) -> bool:
     """Whether `config` differs from `to_json`'s `values` in nothing but a larger run.steps."""
     try:
         differ = _differing(config, values)
-    except Mistake:
+    except UserError:
         return False
     return set(differ) == {"run.steps"} and differ["run.steps"][0] < config.run.steps
 
@@ -177,6 +177,6 @@ def scheduled(config: Experiment) -> list[str]:
 
 
 def _differing(config: Experiment, values: Any) -> dict[str, tuple[Any, Any]]:
-    """{path: (the value there, the value now)}. Raises Mistake where the fields are not the same."""
+    """{path: (the value there, the value now)}. Raises UserError where the fields are not the same."""
     now, there = leaves(config), leaves(config, values)
     return {path: (there[path], now[path]) for path in now if there[path] != now[path] and path not in MAY_CHANGE}

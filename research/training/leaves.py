@@ -7,19 +7,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.types import Tree
 
 
 def named(tree: Tree) -> dict[str, Any]:
     """The leaves of `tree` by name, e.g. "params/Dense_0/kernel", in the tree's order.
 
-    Raises Mistake where two leaves have the same name.
+    Raises UserError where two leaves have the same name.
     """
     paths = jax.tree_util.tree_leaves_with_path(tree)
     leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
     if len(leaves) != len(paths):
-        raise Mistake("two leaves of the State have the same name: a name with a slash in it may be the cause")
+        raise UserError("two leaves of the State have the same name: a name with a slash in it may be the cause")
     return leaves
 
 
@@ -73,11 +73,11 @@ def differences(held: dict[str, str], leaves: dict[str, Any]) -> list[str]:
 
 
 def check_same(path: Path, held: dict[str, str], leaves: dict[str, Any]) -> None:
-    """Raise Mistake where the leaves of the checkpoint at `path`, `held`, differ from `leaves`."""
+    """Raise UserError where the leaves of the checkpoint at `path`, `held`, differ from `leaves`."""
     differ = differences(held, leaves)
     if differ:
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
-        raise Mistake(
+        raise UserError(
             f"checkpoint {path} holds something else ({'; '.join(differ[:3])}{more}): "
             "use the config and the code that it was made with"
         )

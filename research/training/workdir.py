@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from research.core.console import say, warn
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
 from research.core.files import failing, replacing
 from research.training import checkpoint, config, log, provenance
@@ -23,23 +23,23 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
     """Within this context, `directory` belongs to this run, and no other process may train in it.
 
     Where nothing is saved in it yet (see `saved`), its config.json is written; where the run there has fewer steps
-    and is the same otherwise, it is extended. Raises Mistake where another config or version saved something in it,
-    or where it holds anything but a run; Failure where it can't be written.
+    and is the same otherwise, it is extended. Raises UserError where another config or version saved something in it,
+    or where it holds anything but a run; RunError where it can't be written.
     """
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("w")
     except OSError as error:
-        raise Failure(f"{directory} can't be written ({error.strerror}): choose another with --workdir") from error
+        raise RunError(f"{directory} can't be written ({error.strerror}): choose another with --workdir") from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Mistake(
+            raise UserError(
                 f"another process is training in {directory}: wait for it, or choose another --workdir"
             ) from None
         if _read(directory) is None and any(path.name != ".lock" for path in directory.iterdir()):
-            raise Mistake(f"{directory} holds something other than a run: choose another --workdir")
+            raise UserError(f"{directory} holds something other than a run: choose another --workdir")
         if command.overwrite:
             _clear(directory)
         there = about(directory)
@@ -61,11 +61,11 @@ def saved(directory: Path) -> bool:
 def about(directory: Path) -> dict[str, Any] | None:
     """The content of config.json, or None where there is no such file.
 
-    Raises Mistake where it was not written by a run, or by a run of another version.
+    Raises UserError where it was not written by a run, or by a run of another version.
     """
     content = _read(directory)
     if content is not None and content["format"] != FORMAT:
-        raise Mistake(
+        raise UserError(
             f"{directory} was made by another version of samestep (format {content['format']}; this version has "
             f"{FORMAT}): use that version, or train anew with --overwrite or in another --workdir"
         )
@@ -76,7 +76,7 @@ def evaluates_best(directory: Path) -> bool:
     """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
     there = about(directory)
     if there is None:
-        raise Mistake(f"{directory} holds no run: it has no config.json")
+        raise UserError(f"{directory} holds no run: it has no config.json")
     return there["config"]["run"]["checkpoint_for_test"] == "best"
 
 
@@ -88,9 +88,9 @@ def _read(directory: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text())
     except (ValueError, OSError) as error:
-        raise Mistake(f"{path} can't be read ({error}): restore it, or choose another --workdir") from None
+        raise UserError(f"{path} can't be read ({error}): restore it, or choose another --workdir") from None
     if not isinstance(content, dict) or not {"format", "name", "config", "seeds"} <= content.keys():
-        raise Mistake(f"{path} was not written by a run, or is damaged: choose another --workdir")
+        raise UserError(f"{path} was not written by a run, or is damaged: choose another --workdir")
     return content
 
 
@@ -99,7 +99,7 @@ def keep(directory: Path, texts: Mapping[str, str]) -> None:
 
     texts  contents by file name
 
-    Raises Mistake where the checkpoints in `directory` were made with other contents, hence from other data.
+    Raises UserError where the checkpoints in `directory` were made with other contents, hence from other data.
     """
     resumed = saved(directory)
     if resumed:
@@ -111,11 +111,11 @@ def keep(directory: Path, texts: Mapping[str, str]) -> None:
 
 
 def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
-    """Raise Mistake where the run in `directory` keeps a file of one of these names with another content."""
+    """Raise UserError where the run in `directory` keeps a file of one of these names with another content."""
     for name, text in texts.items():
         path = directory / name
         if path.exists() and path.read_bytes() != text.encode():
-            raise Mistake(
+            raise UserError(
                 f"{path} is not the {path.stem} that this data makes, and the checkpoints in {directory} fit that one "
                 "alone: use the data and the version of samestep that the run was made with, or another --workdir"
             )
@@ -134,7 +134,7 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
 
 
 def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> None:
-    """Raise Mistake where the run in `directory`, whose config.json is `there`, is not the one of this command."""
+    """Raise UserError where the run in `directory`, whose config.json is `there`, is not the one of this command."""
     if there["name"] != name:
         differ = [f"it is a run of {there['name']}, not of {name}"]
     else:
@@ -145,7 +145,7 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
         if _resolved(there["init_from"]) != _resolved(command.init_from):
             differ.append(f"init_from: {there['init_from']} there, {command.init_from} now")
     if differ:
-        raise Mistake(
+        raise UserError(
             f"{directory} was made by another config ({'; '.join(differ)}): "
             "choose another --workdir, or train anew with --overwrite"
         )
@@ -158,7 +158,7 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
     if summary.exists():
         last = max((line["step"] for line in log.read(directory)), default=before)
         if last < before:
-            raise Mistake(
+            raise UserError(
                 f"the run in {directory} stopped early, at step {last} of {before}, by --run.patience: "
                 "more steps would not change it; choose another --workdir"
             )

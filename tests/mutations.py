@@ -1,0 +1,976 @@
+"""Breaks the learners on purpose, one change at a time, and tells which changes the tests catch.
+
+    python tests/mutations.py [--only NAME]     NAME: a file's name without .py, such as gan, update, replay
+
+Each change is made in a temporary copy of the tree, in which the named tests run; the tree itself is left alone. It
+takes about half an hour. `test_mutations.py` sees that every change can still be made.
+"""
+
+import argparse
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("research", "configs", "experiments", "tests", "pyproject.toml")
+LIMIT = 600
+"""Seconds that the tests of one change may take; tests that hang have noticed it."""
+
+
+class Mutation(NamedTuple):
+    """A change that the tests should catch.
+
+    file        below research/
+    old, new    the text that is replaced, which occurs once in the file, and what replaces it
+    tests       what pytest is given
+    breaks      what goes wrong
+    equivalent  why nothing goes wrong, where nothing does: no test can catch it
+    """
+
+    file: str
+    old: str
+    new: str
+    tests: str
+    breaks: str
+    equivalent: str = ""
+
+
+class Untouched(ValueError):
+    """A change whose `old` text does not occur exactly once."""
+
+
+GAN_STEP = "tests/test_steps.py -k of_the_gan"
+CYCLE_STEP = "tests/test_steps.py -k of_cyclegan"
+CNN_STEP = "tests/test_steps.py -k cnn"
+TEXT_STEPS = "tests/test_steps.py -k 'lstm or sentences or masked or translator'"
+DQN_STEP = "tests/test_dqn.py -k 'equals_one_in_numpy or target'"
+REPLAY = "tests/test_dqn.py -k 'equals_one_in_numpy or windows or termination_ends or buffer_holds'"
+EXPLORATION = "tests/test_rl.py tests/test_dqn.py -k 'epsilon or actions_are'"
+ROLLOUT = "tests/test_rl.py tests/test_dqn.py -k 'rollout or key or draws or buffer_holds or Truncating'"
+EPISODES = "tests/test_rl.py tests/test_dqn.py -k 'episodes or key_twice'"
+UPDATE = "tests/test_core.py tests/test_steps.py -k 'update or average_follows or names or moves_nothing or keys'"
+CRITERIA = "tests/test_sequences.py tests/test_nets.py -k 'criterion or classification_by_hand'"
+
+CLASSIFY = [
+    Mutation(
+        "learners/classify.py",
+        "standardised(augment(self.augment, keys, scaled(batch.inputs)), spec)",
+        "standardised(scaled(batch.inputs), spec)",
+        CNN_STEP,
+        "training images are not augmented",
+    ),
+    Mutation(
+        "learners/classify.py",
+        'example_keys(rng(state, "augment"), batch.index)',
+        "example_keys(state.key, batch.index)",
+        CNN_STEP,
+        "each step augments an image alike",
+    ),
+    Mutation(
+        "learners/classify.py",
+        "classification(self.smoothing)",
+        "classification()",
+        CNN_STEP,
+        "training labels are not smoothed",
+    ),
+    Mutation(
+        "learners/classify.py",
+        'criterion_metrics(net, "net", classification(), state, batch)',
+        'criterion_metrics(net, "net", classification(self.smoothing), state, batch)',
+        CNN_STEP,
+        "labels are smoothed in evaluation too",
+    ),
+    Mutation(
+        "learners/classify.py",
+        "batch = batch._replace(inputs=standardised(scaled(batch.inputs), spec))",
+        "batch = batch._replace(inputs=scaled(batch.inputs))",
+        CNN_STEP,
+        "evaluation reads images that are not standardised",
+    ),
+    Mutation(
+        "learners/classify.py",
+        "return (images - jnp.array(spec.mean)) / jnp.array(spec.std)",
+        "return (images - jnp.array(spec.mean)) * jnp.array(spec.std)",
+        CNN_STEP,
+        "images are multiplied by the deviation",
+    ),
+    Mutation(
+        "learners/classify.py",
+        'net.apply(evaluated(state, "net"), owned(state, "net"), inputs)',
+        'net.apply(state.params["net"], owned(state, "net"), inputs)',
+        "tests/test_experiments.py -k averaged_weights",
+        "reports read the last weights, not the averaged ones",
+    ),
+]
+
+SUPERVISED = [
+    Mutation(
+        "learners/supervised.py",
+        'batch = augment(example_keys(rng(state, "augment"), batch.index), batch)',
+        "batch = prepare(batch)",
+        TEXT_STEPS,
+        "training hides the tokens that evaluation hides",
+    ),
+    Mutation(
+        "learners/supervised.py",
+        'criterion_metrics(net, "net", eval_criterion, state, prepare(batch))',
+        'criterion_metrics(net, "net", criterion, state, prepare(batch))',
+        TEXT_STEPS,
+        "evaluation has the criterion of training",
+    ),
+    Mutation(
+        "learners/supervised.py",
+        '{"net": self.average})',
+        "{})",
+        CNN_STEP,
+        "no average of the weights is kept",
+    ),
+    Mutation(
+        "learners/language.py",
+        "tokens(ignored=-1,",
+        "tokens(ignored=0,",
+        TEXT_STEPS,
+        "padding counts, and token 0 does not",
+    ),
+    Mutation(
+        "learners/language.py",
+        "criterion, with_perplexity(criterion))",
+        "criterion, criterion)",
+        TEXT_STEPS,
+        "no perplexity",
+    ),
+    Mutation(
+        "learners/masked.py",
+        "jnp.where(uniform < 0.8, MASK,",
+        "jnp.where(uniform < 0.9, MASK,",
+        "tests/test_sequences.py -k hidden_tokens",
+        "90 % of the chosen tokens are hidden and none replaced",
+    ),
+    Mutation(
+        "learners/masked.py",
+        "text.at[places].set(jnp.where(chosen, shown, truth))",
+        "text.at[places].set(truth)",
+        "tests/test_sequences.py -k hidden_tokens",
+        "the net sees what it is to guess",
+    ),
+    Mutation(
+        "learners/masked.py",
+        "candidates = (text != PAD) & (text < guessed)",
+        "candidates = text != PAD",
+        "tests/test_sequences.py -k hidden_tokens",
+        "tokens without a logit are to be guessed",
+    ),
+    Mutation(
+        "learners/masked.py",
+        "jnp.maximum(1, jnp.round(length * count / text.size))",
+        "count",
+        "tests/test_sequences.py -k hidden_tokens",
+        "short texts have as many tokens hidden as long ones",
+    ),
+    Mutation(
+        "learners/masked.py",
+        "tokens(ignored=PAD),\n            eval_criterion",
+        "tokens(ignored=-1),\n            eval_criterion",
+        TEXT_STEPS,
+        "training counts places where nothing was hidden",
+    ),
+    Mutation(
+        "learners/masked.py",
+        "jax.random.key(0), batch.index",
+        "jax.random.key(0), 0 * batch.index",
+        TEXT_STEPS,
+        "evaluation draws the same for all texts",
+    ),
+    Mutation(
+        "learners/sentences.py",
+        "classification(self.smoothing)",
+        "classification()",
+        TEXT_STEPS,
+        "training labels are not smoothed",
+    ),
+    Mutation(
+        "learners/sentences.py",
+        "classification(names=self.data.spec().names)",
+        "classification()",
+        TEXT_STEPS,
+        "no F1 by class",
+    ),
+    Mutation(
+        "learners/translate.py",
+        "tokens(ignored=PAD, smoothing=self.smoothing)",
+        "tokens(ignored=PAD)",
+        TEXT_STEPS,
+        "training targets are not smoothed",
+    ),
+    Mutation(
+        "learners/translate.py",
+        "criterion, tokens(ignored=PAD))",
+        "criterion, criterion)",
+        TEXT_STEPS,
+        "targets are smoothed in evaluation too",
+    ),
+    Mutation(
+        "learners/translate.py",
+        "criterion = tokens(ignored=PAD,",
+        "criterion = tokens(ignored=-1,",
+        TEXT_STEPS,
+        "training counts padding",
+    ),
+]
+
+GAN = [
+    Mutation(
+        "learners/gan.py",
+        """        state, d = scan_updates(update, state, "discriminator", discriminator_loss, parts)
+        # Sample m examples of noise; update the generator.
+        state, g = update(state, "generator", generator_loss, jax.tree.map(lambda x: x[-1], parts))
+""",
+        """        state, g = update(state, "generator", generator_loss, jax.tree.map(lambda x: x[-1], parts))
+        state, d = scan_updates(update, state, "discriminator", discriminator_loss, parts)
+""",
+        GAN_STEP,
+        "the generator is updated first",
+    ),
+    Mutation(
+        "learners/gan.py",
+        '(fold_name(keys, "noise"))',
+        '(fold_name(jax.random.split(jax.random.key(0), len(keys)), "noise"))',
+        GAN_STEP,
+        "the noise is always the same",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "jax.tree.map(lambda x: x[-1], parts)",
+        "jax.tree.map(lambda x: x[0], parts)",
+        GAN_STEP,
+        "the generator has the labels of the first part",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "parts = strided(batch, num_updates)",
+        "parts = jax.tree.map(lambda x: x.reshape(num_updates, -1, *x.shape[1:]), batch)",
+        GAN_STEP,
+        "the parts are blocks, which leaves devices without a share",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "values = gan_loss.real(real) + gan_loss.fake(fake)",
+        "values = gan_loss.real(real)",
+        GAN_STEP,
+        "the discriminator does not learn from samples",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "return mean(gan_loss.generator(score), batch.mask), Aux(moved=moved)",
+        "return mean(gan_loss.fake(score), batch.mask), Aux(moved=moved)",
+        GAN_STEP,
+        "the generator helps the discriminator",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "inputs = (noise(rng), labels)",
+        "inputs = (noise(rng), labels[::-1])",
+        GAN_STEP,
+        "samples have other labels than the discriminator is told",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "jax.nn.softplus, lambda s: jax.nn.softplus(-s)),",
+        "jax.nn.softplus, lambda s: -jax.nn.softplus(s)),",
+        "tests/test_gan.py -k losses_by_hand",
+        "the generator's loss saturates",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "return (jnp.sqrt(squared + 1e-12) - 1) ** 2",
+        "return (squared - 1) ** 2",
+        "tests/test_gan.py -k penalt",
+        "the penalty is of the squared norm",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "values += config.r1 / 2 *",
+        "values += config.r1 *",
+        "tests/test_gan.py -k sum_of_its_parts",
+        "R1 counts twice",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "share * reals + (1 - share) * fakes",
+        "(1 - share) * reals + share * fakes",
+        "tests/test_gan.py -k penalt",
+        "epsilon counts from the other end",
+        equivalent="epsilon is uniform on [0, 1), and so is 1 - epsilon; the test that pins its end needs PyTorch",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "discriminator.apply(params, moved, (fakes, labels), rng=rng)",
+        "discriminator.apply(params, own, (fakes, labels), rng=rng)",
+        "tests/test_steps.py -k batch_statistics",
+        "the images leave no trace in the discriminator's batch statistics",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "return mean(values, batch.mask), Aux(scores, moved)",
+        "return mean(values, batch.mask), Aux(scores)",
+        "tests/test_steps.py -k batch_statistics",
+        "the discriminator's batch statistics stand still",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "Aux(moved=moved)",
+        "Aux()",
+        "tests/test_steps.py -k batch_statistics",
+        "the generator's batch statistics stand still",
+    ),
+    Mutation(
+        "learners/gan.py",
+        'params, own = evaluated(state, "generator"), owned(state, "generator")',
+        'params, own = state.params["generator"], owned(state, "generator")',
+        "tests/test_gan.py -k average",
+        "the last generator is evaluated, not the averaged one",
+    ),
+    Mutation(
+        "learners/gan.py",
+        'if self.average is not None and "batch_stats" in own:',
+        "if False:",
+        "tests/test_gan.py -k average",
+        "the averaged generator has the batch statistics of the last one",
+    ),
+    Mutation(
+        "learners/gan.py",
+        "replace(self.data, batch=self.num_updates * self.data.batch).feeds()",
+        "self.data.feeds()",
+        "tests/test_gan.py -k batch_for_each",
+        "the updates of a step share one batch",
+    ),
+]
+
+CYCLEGAN = [
+    Mutation(
+        "learners/cyclegan.py",
+        "discriminator_loss, (x, y, fakes, batch.mask))",
+        "discriminator_loss, (x, y, g.rows, batch.mask))",
+        CYCLE_STEP,
+        "the pools are bypassed",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        '{"X": fake_x, "Y": fake_y}',
+        '{"X": fake_y, "Y": fake_x}',
+        CYCLE_STEP,
+        "each discriminator sees the other's fakes",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        'total = terms["adversarial"] + config.cycle * terms["cycle_error"]',
+        'total = config.cycle * terms["cycle_error"]',
+        CYCLE_STEP,
+        "the generators do not play against the discriminators",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        """        state, g = update(state, "generators", generator_loss, (x, y, batch.mask))
+        # The discriminators see the translations of the generators before their update, out of the pools.
+        state, fakes = pool_fakes(state, g.rows)
+        state, d = update(state, "discriminators", discriminator_loss, (x, y, fakes, batch.mask))
+""",
+        """        _, g = update(state, "generators", generator_loss, (x, y, batch.mask))
+        state, fakes = pool_fakes(state, g.rows)
+        state, d = update(state, "discriminators", discriminator_loss, (x, y, fakes, batch.mask))
+        state, g = update(state, "generators", generator_loss, (x, y, batch.mask))
+""",
+        CYCLE_STEP,
+        "the discriminators are updated first",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        "        state, fakes = pool_fakes(state, g.rows)\n",
+        '        of_new = generator_terms(state.params["generators"], state.params["discriminators"], x, y)[2]\n'
+        "        state, fakes = pool_fakes(state, of_new)\n",
+        CYCLE_STEP,
+        "the pools take translations of the updated generators",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        "jnp.abs(translate(back, fake, rng) - x)",
+        "jnp.abs(translate(there, fake, rng) - x)",
+        CYCLE_STEP,
+        "the way back is the way there",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        "jnp.abs(translate(back, x, rng) - x)",
+        "jnp.abs(translate(there, x, rng) - x)",
+        CYCLE_STEP,
+        "the wrong generator is to leave an image as it is",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        'one(nets["G"], nets["F"], critics["Y"], x)',
+        'one(nets["G"], nets["F"], critics["X"], x)',
+        CYCLE_STEP,
+        "translations to Y are shown to the discriminator of X",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        "(per_example_mean((real - 1) ** 2) + per_example_mean(fake**2)) / 2",
+        "per_example_mean((real - 1) ** 2) + per_example_mean(fake**2)",
+        CYCLE_STEP,
+        "the discriminators' loss is not halved",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        "jnp.where(filling | ~exchange, image, past)",
+        "image",
+        CYCLE_STEP,
+        "the pool takes images and gives none",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        "jnp.where(filling | exchange, image, past)",
+        "jnp.where(filling, image, past)",
+        CYCLE_STEP,
+        "the full pool stays as it is",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        'f"augment {name}"), batch.index), images.astype(jnp.float32) / 255',
+        '"augment"), batch.index), images.astype(jnp.float32) / 255',
+        CYCLE_STEP,
+        "both sets are augmented alike",
+    ),
+    Mutation(
+        "learners/cyclegan.py",
+        'params["generators"]["G" if to_y else "F"]',
+        'params["generators"]["F" if to_y else "G"]',
+        "tests/test_samples.py -k translate_by",
+        "reports translate by the other generator",
+    ),
+]
+
+DQN = [
+    Mutation(
+        "learners/dqn.py",
+        "best = jax.lax.stop_gradient(q(params, sample.next_observation)).argmax(-1)",
+        "best = jax.lax.stop_gradient(q(params, sample.next_observation)).argmin(-1)",
+        DQN_STEP,
+        "double Q-learning takes the worst action",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        "best = jax.lax.stop_gradient(q(params, sample.next_observation)).argmax(-1)",
+        "best = next_q.argmax(-1)",
+        DQN_STEP,
+        "Q̂ chooses the action that it values",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        "best = jax.lax.stop_gradient(q(params, sample.next_observation)).argmax(-1)",
+        "best = q(params, sample.next_observation).argmax(-1)",
+        DQN_STEP,
+        "no stop_gradient",
+        equivalent="an argmax has no gradient",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        "sample.discount * q_of_action(next_q, best)",
+        "sample.discount * jax.lax.stop_gradient(q_of_action(q(params, sample.next_observation), best))",
+        DQN_STEP,
+        "Q values the action that it chooses",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        "sample.discount * next_q.max(-1)",
+        "sample.discount * next_q.min(-1)",
+        DQN_STEP,
+        "the target takes the worst action",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        '(state.collections["target"], samples.next_observation)',
+        '(state.params["q"], samples.next_observation)',
+        DQN_STEP,
+        "Q takes the place of Q̂",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        'jax.vmap(q, (None, 0))(state.collections["target"], samples.next_observation)',
+        'jax.vmap(q, (None, 0))(state.collections["target"], samples.observation)',
+        DQN_STEP,
+        "the target values the observation itself",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        "optax.periodic_update(params, target, state.step + 1,",
+        "optax.periodic_update(params, target, state.step,",
+        DQN_STEP,
+        "Q̂ is reset one step late",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        'params, target = state.params["q"], state.collections["target"]',
+        'params = target = state.collections["target"]',
+        DQN_STEP,
+        "Q̂ is never reset",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        'if config.loss == "squared" else optax.huber_loss(value, y)',
+        'if config.loss == "squared" else optax.squared_error(value, y)',
+        DQN_STEP,
+        "no Huber loss",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        "value = q_of_action(q(params, sample.observation), sample.action)",
+        "value = q(params, sample.observation).max(-1)",
+        DQN_STEP,
+        "the best action is valued, not the one that was done",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        "jax.lax.cond(state.step >= config.",
+        "jax.lax.cond(state.step > config.",
+        "tests/test_dqn.py -k learning_starts_late",
+        "learning starts one step late",
+    ),
+    Mutation(
+        "learners/dqn.py",
+        'play(environment, lambda observation: q(state.params["q"], observation).argmax(-1), batch)',
+        'play(environment, lambda observation: q(state.params["q"], observation).argmin(-1), batch)',
+        "tests/test_dqn.py -k evaluation",
+        "evaluation plays the worst actions",
+    ),
+]
+
+RL = [
+    Mutation(
+        "rl/replay.py",
+        "discount * gamma * ~buffer.terminated[at]",
+        "discount * gamma",
+        REPLAY,
+        "targets bootstrap beyond the end of an episode",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "discount * gamma * ~buffer.terminated[at]",
+        "discount * gamma * ~buffer.done[at]",
+        REPLAY,
+        "episodes cut short count as ended",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "return_ += jnp.where(done, 0, discount * buffer.reward[at])",
+        "return_ += discount * buffer.reward[at]",
+        REPLAY,
+        "a return runs on into the next episode",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "return_ += jnp.where(done, 0, discount * buffer.reward[at])",
+        "return_ += jnp.where(done, 0, buffer.reward[at])",
+        REPLAY,
+        "rewards of a window are not discounted",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "start, end = slot(0), slot(last)",
+        "start, end = slot(0), slot(n - 1)",
+        REPLAY,
+        "the next observation is one of another episode",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "(full - n + 1)",
+        "full",
+        REPLAY,
+        "windows cross the seam",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "oldest = jnp.where(full == slots, cursor(step + 1, rollout_length, slots), 0)",
+        "oldest = jnp.where(full == slots, cursor(step, rollout_length, slots), 0)",
+        REPLAY,
+        "the oldest slot is one that was just written",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "full = filled(step + 1, rollout_length, slots)",
+        "full = filled(step, rollout_length, slots)",
+        REPLAY,
+        "the newest transitions are never drawn while the buffer fills",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "buffer.next_observation[end])",
+        "buffer.observation[(end + 1) % slots])",
+        REPLAY,
+        "the next observation is that after the reset",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "return step % (slots // rollout_length) * rollout_length",
+        "return step % slots * rollout_length % slots",
+        REPLAY,
+        "a step is written where it does not belong",
+        equivalent="the slots are a multiple of rollout_length: both are step * rollout_length modulo the slots",
+    ),
+    Mutation(
+        "rl/exploration.py",
+        "(uniform / jnp.maximum(epsilon, 1e-8) * q.shape[-1])",
+        "(uniform * q.shape[-1])",
+        EXPLORATION,
+        "random actions are mostly the first ones",
+    ),
+    Mutation(
+        "rl/exploration.py",
+        "jnp.where(uniform < epsilon, random, q.argmax(-1))",
+        "jnp.where(uniform < epsilon, random, q.argmin(-1))",
+        EXPLORATION,
+        "greedy actions are the worst ones",
+    ),
+    Mutation(
+        "rl/exploration.py",
+        "jnp.where(uniform < epsilon, random,",
+        "jnp.where(uniform > epsilon, random,",
+        EXPLORATION,
+        "actions are random with probability 1 - epsilon",
+    ),
+    Mutation(
+        "rl/exploration.py",
+        "return start + (end - start) * fraction",
+        "return start - (end - start) * fraction",
+        EXPLORATION,
+        "epsilon rises",
+    ),
+    Mutation(
+        "rl/exploration.py",
+        "jnp.where(step < duration, step / jnp.maximum(duration, 1e-8), 1.0)",
+        "jnp.where(step < duration, step / duration, step / duration)",
+        EXPLORATION,
+        "epsilon falls on, and is NaN where it may end at once",
+    ),
+    Mutation(
+        "rl/exploration.py",
+        "(cumulative <= uniform[:, None])",
+        "(cumulative > uniform[:, None])",
+        EXPLORATION,
+        "actions are drawn by the probability of others",
+    ),
+    Mutation(
+        "rl/rollout.py",
+        "done = timestep.terminated | timestep.truncated",
+        "done = timestep.terminated",
+        ROLLOUT,
+        "episodes that are cut short do not end",
+    ),
+    Mutation(
+        "rl/rollout.py",
+        "timestep.reward, timestep.terminated, done, timestep.next_observation",
+        "timestep.reward, done, done, timestep.next_observation",
+        ROLLOUT,
+        "episodes that are cut short count as ended",
+    ),
+    Mutation(
+        "rl/rollout.py",
+        "timestep.terminated, done, timestep.next_observation",
+        "timestep.terminated, done, timestep.observation",
+        ROLLOUT,
+        "the next observation is that after the reset",
+    ),
+    Mutation(
+        "rl/rollout.py",
+        "actor.observation, action, timestep.reward",
+        "timestep.observation, action, timestep.reward",
+        ROLLOUT,
+        "a transition starts at its end",
+    ),
+    Mutation(
+        "rl/rollout.py",
+        "episode_return=jnp.where(done, 0, episode_return)",
+        "episode_return=episode_return",
+        ROLLOUT,
+        "returns run on into the next episode",
+    ),
+    Mutation(
+        "rl/rollout.py",
+        "(keys[length:-1], uniform, starts)",
+        "(keys[:length], uniform, starts)",
+        ROLLOUT,
+        "a frame has the key of a reset",
+    ),
+    Mutation(
+        "rl/rollout.py",
+        "uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)), out_axes=1)(keys[-1])",
+        "uniform = jnp.broadcast_to(jax.vmap(jax.random.uniform)(keys[-1]), (length, len(actor.env_id)))",
+        ROLLOUT,
+        "all frames of a rollout have one draw",
+    ),
+    Mutation(
+        "rl/evaluation.py",
+        "return_ + jnp.where(done, 0, timestep.reward)",
+        "return_ + timestep.reward",
+        EPISODES,
+        "frames after the end of an episode count",
+    ),
+    Mutation(
+        "rl/evaluation.py",
+        "done |= timestep.terminated | timestep.truncated",
+        "done = timestep.terminated | timestep.truncated",
+        EPISODES,
+        "episodes begin again",
+    ),
+]
+
+CORE = [
+    Mutation(
+        "core/update.py",
+        "g / jnp.maximum(examples, 1e-8)",
+        "g / size",
+        UPDATE,
+        "what is masked out counts",
+    ),
+    Mutation(
+        "core/update.py",
+        "gradient, examples = summed((gradient, value.count))",
+        "examples = value.count",
+        "tests/test_devices.py",
+        "each device goes its own way",
+    ),
+    Mutation(
+        "core/update.py",
+        "position(size))",
+        "jnp.arange(size))",
+        "tests/test_devices.py",
+        "all devices draw the same",
+    ),
+    Mutation(
+        "core/update.py",
+        "rng(state._replace(step=count), name)",
+        "rng(state, name)",
+        GAN_STEP,
+        "all updates of a step have the same noise",
+    ),
+    Mutation(
+        "core/update.py",
+        "rng(state._replace(step=count), name)",
+        'rng(state._replace(step=count), "net")',
+        GAN_STEP,
+        "both nets have the same noise",
+    ),
+    Mutation(
+        "core/update.py",
+        "Moving(count + 1, inner)",
+        "Moving(count, inner)",
+        UPDATE,
+        "updates are not counted",
+    ),
+    Mutation(
+        "core/update.py",
+        "rates[name](count)",
+        "rates[name](state.step)",
+        UPDATE,
+        "the log tells the learning rate of another update",
+    ),
+    Mutation(
+        "core/update.py",
+        "jnp.minimum(1, clip / jnp.maximum(norm, 1e-8))",
+        "clip / jnp.maximum(norm, 1e-8)",
+        UPDATE,
+        "small gradients are made large",
+    ),
+    Mutation(
+        "core/update.py",
+        "rows = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(",
+        "rows = jax.tree.map(lambda x: x.reshape(",
+        UPDATE,
+        "rows come back in the order of the microbatches",
+    ),
+    Mutation(
+        "core/update.py",
+        "(jnp.add, carry[1], gradient)",
+        "(jnp.subtract, gradient, carry[1])",
+        UPDATE,
+        "microbatches work against each other",
+    ),
+    Mutation(
+        "core/update.py",
+        "= part(carry[0], microbatch)",
+        "= part(start[0], microbatch)",
+        UPDATE,
+        "only the last microbatch moves the batch statistics",
+    ),
+    Mutation(
+        "core/update.py",
+        "        state = _put(state, name, own)\n        if name in decays:",
+        "        if name in decays:",
+        CNN_STEP,
+        "batch statistics stand still",
+    ),
+    Mutation(
+        "core/update.py",
+        "jnp.minimum(decay, (1 + t) / (10 + t))",
+        "decay",
+        UPDATE,
+        "the average never forgets the first weights soon",
+    ),
+    Mutation(
+        "core/update.py",
+        "keep * a + (1 - keep) * p",
+        "keep * p + (1 - keep) * a",
+        UPDATE,
+        "the average follows the wrong way round",
+    ),
+    Mutation(
+        "core/update.py",
+        "decays[name], count + 1)",
+        "decays[name], count)",
+        UPDATE,
+        "the average's warm-up is one update late",
+    ),
+    Mutation(
+        "core/update.py",
+        "Aux(added(metrics), owned(after, name), rows)",
+        "Aux(jax.tree.map(lambda x: x[-1], metrics), owned(after, name), rows)",
+        UPDATE,
+        "the metrics are those of the last update alone",
+    ),
+    Mutation(
+        "core/update.py",
+        "return after._replace(world=state.world)",
+        "return after",
+        UPDATE,
+        "the world is lost",
+    ),
+    Mutation(
+        "core/losses.py",
+        "spread = jax.nn.logsumexp(logits, -1) - logits.mean(-1)",
+        "spread = jax.nn.logsumexp(logits, -1) - logits.sum(-1)",
+        CRITERIA,
+        "smoothing weighs all classes whole",
+    ),
+    Mutation(
+        "core/losses.py",
+        "weights = mask[:, None] * (targets != ignored)",
+        "weights = jnp.ones_like(mask)[:, None] * (targets != ignored)",
+        CRITERIA,
+        "padded examples count",
+    ),
+    Mutation(
+        "core/losses.py",
+        "weights = mask[:, None] * (targets != ignored)",
+        "weights = mask[:, None] * jnp.ones_like(targets)",
+        CRITERIA,
+        "ignored targets count",
+    ),
+    Mutation(
+        "core/losses.py",
+        "targets = jnp.maximum(targets, 0)\n",
+        "",
+        CRITERIA,
+        "ignored targets are looked up as they are",
+        equivalent="-1 looks up the last class, and weighs nothing",
+    ),
+    Mutation(
+        "core/losses.py",
+        "Mean(nats.total / math.log(2), characters)",
+        "Mean(nats.total, characters)",
+        CRITERIA,
+        "nats are called bits",
+    ),
+    Mutation(
+        "core/losses.py",
+        "predicted = logits.mean(1).argmax(-1)",
+        "predicted = logits[:, 0].argmax(-1)",
+        CRITERIA,
+        "the first reader alone is counted",
+    ),
+    Mutation(
+        "core/losses.py",
+        "return value, Aux(metrics, moved)",
+        "return value, Aux(metrics)",
+        CNN_STEP,
+        "batch statistics stand still",
+    ),
+    Mutation(
+        "core/losses.py",
+        "net.apply(evaluated(state, name), owned(state, name), batch.inputs)",
+        "net.apply(state.params[name], owned(state, name), batch.inputs)",
+        CNN_STEP,
+        "the last weights are evaluated, not the averaged ones",
+    ),
+]
+
+MUTATIONS = [*CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN, *DQN, *RL, *CORE]
+
+
+def mutated(mutation: Mutation, root: Path = ROOT) -> str:
+    """The text of the file with the change. Raises Untouched where `old` does not occur exactly once."""
+    text = (root / "research" / mutation.file).read_text()
+    if text.count(mutation.old) != 1:
+        raise Untouched(f"{mutation.file}: {text.count(mutation.old)} times, not once: {mutation.old!r}")
+    return text.replace(mutation.old, mutation.new)
+
+
+def outcome(root: Path, tests: str) -> str:
+    """What becomes of the tests in the tree `root`: "passed", "failed" or, where they can't tell, pytest's words."""
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(ROOT / ".cache" / "jax"), "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
+    try:
+        done = subprocess.run(
+            command, cwd=root, env=cache | os.environ, timeout=LIMIT, capture_output=True, text=True, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return "failed"
+    words = {5: "no test has such a name"}.get(done.returncode, f"{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return {0: "passed", 1: "failed"}.get(done.returncode, f"exit status {done.returncode}: {words}")
+
+
+def main() -> int:
+    """Makes the changes one after another. 0 where all are caught that can be."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", help="the name, without .py, of the file that is changed", metavar="NAME")
+    only = parser.parse_args().only
+    chosen = [mutation for mutation in MUTATIONS if only in (None, Path(mutation.file).stem)]
+    if not chosen:
+        parser.error(f"no change to {only}: give one of {', '.join(sorted({Path(m.file).stem for m in MUTATIONS}))}")
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        for name in COPIED:
+            if (ROOT / name).is_dir():
+                shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
+            else:
+                shutil.copy(ROOT / name, root / name)
+        texts = [mutated(mutation) for mutation in chosen]
+        for tests in sorted({mutation.tests for mutation in chosen}):
+            found = outcome(root, tests)
+            if found != "passed":
+                raise SystemExit(f"without any change: {tests}: {found}")
+        counts = {"caught": 0, "SURVIVED": 0, "equivalent": 0, "ERROR": 0}
+        for mutation, text in zip(chosen, texts, strict=True):
+            path = root / "research" / mutation.file
+            before, started = path.read_text(), time.monotonic()
+            path.write_text(text)
+            found = outcome(root, mutation.tests)
+            path.write_text(before)
+            survived = "equivalent" if mutation.equivalent else "SURVIVED"
+            verdict = {"failed": "caught", "passed": survived}.get(found, "ERROR")
+            counts[verdict] += 1
+            note = f" ({mutation.equivalent})" if mutation.equivalent else ""
+            seconds = time.monotonic() - started
+            if verdict == "ERROR":
+                print(found)
+            print(f"{verdict:10} {seconds:4.0f} s  {mutation.file:22} {mutation.breaks}{note}", flush=True)
+    print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), f"of {len(chosen)}")
+    return 1 if counts["SURVIVED"] or counts["ERROR"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
