@@ -268,7 +268,7 @@ def test_dcgans_dense_layers_by_hand():
     net = dcgan.DCGANGenerator((4,), hidden=5, norm="none", shape=(2, 2, 1))
     params, _ = network(net).init(jax.random.key(3), (z, labels))
     dense = lambda x, p: np.maximum(x @ p["Weight_0"]["kernel"] + p["bias"], 0)
-    x = dense(dense(np.asarray(z), params["stem"]), params["Seed_0"]["Dense_0"])
+    x = dense(dense(np.asarray(z), params["stem"]), params["ProjectAndReshape_0"]["Dense_0"])
     kernel = np.asarray(params["head"]["Weight_0"]["kernel"])[1:3, 1:3]
     images = np.tanh(np.einsum("bc,hwcd->bhwd", x, kernel) + params["head"]["bias"])
     np.testing.assert_allclose(network(net).apply(params, {}, (z, labels))[0], images, atol=1e-5)
