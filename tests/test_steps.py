@@ -281,7 +281,7 @@ def as_images(experiment, batch, key):
 def as_hidden(experiment, batch, key):
     """A share of the tokens hidden, in evaluation always the same ones."""
     key, size = jax.random.key(0) if key is None else key, experiment.data.spec().tokenizer.size
-    count = round(0.15 * batch.inputs.shape[1])
+    count = round(experiment.share * batch.inputs.shape[1])
     one = lambda n, text: hide(jax.random.fold_in(key, n), text, count, size, size)
     text, places, targets = jax.vmap(one)(batch.index, batch.inputs)
     return (text, places), targets
@@ -292,7 +292,7 @@ SUPERVISED = {
     "cnn": ({}, as_images, None, 0.1),
     "lstm": ({}, as_they_are, -1, 0.0),
     "sentences": ({"smoothing": 0.2}, as_they_are, None, 0.2),
-    "masked": ({}, as_hidden, PAD, 0.0),
+    "masked": ({"share": 0.5}, as_hidden, PAD, 0.0),
     "translator": ({}, as_they_are, PAD, 0.1),
 }
 """By name: fields, (experiment, batch, key or None in evaluation) -> (inputs, targets), the target that does not count,
