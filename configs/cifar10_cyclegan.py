@@ -34,7 +34,7 @@ def config() -> CycleGAN:
     """The experiment."""
     return CycleGAN(
         data=Unpaired(name="cifar10", classes=("automobile", "truck"), batch=16),
-        generator=CycleGenerator(width=16, blocks=3, side=3, norm="layer"),
+        generator=CycleGenerator(width=16, blocks=3, kernel_size=3, norm="layer"),
         discriminator=PatchDiscriminator(widths=(32, 64, 128)),
         augment=Augment(flip=True),
         identity=None,

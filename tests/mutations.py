@@ -50,9 +50,9 @@ CYCLE_STEP = "tests/test_steps.py -k of_cyclegan"
 CNN_STEP = "tests/test_steps.py -k cnn"
 TEXT_STEPS = "tests/test_steps.py -k 'lstm or sentences or masked or translator'"
 DQN_STEP = "tests/test_dqn.py -k 'equals_one_in_numpy or target'"
-REPLAY = "tests/test_dqn.py -k 'equals_one_in_numpy or windows or termination_ends or ring_holds'"
+REPLAY = "tests/test_dqn.py -k 'equals_one_in_numpy or windows or termination_ends or buffer_holds'"
 EXPLORATION = "tests/test_rl.py tests/test_dqn.py -k 'epsilon or actions_are'"
-ROLLOUT = "tests/test_rl.py tests/test_dqn.py -k 'rollout or key or draws or ring_holds or Truncating'"
+ROLLOUT = "tests/test_rl.py tests/test_dqn.py -k 'rollout or key or draws or buffer_holds or Truncating'"
 EPISODES = "tests/test_rl.py tests/test_dqn.py -k 'episodes or key_twice'"
 UPDATE = "tests/test_core.py tests/test_steps.py -k 'update or average_follows or names or moves_nothing or keys'"
 CRITERIA = "tests/test_sequences.py tests/test_nets.py -k 'criterion or classification_by_hand'"
@@ -147,8 +147,8 @@ SUPERVISED = [
     ),
     Mutation(
         "learners/masked.py",
-        "jnp.where(luck < 0.8, MASK,",
-        "jnp.where(luck < 0.9, MASK,",
+        "jnp.where(uniform < 0.8, MASK,",
+        "jnp.where(uniform < 0.9, MASK,",
         "tests/test_sequences.py -k hidden_tokens",
         "90 % of the chosen tokens are hidden and none replaced",
     ),
@@ -538,7 +538,7 @@ DQN = [
         "learners/dqn.py",
         "jax.lax.cond(state.step >= config.",
         "jax.lax.cond(state.step > config.",
-        "tests/test_dqn.py -k learning_waits",
+        "tests/test_dqn.py -k learning_starts_late",
         "learning starts one step late",
     ),
     Mutation(
@@ -929,7 +929,8 @@ def outcome(root: Path, tests: str) -> str:
         )
     except subprocess.TimeoutExpired:
         return "failed"
-    return {0: "passed", 1: "failed"}.get(done.returncode, done.stdout[-2000:] + done.stderr[-2000:])
+    words = {5: "no test has such a name"}.get(done.returncode, f"{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return {0: "passed", 1: "failed"}.get(done.returncode, f"exit status {done.returncode}: {words}")
 
 
 def main() -> int:
