@@ -528,7 +528,7 @@ def test_unpaired_data():
         shown = np.concatenate([batch.inputs[at][batch.targets[at] > 0] for batch in feeds.test])
         np.testing.assert_array_equal(shown, whole.test_images[whole.test_labels == label])
     assert size(3) != size(8)
-    # Both streams and resident data give the same batches, of images of their class, in orders that differ.
+    # The device and the host feed give the same batches, of images of their class, in orders that differ.
     stream = replace(data, feed="host").feeds().train
     with prefetched(stream, 0, 4, 2, lambda batch: batch) as chunks:
         streamed = list(chunks)
@@ -541,7 +541,7 @@ def test_unpaired_data():
     assert not np.array_equal(feeds.train.x.batch_at(0).index, feeds.train.y.batch_at(0).index)
     with pytest.raises(UserError, match=r"digits has no class 33: did you mean 3"):
         replace(data, classes=("33", "8")).feeds()
-    with pytest.raises(UserError, match=r"data.limit=2 leaves a class"):
+    with pytest.raises(UserError, match=r"data.limit=2 leaves no training or test images of a class"):
         replace(data, limit=2).feeds()
     with pytest.raises(UserError, match="two"):
         Unpaired(classes=("truck", "truck"))
