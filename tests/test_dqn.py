@@ -401,7 +401,7 @@ def test_evaluation_plays_the_best_action(sign):
     config = probe("Chosen", net=MLP(widths=()))
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
-    net = {"Dense_0": {"kernel": sign * jnp.array([[-1.0, 1.0]]), "bias": sign * jnp.array([0.5, -0.5])}}
+    net = {"head": {"kernel": sign * jnp.array([[-1.0, 1.0]]), "bias": sign * jnp.array([0.5, -0.5])}}
     metrics = jax.jit(learner.evaluate)(state._replace(params={"q": net}), config.feeds().validation[0])
     assert float(metrics["return"].value) == sign
 
