@@ -10,6 +10,9 @@ steps the cycle error was 0.17 with them, 0.11 without. Adam begins at 0.0006, t
 
 With --classifier-dir, that classifier classifies the translated test images, and for comparison the real ones.
 
+Data: measured on a copy of CIFAR-10 rebuilt from several repositories, in which 77 training and 21 test images are
+decoded JPEGs.
+
 Expected: a cycle error below a quarter of its start; at least half of the translations called the target's class.
 Measured: cycle error 0.43 over the first 20 steps, 0.077 over the last, 0.079 of test images. Of 2,000 translations
 0.571 are called the target's class: 0.765 of those to trucks, but 0.377 of those to automobiles; one seed. To the eye
@@ -31,7 +34,7 @@ def config() -> CycleGAN:
     """The experiment."""
     return CycleGAN(
         data=Unpaired(name="cifar10", classes=("automobile", "truck"), batch=16),
-        generator=CycleGenerator(width=16, blocks=3, side=3, norm="layer"),
+        generator=CycleGenerator(width=16, blocks=3, kernel_size=3, norm="layer"),
         discriminator=PatchDiscriminator(widths=(32, 64, 128)),
         augment=Augment(flip=True),
         identity=None,

@@ -12,6 +12,9 @@ Inception's, on which published ones are computed: compare it with the FID of th
 the file of Inception's weights, --inception inception.npz (see `research/evaluation/inception.py`). With --conditional
 both nets read the label (Miyato & Koyama 2018, arXiv:1802.05637).
 
+Data: measured on a copy of CIFAR-10 rebuilt from several repositories, in which 77 training and 21 test images are
+decoded JPEGs.
+
 Expected: not trained in full by us yet, for want of a device.
 Measured: a short run, `--generator.widths 64 64 64 --discriminator.widths 32 32 32 32 --average 0.99 --run.steps 300
 --run.steps-per-dispatch 10 --run.evaluate-every 100 --run.save-every 100 --generator-optimizer.learning-rate 0.001

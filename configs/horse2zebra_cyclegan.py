@@ -24,7 +24,7 @@ ADAM = Optimizer(learning_rate=2e-4, b1=0.5, schedule="linear")
 def config() -> CycleGAN:
     """The experiment."""
     return CycleGAN(
-        data=Unpaired(name="cycle_gan/horse2zebra", classes=("A", "B"), batch=1, evaluation_batch=4, feed="stream"),
+        data=Unpaired(name="cycle_gan/horse2zebra", classes=("A", "B"), batch=1, evaluation_batch=4, feed="host"),
         generator=CycleGenerator(width=64, blocks=9),
         discriminator=PatchDiscriminator(widths=(64, 128, 256, 512)),
         augment=Augment(flip=True),

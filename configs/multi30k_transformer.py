@@ -26,7 +26,7 @@ def config() -> Translate:
     """The experiment."""
     return Translate(
         data=Pairs(name="multi30k", source="en", target="de", vocabulary=6000, batch=192, evaluation_batch=200),
-        net=Translator(Stack(layers=3, width=128, heads=4, hidden=256, positions="sinusoidal", dropout=0.2)),
+        net=Translator(Stack(layers=3, width=128, heads=4, mlp_dim=256, positions="sinusoidal", dropout=0.2)),
         smoothing=0.1,
         average=0.998,
         optimizer=Optimizer(name="muon", learning_rate=5e-3, schedule="linear", warmup=200, weight_decay=0.1, b2=0.98),

@@ -70,7 +70,7 @@ def without_dropout(experiment: object) -> Language:
     if not isinstance(experiment, Language) or not isinstance(net, LanguageModel):
         raise UserError("expected the config of a Transformer language model")
     stack, optimizer = net.stack, experiment.optimizer
-    same = (stack.positions, stack.norm, stack.activation, stack.groups, stack.hidden, optimizer.name, net.tied)
+    same = (stack.positions, stack.norm, stack.activation, stack.num_kv_heads, stack.mlp_dim, optimizer.name, net.tied)
     if same != ("learned", "pre", "gelu", None, None, "adamw", True):
         raise UserError("expected learned positions, pre-norm, GELU, no groups, tied embeddings and AdamW")
     plain = net.clone(stack=dataclasses.replace(stack, dropout=0.0))
@@ -105,7 +105,7 @@ def torch_losses(experiment: Language, start: dict[str, np.ndarray], batches: It
         {"params": decayed, "weight_decay": how.weight_decay},
         {"params": [p for p in net.parameters() if p.ndim == 1], "weight_decay": 0.0},
     ]
-    adam = torch.optim.AdamW(groups, lr=1.0, betas=(how.b1, how.b2), eps=how.eps)
+    adam = torch.optim.AdamW(groups, lr=1.0, betas=how.betas, eps=how.eps)
     losses, tensor = [], lambda x: torch.from_numpy(np.array(x)).long()
     for step, batch in enumerate(batches):
         for group in adam.param_groups:

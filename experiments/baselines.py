@@ -72,13 +72,13 @@ class LanguageModel(nn.Module):
     def __init__(self, stack: Stack, context: int, outputs: int) -> None:
         super().__init__()
         self.tokens = nn.Embedding(outputs, stack.width)
-        self.places = nn.Embedding(context, stack.width)
+        self.positions = nn.Embedding(context, stack.width)
         self.blocks = nn.ModuleList(Block(stack) for _ in range(stack.layers))
         self.norm = nn.LayerNorm(stack.width, bias=stack.bias)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """i64[batch, time] -> logits [batch, time, outputs]."""
-        x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
+        x = self.tokens(tokens) + self.positions(torch.arange(tokens.shape[1], device=tokens.device))
         for block in self.blocks:
             x = block(x)
         return self.norm(x) @ self.tokens.weight.T
@@ -87,7 +87,7 @@ class LanguageModel(nn.Module):
         """Its parameters by the names that ours have; those of layers are lists, to be stacked."""
         found: dict[str, Any] = {
             "embedding/tokens/embedding": self.tokens.weight,
-            "embedding/positions/embedding": self.places.weight,
+            "embedding/positions/embedding": self.positions.weight,
             **_norm("blocks/LayerNorm_0", [self.norm]),
         }
         layers = [b for b in self.blocks if isinstance(b, Block)]

@@ -27,12 +27,12 @@ class Command(Generic[Config]):
     Attributes:
         config: the config to compile
         topology: a TPU slice (v5e:2x4, v4:2x2x2, v6e:16x16, ...), or GPUs of one machine (h100, h100:8)
-        place: where steps run: one device, or all of them by pmap or by shard_map
+        place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: str = "v5e:2x4"
-    place: PlaceName = "shard_map"
+    place: PlaceName = "jit"
 
 
 def main(arguments: list[str]) -> int:

@@ -67,7 +67,7 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
     from research.core.optimizers import Optimizer
     from research.core.placement import place
     from research.core.update import UpdateConfig, updater
-    from research.data.feed import resident
+    from research.data.feed import device_feed
     from research.data.text import Windows
     from research.learners.supervised import supervised
     from research.nets import lstm, transformer
@@ -78,7 +78,7 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
         net: Any = CNN(widths=(16, 32, 64), depth=2, outputs=10)
         criterion, example, per_step = classification(), jnp.zeros((1, 28, 28, 1)), BATCH
         images = luck.normal(size=(2048, 28, 28, 1)).astype(np.float32)
-        feed: Any = resident(images, luck.integers(10, size=2048).astype(np.int32), BATCH, 0)
+        feed: Any = device_feed(images, luck.integers(10, size=2048).astype(np.int32), BATCH, 0)
         dtype: Literal["float32", "bfloat16"] = "float32"
     else:
         batch, context, layers, width, heads, vocabulary, dtype = TEXT[what]
@@ -100,7 +100,7 @@ def samestep_dcgan(what: str, place_name: Any) -> Callable[[], float]:
     import numpy as np
 
     from research.core.placement import place
-    from research.data.feed import resident
+    from research.data.feed import device_feed
     from research.data.images import ImageSpec
     from research.learners.gan import GAN, gan
     from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -110,7 +110,7 @@ def samestep_dcgan(what: str, place_name: Any) -> Callable[[], float]:
     where, luck = place(place_name), np.random.default_rng(0)
     images = luck.integers(256, size=(2048, side, side, channels), dtype=np.uint8)
     learner = gan(config, ImageSpec((side, side, channels), 1, ("any",), (0.5,), (0.5,)))
-    return stepping(learner, resident(images, np.zeros(2048, np.int32), batch, 0), where, batch)
+    return stepping(learner, device_feed(images, np.zeros(2048, np.int32), batch, 0), where, batch)
 
 
 def stepping(learner: Any, feed: Any, where: Any, per_step: int) -> Callable[[], float]:

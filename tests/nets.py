@@ -20,7 +20,9 @@ IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 2))
 LABELS, NOISE = jnp.arange(4) % 3, jax.random.normal(jax.random.key(2), (4, 5))
 GANS = {"shape": (8, 8, 2), "classes": 3}
 STACK = Stack(layers=2, width=16, heads=4, dropout=0.1)
-OTHER = Stack(layers=2, width=16, heads=4, groups=2, positions="rotary", activation="swiglu", unroll=1, remat=True)
+OTHER = Stack(
+    layers=2, width=16, heads=4, num_kv_heads=2, positions="rotary", activation="swiglu", scan_unroll=1, remat=True
+)
 TRANSLATORS = [
     transformer.Translator(Stack(layers=1, width=16, heads=4, positions="sinusoidal", norm="post"),
                            context=20, outputs=50),
@@ -49,7 +51,7 @@ NETS = [
     *((net, (WORDS, WORDS[:, :5])) for net in TRANSLATORS),
     (transformer.Classifier(STACK, vocabulary=50, context=8, outputs=3), WORDS),
     (transformer.MaskedModel(STACK, vocabulary=50, context=8, outputs=30), (WORDS, WORDS[:, :2] % 6)),
-    (lstm.Classifier(layers=2, width=8, embedding=6, pairs=16, vocabulary=50, outputs=3), WORDS),
+    (lstm.Classifier(layers=2, width=8, embedding=6, bigram_buckets=16, vocabulary=50, outputs=3), WORDS),
     (lstm.MaskedModel(width=8, embedding=6, vocabulary=50, outputs=30), (WORDS, WORDS[:, :2] % 6)),
 ]
 

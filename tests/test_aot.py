@@ -40,10 +40,20 @@ def devices(name: str):
         pytest.skip(str(reason))
 
 
-@pytest.mark.parametrize("where, how", [("v5e:2x4", "jit"), ("v5e:2x4", "shard_map"), ("h100", "jit")])
+PROGRAMS = [
+    ("v5e:2x4", "jit", "float32"),
+    ("v5e:2x4", "jit", "bfloat16"),
+    ("v5e:2x4", "shard_map", "float32"),
+    ("h100", "jit", "float32"),
+    ("h100", "jit", "bfloat16"),
+]
+
+
+@pytest.mark.parametrize("where, how, dtype", PROGRAMS)
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_compiles(name, where, how):
-    experiment = EXPERIMENTS[name]
+def test_compiles(name, where, how, dtype):
+    update = dataclasses.replace(EXPERIMENTS[name].update, dtype=dtype)
+    experiment = dataclasses.replace(EXPERIMENTS[name], update=update)
     facts = compiled(experiment, devices(where), how, CHUNK)
     assert facts.devices == (8 if where == "v5e:2x4" else 1)
     assert 0 < facts.arguments < facts.memory < devices(where).memory

@@ -8,15 +8,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.core.modules import cast, filled
+from research.core.modules import bind, cast
 from research.nets import transformer
-from research.nets.transformer import Classifier, LanguageModel, MaskedModel, Stack, Translator
+from research.nets.transformer import (
+    Attention,
+    AttentionInputs,
+    Classifier,
+    LanguageModel,
+    MaskedModel,
+    Stack,
+    Translator,
+    attend_with_dropout,
+)
 from research.training import config
 
 SMALL = Stack(layers=2, width=32, heads=4)
 NETS = {name: net for name in config.names() if hasattr(net := getattr(config.load(name), "net", None), "stack")} | {
     "masked": MaskedModel(SMALL),
-    "rotary": LanguageModel(Stack(layers=2, width=64, heads=4, groups=2, positions="rotary", remat=True)),
+    "rotary": LanguageModel(Stack(layers=2, width=64, heads=4, num_kv_heads=2, positions="rotary", remat=True)),
 }
 
 
@@ -39,7 +48,7 @@ def inputs(net, length):
 
 def lowered(net, length=16):
     """Training of a net in bfloat16, lowered for cuda, as text."""
-    net = filled(net, vocabulary=50, context=32, outputs=50)
+    net = bind(net, vocabulary=50, context=32, outputs=50)
     shapes = inputs(net, length)
     params = jax.eval_shape(net.init, jax.random.key(0), shapes)["params"]
 
@@ -55,6 +64,9 @@ def lowered(net, length=16):
 @pytest.mark.parametrize("name", NETS)
 def test_every_transformer_trains_in_bfloat16_with_cudnn(name, cuda):
     text, net = lowered(NETS[name]), NETS[name]
+    if net.stack.attention_dropout:  # cuDNN has none of ours
+        assert "__cudnn$fmha" not in text
+        return
     biased = not isinstance(net, LanguageModel)  # padding is masked by a bias
     assert ("__cudnn$fmhaScaleBiasSoftmax(" in text) == ("__cudnn$fmhaScaleBiasSoftmaxBackward(" in text) == biased
     unbiased = isinstance(net, LanguageModel | Translator)  # causal attention has none
@@ -78,7 +90,7 @@ def test_without_the_plugin_xla_attends():
 
 def test_generation_traces_with_cudnn(cuda):
     """Prefixes of even length have a mask of their own for each query."""
-    net = filled(Translator(SMALL), context=32, outputs=50)
+    net = bind(Translator(SMALL), context=32, outputs=50)
     words = jnp.ones((4, 16), jnp.int32)
     params = cast(net.init(jax.random.key(0), (words, words))["params"], jnp.bfloat16)
 
@@ -90,3 +102,25 @@ def test_generation_traces_with_cudnn(cuda):
     assert "__cudnn" in found[0] and "__cudnn" not in found[1]
     logits, _ = jax.jit(generate)(params)  # on the CPU, by XLA
     assert np.isfinite(logits.astype(jnp.float32)).all()
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_dropout_drops_weights_and_is_off_in_evaluation(causal):
+    """At a rate that rounds to 0, training equals evaluation, by another formula; weights are dropped before values."""
+    stack = lambda rate: Stack(width=8, heads=2, num_kv_heads=1, attention_dropout=rate)
+    attention = lambda rate, train: Attention(stack(rate), causal, train)
+    x, rngs = jax.random.normal(jax.random.key(0), (64, 4, 8)), {"dropout": jax.random.key(2)}
+    mask = None if causal else (jnp.arange(4) < 3)[None, None, None, :]
+    inputs = AttentionInputs(jnp.arange(4)[None], mask, None)
+    params = attention(0.0, False).init(jax.random.key(1), x, inputs, None)
+    run = lambda rate, train: attention(rate, train).apply(params, x, inputs, None, rngs=rngs)[0]
+    plain = run(0.0, False)
+    np.testing.assert_array_equal(run(0.5, False), plain)
+    np.testing.assert_allclose(run(1 / 1000, True), plain, rtol=1e-5, atol=1e-6)
+    dropped = run(0.5, True)
+    assert not np.allclose(dropped, plain, atol=1e-3)
+    q, k = jnp.zeros((2, 3, 2, 4)), jnp.zeros((2, 3, 1, 4))  # all weights are equal
+    last = lambda weights: weights * (jnp.arange(3) == 2)
+    v = jnp.arange(24.0).reshape(2, 3, 1, 4)
+    found = attend_with_dropout(q, k, v, None, False, last)
+    np.testing.assert_allclose(found, jnp.broadcast_to(v[:, 2:] / 3, found.shape), rtol=1e-6)

@@ -14,23 +14,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.state import NO_BATCH, example_keys
 from research.data.augment import Augment, augment
 from research.data.checks import check_images, check_labels
 from research.data.feed import (
+    DeviceFeed,
     Empty,
     EvalBatches,
-    Resident,
-    Stream,
+    HostFeed,
+    device_feed,
     episodes,
     feeds,
     prefetched,
-    resident,
-    taken,
+    take,
 )
 from research.data.images import Images, arrays, without_test
-from research.data.order import carved, indices, permuted, positions
+from research.data.order import indices, permute, positions, split
 from research.data.unpaired import Domains, Unpaired
 
 SIZES = (1, 2, 3, 10, 97, 1000)
@@ -44,7 +44,7 @@ def equal(a, b):
 
 
 def whole(epoch, size, seed):
-    return permuted(np.arange(size, dtype=np.uint32), np.uint32(epoch), size, seed, np)
+    return permute(np.arange(size, dtype=np.uint32), np.uint32(epoch), size, seed, np)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -63,7 +63,7 @@ def test_epochs_and_seeds_differ():
 
 def test_all_orders_of_four_are_about_as_frequent():
     epochs = np.repeat(np.arange(24_000, dtype=np.uint32), 4)
-    orders = permuted(np.tile(np.arange(4, dtype=np.uint32), 24_000), epochs, 4, 0, np).reshape(-1, 4)
+    orders = permute(np.tile(np.arange(4, dtype=np.uint32), 24_000), epochs, 4, 0, np).reshape(-1, 4)
     _, counts = np.unique(orders @ [64, 16, 4, 1], return_counts=True)
     assert len(counts) == 24 and counts.min() > 850 and counts.max() < 1150
 
@@ -111,9 +111,9 @@ def test_the_host_counts_in_64_bits(size):
 @pytest.mark.parametrize("size", [1, 2, 1000])
 def test_words_of_64_bits_give_the_same_permutation(size):
     narrow = np.arange(size, dtype=np.uint32)
-    wide = permuted(narrow.astype(np.uint64), np.uint32(3), size, 5, np)
+    wide = permute(narrow.astype(np.uint64), np.uint32(3), size, 5, np)
     assert wide.dtype == np.uint64
-    np.testing.assert_array_equal(wide, permuted(narrow, np.uint32(3), size, 5, np))
+    np.testing.assert_array_equal(wide, permute(narrow, np.uint32(3), size, 5, np))
 
 
 def test_rows_are_those_of_the_whole():
@@ -125,12 +125,12 @@ def test_rows_are_those_of_the_whole():
         indices(0, 0, 100, 0, np)
 
 
-def test_carved_parts_are_disjoint_and_never_empty():
-    rest, part = carved(100, 0.1, seed=1)
+def test_the_parts_of_a_split_are_disjoint_and_never_empty():
+    rest, part = split(100, 0.1, seed=1)
     assert len(part) == 10
     np.testing.assert_array_equal(np.sort(np.concatenate([rest, part])), np.arange(100))
-    assert not np.array_equal(part, carved(100, 0.1, seed=2)[1])
-    assert [len(x) for x in carved(2, 0.001, 0)] == [len(x) for x in carved(2, 0.999, 0)] == [1, 1]
+    assert not np.array_equal(part, split(100, 0.1, seed=2)[1])
+    assert [len(x) for x in split(2, 0.001, 0)] == [len(x) for x in split(2, 0.999, 0)] == [1, 1]
 
 
 # ---- feeds
@@ -139,34 +139,36 @@ def test_carved_parts_are_disjoint_and_never_empty():
 def pair(batch=8, size=21):
     x = np.arange(size * 6, dtype=np.uint8).reshape(size, 3, 2)
     y = {"label": np.arange(size, dtype=np.int32)}
-    return resident(x, y, batch=batch, seed=4), Stream(x, y, batch=batch, seed=4)
+    return device_feed(x, y, batch=batch, seed=4), HostFeed(x, y, batch=batch, seed=4)
 
 
-def test_resident_and_stream_give_the_same_batches():
-    here, stream = pair()
-    put = jax.device_put(here)
+def test_device_and_host_feeds_give_the_same_batches():
+    device, host = pair()
+    put = jax.device_put(device)
     at = jax.jit(lambda feed, step, rows=None: feed.batch_at(step, rows))
     seen = []
     for step in (0, 1, 2, 10**6):
-        batch = stream.batch_at(step)
+        batch = host.batch_at(step)
         equal(at(put, step), batch)
         np.testing.assert_array_equal(batch.index, indices(step, 8, 21, 4, np))
-        np.testing.assert_array_equal(batch.inputs, stream.inputs[batch.index])
+        np.testing.assert_array_equal(batch.inputs, host.inputs[batch.index])
         np.testing.assert_array_equal(batch.targets["label"], batch.index)
         assert batch.mask.dtype == np.float32 and batch.mask.sum() == 8
-        equal(stream.batch_at(step, np.array([5, 0])), jax.tree.map(lambda x: x[[5, 0]], batch))
+        equal(host.batch_at(step, np.array([5, 0])), jax.tree.map(lambda x: x[[5, 0]], batch))
         equal(at(put, step, jnp.arange(4, 8)), jax.tree.map(lambda x: x[4:], batch))
         seen.extend(batch.index)
     assert sorted(seen[:21]) == list(range(21))
-    assert (here.resident, stream.resident, Empty().resident) == (True, False, True)
-    assert (here.batch, stream.batch, Empty().batch) == (8, 8, 0)
+    assert (device.resident, host.resident, Empty().resident) == (True, False, True)
+    assert (device.batch, host.batch, Empty().batch) == (8, 8, 0)
 
 
 def test_more_examples_than_a_device_can_index():
     many = np.broadcast_to(np.uint8(1), (2**31 + 1, 1))
-    with pytest.raises(Mistake, match=r"2,147,483,649 training examples are more than the 2,147,483,648.*--data.feed"):
-        resident(many, (), 2, 0)
-    batch = Stream(many, (), 4, 0).batch_at(2**29)
+    with pytest.raises(
+        UserError, match=r"2,147,483,649 training examples are more than the 2,147,483,648.*--data.feed"
+    ):
+        device_feed(many, (), 2, 0)
+    batch = HostFeed(many, (), 4, 0).batch_at(2**29)
     assert batch.index.dtype == np.int32 and batch.inputs.tolist() == [[1]] * 4
 
 
@@ -176,7 +178,7 @@ def test_empty_feed_has_no_leaves():
 
 def test_last_evaluation_batch_is_masked():
     x, y = np.arange(10.0), np.arange(10)
-    batches = lambda size: EvalBatches.of(lambda at: taken((x, y), None, at), 10, size)
+    batches = lambda size: EvalBatches.of(lambda at: take((x, y), None, at), 10, size)
     first, second, last = batches(4)
     assert {b.inputs.shape for b in (first, second, last)} == {(4,)}
     np.testing.assert_array_equal(last.mask, [1, 1, 0, 0])
@@ -200,18 +202,18 @@ def workers():
     return [t for t in threading.enumerate() if t.name.startswith("prefetch")]
 
 
-def test_prefetched_gives_chunks_in_order():
-    _, stream = pair()
-    with prefetched(stream, 3, 10, 3, jax.device_put) as chunks:
-        got = list(chunks)
-    assert [len(chunk.index) for chunk in got] == [3, 3, 1] and isinstance(got[0].inputs, jax.Array)
-    expected = [stream.batch_at(step) for step in range(3, 10)]
+def test_prefetched_gives_dispatches_in_order():
+    _, host = pair()
+    with prefetched(host, 3, 10, 3, jax.device_put) as dispatches:
+        got = list(dispatches)
+    assert [len(batches.index) for batches in got] == [3, 3, 1] and isinstance(got[0].inputs, jax.Array)
+    expected = [host.batch_at(step) for step in range(3, 10)]
     equal(jax.tree.map(lambda *x: np.concatenate(x), *got), jax.tree.map(lambda *x: np.stack(x), *expected))
     assert not workers()
 
 
-def test_prefetched_raises_where_the_chunk_is_asked_for():
-    _, stream = pair()
+def test_prefetched_raises_where_the_batches_are_read():
+    _, host = pair()
 
     def put(batch):
         if loaded:
@@ -220,18 +222,18 @@ def test_prefetched_raises_where_the_chunk_is_asked_for():
         return batch
 
     loaded = []
-    with prefetched(stream, 0, 12, 4, put) as chunks:
-        assert next(chunks).index.shape == (4, 8)
+    with prefetched(host, 0, 12, 4, put) as dispatches:
+        assert next(dispatches).index.shape == (4, 8)
         with pytest.raises(OSError, match="the disk is gone"):
-            next(chunks)
+            next(dispatches)
     assert not workers()
 
 
 def test_prefetched_ends_when_the_consumer_stops():
-    _, stream = pair()
+    _, host = pair()
     loaded = []
-    with pytest.raises(KeyError), prefetched(stream, 0, 10**9, 2, lambda b: loaded.append(0) or b) as chunks:
-        next(chunks)
+    with pytest.raises(KeyError), prefetched(host, 0, 10**9, 2, lambda b: loaded.append(0) or b) as dispatches:
+        next(dispatches)
         raise KeyError
     assert not workers() and len(loaded) <= 2
 
@@ -250,8 +252,8 @@ def test_digits():
 
 
 def test_image_feeds():
-    made, other = Images(batch=32, evaluation_batch=100).feeds(), Images(seed=1, feed="stream").feeds()
-    assert isinstance(made.train, Resident) and isinstance(other.train, Stream)
+    made, other = Images(batch=32, evaluation_batch=100).feeds(), Images(seed=1, feed="host").feeds()
+    assert isinstance(made.train, DeviceFeed) and isinstance(other.train, HostFeed)
     examples = lambda split: int(sum(b.mask.sum() for b in split))
     assert len(made.train.places) + examples(made.validation) == 1797 - 359
     assert examples(made.validation) == 144 and examples(made.test) == examples(other.test) == 359
@@ -263,14 +265,14 @@ def test_image_feeds():
     assert (batch.inputs.dtype, batch.inputs.shape, batch.targets.dtype) == (np.uint8, (32, 8, 8, 1), np.int32)
 
 
-@pytest.mark.parametrize("feed", ["resident", "stream"])
+@pytest.mark.parametrize("feed", ["device", "host"])
 def test_feeds_hold_the_images_once(feed):
     config = Images(feed=feed, batch=32)
     whole, train = config.load(), config.feeds().train
     held = jax.tree.leaves(train)
     assert sum(np.shares_memory(x, whole.train_images) for x in held) == 1
     assert sum(x.nbytes for x in held if not any(map(partial(np.shares_memory, x), whole[:4]))) <= 1438 * 8
-    rest, part = carved(1438, 0.1, 0)
+    rest, part = split(1438, 0.1, 0)
     np.testing.assert_array_equal(train.places, rest)
     batch = train.batch_at(5)
     np.testing.assert_array_equal(batch.inputs, whole.train_images[rest[batch.index]])
@@ -290,13 +292,13 @@ def test_two_domains_are_read_once():
 
 def test_a_set_that_is_not_there(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(Mistake, match=r"fashion_mnist: not found in .*--data\.dir.*tfds build.*digits needs nothing"):
+    with pytest.raises(UserError, match=r"fashion_mnist: not found in .*--data\.dir.*tfds build.*digits needs nothing"):
         Images("fashion_mnist").spec()
-    with pytest.raises(Mistake, match="did you mean digits"):
+    with pytest.raises(UserError, match="did you mean digits"):
         Images("digts").spec()
-    with pytest.raises(Mistake, match=r"data\.batch must be at least 1"):
+    with pytest.raises(UserError, match=r"data\.batch must be at least 1"):
         Images(batch=0)
-    with pytest.raises(Mistake, match="fraction"):
+    with pytest.raises(UserError, match="fraction"):
         Images(validation=1.0)
 
 
@@ -304,14 +306,14 @@ def test_what_is_no_set_of_labelled_images():
     images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.array([0, 1, 2, 3], np.int32)
     check_images("ok", images)
     check_labels("ok", labels, 4, 4)
-    with pytest.raises(Mistake, match=r"set: expected labels 0 \.\.\. 2; 1 are out of range, example 3 has 3"):
+    with pytest.raises(UserError, match=r"set: expected labels 0 \.\.\. 2; 1 are out of range, example 3 has 3"):
         check_labels("set", labels, 4, 3)
-    with pytest.raises(Mistake, match="set: expected 3 whole numbers"):
+    with pytest.raises(UserError, match="set: expected 3 whole numbers"):
         check_labels("set", labels, 3, 4)
     for wrong in (images[..., 0], images.astype(np.float32), images[:0]):
-        with pytest.raises(Mistake, match="set: expected images uint8"):
+        with pytest.raises(UserError, match="set: expected images uint8"):
             check_images("set", wrong)
-    with pytest.raises(Mistake, match="too few"):
+    with pytest.raises(UserError, match="too few"):
         feeds((images[:1], labels[:1]), (images, labels), 2, 2, 0.1, 0)
     split = without_test(np.tile(images, (5, 1, 1, 1)), np.arange(20), ("a",) * 20)
     np.testing.assert_array_equal(np.sort(np.concatenate([split.train_labels, split.test_labels])), np.arange(20))
@@ -351,7 +353,7 @@ def test_a_source_that_inherits_is_limited_and_checked(monkeypatch):
                 return found
 
         for use in (Wrong.load, Wrong.feeds, Wrong.spec):
-            with pytest.raises(Mistake, match=message):
+            with pytest.raises(UserError, match=message):
                 use(Wrong(name="stripes", seed=len(message)))
 
 
@@ -362,9 +364,9 @@ def test_two_domains_that_inherit_are_limited_and_checked():
             return Domains(part(9, 2), part(8, 2), part(7, 2), part(6, self.seed))
 
     assert [len(part) for part in Greys(limit=7, seed=2).load()] == [7, 7, 7, 6]
-    with pytest.raises(Mistake, match=r"cifar10: images of one shape expected, not \(2, 2, 1\) and \(3, 3, 1\)"):
+    with pytest.raises(UserError, match=r"cifar10: images of one shape expected, not \(2, 2, 1\) and \(3, 3, 1\)"):
         Greys(seed=3).feeds()
-    with pytest.raises(Mistake, match="cifar10, test_y: expected images uint8"):
+    with pytest.raises(UserError, match="cifar10, test_y: expected images uint8"):
         Greys(seed=0).feeds()
 
 
@@ -412,10 +414,10 @@ def test_features_of_other_names(tmp_path):
     domains = Unpaired("tiny", ("1", "0"), where, image_feature="photo", label_feature="kind").load()
     assert len(domains.train_x) == int(data.train_labels.sum())
     with pytest.raises(
-        Mistake, match="features image and kind, a class, and a split train; it has features kind, photo"
+        UserError, match="features image and kind, a class, and a split train; it has features kind, photo"
     ):
         Images("tiny", where, label_feature="kind").load()
-    with pytest.raises(Mistake, match="features photo and photo, a class"):
+    with pytest.raises(UserError, match="features photo and photo, a class"):
         Images("tiny", where, image_feature="photo", label_feature="photo").load()
 
 
@@ -436,7 +438,7 @@ def test_sets_are_cached_by_their_directory(tmp_path, monkeypatch):
 
 def test_images_of_unequal_shapes(tmp_path):
     where = built(tmp_path, [image(3 + k % 2, 0) for k in range(20)])
-    with pytest.raises(Mistake, match=r"tiny, split train: images of one shape expected, not \(3, 4, 1\) and \(4, 4"):
+    with pytest.raises(UserError, match=r"tiny, split train: images of one shape expected, not \(3, 4, 1\) and \(4, 4"):
         arrays("tiny", where)
 
 
@@ -453,7 +455,7 @@ def test_damaged_records(tmp_path, damage):
     content[100_000] ^= 1
     if damage != "removed":
         shard.write_bytes(content if damage == "flipped" else content[: len(content) // 2])
-    with pytest.raises(Failure, match=f"mnist, split train: can't read the data in {tmp_path}.*prepare it again"):
+    with pytest.raises(RunError, match=f"mnist, split train: can't read the data in {tmp_path}.*prepare it again"):
         arrays("mnist", str(tmp_path))
 
 
@@ -561,5 +563,5 @@ def test_no_augmentation_changes_nothing_and_floats_may_be_traced():
     swept = jax.jit(jax.vmap(noisy))(jnp.array([0.0, 0.5]))
     np.testing.assert_allclose(swept[0], images, atol=1e-6)
     assert abs(swept[1] - images).max() > 0.5
-    with pytest.raises(Mistake, match=r"augment\.shift"):
+    with pytest.raises(UserError, match=r"augment\.shift"):
         Augment(shift=-1)

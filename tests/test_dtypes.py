@@ -70,13 +70,13 @@ def test_caches_and_carries_have_the_dtype_of_the_net(net):
 def test_the_gradient_of_an_embedding_is_summed_in_float32():
     """1,200 occurrences of one token: bfloat16 stops counting at 256."""
     text = jnp.full((100, 12), 7)
-    net = lstm.Classifier(width=8, embedding=6, pairs=16, vocabulary=50, outputs=3)
+    net = lstm.Classifier(width=8, embedding=6, bigram_buckets=16, vocabulary=50, outputs=3)
     variables = net.init(jax.random.key(0), text)
     total = lambda params, dtype: applied(net, dtype, {"params": params}, text).astype(jnp.float32).sum()
     found, expected = (
         jax.jit(jax.grad(total), static_argnums=1)(variables["params"], dtype) for dtype in ("bfloat16", "float32")
     )
-    for path in (("encoder", "words"), ("bag", "words"), ("bag", "pairs")):
+    for path in (("encoder", "words"), ("bag", "words"), ("bag", "bigrams")):
         mine, theirs = found, expected
         for key in path:
             mine, theirs = mine[key], theirs[key]

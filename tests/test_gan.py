@@ -26,7 +26,7 @@ from research.learners.cyclegan import query_pool
 from research.learners.gan import GAN, LOSSES, STATISTICS, gradient_norm_squared, gradient_penalty
 from research.nets import cyclegan, dcgan, residual
 from research.nets import gan as nets
-from research.nets.conv import BatchNorm, _dilated, recomputed_statistics, transposed
+from research.nets.conv import BatchNorm, _lax_transposed, convolve_transposed, recomputed_statistics
 from research.training import checkpoint, config, run
 
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -165,15 +165,17 @@ def test_transposed_convolution_is_torchs(torch, kernel):
     module = torch.nn.ConvTranspose2d(5, 3, kernel, 2, 1, output_padding=4 - kernel, bias=False)
     x, w = normal(0, 2, 5, 4, 6), module.weight.detach().numpy().transpose(2, 3, 0, 1)
     expected = inward(module(torch.tensor(x)).detach())
-    for f in (transposed, _dilated):
+    for f in (convolve_transposed, _lax_transposed):
         np.testing.assert_allclose(jax.jit(f)(inward(x), w), expected, atol=1e-5)
     # On the CPU, the gradients are those of the lowering elsewhere.
     cotangent = normal(1, *expected.shape)
-    mine, other = (jax.vjp(f, jnp.array(inward(x)), jnp.array(w))[1](cotangent) for f in (transposed, _dilated))
+    mine, other = (
+        jax.vjp(f, jnp.array(inward(x)), jnp.array(w))[1](cotangent) for f in (convolve_transposed, _lax_transposed)
+    )
     for a, b in zip(mine, other, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-4)
     with pytest.raises(ValueError, match="3 or 4"):
-        transposed(inward(x), np.zeros((5, 5, 5, 3)))
+        convolve_transposed(inward(x), np.zeros((5, 5, 5, 3)))
 
 
 @pytest.mark.parametrize("kernel, stride, pad", [(4, 2, 1), (4, 1, 1), (3, 2, 1), (1, 1, 0)])
@@ -232,8 +234,8 @@ def test_spectral_norm_is_that_of_the_singular_values(torch):
 
 def test_residual_resampling():
     x = normal(0, 2, 4, 6, 3)
-    np.testing.assert_array_equal(residual.doubled(x), x.repeat(2, 1).repeat(2, 2))
-    np.testing.assert_allclose(residual.halved(residual.doubled(x)), x, rtol=1e-6)
+    np.testing.assert_array_equal(residual.upsample(x), x.repeat(2, 1).repeat(2, 2))
+    np.testing.assert_allclose(residual.downsample(residual.upsample(x)), x, rtol=1e-6)
 
 
 # ---- nets
@@ -276,7 +278,7 @@ def test_dcgans_dense_layers_by_hand():
     net = dcgan.DCGANGenerator((4,), hidden=5, norm="none", shape=(2, 2, 1))
     params, _ = network(net).init(jax.random.key(3), (z, labels))
     dense = lambda x, p: np.maximum(x @ p["Weight_0"]["kernel"] + p["bias"], 0)
-    x = dense(dense(np.asarray(z), params["stem"]), params["Seed_0"]["Dense_0"])
+    x = dense(dense(np.asarray(z), params["stem"]), params["ProjectAndReshape_0"]["Dense_0"])
     kernel = np.asarray(params["head"]["Weight_0"]["kernel"])[1:3, 1:3]
     images = np.tanh(np.einsum("bc,hwcd->bhwd", x, kernel) + params["head"]["bias"])
     np.testing.assert_allclose(network(net).apply(params, {}, (z, labels))[0], images, atol=1e-5)
@@ -536,8 +538,8 @@ def test_unpaired_data():
         shown = np.concatenate([batch.inputs[at][batch.targets[at] > 0] for batch in feeds.test])
         np.testing.assert_array_equal(shown, whole.test_images[whole.test_labels == label])
     assert size(3) != size(8)
-    # Both streams and resident data give the same batches, of images of their class, in orders that differ.
-    stream = replace(data, feed="stream").feeds().train
+    # The device and the host feed give the same batches, of images of their class, in orders that differ.
+    stream = replace(data, feed="host").feeds().train
     with prefetched(stream, 0, 4, 2, lambda batch: batch) as chunks:
         streamed = list(chunks)
     for step in range(4):
@@ -549,7 +551,7 @@ def test_unpaired_data():
     assert not np.array_equal(feeds.train.x.batch_at(0).index, feeds.train.y.batch_at(0).index)
     with pytest.raises(UserError, match=r"digits has no class 33: did you mean 3"):
         replace(data, classes=("33", "8")).feeds()
-    with pytest.raises(UserError, match=r"data.limit=2 leaves a class"):
+    with pytest.raises(UserError, match=r"data.limit=2 leaves no training or test images of a class"):
         replace(data, limit=2).feeds()
     with pytest.raises(UserError, match="two"):
         Unpaired(classes=("truck", "truck"))

@@ -142,7 +142,7 @@ def test_scan_is_loop(name):
 def test_streamed_is_resident(name):
     if not hasattr(getattr(EXPERIMENTS[name], "data", None), "feed"):
         pytest.skip("its data live in one place alone")
-    stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="stream"))
+    stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="host"))
     target = place("shard_map")
     learner = stream.build()
     state = target.put(start(name))

@@ -82,8 +82,8 @@ def test_convolution_in_16_bits(case, dtype):
 def test_transposed_convolution_in_bfloat16(kernel):
     x = jax.random.normal(jax.random.key(0), (6, 5, 4, 3)).astype(jnp.bfloat16)
     w = (jax.random.normal(jax.random.key(1), (kernel, kernel, 6, 2)) / 6).astype(jnp.bfloat16)
-    found = jax.jit(conv.transposed)(x, w)
-    expected = conv._dilated(x.astype(jnp.float32), w.astype(jnp.float32))
+    found = jax.jit(conv.convolve_transposed)(x, w)
+    expected = conv._lax_transposed(x.astype(jnp.float32), w.astype(jnp.float32))
     assert found.dtype == jnp.bfloat16
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.02 * float(jnp.abs(expected).max()))
 

@@ -73,7 +73,7 @@ def test_a_run_leaves_pictures_and_sample_metrics(runs):
     assert {"samples.png", "interpolations.png", "curves.png"} <= {path.name for path in directory.glob("*.png")}
     written = json.loads((directory / "sample_metrics.json").read_text())
     assert (written["classifier_dir"], written["classifier_hash"]) == (classifier, expected)
-    assert (written["features"], written["num_samples"]) == ("the input of Dense_0", 300)
+    assert (written["features"], written["num_samples"]) == ("the input of head", 300)
     history = sorted(path.parent.name for path in directory.glob("history/*/samples.png"))
     with Image.open(directory / "samples.gif") as film, Image.open(directory / "samples.png") as last:
         assert film.n_frames == len(history) > 1  # one for each evaluation

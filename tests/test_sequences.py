@@ -64,11 +64,11 @@ def test_gradient_of_the_recurrence(masked):
     """The gradient written by hand, against that of the same scan by JAX."""
     keys = jax.random.split(jax.random.key(0), 5)
     arguments = [jax.random.normal(k, s) for k, s in zip(keys, [(6, 2, 12), (3, 12), (2, 3), (2, 3)], strict=False)]
-    there = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], jnp.float32).T[:, :, None] if masked else None
+    mask = jnp.array([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1]], jnp.float32).T[:, :, None] if masked else None
     weights = jax.random.normal(keys[4], (6, 2, 3))
 
     def loss(f, gates, kernel, hidden, cell):
-        outputs, h, c = f(gates, kernel, hidden, cell, there)
+        outputs, h, c = f(gates, kernel, hidden, cell, mask)
         return (outputs * weights).sum() + (h * weights[0]).sum() + (c * weights[1]).sum()
 
     plain = lambda *a: (lambda hs, last, _: (hs, *last))(*lstm._run(*a))
@@ -111,10 +111,10 @@ def test_lstm_against_pytorch(layers, bidirectional):
 
 def test_attention_against_numpy():
     """Softmax of scaled products, head by head, each token of those before it; grouped keys and values."""
-    stack = Stack(layers=1, width=12, heads=6, groups=2)
+    stack = Stack(layers=1, width=12, heads=6, num_kv_heads=2)
     x = jax.random.normal(jax.random.key(0), (2, 5, 12))
     net = transformer.Attention(stack, causal=True)
-    seen = transformer.Seen(jnp.arange(5)[None], None, None)
+    seen = transformer.AttentionInputs(jnp.arange(5)[None], None, None)
     params = params_of(net, x, seen, None)
     found, _ = net.apply({"params": params}, x, seen, None)
     kernel, bias = (np.asarray(params["qkv"][n], np.float64) for n in ("kernel", "bias"))
@@ -142,7 +142,7 @@ def test_encoder_and_decoder_layers_against_pytorch(norm):
     x, memory = (jax.random.normal(jax.random.key(n), (3, 6, 16)) for n in range(2))
     mask = jnp.arange(6) < jnp.array([[6], [4], [2]])
     block = transformer.Block(stack, causal=True, train=False)
-    seen = transformer.Seen(jnp.arange(6)[None], None, Memory(memory, mask))
+    seen = transformer.AttentionInputs(jnp.arange(6)[None], None, Memory(memory, mask))
     params = params_of(block, x, seen, None)
     found, _ = block.apply({"params": params}, x, seen, None)
 
@@ -204,11 +204,11 @@ def test_language_model_and_its_gradients_against_pytorch(bias):
 def test_rotary_products_depend_on_the_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
     product = lambda i, j: float(
-        (transformer.rotated(q, jnp.array([[i]])) * transformer.rotated(k, jnp.array([[j]]))).sum()
+        (transformer.rotary(q, jnp.array([[i]])) * transformer.rotary(k, jnp.array([[j]]))).sum()
     )
     assert product(3, 1) == pytest.approx(product(9, 7), abs=1e-5)
     assert abs(product(3, 1) - product(3, 2)) > 1e-3
-    np.testing.assert_allclose(transformer.rotated(q, jnp.array([[0]])), q)
+    np.testing.assert_allclose(transformer.rotary(q, jnp.array([[0]])), q)
 
 
 def test_padding_changes_nothing():
@@ -216,7 +216,7 @@ def test_padding_changes_nothing():
     padded = jnp.pad(text, ((0, 0), (0, 5)), constant_values=PAD)
     nets = (
         transformer.Classifier(SMALL, vocabulary=50, context=11, outputs=3),
-        lstm.Classifier(width=8, embedding=8, pairs=16, vocabulary=50, outputs=3),
+        lstm.Classifier(width=8, embedding=8, bigram_buckets=16, vocabulary=50, outputs=3),
     )
     for net in nets:
         params = {"params": params_of(net, padded)}
@@ -229,15 +229,15 @@ def test_a_bag_by_hand_and_beside_the_lstm():
     text, table = jnp.array([[7, 4, 7, PAD]]), 2**10
     net = bag.Bag(table, 6, word_dropout=0.5, vocabulary=50, outputs=3)
     params = params_of(net, text)
-    params["pairs"]["embedding"] = jax.random.normal(jax.random.key(1), (table, 6))
-    found = np.asarray(bag.rows(text, table))[0]
+    params["bigrams"]["embedding"] = jax.random.normal(jax.random.key(1), (table, 6))
+    found = np.asarray(bag.bigram_rows(text, table))[0]
     assert len(set(found[:3])) == 3  # (7, 4), (4, 7), (7, end): the order counts
-    assert list(np.asarray(bag.rows(jnp.array([[9, 7, 4]]), table))[0, 1:2]) == [found[0]]  # the place doesn't
-    total = params["words"]["embedding"][np.array([7, 4, 7])].sum(0) + params["pairs"]["embedding"][found[:3]].sum(0)
+    assert list(np.asarray(bag.bigram_rows(jnp.array([[9, 7, 4]]), table))[0, 1:2]) == [found[0]]  # the place doesn't
+    total = params["words"]["embedding"][np.array([7, 4, 7])].sum(0) + params["bigrams"]["embedding"][found[:3]].sum(0)
     expected = total / np.sqrt(3) @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(net.apply({"params": params}, text)[0], expected, rtol=1e-5, atol=1e-6)
 
-    both = lstm.Classifier(width=8, embedding=6, pairs=table, vocabulary=50, outputs=3)
+    both = lstm.Classifier(width=8, embedding=6, bigram_buckets=table, vocabulary=50, outputs=3)
     alone = lstm.Classifier(width=8, embedding=6, vocabulary=50, outputs=3)
     tree = {"params": params_of(both, text)}
     of_bag = bag.Bag(table, vocabulary=50, outputs=3).apply({"params": tree["params"]["bag"]}, text)
@@ -282,8 +282,10 @@ TRANSLATORS = [
 ]
 LANGUAGE_MODELS = [
     transformer.LanguageModel(SMALL, context=20, outputs=50),
-    transformer.LanguageModel(Stack(layers=2, width=16, heads=4, groups=2, positions="rotary", activation="swiglu"),
-                              tied=False, context=20, outputs=50),
+    transformer.LanguageModel(
+        Stack(layers=2, width=16, heads=4, num_kv_heads=2, positions="rotary", activation="swiglu"),
+        tied=False, context=20, outputs=50,
+    ),
     transformer.LanguageModel(Stack(layers=2, width=16, heads=2, positions="sinusoidal", norm="post"),
                               context=20, outputs=50),
     lstm.LanguageModel(width=16, embedding=8, outputs=50),
@@ -312,7 +314,7 @@ def test_layers_compiled_one_by_one_or_as_a_loop():
     text, stack = words(0), Stack(layers=3, width=16, heads=4)
     nets = [
         transformer.LanguageModel(s, context=12, outputs=50)
-        for s in (stack, Stack(layers=3, width=16, heads=4, unroll=1, remat=True))
+        for s in (stack, Stack(layers=3, width=16, heads=4, scan_unroll=1, remat=True))
     ]
     params = params_of(nets[0], text)
     found = [
@@ -439,12 +441,12 @@ def test_dropout_of_an_example_depends_on_its_key_alone(given):
 
 DROPPED = [
     CNN(widths=(4,), depth=1, norm=False, hidden=6, dropout=0.5, outputs=3),
-    transformer.LanguageModel(Stack(layers=3, width=16, heads=4, dropout=0.3, unroll=1, remat=True),
+    transformer.LanguageModel(Stack(layers=3, width=16, heads=4, dropout=0.3, scan_unroll=1, remat=True),
                               context=12, outputs=50),
     transformer.Classifier(Stack(layers=1, width=16, heads=4), dropout=0.5, vocabulary=50, context=12, outputs=3),
     transformer.Translator(Stack(layers=1, width=16, heads=4, dropout=0.3), context=12, outputs=50),
     lstm.LanguageModel(width=8, embedding=6, dropout=0.3, outputs=50),
-    lstm.Classifier(layers=2, width=8, embedding=6, word_dropout=0.3, dropout=0.3, pairs=16, bag_dropout=0.3,
+    lstm.Classifier(layers=2, width=8, embedding=6, word_dropout=0.3, dropout=0.3, bigram_buckets=16, bag_dropout=0.3,
                     vocabulary=50, outputs=3),
     lstm.MaskedModel(layers=2, width=8, embedding=6, dropout=0.3, vocabulary=50, outputs=30),
     lstm.Translator(layers=2, width=8, dropout=0.3, outputs=50),

@@ -12,18 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 from research.core.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN
 from research.data import pairs, sentences
 from research.data import text as texts
-from research.data.buckets import Bucketed, bucketed, judged
+from research.data.buckets import BucketFeed, eval_batches, into_buckets
 from research.data.feed import prefetched
-from research.data.order import carved, indices
+from research.data.order import indices, split
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
 from research.data.text import END, IGNORED, Text, Windows, windows
 from research.data.tfds import columns
-from research.data.tokenizer import commonest, tokenizer_from, trained
+from research.data.tokenizer import most_frequent, tokenizer_from_json, train_tokenizer
 
 ODD = "Zwölf Boxkämpfer — naïve 日本語 😀👩‍👩‍👧\r\n\t\x00\x03 <pad><eos>"
 VERSE = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 4
@@ -42,19 +42,19 @@ def have(name):
 
 
 def test_characters_are_those_of_the_text_sorted():
-    tokenizer = trained("characters", ["hello", "öl\n😀"])
+    tokenizer = train_tokenizer("characters", ["hello", "öl\n😀"])
     assert tokenizer.size == 7
     np.testing.assert_array_equal(tokenizer.encode("\nehloö😀"), range(7))
     np.testing.assert_array_equal(tokenizer.lengths, np.ones(7))
     assert tokenizer.decode(tokenizer.encode("ö\n 😀lo".replace(" ", ""))) == "ö\n😀lo"
     assert tokenizer.encode("").shape == (0,) and tokenizer.encode("").dtype == np.int32
-    with pytest.raises(Mistake, match=r"lacks ' x'; it has 7: '\\nehloö😀'"):
+    with pytest.raises(UserError, match=r"lacks ' x'; it has 7: '\\nehloö😀'"):
         tokenizer.encode("hello x")
 
 
 @pytest.mark.parametrize("specials", [False, True])
 def test_byte_pairs_lose_nothing(specials):
-    tokenizer = trained("bpe", [VERSE], vocabulary=300, specials=specials)
+    tokenizer = train_tokenizer("bpe", [VERSE], vocabulary=300, specials=specials)
     assert tokenizer.size == 300
     for text in (ODD, VERSE, "", "<mask>"):
         ids = tokenizer.encode(text)
@@ -63,20 +63,20 @@ def test_byte_pairs_lose_nothing(specials):
         assert not specials or ids.min(initial=5) >= len(SPECIALS)
     assert len(tokenizer.encode(VERSE)) < 0.7 * len(VERSE)
     assert tokenizer.encode("ß").shape == (2,), "unmerged, a character is its bytes"
-    equal(tokenizer.encoded([ODD, VERSE]), [tokenizer.encode(ODD), tokenizer.encode(VERSE)])
+    equal(tokenizer.encode_batch([ODD, VERSE]), [tokenizer.encode(ODD), tokenizer.encode(VERSE)])
     if specials:
         assert tokenizer.lengths[:5].sum() == 0 and (tokenizer.lengths[5:] <= 300).all()
         assert tokenizer.decode([BOS, *tokenizer.encode("so"), EOS, PAD]) == "so"
 
 
 def test_the_first_merge_is_the_most_frequent_pair():
-    tokenizer = trained("bpe", ["abab abab xyab"], vocabulary=257)
+    tokenizer = train_tokenizer("bpe", ["abab abab xyab"], vocabulary=257)
     assert tokenizer.library.id_to_token(256) == "ab"
     assert (tokenizer.encode("ab") == 256).all() and tokenizer.lengths[256] == 2
 
 
 def test_words_are_the_most_frequent_ones():
-    tokenizer = trained("words", ["The cat, the dog", "A cat. the END"], vocabulary=8)
+    tokenizer = train_tokenizer("words", ["The cat, the dog", "A cat. the END"], vocabulary=8)
     # the 3 times, cat twice; of those met once, the first in the order of their letters.
     assert [tokenizer.library.id_to_token(n) for n in range(8)] == [*SPECIALS, "the", "cat", ","]
     np.testing.assert_array_equal(tokenizer.encode("THE bird,cat <mask>"), [5, 3, 7, 6, 3, 3, 3])
@@ -87,15 +87,16 @@ def test_words_are_the_most_frequent_ones():
 
 @pytest.mark.parametrize("kind", ["characters", "words", "bpe"])
 def test_tokenizers_are_their_json(kind):
-    made = trained(kind, [VERSE, ODD], vocabulary=280, specials=True)
-    again = tokenizer_from(made.text())
-    assert again.kind == kind and again.text() == made.text() == trained(kind, [VERSE, ODD], 280, True).text()
+    made = train_tokenizer(kind, [VERSE, ODD], vocabulary=280, specials=True)
+    again = tokenizer_from_json(made.to_json())
+    same = train_tokenizer(kind, [VERSE, ODD], 280, True)
+    assert again.kind == kind and again.to_json() == made.to_json() == same.to_json()
     equal(again.encode(ODD), made.encode(ODD))
     equal(again.lengths, made.lengths)
 
 
 def test_damaged_tokenizers():
-    words, bytes_, letters = (trained(k, [VERSE], 300, True).text() for k in ("words", "bpe", "characters"))
+    words, bytes_, letters = (train_tokenizer(k, [VERSE], 300, True).to_json() for k in ("words", "bpe", "characters"))
     for damaged in (
         "",
         "null",
@@ -110,19 +111,19 @@ def test_damaged_tokenizers():
         letters.replace(r"[\\s\\S]", "[a-z]"),
     ):
         assert damaged not in (words, bytes_, letters)
-        with pytest.raises(Mistake, match=r"damaged or not one of samestep's \(.+\); copy it anew"):
-            tokenizer_from(damaged)
+        with pytest.raises(UserError, match=r"damaged or not one of samestep's \(.+\); copy it anew"):
+            tokenizer_from_json(damaged)
 
 
 def test_tokenizers_that_cannot_be():
-    with pytest.raises(Mistake, match="no text"):
-        trained("bpe", ["", ""])
-    with pytest.raises(Mistake, match="bpe needs at least 261 tokens, not 260"):
-        trained("bpe", ["a"], vocabulary=260, specials=True)
-    with pytest.raises(Mistake, match="words needs at least 6 tokens, not 5"):
-        trained("words", ["a"], vocabulary=5)
-    assert trained("bpe", ["a"], vocabulary=256).size == 256
-    assert commonest("abcbac") == "a" and commonest("xyy") == "y"
+    with pytest.raises(UserError, match="no text"):
+        train_tokenizer("bpe", ["", ""])
+    with pytest.raises(UserError, match="bpe needs at least 261 tokens, not 260"):
+        train_tokenizer("bpe", ["a"], vocabulary=260, specials=True)
+    with pytest.raises(UserError, match="words needs at least 6 tokens, not 5"):
+        train_tokenizer("words", ["a"], vocabulary=5)
+    assert train_tokenizer("bpe", ["a"], vocabulary=256).size == 256
+    assert most_frequent("abcbac") == "a" and most_frequent("xyy") == "y"
 
 
 # ---- a text to model
@@ -157,20 +158,22 @@ def test_a_file_of_more_tokens_than_32_bits_count(tmp_path, monkeypatch):
 
     few = tokens[:20]
     monkeypatch.setattr(texts, "_tokens", lambda *_: (texts.TextSpec(None, 100, context, 0), tokens, few, few))
-    config = Text("tokens.npy", context=context, batch=16, feed="stream")
+    config = Text("tokens.npy", context=context, batch=16, feed="host")
     equal(config.feeds().train.batch_at(3), batch)
-    with pytest.raises(Mistake, match=r"4,294,967,346 tokens of data.name tokens.npy are more than the 2,147,483,648"):
-        dataclasses.replace(config, feed="resident").feeds()
+    with pytest.raises(
+        UserError, match=r"4,294,967,346 tokens of data.name tokens.npy are more than the 2,147,483,648"
+    ):
+        dataclasses.replace(config, feed="device").feeds()
 
 
-def test_resident_windows_are_the_streamed_ones():
+def test_windows_on_the_device_are_those_on_the_host():
     tokens = np.random.default_rng(0).integers(50, size=40, dtype=np.int32)
     here = Windows(jnp.asarray(tokens), context=6, batch=8, seed=1)
-    stream = dataclasses.replace(here, tokens=tokens, resident=False)
+    host = dataclasses.replace(here, tokens=tokens, resident=False)
     at = jax.jit(lambda feed, step, rows: feed.batch_at(step, rows))
     for step in (0, 3, 10**6):
         for rows in (np.arange(8), np.array([7, 2, 3])):
-            equal(at(here, step, rows), stream.batch_at(step, rows))
+            equal(at(here, step, rows), host.batch_at(step, rows))
 
 
 def test_evaluation_windows_predict_every_token_once():
@@ -192,7 +195,7 @@ def test_evaluation_may_read_longer_windows(tmp_path):
     feeds = config.feeds()
     assert feeds.train.batch_at(0).inputs.shape == (64, 4)
     assert {batch.inputs.shape for batch in (*feeds.validation, *feeds.test)} == {(2, 30)}
-    with pytest.raises(Mistake, match=r"data\.evaluation_context must be at least 1"):
+    with pytest.raises(UserError, match=r"data\.evaluation_context must be at least 1"):
         dataclasses.replace(config, evaluation_context=0)
 
 
@@ -202,12 +205,12 @@ def test_a_text_file(tmp_path):
     config = Text(name=str(tmp_path / "alphabet.txt"), context=16, batch=4, evaluation_batch=3, validation=0.1)
     spec, feeds = config.spec(), config.feeds()
     assert (spec.classes, spec.context, spec.replaced) == (26, 16, 0)
-    assert tokenizer_from(feeds.kept["tokenizer.json"]).decode(feeds.train.tokens) == text[:1620]
+    assert tokenizer_from_json(feeds.kept["tokenizer.json"]).decode(feeds.train.tokens) == text[:1620]
     for part, expected in ((feeds.validation, text[1620:1800]), (feeds.test, text[1800:])):
         assert {batch.inputs.shape for batch in part} == {(3, 16)}
         targets = np.concatenate([batch.targets[batch.mask == 1] for batch in part])
         assert spec.tokenizer.decode(targets[targets != IGNORED]) == expected[1:]
-    assert feeds.train.resident and not dataclasses.replace(config, feed="stream").feeds().train.resident
+    assert feeds.train.resident and not dataclasses.replace(config, feed="host").feeds().train.resident
     few = dataclasses.replace(config, limit=100).feeds()
     assert len(few.train.tokens) == 100
     assert sum((batch.targets[batch.mask == 1] != IGNORED).sum() for batch in few.test) == 9
@@ -227,7 +230,7 @@ def test_a_folder_of_texts(tmp_path, kind):
     train, validation, test = (spec.tokenizer.decode(part) for part in parts)
     assert train == whole[: len(train)] and len(train + validation + test) == len(whole)
     assert len(test) == round(len(whole) * 0.1) and len(validation) == round((len(whole) - len(test)) * 0.05)
-    # The training part has none of the letters of "three😀" but t and e; its commonest character is the space.
+    # The training part has none of the letters of "three😀" but t and e; its most_frequent character is the space.
     others = whole[len(train) :]
     assert spec.replaced == (0 if kind == "bpe" else sum(map(others.count, "hr😀")))
     expected = others if kind == "bpe" else others.translate(dict.fromkeys(map(ord, "hr😀"), " "))
@@ -240,31 +243,33 @@ def test_numbers_of_a_file(tmp_path):
     path = tmp_path / "tokens.npy"
     tokens = np.random.default_rng(0).integers(300, size=1000).astype(np.uint16)
     np.save(path, tokens)
-    config = Text(name=str(path), vocabulary=300, context=10, validation=0.1, feed="stream")
+    config = Text(name=str(path), vocabulary=300, context=10, validation=0.1, feed="host")
     spec, feeds = config.spec(), config.feeds()
     assert spec.tokenizer is None and spec.classes == 300 and not feeds.kept
     np.testing.assert_array_equal(feeds.train.tokens, tokens[:810])
     np.testing.assert_array_equal(feeds.test[0].inputs[0], tokens[900:910])
-    equal(dataclasses.replace(config, feed="resident").feeds().train.batch_at(3), feeds.train.batch_at(3))
+    equal(dataclasses.replace(config, feed="device").feeds().train.batch_at(3), feeds.train.batch_at(3))
     high = tokens.max()
-    with pytest.raises(Mistake, match=rf"tokens \d+ ... {high} are not in 0 ... 99; give --data.vocabulary {high + 1}"):
+    with pytest.raises(
+        UserError, match=rf"tokens \d+ ... {high} are not in 0 ... 99; give --data.vocabulary {high + 1}"
+    ):
         dataclasses.replace(config, vocabulary=100).spec()
     for seed, wrong in enumerate((tokens.astype(float), tokens.reshape(10, -1), tokens[:0])):
         np.save(path, wrong)
-        with pytest.raises(Mistake, match=r"one row of whole numbers, not (float64|uint16) \["):
+        with pytest.raises(UserError, match=r"one row of whole numbers, not (float64|uint16) \["):
             dataclasses.replace(config, seed=10 + seed).spec()
     np.save(path, np.array([print], object), allow_pickle=True)
-    with pytest.raises(Mistake, match="damaged or no such file"):
+    with pytest.raises(UserError, match="damaged or no such file"):
         dataclasses.replace(config, seed=1).spec()
     np.save(path, tokens)
     whole = path.read_bytes()
     for seed, size in enumerate((900, 20, 0)):
         path.write_bytes(whole[:size])
-        with pytest.raises(Mistake, match="damaged or no such file"):
+        with pytest.raises(UserError, match="damaged or no such file"):
             dataclasses.replace(config, seed=20 + seed).spec()
     with path.open("wb") as file:
         np.savez(file, a=tokens, b=tokens)
-    with pytest.raises(Mistake, match="several arrays"):
+    with pytest.raises(UserError, match="several arrays"):
         dataclasses.replace(config, seed=2).spec()
 
 
@@ -318,14 +323,14 @@ def test_texts_that_cannot_be(tmp_path):
         (Text("tiny_shakespear", dir=str(tmp_path)), "no set tiny_shakespear.*did you mean tiny_shakespeare"),
         (Text("lm1b", dir=str(tmp_path)), "lm1b: not found in .*tfds build lm1b.*--data.name stdlib needs nothing"),
     ):
-        with pytest.raises(Mistake, match=message):
+        with pytest.raises(UserError, match=message):
             config.feeds()
     for wrong, message in (
         ({"context": 0}, r"data\.context must be at least 1"),
         ({"limit": 0}, r"data\.limit must be at least 1"),
         ({"validation": 0.0}, "between 0 and 1"),
     ):
-        with pytest.raises(Mistake, match=message):
+        with pytest.raises(UserError, match=message):
             Text(**wrong)
 
 
@@ -335,7 +340,7 @@ def test_texts_that_cannot_be(tmp_path):
 def numbers(sizes, lengths=(4, 8, 16)):
     """Examples whose inputs say which they are: example n is a row of n, as long as its bucket."""
     rows = lambda index, length: (np.repeat(index[:, None], length, 1), {"n": index})
-    return bucketed(np.array(sizes), lengths, rows)
+    return into_buckets(np.array(sizes), lengths, rows)
 
 
 SIZES = np.random.default_rng(0).choice([1, 4, 5, 8, 9, 99], size=90, p=[0.2, 0.3, 0.2, 0.2, 0.06, 0.04])
@@ -348,16 +353,16 @@ def test_each_example_is_in_the_first_bucket_that_holds_it():
     assert [bucket.inputs.shape[1] for bucket in numbers([3, 30])] == [4, 16], "an empty bucket is none"
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 50])
-def test_a_chunk_reads_one_bucket_and_a_cycle_all_of_them(chunk):
-    feed = Bucketed(numbers(SIZES), batch=3, chunk=chunk, seed=5)
+@pytest.mark.parametrize("steps", [1, 4, 50])
+def test_a_dispatch_reads_one_bucket_and_a_cycle_all_of_them(steps):
+    feed = BucketFeed(numbers(SIZES), batch=3, steps_per_dispatch=steps, seed=5)
     blocks, sizes = feed.blocks(), [len(bucket.index) for bucket in feed.buckets]
-    cycle = sum(blocks) * chunk
+    cycle = sum(blocks) * steps
     batches = [feed.batch_at(step) for step in range(2 * cycle)]
-    assert {b.inputs.shape for b in batches} == {b.inputs.shape for b in feed.samples()} == {(3, 4), (3, 8), (3, 16)}
-    for start in range(0, len(batches), chunk):
-        assert len({b.inputs.shape for b in batches[start : start + chunk]}) == 1
-    widths = [[b.inputs.shape[1] for b in part[::chunk]] for part in (batches[:cycle], batches[cycle:])]
+    assert {b.inputs.shape for b in batches} == {(3, 4), (3, 8), (3, 16)}
+    for start in range(0, len(batches), steps):
+        assert len({b.inputs.shape for b in batches[start : start + steps]}) == 1
+    widths = [[b.inputs.shape[1] for b in part[::steps]] for part in (batches[:cycle], batches[cycle:])]
     assert [Counter(x) for x in widths] == [dict(zip((4, 8, 16), blocks, strict=True))] * 2
     assert widths[0] != widths[1] or len(widths[0]) < 6
     np.testing.assert_allclose(np.array(blocks) / sum(blocks), np.array(sizes) / sum(sizes), atol=0.5 / min(blocks) / 3)
@@ -366,10 +371,10 @@ def test_a_chunk_reads_one_bucket_and_a_cycle_all_of_them(chunk):
         for epoch in range(len(seen) // len(bucket.index)):
             part = seen[epoch * len(bucket.index) : (epoch + 1) * len(bucket.index)]
             np.testing.assert_array_equal(np.sort(part), bucket.index)
-    with prefetched(feed, 0, 3 * chunk, chunk, lambda batch: batch) as chunks:
-        stacked = list(chunks)
+    with prefetched(feed, 0, 3 * steps, steps, lambda batch: batch) as dispatches:
+        stacked = list(dispatches)
     for n, part in enumerate(stacked):
-        equal(part, jax.tree.map(lambda *x: np.stack(x), *batches[n * chunk : (n + 1) * chunk]))
+        equal(part, jax.tree.map(lambda *x: np.stack(x), *batches[n * steps : (n + 1) * steps]))
     for batch in batches:
         np.testing.assert_array_equal(batch.inputs, np.repeat(batch.index[:, None], batch.inputs.shape[1], 1))
         np.testing.assert_array_equal(batch.targets["n"], batch.index)
@@ -377,7 +382,7 @@ def test_a_chunk_reads_one_bucket_and_a_cycle_all_of_them(chunk):
 
 
 def test_a_bucketed_batch_is_a_function_of_the_step():
-    feed = Bucketed(numbers(SIZES), batch=4, chunk=5, seed=5)
+    feed = BucketFeed(numbers(SIZES), batch=4, steps_per_dispatch=5, seed=5)
     again, other = (dataclasses.replace(feed, seed=seed) for seed in (5, 6))
     steps = np.random.default_rng(1).permutation(60)
     shuffled = {step: again.batch_at(step) for step in steps}
@@ -391,13 +396,14 @@ def test_a_bucketed_batch_is_a_function_of_the_step():
 
 
 def test_a_rare_bucket_gets_a_block_all_the_same():
-    feed = Bucketed(numbers([1] * 5000 + [99]), batch=10, chunk=100, seed=0)
+    feed = BucketFeed(numbers([1] * 5000 + [99]), batch=10, steps_per_dispatch=100, seed=0)
     assert feed.blocks() == (500, 1)
-    np.testing.assert_array_equal(feed.samples()[1].index, [5000] * 10)
+    batches = [feed.batch_at(step) for step in range(0, 50_100, 100)]
+    assert [b.index.tolist() for b in batches if b.inputs.shape[1] == 16] == [[5000] * 10]
 
 
 def test_evaluation_meets_every_example_once():
-    batches = judged(numbers(SIZES), 7)
+    batches = eval_batches(numbers(SIZES), 7)
     assert all(b.inputs.shape[0] == 7 for b in batches)
     kept = np.concatenate([b.index[b.mask == 1] for b in batches])
     np.testing.assert_array_equal(np.sort(kept), np.arange(len(SIZES)))
@@ -452,7 +458,7 @@ def test_sentences(tmp_path):
     config = Sentences("tiny", where, vocabulary=8, lengths=(3, 5), batch=4, evaluation_batch=2, validation=0.2)
     spec, feeds = config.spec(), config.feeds(2)
     assert (spec.classes, spec.names, spec.length, spec.tokenizer.size) == (2, ("bad", "good"), 5, 8)
-    assert tokenizer_from(feeds.kept["tokenizer.json"]).text() == spec.tokenizer.text()
+    assert tokenizer_from_json(feeds.kept["tokenizer.json"]).to_json() == spec.tokenizer.to_json()
     good, film, bad = (int(spec.tokenizer.encode(word)[0]) for word in ("good", "film", "bad"))
     assert {good, film, bad} == {5, 6, 7}
     rows = sorted((x[m].tolist(), int(t)) for _, x, t, m in unbatched(feeds.test))
@@ -491,7 +497,7 @@ def test_a_set_that_says_what_to_validate_on(tmp_path):
 @pytest.mark.parametrize("tensorflow", [False, True])
 def test_a_set_that_is_known_with_tensorflow_alone(tmp_path, monkeypatch, tensorflow):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: tensorflow or None)
-    with pytest.raises(Mistake, match=r"no set zzz/y, nor has .*a folder or table.*its path \(\./zzz/y\)") as error:
+    with pytest.raises(UserError, match=r"no set zzz/y, nor has .*a folder or table.*its path \(\./zzz/y\)") as error:
         Sentences("zzz/y", str(tmp_path)).spec()
     assert ("pip install 'samestep[prepare]' && tfds build zzz/y" in str(error.value)) is not tensorflow
 
@@ -500,28 +506,28 @@ def test_sentences_that_cannot_be(tmp_path):
     import tensorflow_datasets as tfds
 
     for wrong, message in (
-        ({"lengths": (8, 4)}, r"data\.lengths are to increase.*\(8, 4\)"),
+        ({"lengths": (8, 4)}, r"data\.lengths must increase.*\(8, 4\)"),
         ({"lengths": ()}, r"data\.lengths"),
         ({"batch": 0}, r"data\.batch must be at least 1"),
         ({"validation": 1.5}, "between 0 and 1"),
     ):
-        with pytest.raises(Mistake, match=message):
+        with pytest.raises(UserError, match=message):
             Sentences(**wrong)
     where = rated(tmp_path / "a", [("x", 1)], [("y", 0)])
-    with pytest.raises(Mistake, match="1 training text is too few"):
+    with pytest.raises(UserError, match="1 training text is too few"):
         Sentences("tiny", where).spec()
     where = rated(tmp_path / "b", [("x", 1), ("z", -1)], [("y", 0)])
     with pytest.raises(
-        Mistake, match=r"tiny, split train: expected labels 0 ... 1; 1 are out of range, example \d has -1"
+        UserError, match=r"tiny, split train: expected labels 0 ... 1; 1 are out of range, example \d has -1"
     ):
         Sentences("tiny", where).spec()
     where = rated(tmp_path / "c", [(b"x\xff", 1)] * 3, [("y", 0)])
-    with pytest.raises(Mistake, match=r"tiny, split train, example 0: not UTF-8 at byte 1 \(0xff\)"):
+    with pytest.raises(UserError, match=r"tiny, split train, example 0: not UTF-8 at byte 1 \(0xff\)"):
         Sentences("tiny", where).spec()
     where = built(tmp_path / "d", {"text": tfds.features.Text()}, {"train": [{"text": "x"}]})
-    with pytest.raises(Mistake, match=r"expected features text and label, and a split train; it has features text"):
+    with pytest.raises(UserError, match=r"expected features text and label, and a split train; it has features text"):
         Sentences("tiny", where).spec()
-    with pytest.raises(Mistake, match=r"expected features en and de, and a split train; it has features text"):
+    with pytest.raises(UserError, match=r"expected features en and de, and a split train; it has features text"):
         Pairs("tiny", where).spec()
 
 
@@ -548,7 +554,7 @@ def test_a_test_split_without_labels(tmp_path, capsys):
     assert (len(found.train[0]), len(found.test[0])) == (16, 4) and not set(found.train[0]) & set(found.test[0])
     assert "a fifth of its training texts is the test data" in " ".join(capsys.readouterr().err.split())
     where = built(tmp_path / "c", features, {"train": splits["test"]}, "glue", "sst2")
-    with pytest.raises(Mistake, match="glue/sst2: its training texts have no labels"):
+    with pytest.raises(UserError, match="glue/sst2: its training texts have no labels"):
         Sentences("glue/sst2", where).spec()
 
 
@@ -564,33 +570,35 @@ def test_a_title_and_a_description(tmp_path):
     assert found.test[0].tolist() == ["d\nA"] * 2 and found.test[1].tolist() == [1, 1]
     config = Text("tiny", where, tokenizer="bpe", vocabulary=256, text_features=("body",), context=2, validation=0.4)
     assert config.spec().tokenizer.decode(config.feeds().train.tokens) == "d\x03d\x03d"
-    with pytest.raises(Mistake, match="expected features text and label, and a split train; it has features body, de"):
+    with pytest.raises(
+        UserError, match="expected features text and label, and a split train; it has features body, de"
+    ):
         Sentences("tiny", where, text_features=("text",)).load()
 
 
 def test_labelled_texts_of_a_folder(tmp_path):
-    for split, count in (("train", 6), ("test", 2)):
-        for label in ("pos", "neg", *(["unsup"] if split == "train" else [])):
-            (tmp_path / split / label).mkdir(parents=True)
+    for name, count in (("train", 6), ("test", 2)):
+        for label in ("pos", "neg", *(["unsup"] if name == "train" else [])):
+            (tmp_path / name / label).mkdir(parents=True)
             for n in range(count):
-                (tmp_path / split / label / f"{n}_7.txt").write_text(f"{label}<br />{split}{n}")
-        (tmp_path / split / "urls_pos.txt").write_text("not this")
+                (tmp_path / name / label / f"{n}_7.txt").write_text(f"{label}<br />{name}{n}")
+        (tmp_path / name / "urls_pos.txt").write_text("not this")
     found = Sentences(str(tmp_path)).load()
     assert found.names == ("neg", "pos") and found.validation is None
-    for split, (lines, labels) in (("train", found.train), ("test", found.test)):
-        expected = [(f"{label}\n{split}{n}", k) for k, label in enumerate(found.names) for n in range(len(lines) // 2)]
-        assert sorted(zip(lines, labels, strict=True)) == expected and len(lines) == {"train": 12, "test": 4}[split]
+    for name, (lines, labels) in (("train", found.train), ("test", found.test)):
+        expected = [(f"{label}\n{name}{n}", k) for k, label in enumerate(found.names) for n in range(len(lines) // 2)]
+        assert sorted(zip(lines, labels, strict=True)) == expected and len(lines) == {"train": 12, "test": 4}[name]
     few = Sentences(str(tmp_path), limit=5).load()
     np.testing.assert_array_equal(few.train[0], found.train[0][:5])
     assert set(few.train[1]) == {0, 1}, "the classes are mixed"
     (tmp_path / "val" / "other").mkdir(parents=True)
-    with pytest.raises(Mistake, match=r"val: no texts there; expected files CLASS/\*\.txt"):
+    with pytest.raises(UserError, match=r"val: no texts there; expected files CLASS/\*\.txt"):
         Sentences(str(tmp_path)).load()
     (tmp_path / "val" / "other" / "a.txt").write_text("a")
-    with pytest.raises(Mistake, match="split validation: labels that training has not: other"):
+    with pytest.raises(UserError, match="split validation: labels that the training texts lack: other"):
         Sentences(str(tmp_path)).load()
     with pytest.raises(
-        Mistake, match=r"no labelled texts there; expected a folder with train/CLASS/\*\.txt, train\.tsv"
+        UserError, match=r"no labelled texts there; expected a folder with train/CLASS/\*\.txt, train\.tsv"
     ):
         Sentences(str(tmp_path / "test")).load()
 
@@ -622,12 +630,12 @@ def test_labelled_texts_of_tables(tmp_path):
     for lines, message in (
         (["a\tb\tc"], "expected columns text and label, named in the first row, which is a, b, c"),
         ([], "expected columns text and label, named in the first row, which is not there"),
-        (["text\tlabel", "x\t1", "y"], "2 columns expected in each row; 'y' has 1"),
-        (["text\tlabel", "x\t1"], "1 text is too few to test and train on"),
+        (["text\tlabel", "x\t1", "y"], "expected 2 columns in each row; 'y' has 1"),
+        (["text\tlabel", "x\t1"], "1 text is too few to hold out test data"),
         (["text\tkind", "x\t1", "z\t1"], "its training texts have no labels"),
     ):
         table("wrong.tsv", *lines)
-        with pytest.raises(Mistake, match=message):
+        with pytest.raises(UserError, match=message):
             Sentences(str(tmp_path / "wrong.tsv")).load()
 
 
@@ -640,7 +648,7 @@ def test_texts_that_inherit_are_limited_and_checked():
     config = Odd(seed=2, limit=5, lengths=(4,))
     feeds = config.feeds(1)
     assert len(feeds.train.buckets[0].index) == len(unbatched(feeds.validation)) == len(unbatched(feeds.test)) == 5
-    with pytest.raises(Mistake, match=r"split train: expected labels 0 ... 1; 6 are out of range, example 2 has 2"):
+    with pytest.raises(UserError, match=r"split train: expected labels 0 ... 1; 6 are out of range, example 2 has 2"):
         Odd(seed=3).spec()
 
     class Echo(Pairs):
@@ -651,7 +659,7 @@ def test_texts_that_inherit_are_limited_and_checked():
     feeds = Echo(seed=20, limit=5, vocabulary=270).feeds(1)
     assert len(feeds.train.buckets[0].index) == 5 and len(Echo(seed=20, limit=5, vocabulary=270).references()) == 5
     assert len(unbatched_pairs(feeds.validation)) == 5
-    with pytest.raises(Mistake, match="split train: as many of both expected, not 20 texts and 10 translations"):
+    with pytest.raises(UserError, match="split train: expected as many of both, not 20 texts and 10 translations"):
         Echo(seed=10).spec()
 
 
@@ -668,9 +676,9 @@ def test_columns_of_an_empty_or_damaged_split():
         def __getitems__(self, places):
             raise OSError("bit rot")
 
-    with pytest.raises(Mistake, match="tiny: its split train is empty"):
+    with pytest.raises(UserError, match="tiny: its split train is empty"):
         columns(builder([]), "tiny", "train", ["text"])
-    with pytest.raises(Failure, match=r"tiny, split train: can't read the data in /there \(bit rot\)"):
+    with pytest.raises(RunError, match=r"tiny, split train: can't read the data in /there \(bit rot\)"):
         columns(builder(Damaged([1])), "tiny", "train", ["text"])
 
 
@@ -694,7 +702,7 @@ def test_pairs(tmp_path):
     test = ["the dog", "y" * 30], ["der Hund", "z" * 30]
     where = written(tmp_path, train_en=english, train_de=german, test_en=test[0], test_de=test[1])
     config = Pairs(where, vocabulary=261, lengths=(10, 20), batch=2, evaluation_batch=2, test="test", validation=0.25)
-    config = dataclasses.replace(config, seed=next(s for s in range(99) if carved(4, 0.25, s)[1][0] == 0))
+    config = dataclasses.replace(config, seed=next(s for s in range(99) if split(4, 0.25, s)[1][0] == 0))
     spec, feeds = config.spec(), config.feeds(3)
     assert (spec.tokenizer.size, spec.length, spec.left_out) == (261, 20, 1)
     assert (config.sources(), config.references()) == test
@@ -725,7 +733,7 @@ def test_pairs(tmp_path):
     assert packed == ([english, german], [["three dogs"], ["drei Hunde"]], list(test))
     damaged = tmp_path / "train.de.gz"
     damaged.write_bytes(damaged.read_bytes()[:20])
-    with pytest.raises(Mistake, match=r"can't read .*train\.de \("):
+    with pytest.raises(UserError, match=r"can't read .*train\.de \("):
         config.load()
 
 
@@ -751,21 +759,21 @@ def test_multi30k():
 
 
 def test_pairs_that_cannot_be(tmp_path):
-    with pytest.raises(Mistake, match="both de"):
+    with pytest.raises(UserError, match="both de"):
         Pairs(source="de")
-    with pytest.raises(Mistake, match=r"data\.lengths are to increase"):
+    with pytest.raises(UserError, match=r"data\.lengths must increase"):
         Pairs(lengths=(4, 4))
     where = written(tmp_path, train_en=["a", "b"], train_de=["c"], test_en=["a"], test_de=[])
-    with pytest.raises(Mistake, match=r"the same number of sentences, one a line, not 2 in .*train\.en and 1 in"):
+    with pytest.raises(UserError, match=r"the same number of sentences, one a line, not 2 in .*train\.en and 1 in"):
         Pairs(where).spec()
     written(tmp_path, train_de=["c", "d"])
-    with pytest.raises(Mistake, match=r"not 1 in .*test\.en and 0 in .*test\.de"):
+    with pytest.raises(UserError, match=r"not 1 in .*test\.en and 0 in .*test\.de"):
         Pairs(where, test="test").spec()
-    with pytest.raises(Mistake, match=r"can't read .*test_2016_flickr\.en"):
+    with pytest.raises(UserError, match=r"can't read .*test_2016_flickr\.en"):
         Pairs(where).spec()
     written(tmp_path, test_de=["d"])
-    with pytest.raises(Mistake, match="no training pair is as short as 1 tokens"):
+    with pytest.raises(UserError, match="no training pair is as short as 1 tokens"):
         Pairs(where, test="test", lengths=(1,)).spec()
     written(tmp_path, train_en=["a"], train_de=["c"])
-    with pytest.raises(Mistake, match="1 training pair is too few"):
+    with pytest.raises(UserError, match="1 training pair is too few"):
         Pairs(where, test="test").spec()

@@ -57,8 +57,9 @@ def translator(tmp_path_factory, quickly):
         (folder / f"{split}.bb").write_text("\n".join(lines).upper() + "\n")
     small = (
         "--data.source aa --data.target bb --data.test test --data.vocabulary 320 --data.lengths 8 16 --data.batch 48 "
-        "--data.evaluation-batch 8 --net.stack.layers 1 --net.stack.width 32 --net.stack.heads 2 --net.stack.hidden 64 "
-        "--net.stack.dropout 0 --steps 200 --run.steps-per-dispatch 10 --run.evaluate-every 200 --run.save-every 200 "
+        "--data.evaluation-batch 8 --net.stack.layers 1 --net.stack.width 32 --net.stack.heads 2 "
+        "--net.stack.mlp-dim 64 --net.stack.dropout 0 --steps 200 --run.steps-per-dispatch 10 "
+        "--run.evaluate-every 200 --run.save-every 200 "
         "--optimizer.learning-rate 0.02 --optimizer.warmup 20 --average 0.9 "
         "--bleu-every 150 --run.metric bleu --run.mode max --run.checkpoint-for-test best"
     )

@@ -33,7 +33,7 @@ def devices() -> int:
 def summed(tree: Any) -> Any:
     """The sum of each leaf of `tree` over the devices; `tree` itself where no axis is bound.
 
-    On a CPU, leaves of one dtype are summed as one array: there a sum takes its time for the waiting, not the copying.
+    On a CPU, leaves of one dtype are summed as one array: most of the time of a sum is spent waiting for other devices.
     """
     leaves = jax.tree.leaves(tree)
     if axis_if_bound() is None or not leaves:
@@ -56,6 +56,6 @@ def gathered(tree: Any) -> Any:
 
 
 def position(count: int) -> jax.Array:
-    """The places i32[count] in the global batch of this device's `count` examples."""
-    places = jnp.arange(count, dtype=jnp.int32)
-    return places if axis_if_bound() is None else lax.axis_index(AXIS) * count + places
+    """The positions i32[count] in the global batch of this device's `count` examples."""
+    positions = jnp.arange(count, dtype=jnp.int32)
+    return positions if axis_if_bound() is None else lax.axis_index(AXIS) * count + positions

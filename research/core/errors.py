@@ -7,6 +7,3 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """Something went wrong on the way: one clear message that names the mend; exit status 1."""
-
-
-Mistake, Failure = UserError, RunError

@@ -109,6 +109,3 @@ def _interceptor(dtype: str, rng: jax.Array | None) -> Callable:
         return call(*arguments, **options)
 
     return intercept
-
-
-Filled, filled = FromData, bind

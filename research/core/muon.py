@@ -12,8 +12,8 @@ A kernel [..., inputs, outputs] is a matrix of all its axes but the last, agains
 "layers", leaves [layers, ...]) are a matrix each. Kernels that are several matrices side by side are orthogonalised
 one by one:
 
-    qkv                                       queries (as many as inputs), keys and values
-    kv, gate_up                               keys and values; the gate and the other factor of SwiGLU
+    qkv                                                 queries (as many as inputs), keys and values
+    kv, gate_up                                         keys and values; the two factors of SwiGLU
     Layer_N, gates, recurrent_kernel, context_kernel    the four gates of an LSTM
 """
 

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name: one flat dataclass over optax."""
+"""Optimizers and learning rate schedules by name: one flat dataclass over optax."""
 
 import operator
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from research.core.types import Tree
 
 @dataclass(frozen=True)
 class Optimizer:
-    """What moves the parameters.
+    """An optimizer and the schedule of its learning rate.
 
     Attributes:
         name: adamw (Loshchilov & Hutter 2019, arXiv:1711.05101; Adam where weight_decay is 0), sgd (with momentum),
@@ -22,22 +22,22 @@ class Optimizer:
             (Jordan et al. 2024): kernels of hidden layers by Muon, each of fused matrices (queries, keys and values,
             the gates of an LSTM) by itself, and first and last layers, embeddings, biases and scales by Adam. Muon's
             updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both share learning_rate
-        learning_rate: its peak
-        schedule: constant; linear or cosine, down to `final_fraction` of it at the last step; halving, at `halve_at`;
-            one_cycle (Smith & Topin 2018, arXiv:1708.07120): up from 1/25 over the first 30 %, then down by a
-            cosine to nothing
-        warmup: steps over which the others rise linearly from 0
+        learning_rate: the peak of the learning rate
+        schedule: how the learning rate changes: constant; linear or cosine: from the peak to final_fraction of it at
+            the last update; halving: see halve_at; one_cycle (Smith & Topin 2018, arXiv:1708.07120): rises from 1/25
+            of the peak in the first 30 % of the run and falls to about 0 by a cosine
+        warmup: number of updates in which the learning rate rises linearly from 0, before its schedule begins
+        final_fraction: learning rate at the last update of linear and cosine, as a fraction of the peak
+        halve_at: fractions of the run after which the schedule halving halves the learning rate
         weight_decay: strength of weight decay, of kernels and embeddings (muon: of kernels alone). For sgd it is added
             to the gradient (L2 regularisation); for all others each update subtracts it times the learning rate from
             the parameters (decoupled decay)
         momentum: decay of the momentum of sgd and of muon
         nesterov: whether the momentum of sgd and of muon is Nesterov's; muon's Adam has none of it
-        b1: decay of the first moment, of adamw, of muon's Adam and of lion
+        b1: decay of the first moment of adamw, of muon's Adam and of lion
         b2: decay of the second moment of adamw and of muon's Adam, by default 0.999; of lion's momentum, by default
             0.99, as in its paper
-        eps: added to the root of the second moment, of adamw and of muon's Adam
-        final_fraction: learning rate at the end of `linear` and `cosine`, as a fraction of learning_rate
-        halve_at: the fractions of the run after which `halving` halves the learning rate
+        eps: number added to the root of the second moment of adamw and of muon's Adam
     """
 
     name: Literal["adamw", "sgd", "adafactor", "lion", "muon"] = "adamw"
@@ -55,48 +55,53 @@ class Optimizer:
 
     def __post_init__(self) -> None:
         if self.warmup < 0:
-            raise ValueError(f"optimizer.warmup must be 0 or more steps, not {self.warmup}")
+            raise ValueError(f"optimizer.warmup must be 0 or more updates, not {self.warmup}")
+
+    @property
+    def betas(self) -> tuple[float, float]:
+        """`b1`, and `b2` or its default."""
+        return self.b1, self.b2 if self.b2 is not None else 0.99 if self.name == "lion" else 0.999
 
 
-def schedule(how: Optimizer, steps: int) -> optax.Schedule:
-    """The learning rate as a function of the optimizer's count of updates, of `steps` in all."""
-    after = max(steps - how.warmup, 1)
-    match how.schedule:
+def schedule(config: Optimizer, steps: int) -> optax.Schedule:
+    """The learning rate as a function of the number of updates so far, of `steps` in all."""
+    decay_steps = max(steps - config.warmup, 1)
+    match config.schedule:
         case "constant":
             shape = optax.constant_schedule(1.0)
         case "linear":
-            shape = optax.linear_schedule(1.0, how.final_fraction, after)
+            shape = optax.linear_schedule(1.0, config.final_fraction, decay_steps)
         case "cosine":
-            shape = optax.cosine_decay_schedule(1.0, after, how.final_fraction)
+            shape = optax.cosine_decay_schedule(1.0, decay_steps, config.final_fraction)
         case "halving":
-            shape = optax.piecewise_constant_schedule(1.0, {int(at * steps) - how.warmup: 0.5 for at in how.halve_at})
+            boundaries = {int(fraction * steps) - config.warmup: 0.5 for fraction in config.halve_at}
+            shape = optax.piecewise_constant_schedule(1.0, boundaries)
         case "one_cycle":
-            shape = optax.cosine_onecycle_schedule(after, 1.0)
-    if how.warmup:
-        shape = optax.join_schedules([optax.linear_schedule(0.0, 1.0, how.warmup), shape], [how.warmup])
-    # The peak is multiplied in last, so that a sweep can vmap it.
-    return lambda count: how.learning_rate * shape(count)
+            shape = optax.cosine_onecycle_schedule(decay_steps, 1.0)
+    if config.warmup:
+        shape = optax.join_schedules([optax.linear_schedule(0.0, 1.0, config.warmup), shape], [config.warmup])
+    # The peak is a factor of the result, so that a sweep over it can be a vmap.
+    return lambda count: config.learning_rate * shape(count)
 
 
-def optimizer(how: Optimizer, steps: int) -> optax.GradientTransformation:
+def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
     """The optimizer for a run of `steps` updates."""
-    rate = schedule(how, steps)
-    b2 = how.b2 if how.b2 is not None else 0.99 if how.name == "lion" else 0.999
-    match how.name:
+    learning_rate, weight_decay, (b1, b2) = schedule(config, steps), config.weight_decay, config.betas
+    match config.name:
         case "adamw":
-            return optax.adamw(rate, how.b1, b2, how.eps, weight_decay=how.weight_decay, mask=decayed)
+            return optax.adamw(learning_rate, b1, b2, config.eps, weight_decay=weight_decay, mask=decayed)
         case "sgd":
-            sgd = optax.sgd(rate, how.momentum, how.nesterov)
-            return optax.chain(optax.add_decayed_weights(how.weight_decay, decayed), sgd)
+            sgd = optax.sgd(learning_rate, config.momentum, config.nesterov)
+            return optax.chain(optax.add_decayed_weights(weight_decay, decayed), sgd)
         case "adafactor":
-            # Optax's own decay of adafactor isn't multiplied by the learning rate.
-            decay = optax.add_decayed_weights(lambda count: -how.weight_decay * rate(count), decayed)
-            return optax.chain(optax.adafactor(rate), decay)
+            # Optax does not multiply the weight decay of adafactor by the learning rate.
+            decay = optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count), decayed)
+            return optax.chain(optax.adafactor(learning_rate), decay)
         case "lion":
-            return optax.lion(rate, how.b1, b2, weight_decay=how.weight_decay, mask=decayed)
+            return optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=decayed)
         case "muon":
-            adam = optax.adamw(rate, how.b1, b2, how.eps, weight_decay=how.weight_decay, mask=_kernels)
-            return muon(rate, how.momentum, how.nesterov, how.weight_decay, adam)
+            adam = optax.adamw(learning_rate, b1, b2, config.eps, weight_decay=weight_decay, mask=_kernels)
+            return muon(learning_rate, config.momentum, config.nesterov, weight_decay, adam)
 
 
 def decayed(params: Tree) -> Tree:

@@ -1,4 +1,7 @@
-"""Feeds: where batches come from. A batch is a pure function of the step, so a feed has no state to save."""
+"""Feeds: where training batches come from, and the batches of an evaluation.
+
+A training batch is a pure function of the step, so a feed has no state to save.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,26 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Feed, Feeds
-from research.core.state import NO_BATCH, Batch, Tree
-from research.data.order import DEVICE_SIZE, carved, indices
+from research.core.state import NO_BATCH, Batch
+from research.core.types import Tree
+from research.data.order import MAX_DEVICE_SIZE, indices, split
 
-FeedName = Literal["resident", "stream"]
-"""Where training data lives: all of it on the device, or on the host, a chunk of batches at a time."""
+FeedName = Literal["device", "host"]
+"""Where training data is kept: all of it on the device, or on the host, from where each dispatch's batches are sent."""
 
 
 @struct.dataclass
-class Resident:
-    """Training data on the device, as a pytree to hand to a compiled function; batches are gathered inside the step.
+class DeviceFeed:
+    """Training data on the device: a pytree that is passed to the compiled step, which gathers its batches.
 
-    Made by `resident`.
+    Made by `device_feed`.
 
-    examples     (inputs, targets), trees of arrays, each example a row: leaves [size, numbers]. Kept as images, a TPU
-                 would copy them at each dispatch, into a layout four times as large
-    places       i32[training examples], which of the examples are for training; None: all of them
-    shapes       the shape of an example's part of each leaf; static
-    batch, seed  the global batch's size, and the seed of the order; static
+    examples     (inputs, targets), trees of arrays with one row an example: leaves [size, numbers]. A TPU would copy
+                 images of their own shape at each dispatch, into a layout four times as large
+    places       i32[training examples], the rows to train on; None: all of them
+    shapes       the shape of one example in each leaf; static
+    batch, seed  the size of the global batch, and the seed of the order; static
     """
 
     examples: tuple[Tree, Tree]
@@ -41,39 +45,39 @@ class Resident:
     resident: bool = struct.field(pytree_node=False, default=True)
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The global batch of a step, leaves [batch, ...], or these rows of it; both arguments may be traced."""
+        """The global batch of a step, leaves [batch, ...], or the given rows of it; both arguments may be traced."""
         size = size_of(self.examples if self.places is None else self.places)
         index = indices(step, self.batch, size, self.seed, jnp, rows)
-        take = lambda x, at: jnp.asarray(x).at[at].get(mode="promise_in_bounds")
-        places = index if self.places is None else take(self.places, index)
+        gather = lambda x, at: jnp.asarray(x).at[at].get(mode="promise_in_bounds")
+        places = index if self.places is None else gather(self.places, index)
         leaves, structure = jax.tree.flatten(self.examples)
-        shaped = [take(x, places).reshape(-1, *shape) for x, shape in zip(leaves, self.shapes, strict=True)]
+        shaped = [gather(x, places).reshape(-1, *shape) for x, shape in zip(leaves, self.shapes, strict=True)]
         return Batch(index, jnp.ones(index.shape, jnp.float32), *jax.tree.unflatten(structure, shaped))
 
 
-def resident(inputs: Tree, targets: Tree, batch: int, seed: int, places: np.ndarray | None = None) -> Resident:
-    """The `Resident` feed of trees of arrays, leaves [size, ...], for global batches of `batch`.
+def device_feed(inputs: Tree, targets: Tree, batch: int, seed: int, places: np.ndarray | None = None) -> DeviceFeed:
+    """The `DeviceFeed` of trees of arrays, leaves [size, ...], in global batches of `batch`.
 
-    places: i[training examples], which of the examples are for training; None: all of them
+    places: i[training examples], the examples to train on; None: all of them
 
-    Raises Mistake where there are more examples than a device can index.
+    Raises UserError if there are more examples than a device can index.
     """
     examples = (inputs, targets)
-    check_device(size_of(examples), "training examples")
+    check_device_size(size_of(examples), "training examples")
     shapes = tuple(x.shape[1:] for x in jax.tree.leaves(examples))
     flat = jax.tree.map(lambda x: x.reshape(len(x), -1), examples)
-    return Resident(flat, None if places is None else places.astype(np.int32), shapes, batch, seed)
+    return DeviceFeed(flat, None if places is None else places.astype(np.int32), shapes, batch, seed)
 
 
 @struct.dataclass
-class Stream:
-    """Training data on the host: the batches of `Resident`, as NumPy arrays. `prefetched` brings them to a device.
+class HostFeed:
+    """Training data on the host: the batches of `DeviceFeed`, as NumPy arrays. `prefetched` sends them to a device.
 
     inputs, targets  trees of arrays, leaves [size, ...]
-    batch, seed      the global batch's size, and the seed of the order; static
-    places           i[training examples], which of the examples are for training; None: all of them
+    batch, seed      the size of the global batch, and the seed of the order; static
+    places           i[training examples], the examples to train on; None: all of them
 
-    Of more than 2**31 examples, `Batch.index` has the low 32 bits.
+    With more than 2**31 examples, `Batch.index` has the low 32 bits.
     """
 
     inputs: Tree
@@ -84,81 +88,82 @@ class Stream:
     resident: bool = struct.field(pytree_node=False, default=False)
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The global batch of a step, leaves [batch, ...], or these rows of it."""
+        """The global batch of a step, leaves [batch, ...], or the given rows of it."""
         size = size_of(self.inputs if self.places is None else self.places)
         index = indices(step, self.batch, size, self.seed, np, rows)
-        examples = taken((self.inputs, self.targets), self.places, index)
+        examples = take((self.inputs, self.targets), self.places, index)
         return Batch(index.astype(np.int32), np.ones(index.shape, np.float32), *examples)
 
 
 @struct.dataclass
 class Empty:
-    """The feed of a learner that makes its own data: a pytree without leaves, and batches of no rows."""
+    """The feed of a learner that makes its own data: a pytree without leaves. Its batches have no rows."""
 
     batch: int = struct.field(pytree_node=False, default=0)
     resident: bool = struct.field(pytree_node=False, default=True)
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The batch without leaves, at any step."""
+        """`NO_BATCH`, at every step."""
         return NO_BATCH
 
 
 @contextmanager
 def prefetched(
-    feed: Feed, start: int, stop: int, chunk: int, put: Callable[[Batch], Batch]
+    feed: Feed, start: int, stop: int, steps: int, put: Callable[[Batch], Batch]
 ) -> Iterator[Iterator[Batch]]:
-    """The batches of steps `start ... stop-1` of a host feed, `chunk` of them stacked: leaves [chunk, batch, ...].
+    """The batches of the steps `start ... stop-1` of a host feed, stacked for dispatches of `steps` steps each.
 
-    A thread gathers a chunk and `put`s it on the device while the one before runs; never more than one is ahead.
+    A thread gathers the batches of the next dispatch, leaves [steps, batch, ...], and calls `put` on them, which sends
+    them to the device, while the current dispatch runs. It is never more than one dispatch ahead.
 
-        with prefetched(feed, 0, 1000, 100, put) as chunks:
-            for batches in chunks: ...
+        with prefetched(feed, 0, 1000, 100, put) as dispatches:
+            for batches in dispatches: ...
 
-    The last chunk is the shorter for what `stop` cuts off. What goes wrong in the thread is raised where its chunk
-    is asked for; the thread has ended when the `with` has, however it is left.
+    The last dispatch is shorter if `steps` does not divide the number of steps. An exception in the thread is raised
+    where the batches are read. The thread has ended when the `with` block is left, by whatever way.
     """
 
     def load(at: int) -> Batch:
-        batches = [feed.batch_at(step) for step in range(at, min(at + chunk, stop))]
+        batches = [feed.batch_at(step) for step in range(at, min(at + steps, stop))]
         return put(jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
 
-    def chunks() -> Iterator[Batch]:
+    def dispatches() -> Iterator[Batch]:
         ahead: Future[Batch] | None = None
-        for at in range(start, stop, chunk):
+        for at in range(start, stop, steps):
             now = ahead or pool.submit(load, at)
-            ahead = pool.submit(load, at + chunk) if at + chunk < stop else None
+            ahead = pool.submit(load, at + steps) if at + steps < stop else None
             yield now.result()
 
     pool = ThreadPoolExecutor(1, "prefetch")
     try:
-        yield chunks()
+        yield dispatches()
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 class EvalBatches(Sequence[Batch]):
-    """Batches to evaluate on, each made anew when it is read, so that no copy of the data is kept.
+    """Batches to evaluate on. Each is made when it is read, so no copy of the data is kept.
 
-    make: functions () -> Batch, one for each
+    make: one function () -> Batch for each batch
     """
 
     def __init__(self, make: Sequence[Callable[[], Batch]]) -> None:
         self.make = make
 
     @classmethod
-    def of(cls, rows: Callable[[np.ndarray], tuple[Tree, Tree]], count: int, size: int) -> "EvalBatches":
-        """All of `count` examples in order, in NumPy batches of `size`; the last is padded, its padding masked.
+    def of(cls, examples: Callable[[np.ndarray], tuple[Tree, Tree]], count: int, size: int) -> "EvalBatches":
+        """All of `count` examples in order, in NumPy batches of `size`; the last one is padded, and its padding masked.
 
-        rows: places i64[size], each < count -> (inputs, targets) of these examples, leaves [size, ...]
+        examples: places i64[size], each less than `count` -> (inputs, targets) of these examples, leaves [size, ...]
 
-        `Batch.index` is the place.
+        `Batch.index` is the place of the example.
         """
 
         def batch(start: int) -> Batch:
             place = np.arange(start, start + size)
-            # The padding repeats the last example: numbers like any other, so nothing can overflow on them.
+            # The padding repeats the last example: ordinary numbers, with which nothing can overflow.
             index = np.minimum(place, count - 1)
-            return Batch(index.astype(np.int32), (place < count).astype(np.float32), *rows(index))
+            return Batch(index.astype(np.int32), (place < count).astype(np.float32), *examples(index))
 
         return cls([partial(batch, start) for start in range(0, count, size)])
 
@@ -176,7 +181,7 @@ class EvalBatches(Sequence[Batch]):
 
 
 def episodes(first: int, count: int, size: int) -> list[Batch]:
-    """The episodes of the seeds `first ... first+count-1`, in batches of `size`, the last one masked."""
+    """The episodes of the seeds `first ... first+count-1`, in batches of `size`; the padding of the last is masked."""
     number = np.arange(-(-count // size) * size, dtype=np.int32).reshape(-1, size)
     return [Batch(first + n, (n < count).astype(np.float32), (), ()) for n in number]
 
@@ -188,33 +193,34 @@ def feeds(
     evaluation_batch: int,
     validation: float,
     seed: int,
-    feed: FeedName = "resident",
+    feed: FeedName = "device",
 ) -> Feeds:
-    """From host arrays, which are not copied, to what a run reads; all that a new source of data has to call.
+    """The feeds of arrays on the host: the only function that a new source of arrays has to call. It copies nothing.
 
     train, test       (inputs, targets), trees of arrays with leaves [examples, ...]
-    batch             global batch of training
-    evaluation_batch  of validation and test
-    validation        the fraction of the training examples that is carved out to validate on, at least one
-    seed              of that split, and of the order of training; a run's own seed has no part in either
+    batch             size of the global training batch
+    evaluation_batch  size of validation and test batches
+    validation        fraction of the training examples that is held out for validation, at least one
+    seed              seed of that split and of the order of training; it does not depend on the seed of the run
+    feed              where the training examples are kept
 
-    Raises Mistake where there are too few training examples to carve from.
+    Raises UserError if there are fewer than two training examples.
     """
     if size_of(train[0]) < 2:
-        raise Mistake(f"{size_of(train[0])} training examples are too few to carve validation data from")
-    rest, part = carved(size_of(train[0]), validation, seed)
+        raise UserError(f"{size_of(train[0])} training examples are too few to hold out validation data")
+    rest, held_out = split(size_of(train[0]), validation, seed)
     return Feeds(
-        train=(resident if feed == "resident" else Stream)(*train, batch=batch, seed=seed, places=rest),
-        validation=EvalBatches.of(partial(taken, train, part), len(part), evaluation_batch),
-        test=EvalBatches.of(partial(taken, test, None), size_of(test[0]), evaluation_batch),
+        train=(device_feed if feed == "device" else HostFeed)(*train, batch=batch, seed=seed, places=rest),
+        validation=EvalBatches.of(partial(take, train, held_out), len(held_out), evaluation_batch),
+        test=EvalBatches.of(partial(take, test, None), size_of(test[0]), evaluation_batch),
     )
 
 
-def check_device(size: int, what: str) -> None:
-    """Raises Mistake where there are more examples than a device can index; `what` they are is for the message."""
-    if size > DEVICE_SIZE:
-        mend = "keep them on the host (--data.feed stream)"
-        raise Mistake(f"{size:,} {what} are more than the {DEVICE_SIZE:,} that a device can index; {mend}")
+def check_device_size(size: int, what: str) -> None:
+    """Raises UserError if there are more examples than a device can index; `what` names them in the message."""
+    if size > MAX_DEVICE_SIZE:
+        remedy = "keep them on the host (--data.feed host)"
+        raise UserError(f"{size:,} {what} are more than the {MAX_DEVICE_SIZE:,} that a device can index; {remedy}")
 
 
 def size_of(tree: Tree) -> int:
@@ -222,7 +228,7 @@ def size_of(tree: Tree) -> int:
     return jax.tree.leaves(tree)[0].shape[0]
 
 
-def taken(tree: Tree, places: np.ndarray | None, index: np.ndarray) -> Tree:
-    """The rows `index` (i[n]) of the rows `places` of a tree of arrays; None: of all its rows."""
+def take(tree: Tree, places: np.ndarray | None, index: np.ndarray) -> Tree:
+    """The rows `places[index]` of a tree of arrays, or the rows `index` if `places` is None; index i[n]."""
     at = index if places is None else places[index]
     return jax.tree.map(lambda x: np.asarray(x)[at], tree)

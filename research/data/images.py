@@ -1,4 +1,4 @@
-"""Sets of labelled images: the bundled digits, and every image classification set of TensorFlow Datasets.
+"""Labelled images: the digits of scikit-learn, and the image classification data sets of TensorFlow Datasets.
 
 A new source inherits from `Images` and overrides `arrays`.
 """
@@ -13,20 +13,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Feeds
 from research.data import tfds
 from research.data.checks import check_fields, check_images, check_labels
 from research.data.feed import FeedName, feeds
-from research.data.order import held_out
+from research.data.order import split_test
 
 
 class Arrays(NamedTuple):
-    """What a source reads.
+    """What a source returns.
 
     images  u8[examples, height, width, channels]
-    labels  i32[examples], each a place in `names`
-    names   of the classes
+    labels  i32[examples], indices into `names`
+    names   names of the classes
     """
 
     train_images: np.ndarray
@@ -37,12 +37,12 @@ class Arrays(NamedTuple):
 
 
 class ImageSpec(NamedTuple):
-    """What a learner has to know of a set of images.
+    """The properties of labelled images that a learner needs.
 
     shape      (height, width, channels)
-    classes    how many
-    names      of the classes
-    mean, std  of each channel over all pixels for training (validation included), scaled to [0, 1]
+    classes    number of classes
+    names      names of the classes
+    mean, std  of each channel, over all pixels of the training split (with validation), scaled to 0 ... 1
     """
 
     shape: tuple[int, int, int]
@@ -54,19 +54,23 @@ class ImageSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Images:
-    """A set of labelled images, read into memory as uint8; inputs u8[batch, h, w, c], targets i32[batch].
+    """Labelled images in memory; inputs u8[batch, height, width, channels], targets i32[batch].
+
+    Test data is the split test, else the split validation, else a fifth of the training images.
 
     Attributes:
-        name: digits, or any set of TensorFlow Datasets with an image and a label: mnist, cifar10, ...
-        dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
-        batch: global batch of training
-        evaluation_batch: of validation and test
-        validation: fraction of the training examples to validate on, carved out by a shuffle; at least one
-        seed: of that split, and of the order of training
-        feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
-        limit: images of each split at most
-        image_feature: the feature of a set of TensorFlow Datasets that holds the image
-        label_feature: the one that holds the label, a class
+        name: digits, or a data set of TensorFlow Datasets that has an image and a label, such as mnist or cifar10
+        dir: directory of TensorFlow Datasets; None: the environment variable TFDS_DATA_DIR, else the default directory
+            of the library
+        batch: size of the global training batch
+        evaluation_batch: size of validation and test batches
+        validation: fraction of the training images that is held out for validation, at least one image
+        seed: seed of that split and of the order of training
+        feed: where the training images are kept: on the device, or on the host, from where each dispatch's batches are
+            sent to the device
+        limit: largest number of images to use from each split; None: all
+        image_feature: feature of a data set of TensorFlow Datasets that has the image
+        label_feature: feature of a data set of TensorFlow Datasets that has the label
     """
 
     name: str = "digits"
@@ -75,7 +79,7 @@ class Images:
     evaluation_batch: int = 512
     validation: float = 0.1
     seed: int = 0
-    feed: FeedName = "resident"
+    feed: FeedName = "device"
     limit: int | None = None
     image_feature: str = "image"
     label_feature: str = "label"
@@ -84,7 +88,7 @@ class Images:
         check_fields(self)
 
     def spec(self) -> ImageSpec:
-        """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
+        """The properties that a learner needs. Raises UserError if the data is not there, RunError if it is damaged."""
         return _spec(self, tfds.directory(self.dir))
 
     def arrays(self) -> Arrays:
@@ -92,11 +96,11 @@ class Images:
         return arrays(self.name, tfds.directory(self.dir), self.limit, self.image_feature, self.label_feature)
 
     def load(self) -> Arrays:
-        """`arrays`, checked, and at most `limit` images of each split. Raises as `spec` does."""
+        """`arrays`, checked, with at most `limit` images of each split. Raises as `spec` does."""
         return checked(self.arrays(), f"data.name {self.name}", self.limit)
 
     def feeds(self) -> Feeds:
-        """What a run reads. Raises as `spec` does."""
+        """The feeds of a run. Raises as `spec` does."""
         data = self.load()
         return feeds(
             (data.train_images, data.train_labels),
@@ -110,24 +114,24 @@ class Images:
 
 
 def checked(data: Arrays, what: str, limit: int | None) -> Arrays:
-    """`data`, at most `limit` images of each split. Raises Mistake unless they are labelled images of one shape."""
+    """At most `limit` images of each split of `data`. Raises UserError unless they are labelled images of one shape."""
     train_images, train_labels, test_images, test_labels, names = data
     for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
         check_images(f"{what}, split {split}", images)
         check_labels(f"{what}, split {split}", labels, len(images), len(names))
     if train_images.shape[1:] != test_images.shape[1:]:
         shapes = f"{train_images.shape[1:]} for training, {test_images.shape[1:]} to test"
-        raise Mistake(f"{what}: images of one shape expected, not {shapes}")
+        raise UserError(f"{what}: images of one shape expected, not {shapes}")
     return Arrays(train_images[:limit], train_labels[:limit], test_images[:limit], test_labels[:limit], names)
 
 
 def read(name: str, dir: str | None, limit: int | None = None, image: str = "image", label: str = "label") -> Arrays:
-    """The set `name`, read and decoded; not to be written to.
+    """Reads and decodes the data set `name`; the arrays can't be written to.
 
-    limit         images of each split at most
-    image, label  the features that hold them
+    limit         largest number of images to read from each split; None: all
+    image, label  the features that have them
 
-    Raises Mistake where it isn't there or isn't labelled images of one shape, Failure where it is damaged.
+    Raises UserError if the data set is not there or has no labelled images of one shape, RunError if it is damaged.
     """
     data = digits(limit) if name == "digits" else prepared(name, dir, limit, image, label)
     for part in data[:4]:
@@ -136,17 +140,17 @@ def read(name: str, dir: str | None, limit: int | None = None, image: str = "ima
 
 
 arrays = functools.lru_cache(maxsize=2)(read)
-"""`read`, once a process."""
+"""`read`, with the arrays that were used last kept in memory."""
 
 
 def digits(limit: int | None) -> Arrays:
-    """The 1,797 handwritten digits, 8x8x1, that scikit-learn brings along (Alpaydin & Kaynak 1998).
+    """The 1,797 handwritten digits, 8x8x1, that are part of scikit-learn (Alpaydin & Kaynak 1998).
 
-    Their 17 shades 0 ... 16 become 0 ... 255. A fifth of them is for testing, whatever the seed.
+    Their 17 shades 0 ... 16 are scaled to 0 ... 255.
     """
     found = importlib.util.find_spec("sklearn")
     if found is None or found.origin is None:
-        raise Mistake("data.name digits: scikit-learn, which brings them along, is not installed")
+        raise UserError("data.name digits: scikit-learn, which they are a part of, is not installed")
     # Its file, not its `load_digits`: importing scikit-learn takes seconds.
     table = np.loadtxt(Path(found.origin).parent / "datasets" / "data" / "digits.csv.gz", delimiter=",")
     images = np.round(table[:, :-1] * (255 / 16)).astype(np.uint8).reshape(-1, 8, 8, 1)
@@ -154,17 +158,16 @@ def digits(limit: int | None) -> Arrays:
 
 
 def without_test(images: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> Arrays:
-    """A set that has no test split: a fifth of it is for testing."""
-    train, test = held_out(len(labels))
+    """The arrays of a data set without a test split: a fifth of the images is for testing."""
+    train, test = split_test(len(labels))
     return Arrays(images[train], labels[train], images[test], labels[test], names)
 
 
 @tfds.quiet()
 def prepared(name: str, dir: str | None, limit: int | None, image: str, label: str) -> Arrays:
-    """A set prepared by TensorFlow Datasets, read without TensorFlow; its features `image` and `label` are read.
+    """A data set of TensorFlow Datasets, read without TensorFlow.
 
-    Tests on the split `test`, else `validation`, else on a fifth of `train`. Where it isn't prepared in `dir` and
-    TensorFlow is installed, it is downloaded and prepared first.
+    If it is not prepared in `dir` and TensorFlow is installed, it is downloaded and prepared first.
     """
     builder = tfds.builder(name, dir, "digits")
     features, splits, where = builder.info.features, builder.info.splits, builder.data_path
@@ -172,7 +175,7 @@ def prepared(name: str, dir: str | None, limit: int | None, image: str, label: s
     if not labelled or "train" not in splits:
         expected = f"features {image} and {label}, a class, and a split train"
         found = f"features {', '.join(sorted(features))}, splits {', '.join(splits)}"
-        raise Mistake(f"data.name {name}: expected {expected}; it has {found}")
+        raise UserError(f"data.name {name}: expected {expected}; it has {found}")
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
         what = f"data.name {name}, split {split}"
@@ -187,10 +190,10 @@ def prepared(name: str, dir: str | None, limit: int | None, image: str, label: s
 def _decoded(
     source: Any, what: str, where: Any, limit: int | None = None, image: str = "image", label: str = "label"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The images and labels of a data source; chunk by chunk, in threads, as decoders let go of Python's lock."""
+    """The images and labels of a data source, decoded in threads: decoders release Python's lock."""
     count = min(len(source), limit or len(source))
     if not count:
-        raise Mistake(f"{what}: there is no image at all")
+        raise UserError(f"{what}: there is no image at all")
 
     def examples(start: int, stop: int) -> tuple[list[np.ndarray], list[int]]:
         try:
@@ -207,7 +210,7 @@ def _decoded(
         some, labels[start:stop] = examples(start, stop)
         other = next((x for x in some if x.shape != first.shape), None)
         if other is not None:
-            raise Mistake(f"{what}: images of one shape expected, not {first.shape} and {other.shape}")
+            raise UserError(f"{what}: images of one shape expected, not {first.shape} and {other.shape}")
         images[start:stop] = some
 
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
@@ -217,15 +220,15 @@ def _decoded(
 
 @functools.lru_cache(maxsize=2)
 def _spec(images: Images, dir: str | None) -> ImageSpec:
-    """`dir`, where the set is, is there for the cache."""
+    """`dir`: the directory of the data, a part of the cache's key."""
     data = images.load()
     height, width, channels = data.train_images.shape[1:]
-    # How often each of the 256 shades is met, image by image: exact, and in little memory.
+    # From the number of pixels of each of the 256 shades: exact, and in little memory.
     shades = np.zeros((channels, 256))
     for part in np.array_split(data.train_images, max(1, len(data.train_images) // 1000)):
         shades += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(channels)]
     shade, weights = np.arange(256) / 255, shades / shades.sum(1, keepdims=True)
     mean = weights @ shade
     std = np.sqrt((weights * (shade - mean[:, None]) ** 2).sum(1))
-    std = np.where(std == 0, 1, std)  # a channel that says nothing is to be divided by 1
+    std = np.where(std == 0, 1, std)  # a constant channel is divided by 1
     return ImageSpec((height, width, channels), len(data.names), data.names, tuple(mean.tolist()), tuple(std.tolist()))

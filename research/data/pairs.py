@@ -7,22 +7,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Feeds
 from research.core.special_tokens import BOS, EOS
 from research.core.types import Tree
 from research.data import tfds
-from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
+from research.data.buckets import BucketFeed, check_lengths, eval_batches, into_buckets, padded, sizes
 from research.data.checks import check_fields
-from research.data.order import carved
+from research.data.order import split
 from research.data.strings import VALIDATION_SPLITS, is_path, kept, location, read_file, strings
-from research.data.tokenizer import Tokenizer, trained
+from research.data.tokenizer import Tokenizer, train_tokenizer
 
 
 class Texts(NamedTuple):
-    """What a source reads: of each split the texts to translate, and their translations.
+    """What a source returns: for each split the texts to translate, and their translations.
 
-    validation  None where it is to be carved from the training texts
+    validation  None: it is split off the training pairs
     """
 
     train: list[list[str]]
@@ -31,11 +31,11 @@ class Texts(NamedTuple):
 
 
 class PairSpec(NamedTuple):
-    """What a learner has to know of parallel text.
+    """The properties of parallel text that a learner needs.
 
-    tokenizer  of both languages
-    length     of the longest bucket, in tokens
-    left_out   training pairs that are longer
+    tokenizer  the tokenizer of both languages
+    length     length of the longest bucket, in tokens
+    left_out   number of training pairs that are longer
     """
 
     tokenizer: Tokenizer
@@ -45,28 +45,29 @@ class PairSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Parallel text in buckets of equal length; inputs (source, target), targets, each i32[batch, length].
+    """Parallel text in buckets of equal length; inputs (source, target) and targets, each i32[batch, length].
 
-    The source ends in EOS; the target that the net reads begins with BOS, the one it is to predict ends in EOS; PAD
-    comes after. Training pairs too long for the longest bucket are left out, others are cut. One byte pair encoding
-    serves both languages; it knows the training pairs alone.
+    The source ends with EOS. The target that the net reads begins with BOS, and the one that it predicts ends with EOS.
+    PAD follows. Training pairs that are too long for the longest bucket are left out; validation and test pairs are
+    cut. Both languages share one byte pair encoding, trained on the training pairs.
 
     Attributes:
-        name: a set of TensorFlow Datasets whose features are languages; or the path of a folder of text files
-            SPLIT.LANGUAGE or SPLIT.LANGUAGE.gz, such as train.en, with a sentence a line. Multi30k is the folder
-            data/task1/raw of https://github.com/multi30k/dataset
-        dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
-        source: the language to translate
-        target: the language to translate into
-        vocabulary: tokens at most, of both languages together, special ones included
-        lengths: of the buckets in tokens, EOS included, increasing
-        batch: global batch of training
-        evaluation_batch: of validation and test
-        test: the split to test on
-        validation: fraction of the training pairs to validate on, at least one, where there is no split validation
-            (or val, valid, dev)
-        seed: of that split, and of the order of training
-        limit: pairs of each split at most
+        name: a data set of TensorFlow Datasets that has a feature for each language; or the path of a folder of text
+            files SPLIT.LANGUAGE or SPLIT.LANGUAGE.gz, such as train.en, with one sentence on each line. Multi30k is the
+            folder data/task1/raw of https://github.com/multi30k/dataset
+        dir: directory of TensorFlow Datasets; None: the environment variable TFDS_DATA_DIR, else the default directory
+            of the library
+        source: language to translate from, such as en
+        target: language to translate into, such as de
+        vocabulary: largest number of tokens, for both languages together and including special tokens
+        lengths: increasing lengths of the buckets in tokens, including EOS
+        batch: size of the global training batch
+        evaluation_batch: size of validation and test batches
+        test: name of the test split
+        validation: fraction of the training pairs that is held out for validation, at least one pair; used if there is
+            no split called validation, val, valid or dev
+        seed: seed of that split and of the order of training
+        limit: largest number of pairs to use from each split; None: all
     """
 
     name: str = "multi30k"
@@ -86,64 +87,68 @@ class Pairs:
         check_fields(self, "vocabulary", "lengths")
         check_lengths(self.lengths)
         if self.source == self.target:
-            raise Mistake(f"data.source and data.target are both {self.source}: give two languages")
+            raise UserError(f"data.source and data.target are both {self.source}: give two languages")
 
     def spec(self) -> PairSpec:
-        """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _pairs(self, location(self.name, self.dir)).spec
+        """The properties that a learner needs. Raises UserError if the data is not there, RunError if it is damaged."""
+        return self._tokens().spec
 
     def sources(self, split: str = "test") -> list[str]:
         """The original source texts of the split "validation" or "test"; `Batch.index` is an index into them."""
-        return _pairs(self, location(self.name, self.dir)).originals[split][0]
+        return self._tokens().originals[split][0]
 
     def references(self, split: str = "test") -> list[str]:
         """The original translations of `sources`."""
-        return _pairs(self, location(self.name, self.dir)).originals[split][1]
+        return self._tokens().originals[split][1]
 
     def texts(self) -> Texts:
         """The texts, the same at each call: the only method that a new source overrides."""
         return _texts(self)
 
     def load(self) -> Texts:
-        """`texts`, checked, and at most `limit` pairs of each split. Raises as `spec` does."""
+        """`texts`, checked, with at most `limit` pairs of each split. Raises as `spec` does."""
         data = self.texts()
 
         def checked(split: str, part: list[list[str]]) -> list[list[str]]:
             sources, targets = part
             if not 0 < len(sources) == len(targets):
                 found = f"{len(sources)} texts and {len(targets)} translations"
-                raise Mistake(f"data.name {self.name}, split {split}: as many of both expected, not {found}")
+                raise UserError(f"data.name {self.name}, split {split}: expected as many of both, not {found}")
             return [side[: self.limit] for side in part]
 
         train = checked("train", data.train)
         validation = None if data.validation is None else checked("validation", data.validation)
         return Texts(train, validation, checked("test", data.test))
 
-    def feeds(self, chunk: int) -> Feeds:
-        """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
-        data = _pairs(self, location(self.name, self.dir))
+    def feeds(self, steps_per_dispatch: int) -> Feeds:
+        """The feeds of a run with so many steps per dispatch; the run keeps the tokenizer. Raises as `spec` does."""
+        data = self._tokens()
 
         def buckets(sources: list[np.ndarray], targets: list[np.ndarray]) -> Any:
-            def rows(index: np.ndarray, length: int) -> tuple[Tree, Tree]:
-                closed = lambda texts: padded([np.append(texts[i][: length - 1], EOS) for i in index], length)
-                begun = padded([np.insert(targets[i][: length - 1], 0, BOS) for i in index], length)
-                return (closed(sources), begun), closed(targets)
+            def pad(index: np.ndarray, length: int) -> tuple[Tree, Tree]:
+                with_eos = lambda texts: padded([np.append(texts[i][: length - 1], EOS) for i in index], length)
+                with_bos = padded([np.insert(targets[i][: length - 1], 0, BOS) for i in index], length)
+                return (with_eos(sources), with_bos), with_eos(targets)
 
-            return bucketed(np.maximum(sizes(sources), sizes(targets)) + 1, self.lengths, rows)
+            return into_buckets(np.maximum(sizes(sources), sizes(targets)) + 1, self.lengths, pad)
 
         train, validation, test = (buckets(*part) for part in data.parts)
         return Feeds(
-            train=Bucketed(train, self.batch, chunk, self.seed),
-            validation=judged(validation, self.evaluation_batch),
-            test=judged(test, self.evaluation_batch),
+            train=BucketFeed(train, self.batch, steps_per_dispatch, self.seed),
+            validation=eval_batches(validation, self.evaluation_batch),
+            test=eval_batches(test, self.evaluation_batch),
             kept=kept(data.spec.tokenizer),
         )
 
+    def _tokens(self) -> "_Tokens":
+        return _tokens(self, location(self.name, self.dir))
 
-class _Pairs(NamedTuple):
-    """parts: train, validation and test, each (sources, targets), lists of i32[tokens].
 
-    originals: the same of validation and test by name, as texts.
+class _Tokens(NamedTuple):
+    """The texts of a config, as tokens.
+
+    parts      train, validation and test, each (sources, targets), lists of i32[tokens]
+    originals  validation and test by name, as texts
     """
 
     spec: PairSpec
@@ -152,38 +157,40 @@ class _Pairs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2)
-def _pairs(config: Pairs, where: str | None) -> _Pairs:
-    """`where` the set is, `location`, is there for the cache."""
+def _tokens(config: Pairs, where: str | None) -> _Tokens:
+    """`where`: the `location` of the data, a part of the cache's key."""
     train, validation, test = config.load()
     if validation is None:
         if len(train[0]) < 2:
-            raise Mistake(
-                f"data.name {config.name}: {len(train[0])} training pair is too few to carve validation data from"
+            raise UserError(
+                f"data.name {config.name}: {len(train[0])} training pair is too few to hold out validation data"
             )
-        rest, part = carved(len(train[0]), config.validation, config.seed)
+        rest, part = split(len(train[0]), config.validation, config.seed)
         train, validation = ([[side[i] for i in places] for side in train] for places in (rest, part))
-    tokenizer = trained("bpe", [*train[0], *train[1]], config.vocabulary, specials=True)
-    (sources, targets), *others = [[tokenizer.encoded(side) for side in part] for part in (train, validation, test)]
+    tokenizer = train_tokenizer("bpe", [*train[0], *train[1]], config.vocabulary, specials=True)
+    parts = (train, validation, test)
+    (sources, targets), *others = [[tokenizer.encode_batch(side) for side in part] for part in parts]
     fits = np.flatnonzero(np.maximum(sizes(sources), sizes(targets)) < config.lengths[-1])
     if not fits.size:
-        raise Mistake(
+        raise UserError(
             f"data.lengths: no training pair is as short as {config.lengths[-1]} tokens; give a longer bucket"
         )
     fitting = [sources[i] for i in fits], [targets[i] for i in fits]
     spec = PairSpec(tokenizer, config.lengths[-1], len(sources) - len(fits))
-    return _Pairs(spec, (fitting, *((x, y) for x, y in others)), {"validation": validation, "test": test})
+    return _Tokens(spec, (fitting, *((x, y) for x, y in others)), {"validation": validation, "test": test})
 
 
 def _texts(config: Pairs) -> Texts:
-    """The texts of a folder, or of a set of TensorFlow Datasets."""
+    """The texts of a folder, or of a data set of TensorFlow Datasets."""
     languages = (config.source, config.target)
     if is_path(config.name):
         folder = Path(config.name).expanduser()
         read = lambda split: [side[: config.limit] for side in _parallel(folder, split, languages)]
-        has = {file.name.split(".")[0] for file in folder.glob(f"*.{config.source}*")}
+        files = {file.name.removesuffix(".gz") for file in folder.glob("*")}
+        splits = {name.removesuffix(f".{config.source}") for name in files if name.endswith(f".{config.source}")}
     else:
         builder = tfds.builder(config.name, tfds.directory(config.dir), None, "a folder of files SPLIT.LANGUAGE")
-        has = set(builder.info.splits)
+        splits = set(builder.info.splits)
 
         def read(split: str) -> list[list[str]]:
             texts = tfds.columns(builder, config.name, split, languages, config.limit)
@@ -191,7 +198,7 @@ def _texts(config: Pairs) -> Texts:
             return [strings(x, f"data.name {config.name}, split {split}, {language}") for x, language in named]
 
     train, test = read("train"), read(config.test)
-    validation = next((read(split) for split in VALIDATION_SPLITS if split in has), None)
+    validation = next((read(name) for name in VALIDATION_SPLITS if name in splits), None)
     return Texts(train, validation, test)
 
 
@@ -202,5 +209,5 @@ def _parallel(folder: Path, split: str, languages: tuple[str, str]) -> list[list
     pairs = [[line.strip() for line in text.split("\n")] if text else [] for text in texts]
     if len(pairs[0]) != len(pairs[1]) or not pairs[0]:
         found = " and ".join(f"{len(lines)} in {file}" for lines, file in zip(pairs, files, strict=True))
-        raise Mistake(f"data.name {folder}: expected the same number of sentences, one a line, not {found}")
+        raise UserError(f"data.name {folder}: expected the same number of sentences, one a line, not {found}")
     return pairs

@@ -10,28 +10,30 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from research.core.console import warn
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Feeds
 from research.core.special_tokens import UNKNOWN
 from research.data import tfds
-from research.data.buckets import Bucketed, bucketed, check_lengths, judged, padded, sizes
+from research.data.buckets import BucketFeed, check_lengths, eval_batches, into_buckets, padded, sizes
 from research.data.checks import check_fields, check_labels
 from research.data.labelled_files import read_labelled
-from research.data.order import carved, held_out
+from research.data.order import split, split_test
 from research.data.strings import is_path, joined, kept, location, text_features
-from research.data.tokenizer import Tokenizer, trained
+from research.data.tokenizer import Tokenizer, train_tokenizer
 
 NO_LABEL = -1
-"""The label in TensorFlow Datasets of examples whose labels are kept secret, such as the tests of GLUE."""
+"""The label of every example of a split whose labels are secret, as in the test splits of GLUE."""
 
 Part = tuple[list[str], list[int] | None]
-"""The texts of a split and their labels, None where it has none."""
+"""The texts of a split, and their labels; None: the split has no labels."""
 
 
 class Texts(NamedTuple):
-    """What a source reads: of each split the texts, and their labels i32[texts], each a place in `names`.
+    """What a source returns: the names of the classes, and for each split the texts and their labels.
 
-    validation  None where it is to be carved from the training texts
+    names       the names of the classes
+    train       (object[texts] of str, i32[texts]), labels being indices into `names`; `test` likewise
+    validation  likewise; None: it is split off the training texts
     """
 
     names: tuple[str, ...]
@@ -41,10 +43,11 @@ class Texts(NamedTuple):
 
 
 class SentenceSpec(NamedTuple):
-    """What a learner has to know of labelled texts.
+    """The properties of labelled texts that a learner needs.
 
-    names   of the classes
-    length  of the longest bucket, in tokens
+    classes  number of classes
+    names    names of the classes
+    length   length of the longest bucket, in tokens
     """
 
     tokenizer: Tokenizer
@@ -55,29 +58,32 @@ class SentenceSpec(NamedTuple):
 
 @dataclass(frozen=True)
 class Sentences:
-    """Labelled texts in buckets of equal length; inputs i32[batch, length], PAD after the end, targets i32[batch].
+    """Labelled texts in buckets of equal length; inputs i32[batch, length], padded with PAD, and targets i32[batch].
 
-    There is no token before or after a text; one without any word is a single UNKNOWN. The tokenizer knows the
-    training texts alone. A run is tested on the split test; where there is none, or it has no labels (as that of
-    glue/sst2), on the split validation; else on a fifth of the training texts.
+    No token is added before or after a text; a text without any word is one UNKNOWN. The tokenizer is trained on the
+    training texts. Test data is the split test. If there is none, or it has no labels (as in glue/sst2), it is the
+    split validation, or else a fifth of the training texts.
 
     Attributes:
-        name: a set of TensorFlow Datasets with texts and a label, such as imdb_reviews or glue/sst2; or the path of a
-            folder SPLIT/CLASS/*.txt, such as aclImdb, of a folder of tables SPLIT.tsv or SPLIT.csv, or of one table.
-            SPLIT is train, validation (or val, valid, dev) or test. The first row of a table names its columns, or it
-            has two: the text and its label
-        dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
-        tokenizer: words, or bpe: byte-level byte pair encoding
-        vocabulary: tokens at most, special ones included
-        lengths: of the buckets in tokens, increasing; of a longer text the first and the last half of the longest
-        batch: global batch of training
-        evaluation_batch: of validation and test
-        validation: fraction of the training texts to validate on, at least one, where the set doesn't say which
-        seed: of that split, and of the order of training
-        limit: texts of each split at most
-        text_features: the features or columns that hold the text, joined by a newline; None: sentence, text, or title
-            and description
-        label_feature: the feature or column that holds the label
+        name: a data set of TensorFlow Datasets with texts and labels, such as imdb_reviews or glue/sst2; or the path of
+            a folder SPLIT/CLASS/*.txt, such as aclImdb, of a folder of tables SPLIT.tsv or SPLIT.csv, or of one table.
+            SPLIT is train, validation (or val, valid, dev) or test. The first row of a table has the names of its
+            columns; a table without such a row has two columns, the text and its label
+        dir: directory of TensorFlow Datasets; None: the environment variable TFDS_DATA_DIR, else the default directory
+            of the library
+        tokenizer: kind of tokenizer, words or byte pairs
+        vocabulary: largest number of tokens, including special tokens
+        lengths: increasing lengths of the buckets in tokens; the middle of a text that is longer than all of them is
+            left out
+        batch: size of the global training batch
+        evaluation_batch: size of validation and test batches
+        validation: fraction of the training texts that is held out for validation, at least one text; used if the data
+            set has no validation split, or tests on it
+        seed: seed of that split and of the order of training
+        limit: largest number of texts to use from each split; None: all
+        text_features: features or columns that have the text, joined by a newline; None: sentence, text, or title and
+            description
+        label_feature: feature or column that has the label
     """
 
     name: str = "imdb_reviews"
@@ -98,15 +104,15 @@ class Sentences:
         check_lengths(self.lengths)
 
     def spec(self) -> SentenceSpec:
-        """What a learner has to know; reads the data. Raises Mistake where it isn't there, Failure where damaged."""
-        return _labelled(self, location(self.name, self.dir))[0]
+        """The properties that a learner needs. Raises UserError if the data is not there, RunError if it is damaged."""
+        return _tokens(self, location(self.name, self.dir))[0]
 
     def texts(self) -> Texts:
         """The texts and labels, the same at each call: the only method that a new source overrides."""
         return _from_files(self) if is_path(self.name) else _from_tfds(self)
 
     def load(self) -> Texts:
-        """`texts`, checked, and at most `limit` of each split. Raises as `spec` does."""
+        """`texts`, checked, with at most `limit` texts of each split. Raises as `spec` does."""
         data = self.texts()
 
         def checked(split: str, part: Any) -> Any:
@@ -117,70 +123,72 @@ class Sentences:
         validation = None if data.validation is None else checked("validation", data.validation)
         return Texts(data.names, train, validation, checked("test", data.test))
 
-    def feeds(self, chunk: int) -> Feeds:
-        """What a run of `chunk` steps a dispatch reads; the tokenizer is kept. Raises as `spec` does."""
-        spec, *parts = _labelled(self, location(self.name, self.dir))
+    def feeds(self, steps_per_dispatch: int) -> Feeds:
+        """The feeds of a run with so many steps per dispatch; the run keeps the tokenizer. Raises as `spec` does."""
+        spec, *parts = _tokens(self, location(self.name, self.dir))
 
         def buckets(part: tuple[list[np.ndarray], np.ndarray]) -> Any:
             texts, labels = part
-            rows = lambda index, length: (padded([_ends(texts[i], length) for i in index], length), labels[index])
-            return bucketed(sizes(texts), self.lengths, rows)
+            pad = lambda index, length: (padded([_ends(texts[i], length) for i in index], length), labels[index])
+            return into_buckets(sizes(texts), self.lengths, pad)
 
         train, validation, test = map(buckets, parts)
         return Feeds(
-            train=Bucketed(train, self.batch, chunk, self.seed),
-            validation=judged(validation, self.evaluation_batch),
-            test=judged(test, self.evaluation_batch),
+            train=BucketFeed(train, self.batch, steps_per_dispatch, self.seed),
+            validation=eval_batches(validation, self.evaluation_batch),
+            test=eval_batches(test, self.evaluation_batch),
             kept=kept(spec.tokenizer),
         )
 
 
 @functools.lru_cache(maxsize=2)
-def _labelled(config: Sentences, where: str | None) -> tuple[Any, ...]:
-    """(spec, train, validation, test): of each part its texts' tokens, a list of i32[tokens], and labels i32[texts].
+def _tokens(config: Sentences, where: str | None) -> tuple[Any, ...]:
+    """(spec, train, validation, test); a part is the tokens of its texts, a list of i32[tokens], and labels i32[texts].
 
-    `where` the set is, `location`, is there for the cache.
+    where: the `location` of the data, a part of the cache's key
     """
     names, (texts, labels), validation, test = config.load()
     if validation is None:
         if len(texts) < 2:
-            raise Mistake(
-                f"data.name {config.name}: {len(texts)} training text is too few to carve validation data from"
+            raise UserError(
+                f"data.name {config.name}: {len(texts)} training text is too few to hold out validation data"
             )
-        rest, part = carved(len(texts), config.validation, config.seed)
+        rest, part = split(len(texts), config.validation, config.seed)
         texts, labels, validation = texts[rest], labels[rest], (texts[part], labels[part])
-    tokenizer = trained(config.tokenizer, texts, config.vocabulary, specials=True)
-    encoded = lambda texts: [x if x.size else np.array([UNKNOWN], np.int32) for x in tokenizer.encoded(list(texts))]
+    tokenizer = train_tokenizer(config.tokenizer, texts, config.vocabulary, specials=True)
+    empty = np.array([UNKNOWN], np.int32)
+    encode = lambda texts: [tokens if tokens.size else empty for tokens in tokenizer.encode_batch(list(texts))]
     spec = SentenceSpec(tokenizer, len(names), names, config.lengths[-1])
-    return spec, *((encoded(x), y) for x, y in ((texts, labels), validation, test))
+    return spec, *((encode(x), y) for x, y in ((texts, labels), validation, test))
 
 
 def _from_files(config: Sentences) -> Texts:
     """The texts of a folder or a table."""
     path = Path(config.name).expanduser()
     found = read_labelled(path, config.text_features, config.label_feature, config.limit)
-    number = lambda name: (int(name), "") if name.isdecimal() else (math.inf, name)
-    names = tuple(sorted(set(found["train"].labels or ()), key=number))
+    by_number = lambda name: (int(name), "") if name.isdecimal() else (math.inf, name)
+    names = tuple(sorted(set(found["train"].labels or ()), key=by_number))
+    number = {name: n for n, name in enumerate(names)}
 
     def read(split: str) -> Part:
         texts, labels = found[split]
         unknown = sorted(set(labels or ()) - set(names))
         if unknown:
             some = ", ".join(unknown[:5])
-            raise Mistake(f"data.name {config.name}, split {split}: labels that training has not: {some}")
-        return texts, None if labels is None else [names.index(label) for label in labels]
+            raise UserError(f"data.name {config.name}, split {split}: labels that the training texts lack: {some}")
+        return texts, None if labels is None else [number[label] for label in labels]
 
     return _splits(config, names, set(found), read)
 
 
 def _from_tfds(config: Sentences) -> Texts:
-    """The texts of a set of TensorFlow Datasets."""
+    """The texts of a data set of TensorFlow Datasets."""
     builder = tfds.builder(config.name, tfds.directory(config.dir), None, "a folder or table of labelled texts")
     features, label = builder.info.features, config.label_feature
     columns = (*text_features(config.text_features, features), label)
     names = tuple(getattr(features[label], "names", ())) if label in set(features) else ()
     if label in set(features) and not names:
-        raise Mistake(f"data.name {config.name}: its feature {label} is no class")
+        raise UserError(f"data.name {config.name}: its feature {label} is not a class")
 
     def read(split: str) -> Part:
         *texts, labels = tfds.columns(builder, config.name, split, columns, config.limit)
@@ -190,36 +198,36 @@ def _from_tfds(config: Sentences) -> Texts:
     return _splits(config, names, set(builder.info.splits), read)
 
 
-def _splits(config: Sentences, names: tuple[str, ...], has: set[str], read: Callable[[str], Part]) -> Texts:
-    """The texts of a source with the splits `has`; see `Sentences` for which of them are validation and test."""
+def _splits(config: Sentences, names: tuple[str, ...], splits: set[str], read: Callable[[str], Part]) -> Texts:
+    """The texts of a source that has these splits; see `Sentences` for which become validation and test data."""
     what = f"data.name {config.name}"
 
     def labelled(split: str) -> Any:
-        """(texts, labels) of a split, or None if it has no labels."""
+        """(texts, labels) of a split; None if it has no labels."""
         texts, labels = read(split)
         clean = np.array([text.replace("<br />", "\n") for text in texts], object)
         return None if labels is None else (clean, np.array(labels, np.int32))
 
     train = labelled("train")
-    validation, test = (labelled(split) if split in has else None for split in ("validation", "test"))
+    validation, test = (labelled(name) if name in splits else None for name in ("validation", "test"))
     if train is None:
-        raise Mistake(f"{what}: its training texts have no labels")
+        raise UserError(f"{what}: its training texts have no labels")
     if test is not None:
         return Texts(names, train, validation, test)
-    if "test" in has:
+    if "test" in splits:
         instead = "a fifth of its training texts" if validation is None else "its validation split"
         warn(f"{what}: its test split has no labels; {instead} is the test data")
     if validation is not None:
         return Texts(names, train, None, validation)
     texts, labels = train
     if len(texts) < 2:
-        raise Mistake(f"{what}: {len(texts)} text is too few to test and train on")
-    rest, part = held_out(len(texts))
+        raise UserError(f"{what}: {len(texts)} text is too few to hold out test data")
+    rest, part = split_test(len(texts))
     return Texts(names, (texts[rest], labels[rest]), None, (texts[part], labels[part]))
 
 
 def _ends(tokens: np.ndarray, length: int) -> np.ndarray:
-    """`length` tokens at most: the first half and the last."""
+    """At most `length` tokens: the first and the last ones."""
     if len(tokens) <= length:
         return tokens
     last = length // 2

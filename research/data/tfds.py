@@ -1,4 +1,4 @@
-"""Sets of TensorFlow Datasets, read without TensorFlow; what goes wrong is one message that names the mend."""
+"""Data sets of TensorFlow Datasets, read without TensorFlow. Each failure is one message that says what to do."""
 
 import contextlib
 import difflib
@@ -10,13 +10,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from research.core.errors import Failure, Mistake
+from research.core.errors import RunError, UserError
 
 
 def directory(dir: str | None) -> str | None:
-    """Where prepared sets are: `dir`, else the environment's TFDS_DATA_DIR, else None for the library's default.
+    """The absolute path of the directory of prepared data sets: `dir`, else the environment variable TFDS_DATA_DIR.
 
-    An absolute path: what is cached of a set is kept under it.
+    None: the default directory of the library.
     """
     found = dir or os.environ.get("TFDS_DATA_DIR")
     return str(Path(found).expanduser().resolve()) if found else None
@@ -24,7 +24,7 @@ def directory(dir: str | None) -> str | None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Without the warnings of TensorFlow Datasets: what matters of them is in the message raised."""
+    """Hides the warnings of TensorFlow Datasets: the messages of exceptions have what matters of them."""
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -36,12 +36,12 @@ def quiet() -> Iterator[None]:
 
 @quiet()
 def builder(name: str, dir: str | None, bundled: str | None, files: str = "") -> Any:
-    """The builder of a prepared set; where it isn't prepared in `dir` and TensorFlow is installed, prepares it first.
+    """The builder of a data set; one that is not prepared in `dir` is prepared first, if TensorFlow is installed.
 
-    bundled  the name of a set that needs no preparing, if there is one, for the message
+    bundled  the name of a data set that needs no preparation, for the message; None: there is none
     files    what `name` may also be the path of, for the message
 
-    Raises Mistake where the set isn't there, Failure where it is damaged.
+    Raises UserError if the data set is not there, RunError if it is damaged.
     """
     import tensorflow_datasets as tfds
 
@@ -52,18 +52,18 @@ def builder(name: str, dir: str | None, bundled: str | None, files: str = "") ->
         if builder.is_prepared():
             return builder
     except tfds.core.DatasetNotFoundError as error:
-        # Only the text of the error knows the catalogue without TensorFlow.
+        # Without TensorFlow, the text of the error is the only catalogue.
         names = [*filter(None, [bundled]), *re.findall(r"^\s*- (\w+)$", str(error), re.MULTILINE)]
         near = "".join(f"; did you mean {n}?" for n in difflib.get_close_matches(name, names, 1))
         paths = f"; for {files}, give its path (./{name})" if files else ""
-        # Without TensorFlow it does not know some of its sets, such as glue.
+        # Without TensorFlow the library does not know some of its data sets, such as glue.
         known = near or importlib.util.find_spec("tensorflow")
         hidden = "" if known else f"; more are known with TensorFlow: {prepare}"
-        raise Mistake(
+        raise UserError(
             f"data.name: TensorFlow Datasets has no set {name}, nor has {dir or 'its directory'}{near}{paths}{hidden}"
         ) from None
     except (ValueError, AssertionError) as error:  # no such configuration, no such version
-        raise Mistake(f"data.name {name}: {reason(error)}") from error
+        raise UserError(f"data.name {name}: {reason(error)}") from error
     except Exception as error:
         raise damaged(f"data.name {name}", dir, error) from error
     trouble = "TensorFlow, which can prepare it, is not installed"
@@ -74,7 +74,7 @@ def builder(name: str, dir: str | None, bundled: str | None, files: str = "") ->
         except Exception as error:
             trouble = f"preparing it failed ({reason(error)})"
     instead = f" --data.name {bundled} needs nothing." if bundled else ""
-    raise Mistake(
+    raise UserError(
         f"data.name {name}: not found in {root}, and {trouble}. Either give the directory of TensorFlow Datasets that "
         f"has it (--data.dir DIR or the environment's TFDS_DATA_DIR), or prepare it once, with a network: "
         f"{prepare}.{instead}"
@@ -83,25 +83,25 @@ def builder(name: str, dir: str | None, bundled: str | None, files: str = "") ->
 
 @quiet()
 def source(builder: Any, name: str, split: str) -> Any:
-    """The examples of a split, to be read by place. Raises Mistake where only TensorFlow can."""
+    """The examples of a split, a sequence. Raises UserError if only TensorFlow can read them."""
     try:
         return builder.as_data_source(split=split)
     except NotImplementedError as error:
-        where, mend = builder.data_path, f"prepare it in another directory: {_build(name, 'OTHER')}"
-        raise Mistake(f"data.name {name}: {where} is in a format that only TensorFlow reads; {mend}") from error
+        where, remedy = builder.data_path, f"prepare it in another directory: {_build(name, 'OTHER')}"
+        raise UserError(f"data.name {name}: {where} is in a format that only TensorFlow reads; {remedy}") from error
 
 
 @quiet()
 def columns(builder: Any, name: str, split: str, features: Sequence[str], limit: int | None = None) -> list[list[Any]]:
-    """The values of each of `features`, of all examples of a split in order, or of the first `limit`; text as bytes.
+    """The values of each of `features`, for all examples of a split in order or for the first `limit`; text is bytes.
 
-    Raises Mistake where the set has no such split or features, Failure where it is damaged.
+    Raises UserError if the data set has no such split or features, RunError if it is damaged.
     """
     splits, there = builder.info.splits, set(builder.info.features)
     if split not in splits or not there >= set(features):
         expected = f"features {' and '.join(features)}, and a split {split}"
         found = f"features {', '.join(sorted(there))}, splits {', '.join(splits)}"
-        raise Mistake(f"data.name {name}: expected {expected}; it has {found}")
+        raise UserError(f"data.name {name}: expected {expected}; it has {found}")
     examples = source(builder, name, split)
     rows: list[list[Any]] = []
     try:
@@ -112,18 +112,18 @@ def columns(builder: Any, name: str, split: str, features: Sequence[str], limit:
     except Exception as error:
         raise damaged(f"data.name {name}, split {split}", builder.data_path, error) from error
     if not rows:
-        raise Mistake(f"data.name {name}: its split {split} is empty")
+        raise UserError(f"data.name {name}: its split {split} is empty")
     return [list(column) for column in zip(*rows, strict=True)]
 
 
-def damaged(what: str, where: Any, error: Exception) -> Failure:
-    """The Failure to raise for data in `where` that can't be read."""
-    mend = "where it is damaged, delete that directory and prepare it again"
-    return Failure(f"{what}: can't read the data in {where} ({reason(error)}); {mend}")
+def damaged(what: str, where: Any, error: Exception) -> RunError:
+    """The RunError to raise if the data in `where` can't be read."""
+    remedy = "where it is damaged, delete that directory and prepare it again"
+    return RunError(f"{what}: can't read the data in {where} ({reason(error)}); {remedy}")
 
 
 def reason(error: Exception) -> str:
-    """One line for an error, without the arguments that TensorFlow Datasets puts before it."""
+    """The first line of an error, without the arguments that TensorFlow Datasets puts before it."""
     text = re.sub(r'^Failed to construct dataset .*?}": ', "", str(error).strip())
     return text.splitlines()[0].rstrip(".:") if text else type(error).__name__
 

@@ -1,4 +1,4 @@
-"""Two sets of images without pairs, to translate between: two classes of a labelled set, or a set of CycleGAN's."""
+"""Two unpaired sets of images to translate between: two classes of labelled images, or a data set of CycleGAN's."""
 
 import difflib
 import functools
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import struct
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import Feed, Feeds
 from research.core.state import Batch
 from research.data import images, tfds
@@ -17,11 +17,11 @@ from research.data.checks import check_fields, check_images
 from research.data.feed import EvalBatches, FeedName, feeds
 
 CYCLE_GAN = "cycle_gan/"
-"""How the names of TensorFlow Datasets' sets start that have the splits trainA, trainB, testA and testB."""
+"""The prefix of the data sets of TensorFlow Datasets that have the splits trainA, trainB, testA and testB."""
 
 
 class Domains(NamedTuple):
-    """The images of the two sets X and Y, u8[examples, height, width, channels]."""
+    """The images of the two domains X and Y, u8[examples, height, width, channels]."""
 
     train_x: np.ndarray
     train_y: np.ndarray
@@ -31,22 +31,25 @@ class Domains(NamedTuple):
 
 @dataclass(frozen=True)
 class Unpaired:
-    """Images of two sets, X and Y; inputs (u8[batch, h, w, c] of X, the same of Y), targets (f32[batch], f32[batch]).
+    """Images of two domains; inputs (X, Y), each u8[batch, height, width, channels], targets (f32[batch], f32[batch]).
 
-    The targets are each set's own mask: where one has run out, in evaluation, the other goes on.
+    The targets are the masks of X and Y: in evaluation, one of the two may have more images than the other.
 
     Attributes:
-        name: a set of labelled images, see `Images`; or one of TensorFlow Datasets' cycle_gan, as cycle_gan/horse2zebra
-        classes: which of its classes are X and Y, by name; A and B of cycle_gan
-        dir: of TensorFlow Datasets; else the environment's TFDS_DATA_DIR, else its own default
-        batch: global batch of training, of each set
-        evaluation_batch: of validation and test
-        validation: fraction of the training examples to validate on, carved out by a shuffle; at least one of each
-        seed: of that split, and of the order of training
-        feed: resident: all training data on the device; stream: on the host, put there chunk by chunk
-        limit: images of each split at most; of a labelled set, of all its classes together
-        image_feature: the feature of a labelled set that holds the image
-        label_feature: the one that holds the label
+        name: digits or a data set of TensorFlow Datasets that has labelled images, such as cifar10; or one of its data
+            sets of CycleGAN's images, such as cycle_gan/horse2zebra
+        classes: names of the two classes of labelled images that are X and Y; not used with CycleGAN's images
+        dir: directory of TensorFlow Datasets; None: the environment variable TFDS_DATA_DIR, else the default directory
+            of the library
+        batch: size of the global training batch, in images of each domain
+        evaluation_batch: size of validation and test batches, in images of each domain
+        validation: fraction of the training images that is held out for validation, at least one of each domain
+        seed: seed of that split and of the order of training
+        feed: where the training images are kept: on the device, or on the host, from where each dispatch's batches are
+            sent to the device
+        limit: largest number of images to use from each split, of labelled images counting all classes; None: all
+        image_feature: feature of labelled images that has the image
+        label_feature: feature of labelled images that has the label
     """
 
     name: str = "cifar10"
@@ -56,7 +59,7 @@ class Unpaired:
     evaluation_batch: int = 64
     validation: float = 0.05
     seed: int = 0
-    feed: FeedName = "resident"
+    feed: FeedName = "device"
     limit: int | None = None
     image_feature: str = "image"
     label_feature: str = "label"
@@ -64,12 +67,12 @@ class Unpaired:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.classes[0] == self.classes[1]:
-            raise Mistake(f"data.classes must be two, not {self.classes[0]} twice")
+            raise UserError(f"data.classes must be two different ones, not {self.classes[0]} twice")
 
     def arrays(self) -> Domains:
         """The images, the same at each call: the only method that a new source overrides.
 
-        Raises Mistake where they aren't there, Failure where damaged.
+        Raises UserError if they are not there, RunError if they are damaged.
         """
         dir = tfds.directory(self.dir)
         if self.name.startswith(CYCLE_GAN):
@@ -77,17 +80,17 @@ class Unpaired:
         return labelled(self.name, self.classes, dir, self.limit, self.image_feature, self.label_feature)
 
     def load(self) -> Domains:
-        """`arrays`, checked, and at most `limit` images of each part. Raises as `arrays` does."""
+        """`arrays`, checked, with at most `limit` images of each split. Raises as `arrays` does."""
         data = self.arrays()
         for part, found in zip(Domains._fields, data, strict=True):
             check_images(f"data.name {self.name}, {part}", found)
         shapes = sorted({part.shape[1:] for part in data})
         if len(shapes) > 1:
-            raise Mistake(f"data.name {self.name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
+            raise UserError(f"data.name {self.name}: images of one shape expected, not {shapes[0]} and {shapes[1]}")
         return Domains(*(part[: self.limit] for part in data))
 
     def feeds(self) -> Feeds:
-        """What a run reads. Raises as `arrays` does."""
+        """The feeds of a run. Raises as `arrays` does."""
         data = self.load()
         x, y = (
             feeds(
@@ -95,13 +98,13 @@ class Unpaired:
             )
             for at, (train, test) in enumerate(((data.train_x, data.test_x), (data.train_y, data.test_y)))
         )
-        train = Both(x.train, y.train, self.batch, self.feed == "resident")
-        return Feeds(train, beside(x.validation, y.validation), beside(x.test, y.test))
+        train = UnpairedFeed(x.train, y.train, self.batch, self.feed == "device")
+        return Feeds(train, eval_side_by_side(x.validation, y.validation), eval_side_by_side(x.test, y.test))
 
 
 @struct.dataclass
-class Both:
-    """Training data of two feeds, whose orders have nothing to do with one another; see `Unpaired`."""
+class UnpairedFeed:
+    """Training data of two feeds, each in an order of its own; see `Unpaired`."""
 
     x: Feed
     y: Feed
@@ -109,22 +112,22 @@ class Both:
     resident: bool = struct.field(pytree_node=False)
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
-        """The global batch of a step, or these rows of it; `index` is that of X."""
-        return both(self.x.batch_at(step, rows), self.y.batch_at(step, rows))
+        """The global batch of a step, or the given rows of it; `Batch.index` is that of X."""
+        return side_by_side(self.x.batch_at(step, rows), self.y.batch_at(step, rows))
 
 
-def both(x: Batch, y: Batch) -> Batch:
-    """One batch of two, side by side."""
+def side_by_side(x: Batch, y: Batch) -> Batch:
+    """One batch with the examples of both."""
     return Batch(x.index, x.mask, (x.inputs, y.inputs), (x.mask, y.mask))
 
 
-def beside(x: Sequence[Batch], y: Sequence[Batch]) -> EvalBatches:
-    """Evaluation batches side by side; where one set has no more, its last batch stands there, masked."""
+def eval_side_by_side(x: Sequence[Batch], y: Sequence[Batch]) -> EvalBatches:
+    """Evaluation batches with the examples of both; after the end of the shorter one, its last batch is masked."""
 
     def batch(of: Sequence[Batch], n: int) -> Batch:
         return of[n] if n < len(of) else of[-1]._replace(mask=np.zeros_like(of[-1].mask))
 
-    one = lambda n: both(batch(x, n), batch(y, n))
+    one = lambda n: side_by_side(batch(x, n), batch(y, n))
     return EvalBatches([functools.partial(one, n) for n in range(max(len(x), len(y)))])
 
 
@@ -132,28 +135,28 @@ def beside(x: Sequence[Batch], y: Sequence[Batch]) -> EvalBatches:
 def labelled(
     name: str, classes: tuple[str, str], dir: str | None, limit: int | None, image: str, label: str
 ) -> Domains:
-    """Two classes of a labelled set, decoded once a process; the other classes are not kept.
+    """The images of two classes of a data set of labelled images; those of the other classes are not kept in memory.
 
-    Raises Mistake where it has no such class.
+    Raises UserError if it has no such class.
     """
     data = images.checked(images.read(name, dir, limit, image, label), f"data.name {name}", limit)
     for wanted in classes:
         if wanted not in data.names:
             near = difflib.get_close_matches(wanted, data.names, 1)
             hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(data.names)}"
-            raise Mistake(f"data.classes: {name} has no class {wanted}: {hint}")
+            raise UserError(f"data.classes: {name} has no class {wanted}: {hint}")
     x, y = (data.names.index(wanted) for wanted in classes)
     train = [data.train_images[data.train_labels == label] for label in (x, y)]
     found = Domains(*train, *(data.test_images[data.test_labels == label] for label in (x, y)))
     if not all(map(len, found)):
-        raise Mistake(f"data.limit={limit} leaves a class, to train or to test on, without images: give more")
+        raise UserError(f"data.limit={limit} leaves no training or test images of a class: give more")
     return found
 
 
 @functools.lru_cache(maxsize=1)
 @tfds.quiet()
 def splits(name: str, dir: str | None) -> Domains:
-    """The splits trainA, trainB, testA and testB of a set prepared by TensorFlow Datasets, decoded once a process."""
+    """The splits trainA, trainB, testA and testB of a data set of TensorFlow Datasets."""
     builder = tfds.builder(name, dir, None)
     read = lambda split: images._decoded(
         tfds.source(builder, name, split), f"data.name {name}, split {split}", builder.data_path

@@ -63,7 +63,9 @@ def tiny() -> dict[str, Experiment]:
     return {
         "sentences": ClassifyText(
             data=ToySentences(),
-            net=lstm.Classifier(width=8, embedding=8, pairs=16, word_dropout=0.1, dropout=0.1, bag_dropout=0.1),
+            net=lstm.Classifier(
+                width=8, embedding=8, bigram_buckets=16, word_dropout=0.1, dropout=0.1, bag_dropout=0.1
+            ),
             average=0.9,
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
             run=Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min"),

@@ -72,7 +72,9 @@ class Translate(Supervised):
 
 def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
-    stack = transformer.Stack(layers=2, width=8, heads=2, positions="sinusoidal", dropout=0.1, remat=True, unroll=1)
+    stack = transformer.Stack(
+        layers=2, width=8, heads=2, positions="sinusoidal", dropout=0.1, remat=True, scan_unroll=1
+    )
     return {
         "translator": Translate(
             data=ToyPairs(),

@@ -1,6 +1,7 @@
-"""Convolutional nets: a small one, and residual ones.
+"""Convolutional nets: a plain one and ResNet.
 
-They take images [batch, height, width, channels]; inside, these are [channels, height, width, batch], see `conv.py`.
+They take images [batch, height, width, channels] and transpose them to [channels, height, width, batch], the layout of
+`conv.py`.
 """
 
 from typing import Literal
@@ -10,21 +11,21 @@ import jax
 import jax.numpy as jnp
 
 from research.core.dropout import Dropout
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import positive
-from research.core.modules import Filled
+from research.core.modules import FromData
 from research.nets.conv import BatchNorm, Conv, max_pool
 
 
 class CNN(nn.Module):
-    """Stages of 3x3 convolutions and ReLU, each followed by 2x2 max-pooling; then a linear layer.
+    """Stages of 3x3 convolutions and ReLU, each stage followed by 2x2 max pooling; then a linear layer.
 
     Attributes:
-        widths: output channels of each stage's convolutions
-        depth: convolutions a stage
-        norm: BatchNorm before each ReLU
-        hidden: width of a dense layer before the last, 0 for none
-        dropout: rate before the dense layers
+        widths: output channels of the convolutions of each stage
+        depth: number of convolutions in each stage
+        norm: whether batch normalisation precedes each ReLU
+        hidden: width of a dense layer before the last one; 0 for no such layer
+        dropout: dropout rate before each dense layer
     """
 
     widths: tuple[int, ...] = (32, 64)
@@ -32,7 +33,7 @@ class CNN(nn.Module):
     norm: bool = True
     hidden: int = 0
     dropout: float = 0.0
-    outputs: Filled[int] = 0
+    outputs: FromData[int] = 0
 
     def __post_init__(self) -> None:
         positive(self, "net", "widths", "depth")
@@ -59,20 +60,21 @@ class ResNet(nn.Module):
     """Residual net of basic blocks for small images (He, Zhang, Ren & Sun 2016, arXiv:1512.03385, section 4.2).
 
     Attributes:
-        widths: channels of each stage; every stage but the first halves the image
-        blocks: basic blocks (two 3x3 convolutions) of each stage; (3, 3, 3) is ResNet-20, (2, 2, 2, 2) ResNet-18
-        shortcut: where the shape changes: "pad" with zeros (option A), or a 1x1 convolution (option B)
+        widths: output channels of each stage; every stage but the first halves the height and width
+        blocks: number of basic blocks (two 3x3 convolutions each) in each stage: 3 3 3 is ResNet-20, 2 2 2 2 ResNet-18
+        shortcut: how a shortcut changes its shape: pad with zero channels (the paper's option A), or project by a 1x1
+            convolution (option B)
     """
 
     widths: tuple[int, ...] = (16, 32, 64)
     blocks: tuple[int, ...] = (3, 3, 3)
     shortcut: Literal["pad", "project"] = "pad"
-    outputs: Filled[int] = 0
+    outputs: FromData[int] = 0
 
     def __post_init__(self) -> None:
         positive(self, "net", "widths", "blocks")
         if len(self.widths) != len(self.blocks):
-            raise Mistake(f"net.widths {self.widths} and net.blocks {self.blocks} must be of one length")
+            raise UserError(f"net.widths {self.widths} and net.blocks {self.blocks} must have the same length")
         super().__post_init__()
 
     @nn.compact
@@ -88,7 +90,7 @@ class ResNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut around them; see `ResNet`."""
+    """Two 3x3 convolutions and a shortcut around them, see `ResNet`."""
 
     width: int
     stride: int
@@ -102,10 +104,10 @@ class BasicBlock(nn.Module):
         y = BatchNorm()(Conv(self.width, use_bias=False)(y), train)
         if x.shape != y.shape:
             if self.shortcut == "pad":
-                extra = self.width - x.shape[0]
+                missing = self.width - x.shape[0]
                 x = x[:, :: self.stride, :: self.stride]
-                x = jnp.pad(x, ((extra // 2, extra - extra // 2), (0, 0), (0, 0), (0, 0)))
+                x = jnp.pad(x, ((missing // 2, missing - missing // 2), (0, 0), (0, 0), (0, 0)))
             else:
-                x = Conv(self.width, kernel=1, stride=self.stride, use_bias=False)(x)
+                x = Conv(self.width, kernel_size=1, stride=self.stride, use_bias=False)(x)
                 x = BatchNorm()(x, train)
         return nn.relu(x + y)

@@ -1,4 +1,4 @@
-"""CycleGAN's nets: Zhu, Park, Isola & Efros 2017 (arXiv:1703.10593). They read no labels."""
+"""The nets of CycleGAN: Zhu, Park, Isola & Efros 2017 (arXiv:1703.10593). They read no labels."""
 
 from typing import Literal
 
@@ -6,60 +6,64 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import positive
-from research.nets.gan import Conv, Norm, leaky, padded, smallest
+from research.nets.gan import Conv, Norm, downsampled_size, leaky_relu, pad
 
 
 class CycleGenerator(nn.Module):
-    """CycleGAN's generator, after Johnson, Alahi & Fei-Fei 2016 (arXiv:1603.08155).
+    """The generator of CycleGAN, after Johnson, Alahi & Fei-Fei 2016 (arXiv:1603.08155).
 
-    A wide convolution, two that halve the image, residual blocks, two that double it, and a wide one.
+    A convolution with a large kernel, two that halve the height and width, residual blocks, two transposed
+    convolutions that double them, and a last convolution with a large kernel.
 
     Attributes:
-        width: channels of the first layer; four times as many in the blocks
-        blocks: residual blocks; 9 for images of 256x256, 6 for smaller ones
-        side: of the first and last kernel, an odd number
-        norm: instance, as in the paper, takes away how bright an image is, and its contrast; layer leaves the colours
+        width: output channels of the first layer; the residual blocks have four times as many
+        blocks: number of residual blocks; the paper has 9 for images of 256x256 and 6 for smaller ones
+        kernel_size: height and width of the first and the last kernel, an odd number
+        norm: instance, as in the paper, discards the brightness and contrast of each channel; layer keeps the colours
     """
 
     width: int = 64
     blocks: int = 9
-    side: int = 7
+    kernel_size: int = 7
     norm: Literal["instance", "layer"] = "instance"
 
     def __post_init__(self) -> None:
-        positive(self, "generator", "width", "blocks", "side")
+        positive(self, "generator", "width", "blocks", "kernel_size")
         super().__post_init__()
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Images [batch, height, width, channels] -> images of the same shape."""
-        if min(smallest("generator", images.shape[1:], 2)) < 2:
-            raise Mistake("generator: images of 8x8 or more expected, which can be halved twice")
-        # No biases but the last: instance norms would take them away again, and layer norms have their own.
-        reflected = lambda x, width, side, name=None: Conv(width, side, pad=0, use_bias=False, name=name)(
-            padded(x, side // 2, "reflect"), train
-        )
+        if min(downsampled_size("generator", images.shape[1:], 2)) < 2:
+            raise UserError("generator: images of 8x8 or more expected, which can be halved twice")
         norm = lambda x: Norm(self.norm)(x, train)
-        x = nn.relu(norm(reflected(images.transpose(3, 1, 2, 0), self.width, self.side, "stem")))
+
+        def reflected(x: jax.Array, width: int, kernel_size: int, name: str | None = None) -> jax.Array:
+            """A convolution padded by reflection. It needs no bias: instance norms cancel it, layer norms have one."""
+            return Conv(width, kernel_size, pad=0, use_bias=False, name=name)(
+                pad(x, kernel_size // 2, "reflect"), train
+            )
+
+        x = nn.relu(norm(reflected(images.transpose(3, 1, 2, 0), self.width, self.kernel_size, "stem")))
         for factor in (2, 4):
             x = nn.relu(norm(Conv(factor * self.width, 3, stride=2, use_bias=False)(x, train)))
         for _ in range(self.blocks):
             y = nn.relu(norm(reflected(x, 4 * self.width, 3)))
             x = x + norm(reflected(y, 4 * self.width, 3))
         for factor in (2, 1):
-            x = nn.relu(norm(Conv(factor * self.width, 3, up=True, use_bias=False)(x, train)))
-        x = Conv(images.shape[-1], self.side, pad=0, name="head")(padded(x, self.side // 2, "reflect"), train)
-        return jnp.tanh(x).transpose(3, 1, 2, 0)
+            x = nn.relu(norm(Conv(factor * self.width, 3, transpose=True, use_bias=False)(x, train)))
+        x = pad(x, self.kernel_size // 2, "reflect")
+        return jnp.tanh(Conv(images.shape[-1], self.kernel_size, pad=0, name="head")(x, train)).transpose(3, 1, 2, 0)
 
 
 class PatchDiscriminator(nn.Module):
-    """PatchGAN (Isola, Zhu, Zhou & Efros 2017, arXiv:1611.07004): a score for each patch, of 70x70 by default.
+    """PatchGAN (Isola, Zhu, Zhou & Efros 2017, arXiv:1611.07004): a score for each patch, by default of 70x70 pixels.
 
     Attributes:
-        widths: channels of the 4x4 convolutions; all but the last have stride 2
-        norm: after each of them but the first
+        widths: output channels of the 4x4 convolutions; all but the last have stride 2
+        norm: normalisation after each of these convolutions but the first
     """
 
     widths: tuple[int, ...] = (64, 128, 256, 512)
@@ -72,11 +76,14 @@ class PatchDiscriminator(nn.Module):
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         """Images [batch, height, width, channels] -> scores [batch, height', width']."""
-        if min(side >> len(self.widths) - 1 for side in images.shape[1:3]) < 3:
-            raise Mistake(f"discriminator.widths: {images.shape[1]}x{images.shape[2]} is too small: give fewer widths")
+        if min(size >> len(self.widths) - 1 for size in images.shape[1:3]) < 3:
+            raise UserError(
+                f"discriminator.widths: {images.shape[1]}x{images.shape[2]} is too small: give fewer widths"
+            )
         x = images.transpose(3, 1, 2, 0)
         for layer, width in enumerate(self.widths):
             norm, name = self.norm if layer else "none", None if layer else "stem"
             stride = 2 if layer < len(self.widths) - 1 else 1
-            x = leaky(Norm(norm)(Conv(width, stride=stride, use_bias=norm == "none", name=name)(x, train), train))
+            x = Conv(width, stride=stride, use_bias=norm == "none", name=name)(x, train)
+            x = leaky_relu(Norm(norm)(x, train))
         return Conv(1, name="head")(x, train)[0].transpose(2, 0, 1)

@@ -1,6 +1,6 @@
 """LSTMs: a language model, a classifier, and a translator with attention.
 
-Hochreiter & Schmidhuber 1997, "Long short-term memory", with forget gates (Gers, Schmidhuber & Cummins 2000).
+Hochreiter & Schmidhuber 1997, "Long short-term memory", with the forget gates of Gers, Schmidhuber & Cummins 2000.
 """
 
 from typing import Literal, NamedTuple
@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.dropout import Dropout
-from research.core.modules import Filled
+from research.core.modules import FromData
 from research.core.special_tokens import PAD
 from research.nets.bag import Bag
 from research.nets.dense import Dense, product
@@ -18,7 +18,7 @@ from research.nets.sequence import Memory, pool
 
 
 class Carry(NamedTuple):
-    """What an LSTM remembers: hidden and cell states, each [batch, layers, width]."""
+    """The state of an LSTM after a token: hidden and cell states, each [batch, layers, width]."""
 
     hidden: jax.Array
     cell: jax.Array
@@ -26,124 +26,124 @@ class Carry(NamedTuple):
 
 @jax.custom_vjp
 def recur(
-    gates: jax.Array, kernel: jax.Array, hidden: jax.Array, cell: jax.Array, there: jax.Array | None
+    gates: jax.Array, kernel: jax.Array, hidden: jax.Array, cell: jax.Array, mask: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The recurrence of one layer, given the inputs' share of its gates.
+    """The recurrence of one layer, given what its inputs contribute to the gates.
 
-    gates         [time, batch, 4 * width]: input, forget, candidate, output, before their nonlinearities
+    gates         [time, batch, 4 * width]: input, forget, candidate and output gate, before their nonlinearities
     kernel        [width, 4 * width], from the hidden state to the gates
-    hidden, cell  [batch, width] at the start
-    there         [time, batch, 1], 1 for a token and 0 for padding, which changes nothing; None: all are there
+    hidden, cell  [batch, width], the initial states
+    mask          [time, batch, 1], 1 for a token, 0 for padding, which leaves the states as they are; None: no padding
 
     Returns the hidden states [time, batch, width], and the last hidden and cell states. The gradient of the kernel is
-    one matrix product at the end, not one a step.
+    one matrix product at the end, not one at each step.
     """
-    outputs, last, _ = _run(gates, kernel, hidden, cell, there)
+    outputs, last, _ = _run(gates, kernel, hidden, cell, mask)
     return outputs, *last
 
 
-def _halves(width: int, dtype: jnp.dtype) -> jax.Array:
-    """What a gate's input is multiplied by, [4 * width]: as sigmoid(z) = (1 + tanh(z / 2)) / 2, one tanh serves all."""
+def _gate_scale(width: int, dtype: jnp.dtype) -> jax.Array:
+    """The factors [4 * width] by which one tanh computes all gates: sigmoid(z) = (1 + tanh(z / 2)) / 2."""
     return jnp.repeat(jnp.array([0.5, 0.5, 1.0, 0.5], dtype), width)
 
 
-def _split(squashed: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The gates i, f, o and the candidate g, of the tanh of all."""
-    i, f, g, o = jnp.split(squashed, 4, -1)
+def _split(activations: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The gates i, f, g (the candidate) and o from the tanh of all."""
+    i, f, g, o = jnp.split(activations, 4, -1)
     return 0.5 + 0.5 * i, 0.5 + 0.5 * f, g, 0.5 + 0.5 * o
 
 
-def _run(gates, kernel, hidden, cell, there):  # type: ignore[no-untyped-def]
-    halves = _halves(hidden.shape[-1], hidden.dtype)
+def _run(gates, kernel, hidden, cell, mask):  # type: ignore[no-untyped-def]
+    gate_scale = _gate_scale(hidden.shape[-1], hidden.dtype)
 
-    def step(carry, now):  # type: ignore[no-untyped-def]
-        (hidden, cell), (gates, there) = carry, now
-        squashed = jnp.tanh((gates + hidden @ kernel) * halves)
-        i, f, g, o = _split(squashed)
+    def step(carry, inputs):  # type: ignore[no-untyped-def]
+        (hidden, cell), (gates, mask) = carry, inputs
+        activations = jnp.tanh((gates + hidden @ kernel) * gate_scale)
+        i, f, g, o = _split(activations)
         new_cell = f * cell + i * g
         new_hidden = o * jnp.tanh(new_cell)
-        if there is not None:
-            new_hidden, new_cell = (jnp.where(there > 0, n, c) for n, c in ((new_hidden, hidden), (new_cell, cell)))
-        return (new_hidden, new_cell), (new_hidden, new_cell, squashed)
+        if mask is not None:
+            new_hidden, new_cell = (jnp.where(mask > 0, n, c) for n, c in ((new_hidden, hidden), (new_cell, cell)))
+        return (new_hidden, new_cell), (new_hidden, new_cell, activations)
 
-    last, (hiddens, cells, squashed) = jax.lax.scan(step, (hidden, cell), (gates, there), unroll=2)
-    return hiddens, last, (cells, squashed)
+    last, (hiddens, cells, activations) = jax.lax.scan(step, (hidden, cell), (gates, mask), unroll=2)
+    return hiddens, last, (cells, activations)
 
 
-def _forward(gates, kernel, hidden, cell, there):  # type: ignore[no-untyped-def]
-    hiddens, last, (cells, squashed) = _run(gates, kernel, hidden, cell, there)
-    return (hiddens, *last), (hiddens, cells, squashed, kernel, hidden, cell, there)
+def _forward(gates, kernel, hidden, cell, mask):  # type: ignore[no-untyped-def]
+    hiddens, last, (cells, activations) = _run(gates, kernel, hidden, cell, mask)
+    return (hiddens, *last), (hiddens, cells, activations, kernel, hidden, cell, mask)
 
 
 def _backward(saved, gradients):  # type: ignore[no-untyped-def]
-    hiddens, cells, squashed, kernel, hidden, cell, there = saved
-    before = lambda first, states: jnp.concatenate([first[None], states[:-1]])
-    # What does not hang on later gradients, for all times at once: of the gates by the cell (of o, by the hidden
-    # state), and of the cell by the hidden state.
-    i, f, g, o = _split(squashed)
-    bent = jnp.tanh(cells)
-    each = [g * i * (1 - i), before(cell, cells) * f * (1 - f), i * (1 - g**2), bent * o * (1 - o)]
-    by, through = jnp.concatenate(each, -1), o * (1 - bent**2)
-    if there is not None:
-        by, through = by * there, through * there
-    transposed = jax.lax.optimization_barrier(kernel.T)  # laid out once, not at each step
+    hiddens, cells, activations, kernel, hidden, cell, mask = saved
+    previous = lambda initial, states: jnp.concatenate([initial[None], states[:-1]])
+    # The factors that do not depend on later gradients, for all times at once: from the gradient of the cell (for o, of
+    # the hidden state) to that of the gates, and from that of the hidden state to that of the cell.
+    i, f, g, o = _split(activations)
+    tanh_cell = jnp.tanh(cells)
+    each_gate = [g * i * (1 - i), previous(cell, cells) * f * (1 - f), i * (1 - g**2), tanh_cell * o * (1 - o)]
+    to_gates, to_cell = jnp.concatenate(each_gate, -1), o * (1 - tanh_cell**2)
+    if mask is not None:
+        to_gates, to_cell = to_gates * mask, to_cell * mask
+    kernel_t = jax.lax.optimization_barrier(kernel.T)  # transposed once, not at each step
 
-    def step(carry, now):  # type: ignore[no-untyped-def]
-        (dh, dc), (dy, by, through, f, there) = carry, now
+    def step(carry, inputs):  # type: ignore[no-untyped-def]
+        (dh, dc), (dy, to_gates, to_cell, f, mask) = carry, inputs
         dh = dh + dy
-        dcell = dc + dh * through
-        dgates = jnp.concatenate([dcell, dcell, dcell, dh], -1) * by
-        if there is None:
-            return (dgates @ transposed, dcell * f), dgates
-        return (dgates @ transposed + dh * (1 - there), jnp.where(there > 0, dcell * f, dc)), dgates
+        dcell = dc + dh * to_cell
+        dgates = jnp.concatenate([dcell, dcell, dcell, dh], -1) * to_gates
+        if mask is None:
+            return (dgates @ kernel_t, dcell * f), dgates
+        return (dgates @ kernel_t + dh * (1 - mask), jnp.where(mask > 0, dcell * f, dc)), dgates
 
     dy, *last = gradients
-    now = (dy, by, through, f, there)
-    (dhidden, dcell), dgates = jax.lax.scan(step, tuple(last), now, reverse=True, unroll=2)
-    dkernel = jnp.einsum("tbh,tbg->hg", before(hidden, hiddens), dgates)
-    return dgates, dkernel, dhidden, dcell, None if there is None else jnp.zeros_like(there)
+    inputs = (dy, to_gates, to_cell, f, mask)
+    (dhidden, dcell), dgates = jax.lax.scan(step, tuple(last), inputs, reverse=True, unroll=2)
+    dkernel = jnp.einsum("tbh,tbg->hg", previous(hidden, hiddens), dgates)
+    return dgates, dkernel, dhidden, dcell, None if mask is None else jnp.zeros_like(mask)
 
 
 recur.defvjp(_forward, _backward)
 
 
 class Layer(nn.Module):
-    """One layer in one direction. The inputs' share of the gates is one matrix product for all times."""
+    """One layer in one direction. The inputs' contribution to the gates is one matrix product for all times."""
 
     width: int
     reverse: bool = False
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, there: jax.Array | None, carry: tuple[jax.Array, jax.Array] | None = None
+        self, x: jax.Array, mask: jax.Array | None, carry: tuple[jax.Array, jax.Array] | None = None
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        """x [time, batch, features], there [time, batch, 1] -> hidden states [time, batch, width], the last states."""
-        bound = lambda key, shape, dtype=jnp.float32: jax.random.uniform(
+        """x [time, batch, features], mask [time, batch, 1] -> hidden states [time, batch, width], the last states."""
+        uniform = lambda key, shape, dtype=jnp.float32: jax.random.uniform(
             key, shape, dtype, -(self.width**-0.5), self.width**-0.5
         )
-        kernel = self.param("kernel", bound, (x.shape[-1], 4 * self.width))
+        kernel = self.param("kernel", uniform, (x.shape[-1], 4 * self.width))
         recurrent = self.param("recurrent_kernel", nn.initializers.orthogonal(), (self.width, 4 * self.width))
-        bias = self.param("bias", _remember, (4 * self.width,))
+        bias = self.param("bias", _gate_bias, (4 * self.width,))
         zeros = jnp.zeros((x.shape[1], self.width), x.dtype)
-        turn = (lambda x: x[::-1]) if self.reverse else (lambda x: x)
-        gates = turn(product(x, kernel, 1) + bias)
-        there = None if there is None else turn(there)
-        hiddens, hidden, cell = recur(gates, recurrent, *(carry or (zeros, zeros)), there)
-        return turn(hiddens), (hidden, cell)
+        flip = (lambda x: x[::-1]) if self.reverse else (lambda x: x)
+        gates = flip(product(x, kernel, 1) + bias)
+        mask = None if mask is None else flip(mask)
+        hiddens, hidden, cell = recur(gates, recurrent, *(carry or (zeros, zeros)), mask)
+        return flip(hiddens), (hidden, cell)
 
 
-def _remember(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Biases of 0, of the forget gate 1: Jozefowicz, Zaremba & Sutskever 2015."""
+def _gate_bias(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Biases of 0, and of 1 for the forget gate: Jozefowicz, Zaremba & Sutskever 2015."""
     width = shape[0] // 4
     return jnp.zeros(shape, dtype).at[width : 2 * width].set(1)
 
 
 class LSTM(nn.Module):
-    """Layers on top of each other.
+    """Stacked LSTM layers.
 
     Attributes:
-        bidirectional: each layer reads both ways, and gives both halves of its width
-        dropout: between the layers
+        bidirectional: whether each layer reads in both directions; each direction gives half of the width
+        dropout: dropout rate between layers
     """
 
     layers: int
@@ -158,45 +158,46 @@ class LSTM(nn.Module):
         """x [batch, time, features] -> [batch, time, width], and the carry after it.
 
         mask   bool[batch, time], True for tokens, False for the padding after them
-        carry  where it goes on from; none for bidirectional ones
+        carry  the initial states, None for zeros; bidirectional LSTMs take none
         """
         x = x.swapaxes(0, 1)
-        there = None if mask is None else mask.T[:, :, None].astype(x.dtype)
+        mask = None if mask is None else mask.T[:, :, None].astype(x.dtype)
         last = []
         for n in range(self.layers):
             if n:
                 x = Dropout(self.dropout, batch_axis=1)(x, train)
             if self.bidirectional:
                 half = self.width // 2
-                ahead, a = Layer(half)(x, there)
-                back, b = Layer(half, reverse=True)(x, there)
-                x = jnp.concatenate([ahead, back], -1)
-                last.append(tuple(jnp.concatenate(pair, -1) for pair in zip(a, b, strict=True)))
+                forward, forward_last = Layer(half)(x, mask)
+                backward, backward_last = Layer(half, reverse=True)(x, mask)
+                x = jnp.concatenate([forward, backward], -1)
+                both = zip(forward_last, backward_last, strict=True)
+                last.append(tuple(jnp.concatenate(pair, -1) for pair in both))
             else:
-                before = None if carry is None else (carry.hidden[:, n], carry.cell[:, n])
-                x, state = Layer(self.width)(x, there, before)
+                initial = None if carry is None else (carry.hidden[:, n], carry.cell[:, n])
+                x, state = Layer(self.width)(x, mask, initial)
                 last.append(state)
         return x.swapaxes(0, 1), Carry(*(jnp.stack(states, 1) for states in zip(*last, strict=True)))
 
 
-EMBEDDING = nn.initializers.normal(0.1)
+EMBEDDING_INIT = nn.initializers.normal(0.1)
 
 
 class LanguageModel(nn.Module):
-    """Each token's logits for the next one (Graves 2013, arXiv:1308.0850; Karpathy's char-rnn, 2015).
+    """An autoregressive language model (Graves 2013, arXiv:1308.0850; Karpathy's char-rnn, 2015).
 
     Attributes:
-        layers: of LSTM
-        width: of each
-        embedding: features of a token; None: the width
-        dropout: of embeddings, between layers and before the output
+        layers: number of LSTM layers
+        width: width of each layer
+        embedding: features of a token's embedding; None: as many as the width
+        dropout: dropout rate of embeddings, between layers and before the last layer
     """
 
     layers: int = 2
     width: int = 128
     embedding: int | None = None
     dropout: float = 0.0
-    outputs: Filled[int] = 0
+    outputs: FromData[int] = 0
 
     def setup(self) -> None:
         self.embed = nn.Embed(self.outputs, self.embedding or self.width, embedding_init=nn.initializers.normal(1.0))
@@ -205,7 +206,7 @@ class LanguageModel(nn.Module):
         self.head = Dense(self.outputs)
 
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """i32[batch, time] -> logits [batch, time, outputs]."""
+        """i32[batch, time] -> logits [batch, time, outputs] of the tokens that follow."""
         return self._run(tokens, None, train)[0]
 
     def start(self, source: jax.Array, length: int) -> Carry:
@@ -215,7 +216,7 @@ class LanguageModel(nn.Module):
         return Carry(zeros, zeros)
 
     def extend(self, tokens: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
-        """The logits [batch, time, outputs] of tokens i32[batch, time] that follow what the carry remembers."""
+        """The logits [batch, time, outputs] of tokens i32[batch, time] after the carry, and the carry after them."""
         return self._run(tokens, carry, False)
 
     def _run(self, tokens: jax.Array, carry: Carry | None, train: bool) -> tuple[jax.Array, Carry]:
@@ -225,9 +226,9 @@ class LanguageModel(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Each token's features, from all tokens of its text, by a bidirectional LSTM.
+    """A bidirectional LSTM: features of each token that depend on all tokens of its text.
 
-    The fields are those of `Classifier`.
+    Its fields are those of `Classifier`.
     """
 
     vocabulary: int
@@ -238,35 +239,35 @@ class Encoder(nn.Module):
     dropout: float = 0.0
 
     def setup(self) -> None:
-        self.words = nn.Embed(self.vocabulary, self.embedding, embedding_init=EMBEDDING)
+        self.words = nn.Embed(self.vocabulary, self.embedding, embedding_init=EMBEDDING_INIT)
         self.drop = Dropout(self.word_dropout, shared=(2,))
         self.lstm = LSTM(self.layers, self.width, bidirectional=True, dropout=self.dropout)
 
     def __call__(self, tokens: jax.Array, train: bool) -> Memory:
-        """i32[batch, time], padded with PAD."""
+        """i32[batch, time], padded with PAD -> their features and mask."""
         mask = tokens != PAD
         x, _ = self.lstm(self.drop(self.words(tokens), train), mask, train=train)
         return Memory(x, mask)
 
     def logits(self, x: jax.Array, count: int) -> jax.Array:
-        """[..., embedding] -> [..., count], of the first so many words."""
+        """[..., embedding] -> [..., count], the logits of the first `count` words, by their embeddings."""
         return product(x, self.words.embedding[:count].T.astype(x.dtype))
 
 
 class Classifier(nn.Module):
     """An encoder, and a dense layer on the mean and the maximum of its features.
 
-    Beside it there may be a `Bag`: then two read the text, each with a loss of its own, and their mean logits tell.
-    They err on other texts (Mesnil, Mikolov, Ranzato & Bengio 2015, arXiv:1412.5335).
+    With `bigram_buckets` there is a `Bag` beside it. Each of the two has a loss of its own in training, and the mean of
+    their logits predicts: their errors differ (Mesnil, Mikolov, Ranzato & Bengio 2015, arXiv:1412.5335).
 
     Attributes:
-        layers: of LSTM
-        width: of each, both directions together
-        embedding: features of a token before them
-        word_dropout: the share of tokens whose embeddings are zeroed, whole (Iyyer et al. 2015)
-        dropout: between layers, and before the output
-        pairs: rows of the bag's table of pairs of words, or 0 for no bag
-        bag_dropout: the share of words and pairs that the bag leaves out
+        layers: number of LSTM layers
+        width: width of each layer, both directions together
+        embedding: features of a token's embedding
+        word_dropout: fraction of tokens whose whole embedding is set to 0 in training (Iyyer et al. 2015)
+        dropout: dropout rate between layers and before the last layer
+        bigram_buckets: rows of the bag's table of bigram embeddings; 0 for no bag
+        bag_dropout: fraction of words, with their bigrams, that the bag leaves out in training
     """
 
     layers: int = 1
@@ -274,21 +275,21 @@ class Classifier(nn.Module):
     embedding: int = 128
     word_dropout: float = 0.0
     dropout: float = 0.0
-    pairs: int = 0
+    bigram_buckets: int = 0
     bag_dropout: float = 0.0
-    vocabulary: Filled[int] = 0
-    outputs: Filled[int] = 0
+    vocabulary: FromData[int] = 0
+    outputs: FromData[int] = 0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """i32[batch, time], padded with PAD -> logits [batch, outputs]; in training [batch, 2, outputs] with a bag."""
+        """i32[batch, time], padded with PAD -> logits [batch, outputs]; in training with a bag [batch, 2, outputs]."""
         sizes = self.vocabulary, self.layers, self.width, self.embedding
         features, mask = Encoder(*sizes, self.word_dropout, self.dropout, name="encoder")(tokens, train)
         logits = Dense(self.outputs, name="head")(Dropout(self.dropout)(pool(features, mask), train))
-        if not self.pairs:
+        if not self.bigram_buckets:
             return logits
         bag = Bag(
-            pairs=self.pairs,
+            bigram_buckets=self.bigram_buckets,
             word_dropout=self.bag_dropout,
             vocabulary=self.vocabulary,
             outputs=self.outputs,
@@ -299,78 +300,78 @@ class Classifier(nn.Module):
 
 
 class MaskedModel(nn.Module):
-    """An encoder that guesses tokens hidden from it, to pre-train a `Classifier`: their encoders' parameters are alike.
+    """A masked language model to pre-train the encoder of a `Classifier`, whose parameters have the same names.
 
     Devlin et al. 2019, "BERT" (arXiv:1810.04805), with a bidirectional LSTM.
 
     Attributes:
-        layers: of LSTM
-        width: of each, both directions together
-        embedding: features of a token before them
-        dropout: between layers, and of the features that are guessed from
+        layers: number of LSTM layers
+        width: width of each layer, both directions together
+        embedding: features of a token's embedding
+        dropout: dropout rate between layers, and of the features that tokens are predicted from
     """
 
     layers: int = 1
     width: int = 256
     embedding: int = 128
     dropout: float = 0.0
-    vocabulary: Filled[int] = 0
-    outputs: Filled[int] = 0
+    vocabulary: FromData[int] = 0
+    outputs: FromData[int] = 0
 
     @nn.compact
     def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
-        """(tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs] at those places."""
-        tokens, places = inputs
+        """(tokens i32[batch, time], positions i32[batch, n]) -> logits [batch, n, outputs] of the tokens there."""
+        tokens, positions = inputs
         sizes = self.vocabulary, self.layers, self.width, self.embedding
         encoder = Encoder(*sizes, dropout=self.dropout, name="encoder")
-        features = jnp.take_along_axis(encoder(tokens, train).tokens, places[:, :, None], 1)
+        features = jnp.take_along_axis(encoder(tokens, train).tokens, positions[:, :, None], 1)
         x = nn.gelu(Dense(self.embedding)(Dropout(self.dropout)(features, train)))
         logits = encoder.logits(nn.LayerNorm(epsilon=1e-5)(x), self.outputs)
         return logits + self.param("bias", nn.initializers.zeros, (self.outputs,))
 
 
 class Translation(NamedTuple):
-    """What a translator's decoder remembers, and what it translates."""
+    """The state of a translation: the carry of the decoder, and the encoded source."""
 
     carry: Carry
     memory: Memory
 
 
 class Translator(nn.Module):
-    """An encoder, and a decoder that attends to it at every word.
+    """An encoder, and a decoder that attends to the source at every token.
 
     Attributes:
-        layers: of the encoder, which reads both ways, and of the decoder
-        width: of each, and of a token's features
-        attention: luong: after the decoder's layers, by products (Luong, Pham & Manning 2015, arXiv:1508.04025);
-            bahdanau: before them, by a small net (Bahdanau, Cho & Bengio 2015, arXiv:1409.0473)
-        dropout: of embeddings, between layers, and of the output
+        layers: number of layers of the bidirectional encoder, and of the decoder
+        width: width of each layer, and features of a token's embedding
+        attention: luong: multiplicative, after the decoder's layers (Luong, Pham & Manning 2015, arXiv:1508.04025);
+            bahdanau: additive, before them (Bahdanau, Cho & Bengio 2015, arXiv:1409.0473)
+        dropout: dropout rate of embeddings, between layers and before the last layer
     """
 
     layers: int = 1
     width: int = 256
     attention: Literal["luong", "bahdanau"] = "luong"
     dropout: float = 0.0
-    outputs: Filled[int] = 0
+    outputs: FromData[int] = 0
 
     def setup(self) -> None:
-        self.embed = nn.Embed(self.outputs, self.width, embedding_init=EMBEDDING)
+        self.embed = nn.Embed(self.outputs, self.width, embedding_init=EMBEDDING_INIT)
         self.encoder = LSTM(self.layers, self.width, bidirectional=True, dropout=self.dropout)
         decoder = LuongDecoder if self.attention == "luong" else BahdanauDecoder
         self.decoder = decoder(self.layers, self.width, self.dropout)
         self.drop = Dropout(self.dropout)
 
     def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
-        """(source i32[batch, time], target so far i32[batch, time']) -> logits [batch, time', outputs]."""
+        """(source i32[batch, time], target i32[batch, time']) -> logits [batch, time', outputs] of what follows."""
         source, target = inputs
         return self._decode(target, self._encode(source, train), train)[0]
 
     def start(self, source: jax.Array, length: int) -> Translation:
-        """The encoded source i32[batch, time], before the first word of its translation."""
+        """The state before the first token of a translation of the source i32[batch, time]."""
         return self._encode(source, False)
 
     def extend(self, tokens: jax.Array, state: Translation) -> tuple[jax.Array, Translation]:
-        """The logits [batch, time, outputs] of tokens i32[batch, time] that follow those before."""
+        """The logits [batch, time, outputs] of tokens i32[batch, time] after the state, and the state after them."""
         return self._decode(tokens, state, False)
 
     def _encode(self, source: jax.Array, train: bool) -> Translation:
@@ -387,9 +388,10 @@ class Translator(nn.Module):
 
 
 class LuongDecoder(nn.Module):
-    """The states h of an LSTM look up c, the mean of the encoder's features e weighted by softmax(h W e), "general".
+    """An LSTM whose hidden states h attend to the encoder's features e with weights softmax(h W e), "general".
 
-    The output is tanh(W [c, h]). Nothing of it goes back into the LSTM, so that all words are looked up at once.
+    The output is tanh(W [c, h]), c being the weighted mean of e. It is not fed back to the LSTM ("input feeding"), so
+    all tokens attend at once.
     """
 
     layers: int
@@ -410,9 +412,10 @@ class LuongDecoder(nn.Module):
 
 
 class BahdanauDecoder(nn.Module):
-    """The state s before a word looks up c, the mean of the features e weighted by softmax(v . tanh(W s + U e)).
+    """An LSTM whose last state s attends to the encoder's features e with weights softmax(v . tanh(W s + U e)).
 
-    With c and the word itself, the first layer makes the next state; the output is tanh(W [c, s]), s of the last layer.
+    The weighted mean c of e and the token itself are the inputs of the first layer. The output is tanh(W [c, s]), s
+    being the state of the last layer.
     """
 
     layers: int
@@ -429,10 +432,10 @@ class BahdanauDecoder(nn.Module):
         keys = Dense(width, name="keys")(memory.tokens)
         kernel = self.param("context_kernel", uniform, (width, 4 * width))
         recurrent = self.param("recurrent_kernel", nn.initializers.orthogonal(), (width, 4 * width))
-        gates = Dense(4 * width, bias_init=_remember, name="gates")(x)
+        gates = Dense(4 * width, bias_init=_gate_bias, name="gates")(x)
 
-        def step(before: tuple, gates: jax.Array) -> tuple[tuple, tuple]:
-            s, cell = before
+        def step(states: tuple, gates: jax.Array) -> tuple[tuple, tuple]:
+            s, cell = states
             scores = jnp.matmul(jnp.tanh((s @ query)[:, None] + keys), v, preferred_element_type=jnp.float32)
             weights = nn.softmax(jnp.where(memory.mask, scores, -1e9))
             c = jnp.einsum("bk,bkw->bw", weights.astype(s.dtype), memory.tokens)
@@ -442,13 +445,13 @@ class BahdanauDecoder(nn.Module):
             return (s, cell), (s, c, weights)
 
         carry = state.carry
-        start = (carry.hidden[:, 0], carry.cell[:, 0])
-        last, told = jax.lax.scan(step, start, gates.swapaxes(0, 1))
-        s, c, weights = (y.swapaxes(0, 1) for y in told)
+        first = (carry.hidden[:, 0], carry.cell[:, 0])
+        first, stacked = jax.lax.scan(step, first, gates.swapaxes(0, 1))
+        s, c, weights = (y.swapaxes(0, 1) for y in stacked)
         self.sow("intermediates", "attention", weights)
-        above = Carry(carry.hidden[:, 1:], carry.cell[:, 1:])
+        upper = Carry(carry.hidden[:, 1:], carry.cell[:, 1:])
         if self.layers > 1:
             s = Dropout(self.dropout)(s, train)
-            s, above = LSTM(self.layers - 1, width, dropout=self.dropout)(s, carry=above, train=train)
-        joined = (jnp.concatenate([first[:, None], rest], 1) for first, rest in zip(last, above, strict=True))
+            s, upper = LSTM(self.layers - 1, width, dropout=self.dropout)(s, carry=upper, train=train)
+        joined = (jnp.concatenate([state[:, None], rest], 1) for state, rest in zip(first, upper, strict=True))
         return jnp.tanh(Dense(width, use_bias=False)(jnp.concatenate([c, s], -1))), Carry(*joined)

@@ -1,4 +1,4 @@
-"""What nets for sequences share."""
+"""What the nets for sequences share."""
 
 from typing import NamedTuple
 
@@ -7,9 +7,9 @@ import jax.numpy as jnp
 
 
 class Memory(NamedTuple):
-    """An encoded sequence, for another one to attend to.
+    """An encoded sequence, which a decoder attends to.
 
-    tokens  [batch, time, width]
+    tokens  [batch, time, width], the features of each token
     mask    bool[batch, time], True for tokens, False for padding
     """
 
@@ -18,12 +18,16 @@ class Memory(NamedTuple):
 
 
 def pool(features: jax.Array, mask: jax.Array) -> jax.Array:
-    """Mean and maximum over the time where `mask` bool[batch, time] is True: [batch, time, width] -> [batch, 2 width].
+    """The mean and the maximum over time of features [batch, time, width]: [batch, 2 * width].
 
-    Of a text without tokens, zeros.
+    mask: bool[batch, time], True for the tokens that count. Where none does, the result is 0.
+
+    The gradient of the maximum goes to its first position. The gradient of `max` would be lost where XLA computes the
+    features twice and rounds them differently, since it compares them with the result.
     """
-    there = mask[:, :, None]
-    total = jnp.where(there, features, 0).sum(1)
-    mean = total / jnp.maximum(there.sum(1), 1).astype(total.dtype)
-    highest = jnp.where(there, features, -jnp.inf).max(1)
+    each_token = mask[:, :, None]
+    total = jnp.where(each_token, features, 0).sum(1)
+    mean = total / jnp.maximum(each_token.sum(1), 1).astype(total.dtype)
+    position = jnp.where(each_token, features, -jnp.inf).argmax(1, keepdims=True)
+    highest = jnp.where(jnp.arange(features.shape[1])[:, None] == position, features, 0).sum(1)
     return jnp.concatenate([mean, jnp.where(mask.any(1, keepdims=True), highest, 0)], -1)

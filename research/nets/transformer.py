@@ -1,6 +1,6 @@
-"""Transformers: a language model, an encoder and a translator, of the same blocks.
+"""Transformers: a language model, an encoder and a translator, made of the same blocks.
 
-Vaswani et al. 2017, "Attention is all you need" (arXiv:1706.03762). The layers' parameters are stacked, leaves
+Vaswani et al. 2017, "Attention is all you need" (arXiv:1706.03762). The parameters of the layers are stacked, leaves
 [layers, ...], whether the layers are compiled one by one or as a loop.
 """
 
@@ -14,15 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from research.core.dropout import Dropout
-from research.core.errors import Mistake
+from research.core.errors import UserError
 from research.core.experiment import positive
-from research.core.modules import Filled
+from research.core.modules import FromData
 from research.core.special_tokens import PAD
 from research.nets.dense import Dense, product
 from research.nets.sequence import Memory, pool
 
-SMALL = nn.initializers.normal(0.02)
-"""How kernels and embeddings start: Radford et al. 2019, "Language models are unsupervised multitask learners"."""
+KERNEL_INIT = nn.initializers.normal(0.02)
+"""Of kernels and embeddings: Radford et al. 2019, "Language models are unsupervised multitask learners"."""
 
 
 @dataclass(frozen=True)
@@ -30,51 +30,58 @@ class Stack:
     """A stack of blocks.
 
     Attributes:
-        layers: how many
+        layers: number of blocks
         width: features of a token
-        heads: of attention; they divide the width
-        groups: heads of keys and values, which divide `heads`; None: as many (Ainslie et al. 2023, arXiv:2305.13245)
-        hidden: features inside the feed-forward layers; None: 4 times the width
-        activation: inside them; swiglu is a product of two layers (Shazeer 2020, arXiv:2002.05202)
-        norm: before each layer (pre) or after it (post; Xiong et al. 2020, arXiv:2002.04745)
-        positions: learned, sinusoidal, or rotary (Su et al. 2021, arXiv:2104.09864)
-        dropout: of embeddings and of what each layer adds
+        heads: number of attention heads, a divisor of the width
+        num_kv_heads: number of heads of keys and values, a divisor of `heads`; None: as many as `heads` (grouped-query
+            attention, Ainslie et al. 2023, arXiv:2305.13245)
+        mlp_dim: hidden features of the feed-forward layers; None: 4 times the width
+        activation: activation of the feed-forward layers; swiglu is a product of two (Shazeer 2020, arXiv:2002.05202)
+        norm: pre: layer normalisation before each layer; post: after its residual sum (Xiong et al. 2020,
+            arXiv:2002.04745)
+        positions: how positions are encoded: learned or sinusoidal embeddings, or rotary (Su et al. 2021,
+            arXiv:2104.09864)
+        dropout: dropout rate of embeddings and of the output of each layer
+        attention_dropout: dropout rate of the attention weights; above 0, training does without flash attention
         bias: whether layers have biases
-        remat: whether the backward pass computes a block anew, to save memory
-        unroll: layers compiled one by one; of deeper stacks, so many a turn of a loop
-        attention: flash is cuDNN's, in programs for NVIDIA's GPUs that compute in bfloat16, and xla's elsewhere
+        remat: whether the backward pass recomputes the activations of a block, to save memory
+        scan_unroll: number of blocks compiled one by one; deeper stacks are compiled as a loop of so many a turn
+        attention: flash: cuDNN's flash attention where a program for NVIDIA GPUs computes in 16 bits, XLA's elsewhere;
+            xla: XLA's everywhere
     """
 
     layers: int = 4
     width: int = 128
     heads: int = 4
-    groups: int | None = None
-    hidden: int | None = None
+    num_kv_heads: int | None = None
+    mlp_dim: int | None = None
     activation: Literal["gelu", "relu", "swiglu"] = "gelu"
     norm: Literal["pre", "post"] = "pre"
     positions: Literal["learned", "sinusoidal", "rotary"] = "learned"
     dropout: float = 0.0
+    attention_dropout: float = 0.0
     bias: bool = True
     remat: bool = False
-    unroll: int = 8
+    scan_unroll: int = 8
     attention: Literal["flash", "xla"] = "flash"
 
     def __post_init__(self) -> None:
-        positive(self, "net.stack", "layers", "width", "heads", "unroll")
-        if self.width % self.heads or self.heads % (self.groups or self.heads):
-            raise Mistake(
-                f"net.stack: heads={self.heads} must divide width={self.width}, and groups={self.groups} the heads"
+        positive(self, "net.stack", "layers", "width", "heads", "scan_unroll")
+        if self.width % self.heads or self.heads % (self.num_kv_heads or self.heads):
+            raise UserError(
+                f"net.stack: heads={self.heads} must divide width={self.width}, and "
+                f"num_kv_heads={self.num_kv_heads} must divide heads"
             )
         if self.positions == "rotary" and self.width // self.heads % 2:
-            raise Mistake(f"net.stack: rotary positions need heads of even width, not {self.width // self.heads}")
+            raise UserError(f"net.stack: rotary positions need heads of even width, not {self.width // self.heads}")
 
 
 class Cache(NamedTuple):
-    """Keys and values of the tokens so far, of all layers; each leaf [batch, ...], so that batches can be reordered.
+    """The keys and values of the tokens so far, in all layers; leaves [batch, ...], so that beams can be reordered.
 
-    keys, values  [batch, layers, length, groups, features]
-    position      i32[batch], how many there are
-    memory        what a translator translates; None for a language model
+    keys, values  [batch, layers, length, num_kv_heads, features]
+    position      i32[batch], the number of tokens so far
+    memory        the encoded source of a translator; None for a language model
     """
 
     keys: jax.Array
@@ -83,9 +90,14 @@ class Cache(NamedTuple):
     memory: Memory | None
 
 
-class Seen(NamedTuple):
-    """What all layers are told: positions i32[batch or 1, time]; the mask bool[batch, 1, time, keys] of what each token
-    may attend to, None for all (of those before it, where `causal`); and a memory, if there is one."""
+class AttentionInputs(NamedTuple):
+    """What attention reads beside its features, the same in all layers.
+
+    positions  i32[batch or 1, time]
+    mask       bool[batch, 1, time or 1, keys], True where a token may attend to a key; None: everywhere. Besides it,
+               causal attention hides later tokens
+    memory     the encoded source that a decoder attends to; None where there is none
+    """
 
     positions: jax.Array
     mask: jax.Array | None
@@ -93,51 +105,65 @@ class Seen(NamedTuple):
 
 
 class Attention(nn.Module):
-    """Multi-head attention of a sequence to itself, or to a memory."""
+    """Multi-head attention of a sequence to itself or to a memory."""
 
     stack: Stack
     causal: bool = False
+    train: bool = False
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, seen: Seen, cache: tuple[jax.Array, jax.Array] | None, memory: Memory | None = None
+        self,
+        x: jax.Array,
+        inputs: AttentionInputs,
+        cache: tuple[jax.Array, jax.Array] | None,
+        memory: Memory | None = None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array] | None]:
         """x [batch, time, width] -> the same, and this layer's cache with the new keys and values in it."""
         stack, (batch, time, width) = self.stack, x.shape
-        heads, groups = stack.heads, stack.groups or stack.heads
-        size = width // heads
-        split = lambda y, n: y.reshape(batch, -1, n, size)
+        heads, kv_heads = stack.heads, stack.num_kv_heads or stack.heads
+        head_dim = width // heads
+        split_heads = lambda y, n: y.reshape(batch, -1, n, head_dim)
         if memory is None:
-            q, k, v = jnp.split(self._dense((heads + 2 * groups) * size, "qkv")(x), _bounds(heads, groups, size), -1)
-            mask = seen.mask
+            qkv = self._dense((heads + 2 * kv_heads) * head_dim, "qkv")(x)
+            q, k, v = jnp.split(qkv, (width, width + kv_heads * head_dim), -1)
+            mask = inputs.mask
         else:
             q = self._dense(width, "q")(x)
-            k, v = jnp.split(self._dense(2 * groups * size, "kv")(memory.tokens), 2, -1)
+            k, v = jnp.split(self._dense(2 * kv_heads * head_dim, "kv")(memory.tokens), 2, -1)
             mask = memory.mask[:, None, None, :]
-        q, k, v = split(q, heads), split(k, groups), split(v, groups)
+        q, k, v = split_heads(q, heads), split_heads(k, kv_heads), split_heads(v, kv_heads)
         if stack.positions == "rotary" and memory is None:
-            q, k = rotated(q, seen.positions), rotated(k, seen.positions)
+            q, k = rotary(q, inputs.positions), rotary(k, inputs.positions)
         if cache is not None and memory is None:
             rows = jnp.arange(batch)[:, None]
-            k = cache[0].at[rows, seen.positions].set(k)
-            v = cache[1].at[rows, seen.positions].set(v)
+            k = cache[0].at[rows, inputs.positions].set(k)
+            v = cache[1].at[rows, inputs.positions].set(v)
             cache = (k, v)
         causal = self.causal and memory is None and cache is None
         self.sow("intermediates", "queries", q)
         self.sow("intermediates", "keys", k)
-        y = attend(q, k, v, mask, causal, flash=stack.attention == "flash")
-        deviation = 0.02 / (2 * stack.layers) ** 0.5
-        return self._dense(width, "out", nn.initializers.normal(deviation))(y.reshape(batch, time, width)), cache
+        if self.train and stack.attention_dropout:
+            drop = Dropout(stack.attention_dropout)
+            y = attend_with_dropout(q, k, v, mask, causal, lambda weights: drop(weights, True))
+        else:
+            y = attend(q, k, v, mask, causal, flash=stack.attention == "flash")
+        return self._dense(width, "out", _output_init(stack))(y.reshape(batch, time, width)), cache
 
-    def _dense(self, features: int, name: str, kernel_init: Any = SMALL) -> nn.Dense:
+    def _dense(self, features: int, name: str, kernel_init: Any = KERNEL_INIT) -> nn.Dense:
         return Dense(features, self.stack.bias, kernel_init=kernel_init, name=name)
 
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool, flash: bool) -> jax.Array:
-    """softmax(q k^T / sqrt(size)) v, [batch, time, heads, size]; k and v may have fewer heads.
+def _output_init(stack: Stack) -> nn.initializers.Initializer:
+    """The initializer of kernels whose outputs are added to the residual stream: Radford et al. 2019, section 2.3."""
+    return nn.initializers.normal(0.02 / (2 * stack.layers) ** 0.5)
 
-    mask: bool, broadcast to [batch, heads, time, keys], True where a query may attend to a key; None: everywhere.
-    flash: in programs for NVIDIA's GPUs by cuDNN, where it can: see `fits_cudnn`.
+
+def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool, flash: bool) -> jax.Array:
+    """softmax(q k^T / sqrt(features)) v, [batch, time, heads, features]; k and v may have fewer heads.
+
+    mask   bool, broadcast to [batch, heads, time, keys], True where a query may attend to a key; None: everywhere
+    flash  whether programs for NVIDIA GPUs use cuDNN's attention where it takes these arrays, see `fits_cudnn`
     """
 
     def by(implementation: Literal["xla", "cudnn"], mask: jax.Array | None) -> Callable[..., jax.Array]:
@@ -152,8 +178,24 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, cau
     return jax.lax.platform_dependent(q, k, v, cuda=by("cudnn", pairs), default=by("xla", mask))
 
 
+def attend_with_dropout(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    mask: jax.Array | None,
+    causal: bool,
+    drop: Callable[[jax.Array], jax.Array],
+) -> jax.Array:
+    """`attend`, with `drop` applied to the attention weights f32[batch, heads, time, keys], which stand in memory."""
+    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
+    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+    allowed = jnp.tri(q.shape[1], k.shape[1], dtype=bool) if causal else jnp.bool_(True)
+    scores = jnp.where(allowed if mask is None else allowed & mask, scores, jnp.finfo(jnp.float32).min)
+    return jnp.einsum("bhts,bshd->bthd", drop(nn.softmax(scores)).astype(v.dtype), v)
+
+
 def cuda_installed() -> bool:
-    """Whether JAX has a CUDA plugin; without one it can't trace cuDNN's attention, whatever it compiles for."""
+    """Whether JAX's CUDA plugin is installed. Without it cuDNN's attention can't be traced, whatever the platform."""
     return any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
 
 
@@ -166,14 +208,11 @@ def fits_cudnn(q: jax.Array, k: jax.Array) -> bool:
     return q.dtype.itemsize == 2 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and even
 
 
-def _bounds(heads: int, groups: int, size: int) -> tuple[int, int]:
-    return heads * size, (heads + groups) * size
+def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
+    """Rotary position embeddings of x [batch, time, heads, features] at positions i32[batch or 1, time].
 
-
-def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """x [batch, time, heads, features], the two halves of its features turned by angles that grow with the position.
-
-    Position p turns pair i by p * 10000^(-2i / features): the products of queries and keys depend on distances alone.
+    Feature i and feature i + features / 2 are rotated by the angle position * 10000^(-2i / features), so that products
+    of queries and keys depend on their distance alone.
     """
     half = x.shape[-1] // 2
     angle = positions[:, :, None, None] * 10000.0 ** (-jnp.arange(half) / half)
@@ -183,13 +222,13 @@ def rotated(x: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:
-    """[..., width] of positions i32[...]: sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi."""
+    """Sinusoidal embeddings [..., width] of positions i32[...]: sines, then cosines; wavelengths 2 pi to 20000 pi."""
     angle = positions[..., None] * 10000.0 ** (-jnp.arange(width // 2) / (width // 2))
     return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], -1)
 
 
 class FeedForward(nn.Module):
-    """Two dense layers, each token by itself."""
+    """Two dense layers, applied to each token."""
 
     stack: Stack
 
@@ -198,30 +237,30 @@ class FeedForward(nn.Module):
         """[batch, time, width] -> the same."""
         stack = self.stack
         dense = lambda name, features, init: Dense(features, stack.bias, kernel_init=init, name=name)
-        hidden = stack.hidden or 4 * stack.width
+        mlp_dim = stack.mlp_dim or 4 * stack.width
         match stack.activation:
             case "gelu":
-                y = nn.gelu(dense("up", hidden, SMALL)(x))
+                y = nn.gelu(dense("up", mlp_dim, KERNEL_INIT)(x))
             case "relu":
-                y = nn.relu(dense("up", hidden, SMALL)(x))
+                y = nn.relu(dense("up", mlp_dim, KERNEL_INIT)(x))
             case "swiglu":
-                gate, y = jnp.split(dense("gate_up", 2 * hidden, SMALL)(x), 2, -1)
+                gate, y = jnp.split(dense("gate_up", 2 * mlp_dim, KERNEL_INIT)(x), 2, -1)
                 y = nn.silu(gate) * y
-        return dense("down", stack.width, nn.initializers.normal(0.02 / (2 * stack.layers) ** 0.5))(y)
+        return dense("down", stack.width, _output_init(stack))(y)
 
 
 class Block(nn.Module):
-    """Self-attention, attention to the memory if there is one, feed-forward: each added to what comes in."""
+    """Self-attention, attention to the memory if there is one, and feed-forward layers, each with a residual sum."""
 
     stack: Stack
     causal: bool
     train: bool
 
     @nn.compact
-    def __call__(self, x: jax.Array, seen: Seen, cache: Any) -> tuple[jax.Array, Any]:
-        """x [batch, time, width] -> the same, and this layer's cache."""
+    def __call__(self, x: jax.Array, inputs: AttentionInputs, cache: Any) -> tuple[jax.Array, Any]:
+        """x [batch, time, width] -> the same shape, and this layer's cache."""
 
-        def added(x: jax.Array, layer: Any) -> jax.Array:
+        def residual(x: jax.Array, layer: Any) -> jax.Array:
             norm = nn.LayerNorm(epsilon=1e-5, use_bias=self.stack.bias)
             drop = Dropout(self.stack.dropout)
             return (
@@ -230,27 +269,27 @@ class Block(nn.Module):
                 else norm(x + drop(layer(x), self.train))
             )
 
-        def attend(x: jax.Array) -> jax.Array:
+        def self_attention(x: jax.Array) -> jax.Array:
             nonlocal cache
-            y, cache = Attention(self.stack, self.causal, name="attention")(x, seen, cache)
+            y, cache = Attention(self.stack, self.causal, self.train, name="attention")(x, inputs, cache)
             return y
 
-        x = added(x, attend)
-        if seen.memory is not None:
-            cross = Attention(self.stack, name="cross")
-            x = added(x, lambda x: cross(x, seen, None, seen.memory)[0])
-        return added(x, FeedForward(self.stack)), cache
+        x = residual(x, self_attention)
+        if inputs.memory is not None:
+            cross = Attention(self.stack, train=self.train, name="cross")
+            x = residual(x, lambda x: cross(x, inputs, None, inputs.memory)[0])
+        return residual(x, FeedForward(self.stack)), cache
 
 
 class Blocks(nn.Module):
-    """The stack itself: embedded tokens in, features out."""
+    """The stack of blocks, from embedded tokens to features."""
 
     stack: Stack
     causal: bool = False
 
     @nn.compact
-    def __call__(self, x: jax.Array, seen: Seen, train: bool, cache: Any = None) -> tuple[jax.Array, Any]:
-        """x [batch, time, width] -> the same, and the cache (keys, values), if one is given."""
+    def __call__(self, x: jax.Array, inputs: AttentionInputs, train: bool, cache: Any = None) -> tuple[jax.Array, Any]:
+        """x [batch, time, width] -> the same shape, and the cache (keys, values), if one is given."""
         stack = self.stack
         x = Dropout(stack.dropout)(x, train)
         block = nn.remat(Block, prevent_cse=False) if stack.remat else Block
@@ -261,17 +300,17 @@ class Blocks(nn.Module):
             in_axes=(nn.broadcast, 1),
             out_axes=1,
             length=stack.layers,
-            unroll=min(stack.unroll, stack.layers),
+            unroll=min(stack.scan_unroll, stack.layers),
         )
-        x, cache = layers(stack, self.causal, train, name="layers")(x, seen, cache)
+        x, cache = layers(stack, self.causal, train, name="layers")(x, inputs, cache)
         return nn.LayerNorm(epsilon=1e-5, use_bias=stack.bias)(x) if stack.norm == "pre" else x, cache
 
 
 class Embedding(nn.Module):
-    """Tokens and their positions as features; the same table turned round makes logits.
+    """The embeddings of tokens and positions; the table of the tokens is also the last layer.
 
     Attributes:
-        context: the longest sequence, for learned positions
+        context: length of the longest sequence, for learned positions
     """
 
     stack: Stack
@@ -279,9 +318,9 @@ class Embedding(nn.Module):
     context: int
 
     def setup(self) -> None:
-        self.tokens = nn.Embed(self.vocabulary, self.stack.width, embedding_init=SMALL)
+        self.tokens = nn.Embed(self.vocabulary, self.stack.width, embedding_init=KERNEL_INIT)
         if self.stack.positions == "learned":
-            self.positions = nn.Embed(self.context, self.stack.width, embedding_init=SMALL)
+            self.positions = nn.Embed(self.context, self.stack.width, embedding_init=KERNEL_INIT)
 
     def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """i32[batch, time], positions i32[batch or 1, time] -> [batch, time, width]."""
@@ -289,12 +328,12 @@ class Embedding(nn.Module):
         if self.stack.positions == "learned":
             return x + self.positions(positions)
         if self.stack.positions == "sinusoidal":
-            # The table's numbers are small, for it makes logits too; the sinusoids would drown them.
+            # The table is small, since it makes logits too; without the factor the sinusoids would dominate.
             return x * self.stack.width**0.5 + sinusoids(positions, self.stack.width).astype(x.dtype)
         return x
 
     def logits(self, x: jax.Array, count: int | None = None) -> jax.Array:
-        """[batch, time, width] -> [batch, time, vocabulary], or [batch, time, count] of its first tokens."""
+        """[..., width] -> logits [..., vocabulary], or [..., count] of its first tokens."""
         return product(x, self.tokens.embedding[:count].T.astype(x.dtype))
 
     def dtype(self) -> jnp.dtype:
@@ -303,72 +342,73 @@ class Embedding(nn.Module):
         return self(token, token).dtype
 
 
-def _length(tokens: jax.Array, context: int) -> jax.Array:
-    """Positions i32[1, time]. Raises Mistake where there are more tokens than the net has places for."""
+def _positions(tokens: jax.Array, context: int) -> jax.Array:
+    """The positions i32[1, time] of tokens [batch, time]. Raises UserError where they are more than the context."""
     if tokens.shape[1] > context:
-        raise Mistake(f"a sequence of {tokens.shape[1]} tokens is longer than the net's context of {context}")
+        raise UserError(f"a sequence of {tokens.shape[1]} tokens is longer than the net's context of {context}")
     return jnp.arange(tokens.shape[1])[None]
 
 
 class LanguageModel(nn.Module):
-    """A decoder: each token's logits for the next one. Radford et al. 2019 with the stack as it is.
+    """An autoregressive language model; with the default stack that of GPT-2 (Radford et al. 2019).
 
     Attributes:
         stack: the blocks
-        tied: whether the tokens' embeddings are the output layer too (Press & Wolf 2017, arXiv:1608.05859)
+        tied: whether the table of embeddings is also the last layer (Press & Wolf 2017, arXiv:1608.05859)
     """
 
     stack: Stack = Stack()
     tied: bool = True
-    context: Filled[int] = 0
-    outputs: Filled[int] = 0
+    context: FromData[int] = 0
+    outputs: FromData[int] = 0
 
     def setup(self) -> None:
         self.embedding = Embedding(self.stack, self.outputs, self.context)
         self.blocks = Blocks(self.stack, causal=True)
         if not self.tied:
-            self.head = Dense(self.outputs, use_bias=False, kernel_init=SMALL)
+            self.head = Dense(self.outputs, use_bias=False, kernel_init=KERNEL_INIT)
 
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
-        """i32[batch, time] -> logits [batch, time, outputs]. Raises Mistake beyond the context."""
-        positions = _length(tokens, self.context)
-        x, _ = self.blocks(self.embedding(tokens, positions), Seen(positions, None, None), train)
+        """i32[batch, time] -> logits [batch, time, outputs] of the tokens that follow. Raises UserError where the
+        sequence is longer than the context."""
+        positions = _positions(tokens, self.context)
+        x, _ = self.blocks(self.embedding(tokens, positions), AttentionInputs(positions, None, None), train)
         return self._logits(x)
 
     def start(self, source: jax.Array, length: int) -> Cache:
-        """An empty cache for as many sequences as `source` ([batch, ...]) has, of up to `length` tokens."""
+        """An empty cache for sequences of up to `length` tokens, as many as `source` ([batch, ...]) has."""
         if length > self.context:
-            raise Mistake(f"{length} tokens are more than the net's context of {self.context}")
-        return _empty(self.stack, source.shape[0], length, self.embedding.dtype(), None)
+            raise UserError(f"{length} tokens are more than the net's context of {self.context}")
+        return _empty_cache(self.stack, source.shape[0], length, self.embedding.dtype(), None)
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The logits [batch, time, outputs] of tokens i32[batch, time] that follow those in the cache."""
-        x, cache = _extended(self.blocks, self.embedding, tokens, cache)
+        """The logits [batch, time, outputs] of tokens i32[batch, time] after the cached ones, and the new cache."""
+        x, cache = _extend(self.blocks, self.embedding, tokens, cache)
         return self._logits(x), cache
 
     def _logits(self, x: jax.Array) -> jax.Array:
         return self.embedding.logits(x) if self.tied else self.head(x)
 
 
-def _empty(stack: Stack, batch: int, length: int, dtype: jnp.dtype, memory: Memory | None) -> Cache:
-    groups = stack.groups or stack.heads
-    zeros = jnp.zeros((batch, stack.layers, length, groups, stack.width // stack.heads), dtype)
+def _empty_cache(stack: Stack, batch: int, length: int, dtype: jnp.dtype, memory: Memory | None) -> Cache:
+    kv_heads = stack.num_kv_heads or stack.heads
+    zeros = jnp.zeros((batch, stack.layers, length, kv_heads, stack.width // stack.heads), dtype)
     return Cache(zeros, zeros, jnp.zeros(batch, jnp.int32), memory)
 
 
-def _extended(blocks: Blocks, embedding: Embedding, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
+def _extend(blocks: Blocks, embedding: Embedding, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
     positions = cache.position[:, None] + jnp.arange(tokens.shape[1])
-    before = jnp.arange(cache.keys.shape[2]) <= positions[:, None, :, None]
-    seen = Seen(positions, before, cache.memory)
-    x, (keys, values) = blocks(embedding(tokens, positions), seen, False, (cache.keys, cache.values))
+    causal = jnp.arange(cache.keys.shape[2]) <= positions[:, None, :, None]
+    inputs = AttentionInputs(positions, causal, cache.memory)
+    x, (keys, values) = blocks(embedding(tokens, positions), inputs, False, (cache.keys, cache.values))
     return x, Cache(keys, values, cache.position + tokens.shape[1], cache.memory)
 
 
 class Encoder(nn.Module):
-    """Each token's features, from all tokens of its text.
+    """Features of each token that depend on all tokens of its text.
 
     Attributes:
-        context: the longest text
+        context: length of the longest text
     """
 
     stack: Stack
@@ -380,14 +420,15 @@ class Encoder(nn.Module):
         self.blocks = Blocks(self.stack)
 
     def __call__(self, tokens: jax.Array, train: bool) -> Memory:
-        """i32[batch, time], padded with PAD. Raises Mistake beyond the context."""
-        positions, mask = _length(tokens, self.context), tokens != PAD
-        seen = Seen(positions, mask[:, None, None, :], None)
-        x, _ = self.blocks(self.embedding(tokens, positions), seen, train)
+        """i32[batch, time], padded with PAD -> their features and mask. Raises UserError where the text is longer than
+        the context."""
+        positions, mask = _positions(tokens, self.context), tokens != PAD
+        inputs = AttentionInputs(positions, mask[:, None, None, :], None)
+        x, _ = self.blocks(self.embedding(tokens, positions), inputs, train)
         return Memory(x, mask)
 
     def logits(self, x: jax.Array, count: int | None = None) -> jax.Array:
-        """[..., width] -> [..., vocabulary], or [..., count] of its first tokens."""
+        """[..., width] -> logits [..., vocabulary], or [..., count] of its first tokens."""
         return self.embedding.logits(x, count)
 
 
@@ -396,25 +437,25 @@ class Classifier(nn.Module):
 
     Attributes:
         stack: the blocks
-        dropout: before the last layer
+        dropout: dropout rate before the last layer
     """
 
     stack: Stack = Stack()
     dropout: float = 0.0
-    vocabulary: Filled[int] = 0
-    context: Filled[int] = 0
-    outputs: Filled[int] = 0
+    vocabulary: FromData[int] = 0
+    context: FromData[int] = 0
+    outputs: FromData[int] = 0
 
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """i32[batch, time], padded with PAD -> logits [batch, outputs]."""
         features, mask = Encoder(self.stack, self.vocabulary, self.context, name="encoder")(tokens, train)
         pooled = Dropout(self.dropout)(pool(features, mask), train)
-        return Dense(self.outputs, kernel_init=SMALL, name="head")(pooled)
+        return Dense(self.outputs, kernel_init=KERNEL_INIT, name="head")(pooled)
 
 
 class MaskedModel(nn.Module):
-    """An encoder that guesses tokens hidden from it, to pre-train a `Classifier`: their encoders' parameters are alike.
+    """A masked language model to pre-train the encoder of a `Classifier`, whose parameters have the same names.
 
     Devlin et al. 2019, "BERT" (arXiv:1810.04805).
 
@@ -423,49 +464,49 @@ class MaskedModel(nn.Module):
     """
 
     stack: Stack = Stack()
-    vocabulary: Filled[int] = 0
-    context: Filled[int] = 0
-    outputs: Filled[int] = 0
+    vocabulary: FromData[int] = 0
+    context: FromData[int] = 0
+    outputs: FromData[int] = 0
 
     @nn.compact
     def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
-        """(tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs] at those places."""
-        tokens, places = inputs
+        """(tokens i32[batch, time], positions i32[batch, n]) -> logits [batch, n, outputs] of the tokens there."""
+        tokens, positions = inputs
         encoder = Encoder(self.stack, self.vocabulary, self.context, name="encoder")
-        features = jnp.take_along_axis(encoder(tokens, train).tokens, places[:, :, None], 1)
-        x = nn.gelu(Dense(self.stack.width, kernel_init=SMALL)(features))
+        features = jnp.take_along_axis(encoder(tokens, train).tokens, positions[:, :, None], 1)
+        x = nn.gelu(Dense(self.stack.width, kernel_init=KERNEL_INIT)(features))
         logits = encoder.logits(nn.LayerNorm(epsilon=1e-5)(x), self.outputs)
         return logits + self.param("bias", nn.initializers.zeros, (self.outputs,))
 
 
 class Translator(nn.Module):
-    """An encoder, and a decoder that attends to it; one table embeds both languages and makes the logits.
+    """An encoder, and a decoder that attends to it. One table of embeddings serves both languages and the last layer.
 
     Attributes:
-        stack: the blocks of the encoder, and of the decoder
+        stack: the blocks of the encoder, and those of the decoder
     """
 
     stack: Stack = Stack()
-    context: Filled[int] = 0
-    outputs: Filled[int] = 0
+    context: FromData[int] = 0
+    outputs: FromData[int] = 0
 
     def setup(self) -> None:
         self.encoder = Encoder(self.stack, self.outputs, self.context)
         self.blocks = Blocks(self.stack, causal=True)
 
     def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
-        """(source i32[batch, time], target so far i32[batch, time']) -> logits [batch, time', outputs]."""
+        """(source i32[batch, time], target i32[batch, time']) -> logits [batch, time', outputs] of what follows."""
         source, target = inputs
-        memory, positions = self.encoder(source, train), _length(target, self.context)
-        x, _ = self.blocks(self.encoder.embedding(target, positions), Seen(positions, None, memory), train)
+        memory, positions = self.encoder(source, train), _positions(target, self.context)
+        x, _ = self.blocks(self.encoder.embedding(target, positions), AttentionInputs(positions, None, memory), train)
         return self.encoder.logits(x)
 
     def start(self, source: jax.Array, length: int) -> Cache:
         """The encoded source i32[batch, time], and an empty cache for translations of up to `length` tokens."""
         memory = self.encoder(source, False)
-        return _empty(self.stack, source.shape[0], length, memory.tokens.dtype, memory)
+        return _empty_cache(self.stack, source.shape[0], length, memory.tokens.dtype, memory)
 
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
-        """The logits [batch, time, outputs] of tokens i32[batch, time] that follow those in the cache."""
-        x, cache = _extended(self.blocks, self.encoder.embedding, tokens, cache)
+        """The logits [batch, time, outputs] of tokens i32[batch, time] after the cached ones, and the new cache."""
+        x, cache = _extend(self.blocks, self.encoder.embedding, tokens, cache)
         return self.encoder.logits(x), cache

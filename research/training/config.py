@@ -30,7 +30,7 @@ class Command(Generic[Config]):
         seeds: train this many seeds in one program, from --seed on; each gives the same result as it does alone
         workdir: directory of the run; if it holds an unfinished run of the same command, that run is resumed
         overwrite: delete the run in the workdir and train anew
-        place: devices that steps run on: one (jit), or all of them by pmap or by shard_map
+        place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
         debug: turn jit off, and stop at the first operation that gives NaN
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
