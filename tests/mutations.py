@@ -306,7 +306,6 @@ GAN = [
         "(1 - share) * reals + share * fakes",
         "tests/test_gan.py -k penalt",
         "epsilon counts from the other end",
-        equivalent="epsilon is uniform on [0, 1), and so is 1 - epsilon; the test that pins its end needs PyTorch",
     ),
     Mutation(
         "learners/gan.py",

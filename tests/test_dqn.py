@@ -395,6 +395,17 @@ def test_evaluation_plays_whole_greedy_episodes():
     assert float(jax.jit(learner.evaluate)(state, last)["return"].count) == 4
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_evaluation_plays_the_best_action(sign):
+    """Q(x, a) is a half where a = x, else minus a half, or the other way round; the reward for a = x is 1, else -1."""
+    config = probe("Chosen", net=MLP(widths=()))
+    learner = config.build()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    net = {"head": {"kernel": sign * jnp.array([[-1.0, 1.0]]), "bias": sign * jnp.array([0.5, -0.5])}}
+    metrics = jax.jit(learner.evaluate)(state._replace(params={"q": net}), config.feeds().validation[0])
+    assert float(metrics["return"].value) == sign
+
+
 def test_evaluation_uses_no_key_twice():
     """An environment rewards a frame whose key was used before: to reset, as a part of that, or for another frame."""
     limit, parts = 5, 4

@@ -107,6 +107,16 @@ def test_penalties_and_their_gradients_are_those_of_autograd(torch):
         np.testing.assert_allclose(jax.grad(lambda w, f=mine: f(w).mean())(W1), w.grad, rtol=1e-3, atol=1e-5)
 
 
+def test_penalties_by_hand():
+    """The gradient of half the squared norm of an image is that image."""
+    critic = lambda x: (x**2).sum((1, 2, 3)) / 2
+    reals, fakes, epsilon = normal(2, 4, 2, 2, 3), normal(3, 4, 2, 2, 3), np.array([0, 0.3, 0.5, 1], np.float32)
+    norm = lambda x: np.sqrt((x**2).sum((1, 2, 3)))
+    between = np.stack([e * real + (1 - e) * fake for e, real, fake in zip(epsilon, reals, fakes, strict=True)])
+    np.testing.assert_allclose(gradient_penalty(critic, reals, fakes, epsilon), (norm(between) - 1) ** 2, rtol=1e-5)
+    np.testing.assert_allclose(gradient_norm_squared(critic, reals), norm(reals) ** 2, rtol=1e-5)
+
+
 def test_a_flat_critic_has_a_finite_penalty():
     images = jnp.ones((2, 2, 2, 1))
     value, gradient = jax.value_and_grad(
