@@ -250,7 +250,7 @@ def test_precision(name):
     """In bfloat16, 20 steps train and evaluate; the last losses are within `DISTANCE` of float32's, relative to 1.
 
     Nets that play against each other go round in circles, so the mean of all their losses is compared, within four
-    times as much. A learner that its own data is compared by its first updates: later, it has acted otherwise.
+    times as much. A learner that makes its own data is compared by its first updates: later, it has acted otherwise.
     """
     experiment = EXPERIMENTS[name]
     (full, full_judged), (half, half_judged) = losses(name, "float32"), losses(name, "bfloat16")
