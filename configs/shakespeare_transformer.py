@@ -24,7 +24,7 @@ def config() -> Language:
         data=Text(name="tiny_shakespeare", context=256, batch=64, evaluation_batch=64, validation=0.02),
         net=LanguageModel(Stack(layers=6, width=384, heads=6, bias=False, dropout=0.2, attention_dropout=0.2)),
         optimizer=Optimizer(
-            learning_rate=1e-3, schedule="cosine", final_fraction=0.1, warmup=100, weight_decay=0.1, b2=0.99
+            learning_rate=1e-3, schedule="cosine", final_ratio=0.1, warmup=100, weight_decay=0.1, b2=0.99
         ),
         update=UpdateConfig(clip=1.0),
         run=Run(

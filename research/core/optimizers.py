@@ -23,11 +23,11 @@ class Optimizer:
             the gates of an LSTM) by itself, and first and last layers, embeddings, biases and scales by Adam. Muon's
             updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both share learning_rate
         learning_rate: the peak of the learning rate
-        schedule: how the learning rate changes: constant; linear or cosine: from the peak to final_fraction of it at
+        schedule: how the learning rate changes: constant; linear or cosine: from the peak to final_ratio of it at
             the last update; halving: see halve_at; one_cycle (Smith & Topin 2018, arXiv:1708.07120): rises from 1/25
             of the peak in the first 30 % of the run and falls to about 0 by a cosine
         warmup: number of updates in which the learning rate rises linearly from 0, before its schedule begins
-        final_fraction: learning rate at the last update of linear and cosine, as a fraction of the peak
+        final_ratio: learning rate at the last update of linear and cosine, as a fraction of the peak
         halve_at: fractions of the run after which the schedule halving halves the learning rate
         weight_decay: strength of weight decay, of kernels and embeddings (muon: of kernels alone). For sgd it is added
             to the gradient (L2 regularisation); for all others each update subtracts it times the learning rate from
@@ -44,7 +44,7 @@ class Optimizer:
     learning_rate: float = 1e-3
     schedule: Literal["constant", "linear", "cosine", "halving", "one_cycle"] = "constant"
     warmup: int = 0
-    final_fraction: float = 0.0
+    final_ratio: float = 0.0
     halve_at: tuple[float, ...] = (0.5, 0.75, 0.875)
     weight_decay: float = 0.0
     momentum: float = 0.9
@@ -70,9 +70,9 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
         case "constant":
             shape = optax.constant_schedule(1.0)
         case "linear":
-            shape = optax.linear_schedule(1.0, config.final_fraction, decay_steps)
+            shape = optax.linear_schedule(1.0, config.final_ratio, decay_steps)
         case "cosine":
-            shape = optax.cosine_decay_schedule(1.0, decay_steps, config.final_fraction)
+            shape = optax.cosine_decay_schedule(1.0, decay_steps, config.final_ratio)
         case "halving":
             boundaries = {int(fraction * steps) - config.warmup: 0.5 for fraction in config.halve_at}
             shape = optax.piecewise_constant_schedule(1.0, boundaries)
