@@ -3,7 +3,7 @@
     python tests/mutations.py [--only NAME]     NAME: a file's name without .py, such as gan, update, replay
 
 Each change is made in a temporary copy of the tree, in which the named tests run; the tree itself is left alone. It
-takes about half an hour. `test_mutations.py` sees that every change can still be made.
+takes about a quarter of an hour on two cores. `test_mutations.py` sees that every change can still be made.
 """
 
 import argparse
