@@ -10,6 +10,7 @@ from mutations import MUTATIONS, ROOT, Mutation, Untouched, mutated
 def test_every_change_can_be_made():
     for mutation in MUTATIONS:
         assert mutated(mutation) != (ROOT / "research" / mutation.file).read_text(), mutation.breaks
+        compile(mutated(mutation), mutation.file, "exec")
         files, _, words = mutation.tests.partition(" -k ")
         tests = "".join((ROOT / file).read_text() for file in files.split())
         names = re.findall(r'def (test_\w+)|"(\w+)"', tests)  # of tests, and of parameters
