@@ -1,5 +1,6 @@
 """What a config is: one typed value that can build its learner and its feeds. The host loop knows no more."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import tyro
 
-from research.core.errors import UserError
+from research.core.errors import UserError, positive
 from research.core.state import Batch, Learner, State
 from research.core.update import UpdateConfig
 
@@ -34,7 +35,7 @@ class Feeds(NamedTuple):
 
     train             the training data
     validation, test  batches of one shape (of a few, one a bucket, where lengths differ), padding masked
-    kept              texts kept in the run's directory by file name, without which its State says nothing: a tokenizer
+    kept              files needed to interpret the State, e.g. the tokenizer: their texts by file name
     """
 
     train: Feed
@@ -126,7 +127,7 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experiment:
+class Experiment(ABC):
     """The typed value that a file of configs/ makes: frozen dataclasses in one another, one class for each algorithm.
 
     Its fields are the options of the command line. A subclass adds its own (data, nets, optimizers), and defines
@@ -149,13 +150,13 @@ class Experiment:
                 parts = self.update.grad_accum_steps
                 raise UserError(f"update.grad_accum_steps={parts} does not divide {name}")
 
+    @abstractmethod
     def build(self) -> Learner:
         """The learner; pure, and without a branch on a float field, so that a sweep can vmap it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def feeds(self) -> Feeds:
         """The data; for reinforcement learning the empty feed and the seeds of the episodes to evaluate on."""
-        raise NotImplementedError
 
     def divisible(self) -> dict[str, int]:
         """The sizes, by field name, that the number of devices must divide."""
@@ -184,16 +185,6 @@ def microbatch(batch: int, update: UpdateConfig) -> int:
 
 Load = Callable[[str | Path], tuple[Experiment, Learner, State]]
 """The config, learner and evaluated State of the run in a directory. Raises UserError where there is no such run."""
-
-
-def positive(config: Any, prefix: str, *names: str) -> None:
-    """Raises UserError unless the fields `names` of `config` are None, or whole numbers (or tuples) of at least 1."""
-    for name in names:
-        value = getattr(config, name)
-        sizes = value if isinstance(value, tuple) else (value,)
-        if value is not None and min(sizes, default=0) < 1:
-            shown = f"{prefix}.{name}" if prefix else name
-            raise UserError(f"{shown} must be at least 1, not {value}")
 
 
 def divisor(number: int, near: int) -> int:

@@ -4,8 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from research.core.errors import UserError
-from research.core.experiment import positive
+from research.core.errors import UserError, positive
 
 
 def check_fields(data: Any, *sizes: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, positive
+from research.core.errors import positive
+from research.core.experiment import Experiment
 from research.core.optimizers import Optimizer
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.5, b2=0.999)

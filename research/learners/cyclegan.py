@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from research.core.devices import gathered, position
-from research.core.errors import UserError
-from research.core.experiment import Experiment, Feeds, Load, Report, Run, positive
+from research.core.errors import UserError, positive
+from research.core.experiment import Experiment, Feeds, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer

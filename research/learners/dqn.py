@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import UserError
-from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch, positive
+from research.core.errors import UserError, positive
+from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, Feeds, Load, Report, Run, positive
+from research.core.errors import positive
+from research.core.experiment import Experiment, Feeds, Load, Report, Run
 from research.core.losses import tokens
 from research.core.modules import bind
 from research.core.optimizers import Optimizer

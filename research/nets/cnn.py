@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.dropout import Dropout
-from research.core.errors import UserError
-from research.core.experiment import positive
+from research.core.errors import UserError, positive
 from research.core.modules import FromData
 from research.nets.conv import BatchNorm, Conv, max_pool
 

@@ -6,8 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError
-from research.core.experiment import positive
+from research.core.errors import UserError, positive
 from research.nets.gan import Conv, Norm, downsampled_size, leaky_relu, pad
 
 

@@ -12,8 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError
-from research.core.experiment import positive
+from research.core.errors import UserError, positive
 from research.core.modules import FromData
 from research.nets.conv import BatchNorm, convolve, convolve_transposed
 

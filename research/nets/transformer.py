@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.dropout import Dropout
-from research.core.errors import UserError
-from research.core.experiment import positive
+from research.core.errors import UserError, positive
 from research.core.modules import FromData
 from research.core.special_tokens import PAD
 from research.nets.dense import Dense, product
