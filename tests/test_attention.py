@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from research.core.modules import bind, cast
-from research.nets import transformer
+from research.nets import attention
+from research.nets.attention import attend_with_dropout
 from research.nets.transformer import (
     Attention,
     AttentionInputs,
@@ -18,7 +19,6 @@ from research.nets.transformer import (
     MaskedModel,
     Stack,
     Translator,
-    attend_with_dropout,
 )
 from research.training import config
 
@@ -32,7 +32,7 @@ NETS = {name: net for name in config.names() if hasattr(net := getattr(config.lo
 @pytest.fixture
 def cuda(monkeypatch):
     """As if the CUDA plugin were installed, with cuDNN 9.10."""
-    monkeypatch.setattr(transformer, "cuda_installed", lambda: True)
+    monkeypatch.setattr(attention, "cuda_installed", lambda: True)
     monkeypatch.setattr("jax._src.cudnn.fused_attention_stablehlo.check_cudnn_version", lambda: 91000)
 
 

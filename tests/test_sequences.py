@@ -17,7 +17,7 @@ from research.core.modules import network
 from research.core.special_tokens import BOS, EOS, PAD
 from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
 from research.learners.masked import hide
-from research.nets import bag, lstm, transformer
+from research.nets import attention, bag, lstm, recurrence, transformer
 from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack
@@ -71,8 +71,8 @@ def test_gradient_of_the_recurrence(masked):
         outputs, h, c = f(gates, kernel, hidden, cell, mask)
         return (outputs * weights).sum() + (h * weights[0]).sum() + (c * weights[1]).sum()
 
-    plain = lambda *a: (lambda hs, last, _: (hs, *last))(*lstm._run(*a))
-    mine = jax.grad(lambda *a: loss(lstm.recur, *a), (0, 1, 2, 3))(*arguments)
+    plain = lambda *a: (lambda hs, last, _: (hs, *last))(*recurrence._run(*a))
+    mine = jax.grad(lambda *a: loss(recurrence.recur, *a), (0, 1, 2, 3))(*arguments)
     theirs = jax.grad(lambda *a: loss(plain, *a), (0, 1, 2, 3))(*arguments)
     for a, b in zip(mine, theirs, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
@@ -203,12 +203,10 @@ def test_language_model_and_its_gradients_against_pytorch(bias):
 
 def test_rotary_products_depend_on_the_distance_alone():
     q, k = jax.random.normal(jax.random.key(0), (2, 1, 1, 1, 8))
-    product = lambda i, j: float(
-        (transformer.rotary(q, jnp.array([[i]])) * transformer.rotary(k, jnp.array([[j]]))).sum()
-    )
+    product = lambda i, j: float((attention.rotary(q, jnp.array([[i]])) * attention.rotary(k, jnp.array([[j]]))).sum())
     assert product(3, 1) == pytest.approx(product(9, 7), abs=1e-5)
     assert abs(product(3, 1) - product(3, 2)) > 1e-3
-    np.testing.assert_allclose(transformer.rotary(q, jnp.array([[0]])), q)
+    np.testing.assert_allclose(attention.rotary(q, jnp.array([[0]])), q)
 
 
 def test_padding_changes_nothing():

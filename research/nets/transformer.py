@@ -4,8 +4,6 @@ Vaswani et al. 2017, "Attention is all you need" (arXiv:1706.03762). The paramet
 [layers, ...], whether the layers are compiled one by one or as a loop.
 """
 
-import importlib.util
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -17,6 +15,7 @@ from research.core.dropout import Dropout
 from research.core.errors import UserError, positive
 from research.core.modules import FromData
 from research.core.special_tokens import PAD
+from research.nets.attention import attend, attend_with_dropout, rotary
 from research.nets.dense import Dense, product
 from research.nets.sequence import Memory, pool
 
@@ -156,68 +155,6 @@ class Attention(nn.Module):
 def _output_init(stack: Stack) -> nn.initializers.Initializer:
     """The initializer of kernels whose outputs are added to the residual stream: Radford et al. 2019, section 2.3."""
     return nn.initializers.normal(0.02 / (2 * stack.layers) ** 0.5)
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array | None, causal: bool, flash: bool) -> jax.Array:
-    """softmax(q k^T / sqrt(features)) v, [batch, time, heads, features]; k and v may have fewer heads.
-
-    mask   bool, broadcast to [batch, heads, time, keys], True where a query may attend to a key; None: everywhere
-    flash  whether programs for NVIDIA GPUs use cuDNN's attention where it takes these arrays, see `fits_cudnn`
-    """
-
-    def by(implementation: Literal["xla", "cudnn"], mask: jax.Array | None) -> Callable[..., jax.Array]:
-        return lambda q, k, v: jax.nn.dot_product_attention(
-            q, k, v, mask=mask, is_causal=causal, implementation=implementation
-        )
-
-    if not flash or not cuda_installed() or not fits_cudnn(q, k):
-        return by("xla", mask)(q, k, v)
-    # cuDNN has no broadcast of a mask over the queries.
-    pairs = None if mask is None else jnp.broadcast_to(mask, (*mask.shape[:2], q.shape[1], k.shape[1]))
-    return jax.lax.platform_dependent(q, k, v, cuda=by("cudnn", pairs), default=by("xla", mask))
-
-
-def attend_with_dropout(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    mask: jax.Array | None,
-    causal: bool,
-    drop: Callable[[jax.Array], jax.Array],
-) -> jax.Array:
-    """`attend`, with `drop` applied to the attention weights f32[batch, heads, time, keys], which stand in memory."""
-    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
-    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-    allowed = jnp.tri(q.shape[1], k.shape[1], dtype=bool) if causal else jnp.bool_(True)
-    scores = jnp.where(allowed if mask is None else allowed & mask, scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bhts,bshd->bthd", drop(nn.softmax(scores)).astype(v.dtype), v)
-
-
-def cuda_installed() -> bool:
-    """Whether JAX's CUDA plugin is installed. Without it cuDNN's attention can't be traced, whatever the platform."""
-    return any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))
-
-
-def fits_cudnn(q: jax.Array, k: jax.Array) -> bool:
-    """Whether cuDNN's attention takes these arrays, forward and backward.
-
-    It takes 16-bit numbers, heads of up to 128 features (a multiple of 8), and even numbers of queries and keys.
-    """
-    even = q.shape[1] % 2 == 0 and k.shape[1] % 2 == 0
-    return q.dtype.itemsize == 2 and q.shape[-1] <= 128 and q.shape[-1] % 8 == 0 and even
-
-
-def rotary(x: jax.Array, positions: jax.Array) -> jax.Array:
-    """Rotary position embeddings of x [batch, time, heads, features] at positions i32[batch or 1, time].
-
-    Feature i and feature i + features / 2 are rotated by the angle position * 10000^(-2i / features), so that products
-    of queries and keys depend on their distance alone.
-    """
-    half = x.shape[-1] // 2
-    angle = positions[:, :, None, None] * 10000.0 ** (-jnp.arange(half) / half)
-    cos, sin = jnp.cos(angle).astype(x.dtype), jnp.sin(angle).astype(x.dtype)
-    a, b = x[..., :half], x[..., half:]
-    return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], -1)
 
 
 def sinusoids(positions: jax.Array, width: int) -> jax.Array:
