@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.dropout import Dropout
+from research.core.modules import Dropout
 from research.core.special_tokens import PAD
 from research.nets import lstm, transformer
 from research.nets.cnn import CNN, ResNet

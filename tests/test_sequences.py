@@ -10,10 +10,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from nets import with_keys
 
-from research.core import dropout
 from research.core.errors import UserError
 from research.core.losses import cross_entropy, tokens
-from research.core.modules import network
+from research.core.modules import Dropout, network, random_bytes
 from research.core.special_tokens import BOS, EOS, PAD
 from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
 from research.learners.masked import hide
@@ -404,14 +403,14 @@ def test_hidden_tokens():
 
 def test_dropout():
     x = jnp.ones((4, 50, 37))
-    layer = dropout.Dropout(0.3)
+    layer = Dropout(0.3)
     dropped = np.asarray(layer.apply({}, x, True, rngs={"dropout": jax.random.key(0)}))
     assert abs((dropped == 0).mean() - 0.3) < 0.02
     np.testing.assert_allclose(np.unique(dropped), [0, 256 / (256 - 77)])
     np.testing.assert_array_equal(layer.apply({}, x, False), x)
-    words = dropout.Dropout(0.5, shared=(2,)).apply({}, x, True, rngs={"dropout": jax.random.key(0)})
+    words = Dropout(0.5, shared=(2,)).apply({}, x, True, rngs={"dropout": jax.random.key(0)})
     assert ((np.asarray(words) == 0).all(2) == (np.asarray(words) == 0).any(2)).all()
-    found = np.asarray(dropout.random_bytes(jax.random.key(1), (99, 101)))
+    found = np.asarray(random_bytes(jax.random.key(1), (99, 101)))
     assert found.dtype == np.uint8
     counts = np.bincount(found.ravel(), minlength=256)
     assert ((counts - 39) ** 2 / 39).sum() < 340  # chi-squared of 255 degrees of freedom: once in 3,000 times
@@ -420,7 +419,7 @@ def test_dropout():
 @pytest.mark.parametrize("given", [True, False], ids=["keys", "no keys"])
 def test_dropout_of_an_example_depends_on_its_key_alone(given):
     x, keys = jnp.ones((5, 6, 7)), jax.random.split(jax.random.key(1), 6)
-    layer = dropout.Dropout(0.5, batch_axis=1)
+    layer = Dropout(0.5, batch_axis=1)
 
     def masks(x, keys):
         rngs = {"dropout": jax.random.key(0)}
@@ -481,16 +480,16 @@ def test_layers_drop_apart():
     class Twice(nn.Module):
         @nn.compact
         def __call__(self, x, keys):
-            drop = dropout.Dropout(0.5)
+            drop = Dropout(0.5)
             first, second = drop(x, True, keys), drop(x, True, keys)
-            other = dropout.Dropout(0.5)(x, True, keys)
+            other = Dropout(0.5)(x, True, keys)
             twice = Scanned()(jnp.stack([x, x]), keys)
             return jnp.stack([first, second, other, *twice])
 
     class Body(nn.Module):
         @nn.compact
         def __call__(self, carry, x, keys):
-            return carry, dropout.Dropout(0.5)(x, True, keys)
+            return carry, Dropout(0.5)(x, True, keys)
 
     class Scanned(nn.Module):
         @nn.compact

@@ -10,9 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.dropout import Dropout
 from research.core.errors import UserError, positive
-from research.core.modules import FromData
+from research.core.modules import Dropout, FromData
 from research.nets.conv import BatchNorm, Conv, max_pool
 
 

@@ -9,8 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.dropout import Dropout
-from research.core.modules import FromData
+from research.core.modules import Dropout, FromData
 from research.core.special_tokens import PAD
 from research.nets.bag import Bag
 from research.nets.dense import Dense, product

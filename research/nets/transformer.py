@@ -11,9 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.dropout import Dropout
 from research.core.errors import UserError, positive
-from research.core.modules import FromData
+from research.core.modules import Dropout, FromData
 from research.core.special_tokens import PAD
 from research.nets.attention import attend, attend_with_dropout, rotary
 from research.nets.dense import Dense, product
