@@ -15,8 +15,7 @@ from research.core.optimizers import Optimizer, decayed, optimizer, schedule
 from research.core.state import Batch, State, evaluated, example_keys, fold_name, rng
 from research.core.update import Aux, UpdateConfig, scan_updates, updater
 from research.training.checks import check_moving
-from research.training.evaluate import summary
-from research.training.selection import best, exhausted
+from research.training.evaluate import best, exhausted, summary
 
 
 def state(step=0, key=0, params=(), collections=None):

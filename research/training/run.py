@@ -27,8 +27,7 @@ from research.training.checks import (
     usable_devices,
 )
 from research.training.dispatch import dispatches
-from research.training.evaluate import Evaluator, summary
-from research.training.selection import best, exhausted, score
+from research.training.evaluate import Evaluator, best, exhausted, score, summary
 from research.training.signals import Interrupted, on_signal
 
 
