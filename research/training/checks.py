@@ -1,6 +1,6 @@
 """What is checked before and during training: the contract of a learner, finite numbers, adversaries that move."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 
 from research.core.console import warn
 from research.core.errors import RunError, UserError
-from research.core.experiment import Experiment, Run
+from research.core.experiment import Experiment
 from research.core.metrics import Metric, Metrics, computed
 from research.core.placement import Place
 from research.core.state import Batch, Learner, State
@@ -36,11 +36,16 @@ def usable_devices(experiment: Experiment, devices: list[jax.Device]) -> list[ja
     return devices[:count]
 
 
-def check_contract(learner: Learner, key: jax.Array, train: Batch, validation: Batch, experiment: Experiment) -> State:
+def check_contract(
+    learner: Learner, key: jax.Array, train: Batch, validation: Batch, experiment: Experiment, reported: set[str]
+) -> State:
     """The State's shapes, `jax.eval_shape(learner.init, key)`. Raises RunError, naming the rule, where one is broken.
 
     The rules: `step` keeps the State's structure, shapes, dtypes and weak types, and advances its clock by means of
     `state.learner`; it and `evaluate` give metrics by name; the names of `experiment.adversaries` have their metrics.
+
+    Raises UserError unless `run.metric`, which "best" goes by, is a metric of `evaluate` or one of the numbers
+    `reported`.
     """
 
     def broken(rule: str) -> RunError:
@@ -63,7 +68,8 @@ def check_contract(learner: Learner, key: jax.Array, train: Batch, validation: B
         if facts[0] != facts[1]:
             name = jax.tree_util.keystr(path)
             raise broken(f"step is to keep shapes and dtypes; State{name} is {facts[0]} before and {facts[1]} after")
-    for what, values in (("step", metrics), ("evaluate", jax.eval_shape(learner.evaluate, state, validation))):
+    evaluated = jax.eval_shape(learner.evaluate, state, validation)
+    for what, values in (("step", metrics), ("evaluate", evaluated)):
         if not isinstance(values, dict):
             raise broken(f"the metrics of {what} are to be a dict by name, not {type(values).__name__}")
         for name, value in values.items():
@@ -74,18 +80,13 @@ def check_contract(learner: Learner, key: jax.Array, train: Batch, validation: B
         missing = {f"{name}_loss", f"{name}_gradient_norm"} - set(metrics)
         if missing:
             raise broken(f"it names {name!r} among its adversaries, and step gives no {min(missing)}")
+    numbers, metric = (
+        {*computed(jax.tree.map(lambda x: np.zeros(x.shape), evaluated)), *reported},
+        experiment.run.metric,
+    )
+    if metric not in numbers:
+        raise UserError(f"there is no metric {metric!r}: set --run.metric to one of {', '.join(sorted(numbers))}")
     return state
-
-
-def check_metric(learner: Learner, state: State, batch: Batch, others: Iterable[str], run: Run) -> None:
-    """Raises UserError unless `run.metric`, which "best" goes by, names a validation metric or one of `others`.
-
-    state: its shapes
-    """
-    metrics = jax.eval_shape(learner.evaluate, state, batch)
-    names = {*computed(jax.tree.map(lambda x: np.zeros(x.shape), metrics)), *others}
-    if run.metric not in names:
-        raise UserError(f"there is no metric {run.metric!r}: set --run.metric to one of {', '.join(sorted(names))}")
 
 
 def check_finite(metrics: Metrics, before: int, left: Callable[[], str]) -> None:

@@ -149,22 +149,13 @@ def _argument(path: str, value: Any) -> list[str]:
     return [f"--{path}", *(str(x) for item in items for x in (item if isinstance(item, list) else [item]))]
 
 
-def differences(config: Experiment, values: Any) -> list[str]:
-    """The fields in which `config` differs from `to_json`'s `values`, as text; those of `MAY_CHANGE` are left out."""
-    try:
-        differ = _differing(config, values)
-    except UserError as mistake:
-        return [str(mistake)]
-    return [f"{path}: {there!r} there, {now!r} now" for path, (there, now) in differ.items()]
+def differences(config: Experiment, values: Any) -> dict[str, tuple[Any, Any]]:
+    """{field: (its value there, its value now)} where `config` differs from `to_json`'s `values`.
 
-
-def extends(config: Experiment, values: Any) -> bool:
-    """Whether `config` differs from `to_json`'s `values` in nothing but a larger run.steps."""
-    try:
-        differ = _differing(config, values)
-    except UserError:
-        return False
-    return set(differ) == {"run.steps"} and differ["run.steps"][0] < config.run.steps
+    Those of `MAY_CHANGE` are left out. Raises UserError where the fields are not the same.
+    """
+    now, there = leaves(config), leaves(config, values)
+    return {path: (there[path], now[path]) for path in now if there[path] != now[path] and path not in MAY_CHANGE}
 
 
 def scheduled(config: Experiment) -> list[str]:
@@ -174,9 +165,3 @@ def scheduled(config: Experiment) -> list[str]:
         for path, value in leaves(config).items()
         if (path.endswith("schedule") and value != "constant") or path.endswith("_fraction")
     ]
-
-
-def _differing(config: Experiment, values: Any) -> dict[str, tuple[Any, Any]]:
-    """{path: (the value there, the value now)}. Raises UserError where the fields are not the same."""
-    now, there = leaves(config), leaves(config, values)
-    return {path: (there[path], now[path]) for path in now if there[path] != now[path] and path not in MAY_CHANGE}

@@ -22,7 +22,6 @@ from research.training.checks import (
     check_contract,
     check_divisible,
     check_finite,
-    check_metric,
     check_moving,
     usable_devices,
 )
@@ -104,9 +103,8 @@ def prepare(command: config.Command[Experiment], directory: Path) -> Job:
     reports = tuple(experiment.reports(load))
     workdir.keep(directory, feeds.kept)
     learner, key = build(experiment, command.seeds)
-    abstract = check_contract(learner, key, feeds.train.batch_at(0), feeds.validation[0], experiment)
     logged = {name for report in reports if report.every is not None for name in report.metrics}
-    check_metric(learner, abstract, feeds.validation[0], logged, experiment.run)
+    abstract = check_contract(learner, key, feeds.train.batch_at(0), feeds.validation[0], experiment, logged)
     evaluate = Evaluator(learner, where)
     return Job(command, directory, experiment, learner, key, abstract, where, feeds, reports, evaluate)
 

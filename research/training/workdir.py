@@ -44,9 +44,9 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
             _clear(directory)
         there = about(directory)
         if there is not None and saved(directory):
-            _check_same(directory, name, command, there)
+            longer = _check_same(directory, name, command, there)
             provenance.check_code(directory, there["code"])
-            if config.extends(command.config, there["config"]):
+            if longer:
                 _extend(directory, command.config, there)
         else:
             log.write_json(directory / "config.json", _describe(name, command))
@@ -133,13 +133,21 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     }
 
 
-def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> None:
-    """Raise UserError where the run in `directory`, whose config.json is `there`, is not the one of this command."""
+def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> bool:
+    """Whether this command is the run in `directory`, whose config.json is `there`, with more steps.
+
+    Raises UserError where it is another run.
+    """
+    longer, differ = False, []
     if there["name"] != name:
         differ = [f"it is a run of {there['name']}, not of {name}"]
     else:
-        longer = config.extends(command.config, there["config"])
-        differ = [] if longer else config.differences(command.config, there["config"])
+        try:
+            found = config.differences(command.config, there["config"])
+            longer = set(found) == {"run.steps"} and found["run.steps"][0] < command.config.run.steps
+            differ = [] if longer else [f"{path}: {a!r} there, {b!r} now" for path, (a, b) in found.items()]
+        except UserError as error:
+            differ = [str(error)]
         if there["seeds"] != command.seeds:
             differ.append(f"seeds: {there['seeds']} there, {command.seeds} now")
         if _resolved(there["init_from"]) != _resolved(command.init_from):
@@ -149,6 +157,7 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
             f"{directory} was made by another config ({'; '.join(differ)}): "
             "choose another --workdir, or train anew with --overwrite"
         )
+    return longer
 
 
 def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> None:
