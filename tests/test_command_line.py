@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 import tyro
+from digits import TINY
 from learners import EXPERIMENTS
 
 import research
@@ -19,20 +20,6 @@ from experiments.train import main
 from research.core.errors import RunError, UserError
 from research.training import checkpoint, config, provenance, workdir
 from research.training.checks import usable_devices
-
-TINY = [
-    "--net.widths",
-    "4",
-    "--net.depth",
-    "1",
-    "--steps",
-    "4",
-    "--run.steps-per-dispatch",
-    "2",
-    "--run.evaluate-every",
-    "2",
-]
-TINY += ["--run.save-every", "2", "--data.batch", "8"]
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from digits import TINY
 from learners import EXPERIMENTS
 from matplotlib.image import imread
 
@@ -23,20 +24,6 @@ from research.evaluation import episodes
 from research.learners.classify import Classify
 from research.rl.environments import Environment
 from research.training import config
-
-TINY = [
-    "--net.widths",
-    "4",
-    "--net.depth",
-    "1",
-    "--steps",
-    "4",
-    "--run.steps-per-dispatch",
-    "2",
-    "--run.evaluate-every",
-    "2",
-]
-TINY += ["--run.save-every", "2", "--data.batch", "8"]
 
 
 @pytest.fixture(scope="module")

@@ -8,22 +8,11 @@ import threading
 import time
 
 import pytest
+from digits import tiny
 
 from research.training.signals import Interrupted, on_signal
 
-TINY = [
-    "--net.widths",
-    "4",
-    "--net.depth",
-    "1",
-    "--steps",
-    "6",
-    "--run.steps-per-dispatch",
-    "2",
-    "--run.evaluate-every",
-    "2",
-]
-TINY += ["--run.save-every", "2", "--data.batch", "8"]
+TINY = tiny(6)
 
 SPIN = """
 import sys, time
