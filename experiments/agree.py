@@ -73,7 +73,7 @@ def without_dropout(experiment: object) -> Language:
     same = (stack.positions, stack.norm, stack.activation, stack.num_kv_heads, stack.mlp_dim, optimizer.name, net.tied)
     if same != ("learned", "pre", "gelu", None, None, "adamw", True):
         raise UserError("expected learned positions, pre-norm, GELU, no groups, tied embeddings and AdamW")
-    plain = net.clone(stack=dataclasses.replace(stack, dropout=0.0))
+    plain = net.clone(stack=dataclasses.replace(stack, dropout=0.0, attention_dropout=0.0))
     return dataclasses.replace(experiment, net=plain, update=UpdateConfig(clip=experiment.update.clip))
 
 

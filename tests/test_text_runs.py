@@ -177,7 +177,7 @@ def test_words_end_at_the_end():
 def test_training_agrees_with_pytorch():
     pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
     optimizer = Optimizer(learning_rate=0.01, schedule="cosine", warmup=2, weight_decay=0.1, b2=0.99)
-    stack = Stack(layers=2, width=16, heads=2, dropout=0.2, bias=False)
+    stack = Stack(layers=2, width=16, heads=2, dropout=0.2, attention_dropout=0.2, bias=False)
     experiment = dataclasses.replace(
         EXPERIMENTS["transformer"], net=LanguageModel(stack), optimizer=optimizer, update=UpdateConfig(clip=0.5)
     )
