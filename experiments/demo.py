@@ -34,17 +34,17 @@ def demo() -> None:
 
     Unfinished runs are resumed; finished ones are not trained again.
     """
-    table = Table("config", "metric", "test", "published", "seconds")
-    table.add_column("pictures", overflow="fold")
+    table, pictures = Table("config", "metric", "test", "published", "seconds"), []
     for at, (name, arguments) in enumerate(DEMOS, 1):
         directory = RUNS / name
         console.print(f"[bold]{at}/{len(DEMOS)} {name}[/bold]: {config.header(name).splitlines()[0]}")
         command = config.parse(name, [*arguments, "--workdir", str(directory)])
         result = train(name, command)
-        pictures = f"{directory}/\n" + "\n".join(path.name for path in sorted(directory.glob("*.png")))
+        pictures.append(f"  {directory}/: {' '.join(path.name for path in sorted(directory.glob('*.png')))}")
         for metric, value, published in headlines(result, command.config.run.metric):
-            table.add_row(name, metric, value, published, f"{result['seconds']:.0f}", pictures)
+            table.add_row(name, metric, value, published, f"{result['seconds']:.0f}")
     Console().print(table)
+    print("pictures:", *pictures, sep="\n")
 
 
 if __name__ == "__main__":
