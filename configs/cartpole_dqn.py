@@ -1,4 +1,4 @@
-"""CartPole by deep Q-learning: a pole is balanced on a cart for 500 frames, from four numbers.
+"""CartPole by deep Q-learning: balance a pole on a cart for 500 frames.
 
 Method: Mnih et al. 2015, doi:10.1038/nature14236 (arXiv:1312.5602), with 5-step returns (Hessel et al. 2017,
 arXiv:1710.02298) and 10 environments in parallel. Published: CleanRL (Huang et al. 2022, arXiv:2111.08819) reports a

@@ -1,7 +1,7 @@
-"""IMDb's film reviews, liked or not, by a Transformer, from scratch.
+"""IMDb's film reviews, positive or negative, by a Transformer trained from scratch.
 
 Maas et al. 2011, "Learning word vectors for sentiment analysis". bentrevett/pytorch-sentiment-analysis has .933 by
-BERT, which has read far more than these reviews. For what pre-training on the reviews alone gives, see `imdb_lstm`.
+BERT, which was pre-trained on far more text. For pre-training on the reviews alone, see `imdb_lstm`.
 
     python -m experiments.train imdb_transformer
 

@@ -1,10 +1,10 @@
-"""MNIST by DCGAN, each digit asked for by its label.
+"""MNIST by a DCGAN that is conditioned on the label.
 
 Paper: Radford, Metz & Chintala 2016, "Unsupervised representation learning with deep convolutional generative
-adversarial networks" (arXiv:1511.06434): its layers, two of them for 28x28 pixels, half as wide. What is not theirs
-makes 3,000 steps enough: both nets read the label (Miyato & Koyama 2018, arXiv:1802.05637), the discriminator has a
-dense layer, layer normalisation and a little R1 (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406), and Adam begins
-at 0.001, five times theirs, and falls to 0.
+adversarial networks" (arXiv:1511.06434): its layers, two of them for 28x28 pixels, half as wide. Differences, with
+which 3,000 steps are enough: both nets read the label (Miyato & Koyama 2018, arXiv:1802.05637), the discriminator has a
+dense layer, layer normalisation and a little R1 (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406), and Adam's
+learning rate decays from 0.001, five times the paper's, to 0.
 
     python -m experiments.train mnist_cnn --smoothing 0
     python -m experiments.train mnist_dcgan --classifier-dir runs/mnist_cnn

@@ -2,7 +2,7 @@
 
 After Karpathy's char-rnn (2015): LSTMs of 2 or 3 layers with dropout. It states no figure for this text; its README's
 example of a file name has a validation loss of 1.3950 nats per character; no other figure for this split was found.
-`test` is the last tenth of the text, read 1,000 characters at a time, each time from an empty memory.
+`test` is the last tenth of the text, read 1,000 characters at a time, each time from a zero state.
 
     python -m experiments.train shakespeare_lstm
 

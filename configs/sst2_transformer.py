@@ -1,4 +1,4 @@
-"""SST-2, film critics' sentences, positive or negative, by a small Transformer from scratch.
+"""SST-2, sentences of film critics, positive or negative, by a small Transformer trained from scratch.
 
 Socher et al. 2013, "Recursive deep models for semantic compositionality over a sentiment treebank": 85.4 %, with the
 labels of every phrase besides. Here the 6,920 whole sentences alone.

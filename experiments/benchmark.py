@@ -61,14 +61,14 @@ PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
 
 @dataclass(frozen=True)
 class Options:
-    """What the benchmark is told.
+    """The options of `experiments.benchmark`.
 
     Attributes:
-        what: the speed of what
-        rounds: turns that each contender has
-        purejaxrl: a clone of purejaxrl, for dqn
+        what: training whose speed is measured
+        rounds: number of measurements of each contender
+        purejaxrl: directory of a clone of purejaxrl, for dqn
         output: JSON file that the figures are written to, for `experiments.results`
-        contender: to be this one, in a process that the benchmark started
+        contender: name of the contender that this process is; the benchmark itself sets it
     """
 
     what: Annotated[Literal["cnn", "dcgan28", "dcgan64", "transformer", "lstm", "gpt2", "dqn"], tyro.conf.Positional]

@@ -1,7 +1,7 @@
 """Compile a config for hardware that is not there: python -m experiments.compile NAME [--topology v5e:2x4] [options].
 
-It says whether the training fits the memory, and how often devices talk. `pip install -e .[tpu]` (or `.[cuda12]`)
-brings the compiler; no TPU or GPU is needed.
+It reports whether training fits the memory, and which collectives it has. `pip install -e .[tpu]` (or `.[cuda12]`)
+installs the compiler; no TPU or GPU is needed.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from research.training.config import Config
 
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[Config]):
-    """What `experiments.compile` is told.
+    """The options of `experiments.compile`.
 
     Attributes:
         config: the config to compile
@@ -44,13 +44,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _compile(name: str, *arguments: str) -> None:
-    jax.config.update("jax_platforms", "cpu")  # what is there doesn't matter
+    jax.config.update("jax_platforms", "cpu")  # whatever devices are there
     command = config.parse(name, list(arguments), Command, "compile")
     where = aot.topology(command.topology)
     facts = aot.compiled(command.config, where, command.place)
     show(name, where, facts)
     if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
-        raise RunError(f"it does not fit {where.name}: a smaller batch, descent.micro or more devices need less")
+        raise RunError(
+            f"it does not fit {where.name}: reduce the batch, raise --update.grad-accum-steps, or use more devices"
+        )
 
 
 def show(name: str, where: aot.Topology, facts: aot.Compiled) -> None:

@@ -30,7 +30,7 @@ def status(action: Callable[[], int | None]) -> int:
 
 
 def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, float | None]]) -> None:
-    """Print the test metrics (see `judge.summary`) as a table.
+    """Print the test metrics (see `evaluate.summary`) as a table.
 
     others  further columns by title: values by metric
     """

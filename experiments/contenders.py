@@ -73,12 +73,12 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
     from research.nets import lstm, transformer
     from research.nets.cnn import CNN
 
-    where, how, luck = place(place_name), Optimizer(learning_rate=1e-3), np.random.default_rng(0)
+    where, how, rng = place(place_name), Optimizer(learning_rate=1e-3), np.random.default_rng(0)
     if what == "cnn":
         net: Any = CNN(widths=(16, 32, 64), depth=2, outputs=10)
         criterion, example, per_step = classification(), jnp.zeros((1, 28, 28, 1)), BATCH
-        images = luck.normal(size=(2048, 28, 28, 1)).astype(np.float32)
-        feed: Any = device_feed(images, luck.integers(10, size=2048).astype(np.int32), BATCH, 0)
+        images = rng.normal(size=(2048, 28, 28, 1)).astype(np.float32)
+        feed: Any = device_feed(images, rng.integers(10, size=2048).astype(np.int32), BATCH, 0)
         dtype: Literal["float32", "bfloat16"] = "float32"
     else:
         batch, context, layers, width, heads, vocabulary, dtype = TEXT[what]
@@ -88,7 +88,7 @@ def samestep(what: str, place_name: Any) -> Callable[[], float]:
         else:
             net = lstm.LanguageModel(layers, width, outputs=vocabulary)
         criterion, example, per_step = tokens(-1), jnp.zeros((1, context), jnp.int32), batch * context
-        feed = Windows(luck.integers(vocabulary, size=100_000).astype(np.int32), context, batch, 0)
+        feed = Windows(rng.integers(vocabulary, size=100_000).astype(np.int32), context, batch, 0)
     net, one = network(net, dtype), updater(UpdateConfig(dtype=dtype), {"net": (how, STEPS)})
     learner = supervised(net, one, example, criterion, criterion)
     return stepping(learner, feed, where, per_step)
@@ -107,8 +107,8 @@ def samestep_dcgan(what: str, place_name: Any) -> Callable[[], float]:
 
     side, channels, widths, latent, batch = DCGAN[what]
     config = GAN(generator=DCGANGenerator(widths[::-1]), discriminator=DCGANDiscriminator(widths), latent=latent)
-    where, luck = place(place_name), np.random.default_rng(0)
-    images = luck.integers(256, size=(2048, side, side, channels), dtype=np.uint8)
+    where, rng = place(place_name), np.random.default_rng(0)
+    images = rng.integers(256, size=(2048, side, side, channels), dtype=np.uint8)
     learner = gan(config, ImageSpec((side, side, channels), 1, ("any",), (0.5,), (0.5,)))
     return stepping(learner, device_feed(images, np.zeros(2048, np.int32), batch, 0), where, batch)
 

@@ -21,8 +21,8 @@ Criterion = Callable[[Any, Any, jax.Array], tuple[Mean, Metrics]]
 def classification(smoothing: float = 0.0, names: Sequence[str] = ()) -> Criterion:
     """Cross-entropy of logits f32[batch, classes] against labels i32[batch], in nats, and the accuracy.
 
-    Of logits f32[batch, readers, classes] each reader has its loss, and the mean of them counts; so their mean logits'
-    accuracy.
+    Logits f32[batch, classifiers, classes] are those of several classifiers: the loss is the mean of their losses, and
+    the accuracy is that of their mean logits.
 
     smoothing  label-smoothing factor: the part of each target spread evenly over the classes (Szegedy et al. 2016,
                arXiv:1512.00567)
@@ -46,7 +46,7 @@ def tokens(ignored: int, smoothing: float = 0.0, lengths: np.ndarray | None = No
 
     Both are means over the tokens: the targets equal to `ignored` count for nothing.
 
-    lengths  i32[vocabulary], the characters of each token; with them, the loss is also told in bits per character
+    lengths  i32[vocabulary], the characters of each token; with them, the loss is also reported in bits per character
     """
 
     def criterion(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> tuple[Mean, Metrics]:

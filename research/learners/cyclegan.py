@@ -103,10 +103,10 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
 
     def init(key: jax.Array) -> State:
         keys, image = jax.random.split(key, 4), jnp.zeros((1, *shape))
-        made = lambda net, names, keys: {n: net.init(k, image)[0] for n, k in zip(names, keys, strict=True)}
+        init_nets = lambda net, names, keys: {n: net.init(k, image)[0] for n, k in zip(names, keys, strict=True)}
         nets: dict[str, tuple[Tree, dict[str, Tree]]] = {
-            "generators": (made(generator, "GF", keys[:2]), {}),
-            "discriminators": (made(discriminator, "XY", keys[2:]), {}),
+            "generators": (init_nets(generator, "GF", keys[:2]), {}),
+            "discriminators": (init_nets(discriminator, "XY", keys[2:]), {}),
         }
         return init_state(key, nets, {"pool": {name: jnp.zeros((config.pool, *shape)) for name in "XY"}})
 
@@ -173,12 +173,12 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
         x, y = (prepared(images) for images in batch.inputs)
         critics, (mask_x, mask_y) = state.params["discriminators"], batch.targets
         of_x, of_y, fakes = generator_terms(state.params["generators"], critics, x, y)
-        merged = lambda a, b: jax.tree.map(jnp.add, mean(a, mask_x), mean(b, mask_y))
-        told = discriminator_terms(critics["X"], x, fakes["X"]) + discriminator_terms(critics["Y"], y, fakes["Y"])
+        of_both = lambda a, b: jax.tree.map(jnp.add, mean(a, mask_x), mean(b, mask_y))
+        loss = discriminator_terms(critics["X"], x, fakes["X"]) + discriminator_terms(critics["Y"], y, fakes["Y"])
         return {
-            **{name: merged(of_x[name], of_y[name]) for name in of_x},
+            **{name: of_both(of_x[name], of_y[name]) for name in of_x},
             "generators_loss": mean(weighted(of_x) + weighted(of_y), mask_x * mask_y),
-            "discriminators_loss": mean(told, mask_x * mask_y),
+            "discriminators_loss": mean(loss, mask_x * mask_y),
         }
 
     return learner(init, step, evaluate)
@@ -189,17 +189,17 @@ Terms = dict[str, jax.Array]
 
 
 def pool_fakes(state: State, fakes: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
-    """The State with the translations {"X", "Y"} in its pools, and what the discriminators see in place of these.
+    """The State with the translations {"X", "Y"} in its pools, and what the discriminators read in place of these.
 
     The pools are the same on all devices, and take the translations of all of them.
     """
-    pools, seen = {}, {}
+    pools, pooled = {}, {}
     for name, images in fakes.items():
-        everyones = gathered(images)
-        keys = example_keys(rng(state, f"pool {name}"), jnp.arange(len(everyones)))
-        pools[name], shown = query_pool(state.collections["pool"][name], everyones, keys, state.step)
-        seen[name] = shown[position(len(images))]
-    return state._replace(collections=state.collections | {"pool": pools}), seen
+        global_batch = gathered(images)
+        keys = example_keys(rng(state, f"pool {name}"), jnp.arange(len(global_batch)))
+        pools[name], found = query_pool(state.collections["pool"][name], global_batch, keys, state.step)
+        pooled[name] = found[position(len(images))]
+    return state._replace(collections=state.collections | {"pool": pools}), pooled
 
 
 def per_example_mean(values: jax.Array) -> jax.Array:
@@ -208,10 +208,10 @@ def per_example_mean(values: jax.Array) -> jax.Array:
 
 
 def query_pool(pool: jax.Array, images: jax.Array, keys: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The pool after a step, and what the discriminator is shown in place of `images` [batch, ...], one after another.
+    """The pool after a step, and the images that the discriminator reads in place of `images` [batch, ...].
 
-    Until the pool is full an image enters it, and is shown. Then, half of the time, it changes places with a random
-    one of the pool; otherwise it is shown.
+    The images are taken one after another. Until the pool is full, an image is added to it and returned. After that,
+    half of the images are exchanged for a random one of the pool, which is returned; the others are returned.
 
     pool  [size, ...]; full after size / batch steps
     keys  of each image, [batch]

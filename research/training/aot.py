@@ -153,7 +153,7 @@ def compiled(experiment: Experiment, where: Topology, how: PlaceName = "jit", st
         raise RunError(f"it does not fit {where.name}: {str(error).splitlines()[0]}") from error
     seconds = time.monotonic() - started
     memory, hlo = program.memory_analysis(), program.as_text()
-    assert memory is not None and hlo is not None, "every compiler here tells"
+    assert memory is not None and hlo is not None, "these compilers report both"
     count = operations(hlo)
     return Compiled(
         devices=target.size,

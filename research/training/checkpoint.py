@@ -1,6 +1,6 @@
 """Checkpoints: the whole State of a step, written by orbax in the background, with checksums.
 
-    checkpoints/300/        what orbax wrote: {"params/Dense_0/kernel": array, ...}
+    checkpoints/300/        what orbax wrote: {"params/net/Dense_0/kernel": array, ...}
     checkpoints/300.json    its leaves, the sha256 of each file, whether it was the best so far; written last
 
 A step counts as saved once its .json exists, which is written atomically and has a sha256 of its own. Older steps are

@@ -12,7 +12,7 @@ from research.core.types import Tree
 
 
 def named(tree: Tree) -> dict[str, Any]:
-    """The leaves of `tree` by name, e.g. "params/Dense_0/kernel", in the tree's order.
+    """The leaves of `tree` by name, e.g. "params/net/Dense_0/kernel", in the tree's order.
 
     Raises UserError where two leaves have the same name.
     """
