@@ -12,7 +12,9 @@ from research.core.experiment import Run
 from research.core.metrics import Mean, confusion, mean, merged
 from research.core.modules import network
 from research.core.optimizers import Optimizer, decayed, optimizer, schedule
+from research.core.placement import place
 from research.core.state import Batch, State, evaluated, example_keys, fold_name, rng
+from research.core.transformations import each_seed
 from research.core.update import Aux, UpdateConfig, scan_updates, updater
 from research.training.checks import check_moving
 from research.training.evaluate import best, exhausted, summary
@@ -161,6 +163,21 @@ class Table(nn.Module):
         self.sow("intermediates", "dtype", rows)
         drawn = jax.random.normal(self.make_rng("noise"), ()) if train else 0.0
         return (rows * kernel, kernel, jnp.float32(drawn) + 0 * kernel)
+
+
+@pytest.mark.parametrize("seeds", [None, 2])
+def test_each_seed_of_a_state_on_eight_devices_is_on_one(seeds):
+    keys = jax.random.key(3) if seeds is None else jax.vmap(jax.random.key)(jnp.arange(seeds))
+    params = {"net": jnp.arange(6.0).reshape(seeds or 1, -1)[0 if seeds is None else slice(None)]}
+    whole = State(jnp.int32(7), keys, params, {"net": params}, params, ())
+    found = list(each_seed(place("jit", seeds=seeds is not None).put(whole)))
+    assert len(found) == (seeds or 1)
+    for n, one in enumerate(found):
+        assert all(x.sharding.num_devices == 1 for x in jax.tree.leaves(one))
+        assert int(one.step) == 7 and one.opt_state == {}
+        assert one.key == (keys if seeds is None else keys[n])
+        np.testing.assert_array_equal(one.params["net"], params["net"] if seeds is None else params["net"][n])
+        np.testing.assert_array_equal(one.collections["net"], one.params["net"])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -64,11 +64,10 @@ def first_seed(state: State) -> State:
 
 def each_seed(state: State) -> Iterator[State]:
     """The State of one seed after another, on one device: what evaluation reads, without optimizer states and world."""
-    step, params, collections = jax.device_get((state.step, state.params, state.collections))
-    keys = state.key if state.key.ndim else state.key[None]
-    for n, key in enumerate(keys):
-        one = (params, collections)
-        if state.key.ndim:
-            one = jax.tree.map(lambda x, n=n: x[n], one)
+    bits = jax.random.key_data(state.key)
+    step, bits, params, collections = jax.device_get((state.step, bits, state.params, state.collections))
+    keys = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(state.key))
+    for n, key in enumerate(keys if keys.ndim else keys[None]):
+        one = jax.tree.map(lambda x, n=n: x[n], (params, collections)) if keys.ndim else (params, collections)
         params_of_one, collections_of_one = jax.device_put(one)
         yield State(jnp.asarray(step), key, params_of_one, {}, collections_of_one, ())
