@@ -20,7 +20,8 @@ import jax
 from research.training.signals import on_signal
 
 def spin(x):
-    jax.debug.callback(lambda: print("spinning", flush=True))
+    # Later, so that the main thread, which goes on in Python after dispatch, waits in the call.
+    jax.debug.callback(lambda: (time.sleep(0.5), print("spinning", flush=True)))
     return jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1) % 7, x)
 
 with on_signal(lambda number: print("handled", number, flush=True), lambda: "the call after step 7", grace=1.0):
