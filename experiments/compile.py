@@ -15,6 +15,7 @@ from rich.table import Table
 
 from experiments.console import status
 from research.core.errors import RunError
+from research.core.layout import Shard
 from research.core.placement import PlaceName
 from research.training import aot, config
 from research.training.config import Config
@@ -28,11 +29,21 @@ class Command(Generic[Config]):
         config: the config to compile
         topology: a TPU slice (v5e:2x4, v4:2x2x2, v6e:16x16, ...), or GPUs of one machine (h100, h100:8)
         place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
+        mesh: sizes of the axes that all devices are laid out by, such as replica=2,data=4; see experiments.train
+        shard: where the weights and the state of the optimizer are: whole on every device (replicated), or split over
+            the axis data of the mesh (fsdp)
+        quick: whether to compile with the least effort, which takes a fraction of the time; the memory is then an
+            estimate, somewhat above what the program takes in the end
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: str = "v5e:2x4"
     place: PlaceName = "jit"
+    mesh: Annotated[
+        str | None, tyro.conf.arg(metavar="AXIS=N,…", help_behavior_hint="(default: data, all devices)")
+    ] = None
+    shard: Shard = "replicated"
+    quick: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +58,9 @@ def _compile(name: str, *arguments: str) -> None:
     jax.config.update("jax_platforms", "cpu")  # whatever devices are there
     command = config.parse(name, list(arguments), Command, "compile")
     where = aot.topology(command.topology)
-    facts = aot.compiled(command.config, where, command.place)
+    facts = aot.compiled(
+        command.config, where, command.place, mesh=command.mesh, shard=command.shard, quick=command.quick
+    )
     show(name, where, facts)
     if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
         raise RunError(

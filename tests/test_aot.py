@@ -8,6 +8,7 @@ import jax
 import pytest
 from learners import EXPERIMENTS
 
+from research.core.layout import Layout, make_mesh
 from research.core.placement import place
 from research.core.update import UpdateConfig
 from research.nets.cnn import CNN, ResNet
@@ -70,7 +71,9 @@ def test_compiles(name, where, how, dtype):
 def test_the_platform_compiled_for_decides(where):
     """A convolution is one where it is to run, though the CPU that lowers it would make a matrix product of it."""
     resnet = dataclasses.replace(EXPERIMENTS["cnn"], net=ResNet(widths=(4, 8), blocks=(1, 1), shortcut="project"))
-    count = lambda devices: lower(resnet, place("jit", devices), CHUNK).as_text().count(".convolution(")
+    count = lambda devices: (
+        lower(resnet, place("jit", Layout(make_mesh(devices))), CHUNK).as_text().count(".convolution(")
+    )
     assert count(devices(where).devices) > 0 == count(jax.devices("cpu"))
 
 

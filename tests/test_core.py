@@ -9,6 +9,7 @@ import pytest
 
 from research.core.errors import RunError, UserError
 from research.core.experiment import Run
+from research.core.layout import Layout, make_mesh
 from research.core.metrics import Mean, confusion, mean, merged
 from research.core.modules import network
 from research.core.optimizers import Optimizer, decayed, optimizer, schedule
@@ -170,7 +171,7 @@ def test_each_seed_of_a_state_on_eight_devices_is_on_one(seeds):
     keys = jax.random.key(3) if seeds is None else jax.vmap(jax.random.key)(jnp.arange(seeds))
     params = {"net": jnp.arange(6.0).reshape(seeds or 1, -1)[0 if seeds is None else slice(None)]}
     whole = State(jnp.int32(7), keys, params, {"net": params}, params, ())
-    found = list(each_seed(place("jit", seeds=seeds is not None).put(whole)))
+    found = list(each_seed(place("jit", Layout(make_mesh(jax.devices()), seeds=seeds is not None)).put(whole)))
     assert len(found) == (seeds or 1)
     for n, one in enumerate(found):
         assert all(x.sharding.num_devices == 1 for x in jax.tree.leaves(one))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from learners import EXPERIMENTS
 
+from research.core.layout import Layout, make_mesh, mesh_shape
 from research.core.metrics import Mean
 from research.core.placement import place
 from research.core.state import Batch
@@ -20,6 +22,7 @@ KEY = 20
 ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan")
 """Learners whose States are of a kind with another's: cnn's, dqn's with a world, gan's with two nets."""
 N = 4
+MESHES = {"fsdp": ("replica=2,data=4", "fsdp"), "seed": ("seed=3", "replicated")}
 
 
 @functools.cache
@@ -36,8 +39,15 @@ def start(name: str, seeded: bool = False):
 
 
 def at(where: str, seeded: bool = False):
-    """A place: "one" device, or all eight of them by "jit" (one global program), "pmap" or "shard_map"."""
-    return place("jit", jax.devices()[:1], seeded) if where == "one" else place(where, None, seeded)
+    """A place: "one" device, or all eight of them by "jit" (one global program), "pmap", "shard_map" or "fsdp", in two
+    replicas; "seed": the three seeds over three devices."""
+    if where == "one":
+        return place("jit", Layout(make_mesh(jax.devices()[:1]), seeds=seeded))
+    if where in MESHES:
+        mesh, shard = MESHES[where]
+        devices = jax.devices()[: math.prod(mesh_shape(mesh).values())]
+        return place("jit", Layout(make_mesh(devices, mesh), shard, seeded, least=1))
+    return place(where, Layout(make_mesh(jax.devices()), seeds=seeded))
 
 
 @functools.cache
@@ -190,7 +200,9 @@ def test_seeds(name):
 
 
 @pytest.mark.parametrize(
-    "where, seeded", [("jit", False), ("pmap", False), ("shard_map", False), ("shard_map", True), ("jit", True)]
+    "where, seeded",
+    [(where, False) for where in ("jit", "pmap", "shard_map", "fsdp")]
+    + [(where, True) for where in ("shard_map", "jit", "seed")],
 )
 def test_placement(name, where, seeded):
     if seeded and name in ALIKE:

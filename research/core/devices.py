@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
 
-AXIS = "devices"
+AXIS = "data"
 """The name of the mapped axis that `pmap` and `shard_map` run over."""
 
 

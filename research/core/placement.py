@@ -1,17 +1,15 @@
-"""Places: where the steps run. The learner is the same everywhere; a place says what it is compiled for.
-
-State has one layout everywhere: all of it on every device, save `world`, whose environments are split.
-"""
+"""Places: where the steps run. The learner is the same everywhere; a place says what it is compiled for."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
+from jax.sharding import PartitionSpec
 
 from research.core.devices import AXIS
+from research.core.errors import UserError
+from research.core.layout import Layout, constrained, make_mesh, put
 from research.core.metrics import Metrics
 from research.core.state import Batch, State
 from research.core.types import Tree
@@ -22,7 +20,8 @@ PlaceName = Literal["jit", "pmap", "shard_map"]
 class Place(NamedTuple):
     """Where steps run.
 
-    size      the number of devices; it divides a batch and the environments
+    size      the number of devices that share a batch; it divides a batch and the environments
+    init      (init, key) -> a first State, born in its place
     train     (f, batch_axis) -> compiled f: (State, data) -> (State, metrics); it donates the State.
               `batch_axis` is where data's leaves count examples (split), None for what every device sees whole
     evaluate  the same for f: (State, data) -> metrics
@@ -33,6 +32,7 @@ class Place(NamedTuple):
     """
 
     size: int
+    init: Callable[[Callable[[jax.Array], State], jax.Array], State]
     train: Callable[[Callable[[State, Any], tuple[State, Metrics]], int | None], jax.stages.Wrapped]
     evaluate: Callable[[Callable[[State, Any], Metrics], int | None], Callable]
     put: Callable[[State], State]
@@ -40,62 +40,58 @@ class Place(NamedTuple):
     split: Callable[[Batch], Batch]
 
 
-def place(name: PlaceName, devices: list[jax.Device] | None = None, seeds: bool = False) -> Place:
-    """The place called `name`, on `devices` (default: all there are). `seeds`: States have the axis of `per_seed`.
+def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
+    """The place called `name`, on the devices of the layout's mesh (default: all there are, replicated).
 
     jit is one global program over all devices; pmap and shard_map run the program of one device on each of them, and
     merge metrics, gradients and batch statistics over them.
+
+    Raises UserError where `pmap` or `shard_map` are to do more than split the batch.
     """
-    mesh = Mesh(np.array(devices or jax.devices()), (AXIS,), axis_types=(AxisType.Auto,))
-    replicated = PartitionSpec()
-
-    def split(batch_axis: int | None) -> PartitionSpec:
-        return replicated if batch_axis is None else PartitionSpec(*(None,) * batch_axis, AXIS)
-
-    def put(tree: Tree, spec: PartitionSpec) -> Tree:
-        return _put(tree, NamedSharding(mesh, spec))
-
-    state_spec = State(*(replicated,) * 5, world=split(1 if seeds else 0))  # type: ignore[arg-type]
+    layout = layout or Layout(make_mesh(jax.devices()))
+    mesh = layout.mesh
+    if name != "jit" and (layout.shard != "replicated" or mesh.shape[AXIS] != mesh.size):
+        raise UserError(f"--place {name} splits the batch alone: --mesh may have {AXIS} only, without --shard")
     mapped = {"jit": _global, "pmap": _pmapped, "shard_map": _sharded}[name]
+
+    def init(init: Callable[[jax.Array], State], key: jax.Array) -> State:
+        return jax.jit(init, out_shardings=layout.state(jax.eval_shape(init, key)))(key)
+
     return Place(
-        size=mesh.size,
-        train=lambda f, batch_axis: jax.jit(
-            mapped(f, mesh, (state_spec, split(batch_axis)), (state_spec, replicated)), donate_argnums=0
-        ),
-        evaluate=lambda f, batch_axis: jax.jit(mapped(f, mesh, (state_spec, split(batch_axis)), replicated)),
-        put=lambda state: State(*(put(x, spec) for x, spec in zip(state, state_spec, strict=True))),
-        put_data=lambda data, batch_axis: put(data, split(batch_axis)),
-        split=(lambda batch: _constrained(batch, NamedSharding(mesh, split(0))))
-        if name == "jit"
-        else lambda batch: batch,
+        size=mesh.shape["replica"] * mesh.shape[AXIS],
+        init=init,
+        train=lambda f, batch_axis: jax.jit(mapped(f, layout, batch_axis, True), donate_argnums=0),
+        evaluate=lambda f, batch_axis: jax.jit(mapped(f, layout, batch_axis, False)),
+        put=lambda state: put(state, layout.state(state)),
+        put_data=lambda data, batch_axis: put(data, layout.batch(batch_axis)),
+        split=(lambda batch: constrained(batch, layout.batch(0))) if name == "jit" else lambda batch: batch,
     )
 
 
-def _constrained(tree: Tree, sharding: Any) -> Tree:
-    return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tree)
-
-
-def _global(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+def _global(f: Callable, layout: Layout, batch_axis: int | None, trains: bool) -> Callable:
     """`f` as one program over the mesh: batch statistics, losses and gradients are global because the arrays are."""
+    # Where seeds are split over devices, their metrics stay where they are.
+    shown = lambda metrics: metrics if layout.mesh.shape["seed"] > 1 else constrained(metrics, layout.at())
 
-    def laid_out(specs: Any, values: Any) -> Any:
-        is_spec = lambda x: isinstance(x, PartitionSpec)
-        lay = lambda spec, tree: _constrained(tree, NamedSharding(mesh, spec))
-        return jax.tree.map(lay, specs, values, is_leaf=is_spec)
+    def call(state: State, data: Any) -> Any:
+        found = f(constrained(state, layout.state(state)), constrained(data, layout.batch(batch_axis)))
+        return (constrained(found[0], layout.state(found[0])), shown(found[1])) if trains else shown(found)
 
-    return lambda *values: laid_out(out_specs, f(*laid_out(in_specs, values)))
-
-
-def _put(tree: Tree, where: Sharding) -> Tree:
-    """`tree`, all of it put `where`; of shapes, the shapes of arrays there."""
-    if any(isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves(tree)):
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree)
-    return jax.device_put(tree, where)
+    return call
 
 
-def _sharded(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+def _specs(layout: Layout, batch_axis: int | None, trains: bool) -> tuple[Any, Any]:
+    """What (State, data) and the results of a data-parallel step are split over."""
+    whole, environments = PartitionSpec(), PartitionSpec(None, AXIS) if layout.seeds else PartitionSpec(AXIS)
+    state = State(*(whole,) * 5, world=environments)  # type: ignore[arg-type]
+    data = whole if batch_axis is None else PartitionSpec(*(None,) * batch_axis, AXIS)
+    return (state, data), (state, whole) if trains else whole
+
+
+def _sharded(f: Callable, layout: Layout, batch_axis: int | None, trains: bool) -> Callable:
+    in_specs, out_specs = _specs(layout, batch_axis, trains)
     # check_vma=False: gradients of what is replicated are this device's own, as under pmap; `update` sums them.
-    return jax.shard_map(_merging(f), mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+    return jax.shard_map(_merging(f), mesh=layout.mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def _merging(f: Callable) -> Callable:
@@ -108,8 +104,10 @@ def _merging(f: Callable) -> Callable:
     return merged
 
 
-def _pmapped(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable:
+def _pmapped(f: Callable, layout: Layout, batch_axis: int | None, trains: bool) -> Callable:
     """pmap with the signature of shard_map: it adds and removes the device axis itself."""
+    devices = list(layout.mesh.devices.flat)
+    in_specs, out_specs = _specs(layout, batch_axis, trains)
     is_spec = lambda x: isinstance(x, PartitionSpec)
 
     def axis(spec: PartitionSpec) -> int | None:
@@ -123,7 +121,7 @@ def _pmapped(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable
         return jax.tree.map(subtree, specs, values, is_leaf=is_spec)
 
     def stack(shape: tuple[int, ...], at: int) -> tuple[int, ...]:
-        return (*shape[:at], mesh.size, shape[at] // mesh.size, *shape[at + 1 :])
+        return (*shape[:at], len(devices), shape[at] // len(devices), *shape[at + 1 :])
 
     def unstack(shape: tuple[int, ...], at: int) -> tuple[int, ...]:
         return (*shape[:at], shape[at] * shape[at + 1], *shape[at + 2 :])
@@ -132,11 +130,10 @@ def _pmapped(f: Callable, mesh: Mesh, in_specs: Any, out_specs: Any) -> Callable
     # pmap insists on an argument that is split, and a State without a world and a resident feed have none.
     merging = _merging(f)
     ranked = lambda rank, *values: merging(*values)
-    in_axes = (0, *axes(in_specs))
-    mapped = jax.pmap(ranked, AXIS, in_axes=in_axes, out_axes=axes(out_specs), devices=list(mesh.devices.flat))
+    mapped = jax.pmap(ranked, AXIS, in_axes=(0, *axes(in_specs)), out_axes=axes(out_specs), devices=devices)
 
     def call(*values: Any) -> Any:
-        found = mapped(jnp.arange(mesh.size), *reshaped(in_specs, values, stack))
+        found = mapped(jnp.arange(len(devices)), *reshaped(in_specs, values, stack))
         return reshaped(out_specs, found, unstack)
 
     return call

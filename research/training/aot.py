@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import Counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from jax.experimental import topologies
 
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
+from research.core.layout import Layout, Shard, make_mesh
 from research.core.placement import Place, PlaceName, place
 from research.core.types import Tree
 from research.training.checks import check_divisible
@@ -136,17 +137,29 @@ def topology(name: str) -> Topology:
     return Topology(name, list(found.devices), MEMORY[kind] * 2**30)
 
 
-def compiled(experiment: Experiment, where: Topology, how: PlaceName = "jit", steps: int | None = None) -> Compiled:
+def compiled(
+    experiment: Experiment,
+    where: Topology,
+    how: PlaceName = "jit",
+    steps: int | None = None,
+    mesh: str | None = None,
+    shard: Shard = "replicated",
+    quick: bool = False,
+) -> Compiled:
     """The experiment's training, `steps` of them a dispatch (the config's own number), compiled for the topology.
+
+    how, mesh, shard  see the command line of `experiments.train`
+    quick             compile with the least effort: sooner, for a program that needs somewhat more memory
 
     Raises UserError where the devices don't divide a batch, RunError where the program doesn't fit their memory.
     """
-    target = place(how, where.devices)
+    target = place(how, Layout(make_mesh(where.devices, mesh), shard))
     check_divisible(experiment, target)
     lowered = lower(experiment, target, steps or experiment.run.steps_per_dispatch)
+    options: Any = {"exec_time_optimization_effort": -1.0} if quick else None
     started = time.monotonic()
     try:
-        program = lowered.compile()
+        program = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

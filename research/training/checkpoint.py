@@ -5,7 +5,8 @@
 
 A step counts as saved once its .json exists, which is written atomically and has a sha256 of its own. Older steps are
 deleted after that, so that a run killed at any moment resumes from its newest checkpoint. A damaged step is detected
-and the one before it is used. A checkpoint does not depend on the devices: `restore` returns a State on the host.
+and the one before it is used. A checkpoint does not depend on the devices: `restore` reads each leaf to where it
+is asked for, each device its part.
 """
 
 import hashlib
@@ -166,9 +167,10 @@ class Checkpoints:
 def restore(
     directory: Path | str, abstract: State, warn: Warn = to_stderr, best: bool = False
 ) -> tuple[int, State] | None:
-    """The newest step in `directory` and its State on the host; None where nothing was saved.
+    """The newest step in `directory` and its State; None where nothing was saved.
 
-    abstract  the State's shapes, `jax.eval_shape(learner.init, key)`
+    abstract  the State's shapes, `jax.eval_shape(learner.init, key)`: leaves with a sharding are read to there, each
+              device its own part, others to the host
     best      take the newest step that is marked as the best, where there is one
 
     Nothing is written. A damaged step is skipped, with one line to `warn`. Raises UserError where a checkpoint has
@@ -216,7 +218,7 @@ def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best:
                 taken |= {name: name for name in ours}
         found = _read(path, {source: here[name] for name, source in taken.items()})
         # Copies, because a parameter and its average may have one source and no two leaves may share a buffer.
-        leaves = here | {name: found[at] if at == name else np.copy(found[at]) for name, at in taken.items()}
+        leaves = here | {name: found[at] if at == name else found[at].copy() for name, at in taken.items()}
         return jax.tree.unflatten(jax.tree.structure(state), list(leaves.values()))
 
     found = _newest_or_best(Path(directory).absolute(), read, warn, best)
@@ -292,12 +294,10 @@ def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, be
 
 
 def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
-    """Read the leaves of these names to the host. Their shapes and dtypes have been checked; orbax does not."""
+    """Read the leaves of these names to where they say, or to the host. Orbax does not check shapes and dtypes."""
     shapes = {name: plain_shape(leaf) for name, leaf in leaves.items() if size(leaf)}
     args = ocp.args.PyTreeRestore(
-        shapes,
-        restore_args={name: ocp.RestoreArgs(restore_type=np.ndarray) for name in shapes},
-        partial_restore=True,
+        shapes, restore_args={name: _restored_as(shape) for name, shape in shapes.items()}, partial_restore=True
     )
     try:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -305,6 +305,12 @@ def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         raise _Damaged(f"orbax can't read it: {' '.join(str(error).split())[:200]}") from error
     return {name: typed(found[name] if name in shapes else None, leaf) for name, leaf in leaves.items()}
+
+
+def _restored_as(shape: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
+    if shape.sharding is None:
+        return ocp.RestoreArgs(restore_type=np.ndarray)
+    return ocp.ArrayRestoreArgs(sharding=shape.sharding, global_shape=shape.shape, dtype=shape.dtype)
 
 
 def _steps(directory: Path) -> tuple[list[int], list[int]]:

@@ -13,6 +13,7 @@ import tyro
 
 from research.core.errors import UserError
 from research.core.experiment import Experiment
+from research.core.layout import Shard
 from research.core.placement import PlaceName
 
 Config = TypeVar("Config")
@@ -31,6 +32,10 @@ class Command(Generic[Config]):
         workdir: directory of the run; if it holds an unfinished run of the same command, that run is resumed
         overwrite: delete the run in the workdir and train anew
         place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
+        mesh: sizes of the axes that all devices are laid out by, outermost first: replica and data share the batch,
+            seed shares the seeds of --seeds, such as replica=2,data=4
+        shard: where the weights and the state of the optimizer are: whole on every device (replicated), or split over
+            the axis data of the mesh (fsdp)
         debug: turn jit off, and stop at the first operation that gives NaN
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
@@ -41,6 +46,10 @@ class Command(Generic[Config]):
     workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     place: PlaceName = "jit"
+    mesh: Annotated[
+        str | None, tyro.conf.arg(metavar="AXIS=N,…", help_behavior_hint="(default: data, all devices)")
+    ] = None
+    shard: Shard = "replicated"
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
 

@@ -37,13 +37,13 @@ def plain(leaves: dict[str, Any]) -> dict[str, Any]:
     return {name: jax.random.key_data(x) if _is_key(x) else x for name, x in leaves.items() if size(x)}
 
 
-def plain_shape(leaf: Any) -> Any:
-    """The shape and dtype in which orbax saves `leaf`."""
+def plain_shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    """The shape and dtype in which orbax saves `leaf`, and where `leaf` says that it is to be."""
     shape = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return jax.ShapeDtypeStruct(shape.shape, shape.dtype)
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=getattr(leaf, "sharding", None))
 
 
-def typed(found: np.ndarray | None, leaf: Any) -> Any:
+def typed(found: Any, leaf: Any) -> Any:
     """The array that orbax read as a leaf like `leaf`; None for a leaf without elements."""
     if found is None:
         return np.zeros(leaf.shape, leaf.dtype)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from research.core.console import say, warn
 from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Numbers, Report, Split
+from research.core.layout import Layout, make_mesh
 from research.core.metrics import Values, merged
 from research.core.placement import Place, place
 from research.core.state import Learner, State
@@ -73,6 +74,19 @@ def build(experiment: Experiment, seeds: int | None) -> tuple[Learner, jax.Array
     return per_seed(learner), jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
 
 
+def layout(command: config.Command[Experiment]) -> Layout:
+    """How the run lies over the devices. Raises UserError where the command asks for what they are not."""
+    devices = jax.devices()
+    if command.mesh is None and command.place == "jit":
+        devices = usable_devices(command.config, devices)
+    mesh = make_mesh(devices, command.mesh)
+    parts = mesh.shape["seed"]
+    if parts > 1 and (command.seeds is None or command.seeds % parts):
+        have = "there is one seed" if command.seeds is None else f"there are {command.seeds}"
+        raise UserError(f"--mesh {command.mesh} shares the seeds among {parts}, and {have}: give --seeds {parts}")
+    return Layout(mesh, command.shard, command.seeds is not None)
+
+
 class Job(NamedTuple):
     """What stays the same during a run. `abstract` is the State's shapes, `key` its root key or keys."""
 
@@ -96,8 +110,7 @@ class Job(NamedTuple):
 def prepare(command: config.Command[Experiment], directory: Path) -> Job:
     """Builds what the run needs and checks that it fits together, before anything is compiled."""
     experiment = command.config
-    devices = usable_devices(experiment, jax.devices()) if command.place == "jit" else jax.devices()
-    where = place(command.place, devices, command.seeds is not None)
+    where = place(command.place, layout(command))
     check_divisible(experiment, where)
     feeds = experiment.feeds()
     reports = tuple(experiment.reports(load))
@@ -111,11 +124,12 @@ def prepare(command: config.Command[Experiment], directory: Path) -> Job:
 
 def begin(job: Job) -> tuple[int, State]:
     """The step and State that the run starts from: its newest checkpoint, or new ones."""
-    found = checkpoint.restore(job.checkpoints, job.abstract, warn)
-    step, state = found or (0, jax.jit(job.learner.init)(job.key))
+    found = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn)
+    step, state = found or (0, job.where.init(job.learner.init, job.key))
     source = job.command.init_from
     if found is not None:
         say(f"{job.directory}: resumed at step {step} of {job.experiment.run.steps}")
+        workdir.moved(job.directory, job.command)
     elif source is not None:
         workdir.check_kept(source, job.feeds.kept)
         from_best = workdir.evaluates_best(source)
@@ -191,8 +205,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
 
     with on_signal(stop, lambda: f"the evaluation of step {step}"):
         if run.checkpoint_for_test == "best":
-            found = checkpoint.restore(job.checkpoints, job.abstract, warn, True)
-            step, state = (found[0], job.where.put(found[1])) if found else (step, state)
+            step, state = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn, True) or (step, state)
         test = summary(job.evaluate(state, job.feeds.test))
         numbers = reported(job.reports, state, Split("test", job.feeds.test), directory)
         history = log.read(directory)

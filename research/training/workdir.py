@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
@@ -127,10 +129,30 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         "name": name,
         "config": config.to_json(command.config),
         "seeds": command.seeds,
-        "place": command.place,
+        "topology": _topology(command),
         "init_from": None if command.init_from is None else str(command.init_from),
         **provenance.describe(),
     }
+
+
+def _topology(command: config.Command[Experiment]) -> dict[str, Any]:
+    return {
+        "devices": len(jax.devices()),
+        "place": command.place,
+        "mesh": command.mesh or "data",
+        "shard": command.shard,
+    }
+
+
+def moved(directory: Path, command: config.Command[Experiment]) -> None:
+    """Say where the run in `directory` ran before, if elsewhere; from now on it is known to run here."""
+    there = about(directory)
+    assert there is not None, "it is this run's"
+    before, now = there.get("topology"), _topology(command)
+    if before is not None and before != now:
+        words = lambda topology: ", ".join(f"{name} {value}" for name, value in topology.items())
+        say(f"{directory}: Restored on another topology: {words(now)}; before, {words(before)}")
+        log.write_json(directory / "config.json", {**there, "topology": now})
 
 
 def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> bool:

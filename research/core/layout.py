@@ -1,0 +1,140 @@
+"""Layouts: how a State and a batch lie over a mesh of devices.
+
+A mesh has four named axes, each of size 1 unless it is asked for:
+
+    replica  each has all of the State, and a part of the batch; outermost, for what is between slices or nodes
+    seed     each has some of the seeds of `per_seed`
+    data     each has a part of the batch and, by FSDP, of the State
+    model    each has a part of the matrices that a net's table names
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import mesh_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from research.core.devices import AXIS
+from research.core.errors import UserError
+from research.core.state import State
+from research.core.types import Tree
+
+AXES = ("replica", "seed", AXIS, "model")
+"""The axes of every mesh, outermost first."""
+
+BATCH = ("replica", AXIS)
+"""The axes that a batch and the environments are split over."""
+
+Shard = Literal["replicated", "fsdp"]
+
+FSDP_LEAST = 2**12
+"""Leaves of fewer numbers are on every device: gathering them would take longer than it saves memory."""
+
+
+def mesh_shape(text: str) -> dict[str, int]:
+    """The sizes of all axes: "data=4,model=2" -> {"replica": 1, "seed": 1, "data": 4, "model": 2}.
+
+    Raises UserError where the text is no such list.
+    """
+    given: dict[str, int] = {}
+    for part in text.split(","):
+        name, _, size = part.strip().partition("=")
+        if name not in AXES or name in given or not size.isdecimal() or not int(size):
+            raise UserError(f"--mesh {text}: expected sizes of some of {', '.join(AXES)}, such as {AXIS}=4,model=2")
+        given[name] = int(size)
+    return {axis: given.get(axis, 1) for axis in AXES}
+
+
+def make_mesh(devices: Sequence[jax.Device], text: str | None = None) -> Mesh:
+    """The mesh of these devices that `text` describes, see `mesh_shape`; None: all of them share the batch.
+
+    Devices that are near each other are neighbours on the inner axes. Where there are several slices or nodes,
+    replicas are whole ones if their number allows it.
+
+    Raises UserError unless the product of the sizes is the number of devices.
+    """
+    shape = mesh_shape(text or f"{AXIS}={len(devices)}")
+    count = math.prod(shape.values())
+    if count != len(devices):
+        raise UserError(f"--mesh {text} is a mesh of {count} devices, and there are {len(devices)}")
+    sizes = tuple(shape.values())
+    slices = len({getattr(device, "slice_index", device.process_index) for device in devices})
+    if slices > 1 and shape["replica"] % slices == 0:
+        inner, outer = (shape["replica"] // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
+        by_process = not hasattr(devices[0], "slice_index")
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_process)
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices)
+    return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+class Layout(NamedTuple):
+    """How a State and a batch lie over a mesh.
+
+    mesh   of the axes `AXES`
+    shard  replicated: the State is whole on every device, save its environments, which are split; fsdp: each large
+           leaf is split as well, along its largest axis that the devices divide (Rajbhandari et al. 2020,
+           arXiv:1910.02054, stage 3)
+    seeds  whether States have the axis of `per_seed`
+    least  see `FSDP_LEAST`
+    """
+
+    mesh: Mesh
+    shard: Shard = "replicated"
+    seeds: bool = False
+    least: int = FSDP_LEAST
+
+    def at(self, *axes: Any) -> NamedSharding:
+        """Where an array lies whose dimensions are split over these axes of the mesh; None: not split."""
+        return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+    def batch(self, batch_axis: int | None) -> NamedSharding:
+        """Where the leaves of a batch lie that count examples along `batch_axis`; None: whole on every device."""
+        return self.at() if batch_axis is None else self.at(*(None,) * batch_axis, BATCH)
+
+    def state(self, state: State) -> State:
+        """Where each leaf of a State lies, of arrays or of shapes: shardings in their places."""
+        lead = ("seed",) if self.seeds else ()
+        each = lambda tree, axes: jax.tree.map(lambda x: self.at(*lead, *axes(x.shape[len(lead) :])), tree)
+        weights = lambda tree: each(tree, self._weight if self.shard == "fsdp" else lambda shape: ())
+        return State(
+            step=self.at(),  # type: ignore[arg-type]
+            key=self.at(*lead),  # type: ignore[arg-type]
+            params=weights(state.params),
+            opt_state=weights(state.opt_state),
+            collections=weights(state.collections),
+            world=each(state.world, lambda shape: (BATCH,)),
+        )
+
+    def _weight(self, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+        """The axes of one leaf under FSDP."""
+        devices = self.mesh.shape[AXIS]
+        divided = [axis for axis, size in enumerate(shape) if size % devices == 0]
+        if math.prod(shape) < self.least or not divided:
+            return ()
+        largest = max(divided, key=lambda axis: shape[axis])
+        return (*(None,) * largest, AXIS)
+
+
+def put(tree: Tree, where: Tree) -> Tree:
+    """`tree`, its leaves put where `where` says, a tree of the same structure or one sharding for all of it.
+
+    Of shapes (`jax.ShapeDtypeStruct`), the same there, to compile for.
+    """
+    if isinstance(where, NamedSharding):
+        where = jax.tree.map(lambda _: where, tree)
+
+    def leaf(x: Any, there: NamedSharding) -> Any:
+        if isinstance(x, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
+        return jax.device_put(x, there)
+
+    return jax.tree.map(leaf, tree, where)
+
+
+def constrained(tree: Tree, where: Tree) -> Tree:
+    """`put`, inside a compiled function."""
+    return jax.lax.with_sharding_constraint(tree, where) if jax.tree.leaves(tree) else tree
