@@ -120,7 +120,7 @@ def stepping(learner: Any, feed: Any, where: Any, per_step: int) -> Callable[[],
     from research.core.transformations import scan_steps, with_feed
 
     feed = where.put_data(feed, None)
-    steps = where.train(lambda s, f: scan_steps(with_feed(learner.step, f, where.split), STEPS)(s, None), None)
+    steps = where.train(lambda s, f: scan_steps(with_feed(learner.step, f), STEPS)(s, None), None)
     state = where.put(jax.jit(learner.init)(jax.random.key(0)))
 
     def once() -> float:

@@ -60,7 +60,7 @@ def scanned(name: str, where: str = "one", seeded: bool = False):
         traces.append(1)
         if isinstance(fed, Batch):
             return scan_steps(learner.step, N)(state, fed)
-        return scan_steps(with_feed(learner.step, fed, target.split), N)(state, None)
+        return scan_steps(with_feed(learner.step, fed), N)(state, None)
 
     return target.train(steps, None if feeds.train.resident else 1), traces
 

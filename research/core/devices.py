@@ -1,19 +1,25 @@
-"""Sums and gathers over the devices that a mapped step runs on; in one global program they do nothing.
+"""What a step says of the devices that it runs on; on one device it does nothing.
 
-Under `pmap` and `shard_map` a step sees one device's part of the batch, and the axis `AXIS` is bound: the functions
-here are collectives over it. Under plain `jit` arrays are global, no axis is bound, and they return their argument.
-Which of the two applies is known when the step is traced.
+Under `pmap` and `shard_map` a step sees one device's part of the batch, and the axis `AXIS` is bound: `summed` and
+`gathered` are collectives over it. In one global program arrays are global and no axis is bound: they return their
+argument, and `split` says which axis of an array is laid over the devices. Which of the two applies is known when the
+step is traced.
 """
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.flatten_util import ravel_pytree
+from jax.sharding import PartitionSpec
 
 AXIS = "data"
 """The name of the mapped axis that `pmap` and `shard_map` run over."""
+
+BATCH = ("replica", AXIS)
+"""The axes of a global program's mesh that a batch and the environments are split over."""
 
 
 def axis_if_bound() -> str | None:
@@ -59,3 +65,35 @@ def position(count: int) -> jax.Array:
     """The positions i32[count] in the global batch of this device's `count` examples."""
     positions = jnp.arange(count, dtype=jnp.int32)
     return positions if axis_if_bound() is None else lax.axis_index(AXIS) * count + positions
+
+
+def split(tree: Any, axis: int = 0) -> Any:
+    """`tree`, whose leaves count examples along `axis`: in one global program they are split there over the devices.
+
+    The other axes are left to the compiler, which would else have to guess which of a product's axes stays split where
+    the weights are split too.
+    """
+    mesh = _mesh()
+    if mesh is None:
+        return tree
+    parts = math.prod(mesh.shape[name] for name in BATCH)
+
+    def leaf(x: jax.Array) -> jax.Array:
+        if x.shape[axis] % parts:
+            return x
+        spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
+        spec[axis] = BATCH
+        return lax.with_sharding_constraint(x, PartitionSpec(*spec))
+
+    return jax.tree.map(leaf, tree)
+
+
+def whole(tree: Any) -> Any:
+    """`tree`, whole on every device of one global program: weights that a loop reads at each of its turns."""
+    return tree if _mesh() is None else lax.with_sharding_constraint(tree, PartitionSpec())
+
+
+def _mesh() -> Any:
+    """The mesh of the global program that is traced; None where there is none."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or axis_if_bound() is not None else mesh

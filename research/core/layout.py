@@ -17,16 +17,13 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from research.core.devices import AXIS
+from research.core.devices import AXIS, BATCH
 from research.core.errors import UserError
 from research.core.state import State
 from research.core.types import Tree
 
 AXES = ("replica", "seed", AXIS, "model")
 """The axes of every mesh, outermost first."""
-
-BATCH = ("replica", AXIS)
-"""The axes that a batch and the environments are split over."""
 
 Shard = Literal["replicated", "fsdp"]
 

@@ -11,7 +11,7 @@ from research.core.devices import AXIS
 from research.core.errors import UserError
 from research.core.layout import Layout, constrained, make_mesh, put
 from research.core.metrics import Metrics
-from research.core.state import Batch, State
+from research.core.state import State
 from research.core.types import Tree
 
 PlaceName = Literal["jit", "pmap", "shard_map"]
@@ -27,8 +27,6 @@ class Place(NamedTuple):
     evaluate  the same for f: (State, data) -> metrics
     put       a State, from anywhere, to its place; of shapes (`jax.ShapeDtypeStruct`), the same there, to compile for
     put_data  (data, batch_axis) -> data in its place, likewise
-    split     lays a batch that is computed inside a step over the devices; the identity under `pmap` and `shard_map`,
-              where each device computes its own part
     """
 
     size: int
@@ -37,7 +35,6 @@ class Place(NamedTuple):
     evaluate: Callable[[Callable[[State, Any], Metrics], int | None], Callable]
     put: Callable[[State], State]
     put_data: Callable[[Tree, int | None], Tree]
-    split: Callable[[Batch], Batch]
 
 
 def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
@@ -64,7 +61,6 @@ def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
         evaluate=lambda f, batch_axis: jax.jit(mapped(f, layout, batch_axis, False)),
         put=lambda state: put(state, layout.state(state)),
         put_data=lambda data, batch_axis: put(data, layout.batch(batch_axis)),
-        split=(lambda batch: constrained(batch, layout.batch(0))) if name == "jit" else lambda batch: batch,
     )
 
 
@@ -74,7 +70,8 @@ def _global(f: Callable, layout: Layout, batch_axis: int | None, trains: bool) -
     shown = lambda metrics: metrics if layout.mesh.shape["seed"] > 1 else constrained(metrics, layout.at())
 
     def call(state: State, data: Any) -> Any:
-        found = f(constrained(state, layout.state(state)), constrained(data, layout.batch(batch_axis)))
+        with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):  # which `devices.split` reads
+            found = f(constrained(state, layout.state(state)), constrained(data, layout.batch(batch_axis)))
         return (constrained(found[0], layout.state(found[0])), shown(found[1])) if trains else shown(found)
 
     return call

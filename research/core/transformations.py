@@ -6,9 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.devices import axis_if_bound, devices, position
+from research.core.devices import axis_if_bound, devices, position, split
 from research.core.metrics import Metrics
-from research.core.state import Batch, Learner, State, Step
+from research.core.state import Learner, State, Step
 
 
 def scan_steps(step: Step, n: int) -> Callable[[State, Any], tuple[State, Metrics]]:
@@ -20,11 +20,10 @@ def scan_steps(step: Step, n: int) -> Callable[[State, Any], tuple[State, Metric
     return steps
 
 
-def with_feed(step: Step, feed: Any, split: Callable[[Batch], Batch] = lambda batch: batch) -> Step:
+def with_feed(step: Step, feed: Any) -> Step:
     """The batch comes from a device-resident `feed`, computed inside the step; the step's own input is ignored.
 
-    split: lays the batch over the devices of one global program, see `Place.split`. Under `pmap` and `shard_map` each
-    device computes its own part of the batch.
+    Each device computes its own part of the batch.
     """
 
     def step_on_feed(state: State, _: Any) -> tuple[State, Metrics]:

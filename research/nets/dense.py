@@ -7,6 +7,8 @@ import flax.linen as nn
 import jax
 from jax import lax
 
+from research.core.devices import split
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, batch_axis: int = 0) -> jax.Array:
@@ -39,7 +41,7 @@ product.defvjp(_forward, _backward)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
-    return product(x, kernel)
+    return split(product(split(x), kernel))
 
 
 Dense = partial(nn.Dense, dot_general=_dot_general)

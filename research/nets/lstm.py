@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.devices import split, whole
 from research.core.modules import Dropout, FromData
 from research.core.special_tokens import PAD
 from research.nets.bag import Bag
@@ -43,9 +44,9 @@ class Layer(nn.Module):
         bias = self.param("bias", _gate_bias, (4 * self.width,))
         zeros = jnp.zeros((x.shape[1], self.width), x.dtype)
         flip = (lambda x: x[::-1]) if self.reverse else (lambda x: x)
-        gates = flip(product(x, kernel, 1) + bias)
+        gates = flip(split(product(x, kernel, 1), 1) + bias)
         mask = None if mask is None else flip(mask)
-        hiddens, hidden, cell = recur(gates, recurrent, *(carry or (zeros, zeros)), mask)
+        hiddens, hidden, cell = recur(gates, whole(recurrent), *(carry or (zeros, zeros)), mask)
         return flip(hiddens), (hidden, cell)
 
 
@@ -168,7 +169,7 @@ class Encoder(nn.Module):
 
     def logits(self, x: jax.Array, count: int) -> jax.Array:
         """[..., embedding] -> [..., count], the logits of the first `count` words, by their embeddings."""
-        return product(x, self.words.embedding[:count].T.astype(x.dtype))
+        return split(product(x, self.words.embedding[:count].T.astype(x.dtype)))
 
 
 class Classifier(nn.Module):
@@ -300,7 +301,7 @@ class Translator(nn.Module):
     def _decode(self, tokens: jax.Array, state: Translation, train: bool) -> tuple[jax.Array, Translation]:
         x = self.drop(self.embed(tokens), train)
         x, carry = self.decoder(x, state, train)
-        logits = product(self.drop(x, train), self.embed.embedding.T.astype(x.dtype))
+        logits = split(product(self.drop(x, train), self.embed.embedding.T.astype(x.dtype)))
         return logits, Translation(carry, state.memory)
 
 

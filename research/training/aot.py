@@ -56,6 +56,18 @@ gpu_device_info {
 """
 
 
+_LIBTPU = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_STDERR_LOG_LEVEL": "3",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+"""The environment of libtpu. No TPU is opened: several processes may compile at once, and it need neither ask nor warn
+that it can't find out which machine this is."""
+
+
 class Topology(NamedTuple):
     """Devices to compile for.
 
@@ -124,9 +136,8 @@ def topology(name: str) -> Topology:
             slices = f"1x1x{shape or 1}"
             found = topologies.get_topology_desc(platform="cuda", target_config=_H100, topology=slices)
         else:
-            # No TPU is opened, so several processes may compile at once, and libtpu need not ask which it is.
-            os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-            os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+            for variable, value in _LIBTPU.items():
+                os.environ.setdefault(variable, value)
             found = topologies.get_topology_desc(platform="tpu", topology_name=name)
     except NotImplementedError:  # JAX looked for a GPU, found none, and dropped the compiler
         raise on_cpu from None
@@ -167,13 +178,12 @@ def compiled(
     seconds = time.monotonic() - started
     memory, hlo = program.memory_analysis(), program.as_text()
     assert memory is not None and hlo is not None, "these compilers report both"
-    count = operations(hlo)
     return Compiled(
         devices=target.size,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
-        collectives={name: n for name in COLLECTIVES if (n := count[name] + count[f"{name}-start"])},
+        collectives=collectives(hlo),
         seconds=seconds,
         hlo=hlo,
     )
@@ -199,3 +209,9 @@ def shapes(tree: Tree) -> Tree:
 def operations(hlo: str) -> Counter[str]:
     """How often each operation occurs in a program: {"all-reduce": 2, "convolution": 20, …}."""
     return Counter(re.findall(r"^ *(?:ROOT )?%?[\w.-]+ = .*?[\]})] ([a-z][a-z0-9-]*)\(", hlo, re.MULTILINE))
+
+
+def collectives(hlo: str) -> dict[str, int]:
+    """How many collectives of each kind are in a program; one in a loop counts once."""
+    count = operations(hlo)
+    return {name: n for name in COLLECTIVES if (n := count[name] + count[f"{name}-start"])}

@@ -22,7 +22,7 @@ def dispatch(learner: Learner, where: Place, feed: Feed, steps: int) -> jax.stag
     data: the resident feed itself; of another feed, the batches of these steps, stacked.
     """
     if feed.resident:
-        run = lambda state, feed: scan_steps(with_feed(learner.step, feed, where.split), steps)(state, None)
+        run = lambda state, feed: scan_steps(with_feed(learner.step, feed), steps)(state, None)
         return where.train(run, None)
     return where.train(scan_steps(learner.step, steps), 1)
 
