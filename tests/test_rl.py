@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from research.core.devices import AXIS
 from research.core.state import Batch
 from research.rl.advantages import gae, normalised
 from research.rl.environments import Environment, Timestep, VectorEnv, make
@@ -115,12 +116,12 @@ def test_advantages_are_normalised_over_all_devices():
     advantages = jax.random.normal(jax.random.key(0), (8, 5)) * 3 + jnp.arange(8)[:, None]
     expected = (advantages - advantages.mean()) / advantages.std()
     np.testing.assert_allclose(normalised(advantages), expected, atol=1e-5)
-    mesh = Mesh(np.array(jax.devices()[:4]), ("devices",))
+    mesh = Mesh(np.array(jax.devices()[:4]), (AXIS,))
     split = jax.shard_map(
         normalised,
         mesh=mesh,
-        in_specs=PartitionSpec("devices"),
-        out_specs=PartitionSpec("devices"),
+        in_specs=PartitionSpec(AXIS),
+        out_specs=PartitionSpec(AXIS),
         check_vma=False,
     )
     np.testing.assert_allclose(jax.jit(split)(advantages), expected, atol=1e-5)

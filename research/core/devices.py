@@ -94,6 +94,7 @@ def whole(tree: Any) -> Any:
 
 
 def _mesh() -> Any:
-    """The mesh of the global program that is traced; None where there is none."""
+    """The mesh of the global program that is traced; None where there is none, or where nothing is traced (--debug)."""
     mesh = jax.sharding.get_abstract_mesh()
-    return None if mesh.empty or axis_if_bound() is not None else mesh
+    debugging = jax.config.jax_disable_jit  # type: ignore[attr-defined]
+    return None if mesh.empty or debugging or axis_if_bound() is not None else mesh
