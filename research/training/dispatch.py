@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,11 +10,11 @@ from typing import Any
 import jax
 
 from research.core.experiment import Feed
-from research.core.metrics import Metrics
 from research.core.placement import Place
 from research.core.state import Learner, State
 from research.core.transformations import scan_steps, with_feed
 from research.data.feed import prefetched
+from research.training.reader import Dispatched
 
 
 def dispatch(learner: Learner, where: Place, feed: Feed, steps: int) -> jax.stages.Wrapped:
@@ -30,8 +31,8 @@ def dispatch(learner: Learner, where: Place, feed: Feed, steps: int) -> jax.stag
 @contextlib.contextmanager
 def dispatches(
     learner: Learner, where: Place, feed: Feed, each: int, start: int, stop: int
-) -> Iterator[Callable[[State], tuple[State, Metrics]]]:
-    """A function that trains `each` steps at a call, from step `start` to `stop`.
+) -> Iterator[Callable[[State], tuple[State, Dispatched]]]:
+    """A function that trains `each` steps at a call, from step `start` to `stop`; it does not wait for the device.
 
     While it runs, nothing moves to the device but what was put there before.
     """
@@ -43,10 +44,12 @@ def dispatches(
         batches = prefetched(feed, start, stop, each, lambda batch: where.put_data(batch, 1))
     with batches as data:
 
-        def advance(state: State) -> tuple[State, Metrics]:
+        def advance(state: State) -> tuple[State, Dispatched]:
+            called = time.monotonic()
             batch = next(data)
             debugging = jax.config.jax_disable_jit  # type: ignore[attr-defined]
             with jax.transfer_guard("allow" if debugging else "disallow"):
-                return compiled(state, batch)
+                state, metrics = compiled(state, batch)
+            return state, Dispatched(metrics, called)
 
         yield advance

@@ -1,7 +1,6 @@
 """The one host loop: dispatches of steps, evaluation, logs, checkpoints. It knows no families."""
 
 import json
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from research.core.console import say, warn
 from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Numbers, Report, Split
-from research.core.metrics import Values, merged
+from research.core.metrics import Values
 from research.core.placement import Place, place
 from research.core.state import Learner, State
 from research.core.transformations import per_seed
@@ -21,12 +20,11 @@ from research.training import checkpoint, config, log, provenance, workdir
 from research.training.checks import (
     check_contract,
     check_divisible,
-    check_finite,
-    check_moving,
     usable_devices,
 )
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, exhausted, score, summary
+from research.training.reader import Reader
 from research.training.signals import Interrupted, on_signal
 
 
@@ -128,6 +126,8 @@ def begin(job: Job) -> tuple[int, State]:
 def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     """Trains from `step` on to the end, or until an early stop; logs, evaluates and saves on the way.
 
+    The metrics of a dispatch are read once the next one was started, but before its State is evaluated or saved.
+
     Raises Interrupted after a signal, once the State is saved; RunError where training can't go on.
     """
     run, directory = job.experiment.run, job.directory
@@ -135,25 +135,18 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     scores = [score(line, run) for line in validation]
     saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step)
     lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
-    signals = on_signal(asked.append, lambda: f"the compiled call after step {step}")
+    reader = Reader(job.experiment, step, lines, bar, saved.described)
+    signals = on_signal(asked.append, lambda: f"the compiled call after step {reader.step}")
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
+    intervals = [run.evaluate_every, run.save_every, *(report.every for report in job.reports if report.every)]
     with saved, lines, bar, signals, ahead as advance:
-        begun, first = time.monotonic(), step
         while step < run.steps and not exhausted(scores, run):
-            started = time.monotonic()
-            state, metrics = advance(state)
-            metrics = jax.device_get(metrics)
-            now = time.monotonic()
-            check_finite(metrics, step, saved.described)
-            check_moving(metrics, job.experiment.adversaries, step, saved.described)
-            speed = None if step == first else run.steps_per_dispatch / (now - started)  # the first dispatch compiles
+            state, dispatched = advance(state)
+            reader.add(dispatched)
             step += run.steps_per_dispatch
-            values = merged(metrics)
-            lines.line(step, "train", values, {"seconds": now - begun, "steps_per_second": speed})
-            begun = now
-            bar.update(step, speed)
-            bar.say("train", values)
-
+            if step < run.steps and all(step % every for every in intervals) and not asked:
+                continue
+            reader.flush()
             values = validate(job, step, state)
             if values:
                 lines.line(step, "validation", values)
