@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from research.core.console import say, warn
 from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Numbers, Report, Split
+from research.core.flops import peak
 from research.core.metrics import Values
 from research.core.placement import Place, place
 from research.core.state import Learner, State
@@ -135,7 +136,8 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     scores = [score(line, run) for line in validation]
     saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step)
     lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
-    reader = Reader(job.experiment, step, lines, bar, saved.described)
+    amounts = job.experiment.amounts(job.feeds.train.batch)
+    reader = Reader(job.experiment, step, amounts, peak(job.where.size), lines, bar, saved.described)
     signals = on_signal(asked.append, lambda: f"the compiled call after step {reader.step}")
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
     intervals = [run.evaluate_every, run.save_every, *(report.every for report in job.reports if report.every)]
@@ -197,6 +199,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             "seeds": list(range(run.seed, run.seed + (job.command.seeds or 1))),
             "seconds": sum(line["time"]["seconds"] for line in history if line["split"] == "train"),
             "steps_per_second": log.steps_per_second(history),
+            "time": log.timing(history),
             "device": provenance.device(),
             "published": dict(run.published),
         }
