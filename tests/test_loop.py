@@ -1,6 +1,8 @@
 """The host loop: when it reads, evaluates and saves; what it measures and how it profiles."""
 
+import gzip
 import itertools
+import json
 from types import SimpleNamespace
 
 import jax
@@ -16,6 +18,7 @@ from research.core.placement import place
 from research.core.state import Batch, Learner, State
 from research.training import reader, run
 from research.training.dispatch import dispatches
+from research.training.profiling import profiled
 
 pytestmark = pytest.mark.usefixtures("quickly")
 
@@ -37,8 +40,9 @@ def test_metrics_are_read_one_dispatch_late_but_before_an_evaluation_or_a_save(t
     note(reader, "check_finite", "read", lambda _, before, __: before + 2)
     note(run, "validate", "validate", lambda _, step, __: step)
     note(run.checkpoint.Checkpoints, "save", "save", lambda _, step, __: step)
-    every = ["--run.evaluate-every", "6", "--run.save-every", "8"]
+    every = ["--run.evaluate-every", "6", "--run.save-every", "8", "--profile"]
     assert main(["digits_cnn", "--workdir", str(tmp_path / "run"), *tiny(10), *every]) == 0
+    assert list((tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz"))
     assert done == [
         *("start 2", "start 4", "read 2", "start 6", "read 4", "read 6", "validate 6"),
         *("start 8", "read 8", "validate 8", "save 8", "start 10", "read 10", "validate 10", "save 10"),
@@ -125,3 +129,33 @@ def test_what_a_step_trains_on():
     assert EXPERIMENTS["transformer"].amounts(32) == {"examples": 32, "tokens": 32 * 8}
     dqn = EXPERIMENTS["dqn"]
     assert dqn.amounts(0) == {"frames": dqn.num_envs * dqn.rollout_length}
+
+
+def test_a_profile_has_the_second_to_fourth_call_and_changes_nothing(tmp_path, capsys, monkeypatch):
+    @jax.jit
+    def doubled_and_one(x):
+        return 2 * x + 1, x
+
+    def called(times, advance):
+        x = jnp.int32(3)
+        return [x := advance(x)[0] for _ in range(times)]
+
+    for times, traced in ((6, 3), (3, 2)):
+        directory = tmp_path / str(times)
+        with profiled(doubled_and_one, directory) as advance:
+            assert called(times, advance) == called(times, doubled_and_one)
+        assert f"{directory} has a trace" in " ".join(capsys.readouterr().err.split())
+        (xplane,), (perfetto,) = directory.rglob("*.xplane.pb"), directory.rglob("perfetto_trace.json.gz")
+        assert xplane.stat().st_size > 0
+        with gzip.open(perfetto) as file:
+            names = [event.get("name", "") for event in json.load(file)["traceEvents"]]
+        assert names.count("dispatch") == traced and "PjitFunction(doubled_and_one)" in names
+    with profiled(doubled_and_one, tmp_path / "1") as advance:
+        called(1, advance)
+    assert "traced nothing" in capsys.readouterr().err and not (tmp_path / "1").exists()
+
+    stop = jax.profiler.stop_trace
+    monkeypatch.setattr(jax.profiler, "stop_trace", lambda: (stop(), json.loads("?")))
+    with profiled(doubled_and_one, tmp_path / "2") as advance:
+        assert called(6, advance) == called(6, doubled_and_one)
+    assert "warning: could not write the trace" in capsys.readouterr().err

@@ -173,7 +173,7 @@ class Experiment(ABC):
 
         batch: the size of the global batch of `Feeds.train`
         """
-        return {"examples": batch}
+        return {"examples": batch} if batch else {}
 
     def reports(self, load: "Load") -> Iterable[Report]:
         """The host-side evaluations of a run. It is called before training begins.

@@ -32,6 +32,8 @@ class Command(Generic[Config]):
         overwrite: delete the run in the workdir and train anew
         place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
         debug: turn jit off, and stop at the first operation that gives NaN
+        profile: write a trace of the second to fourth dispatch to the directory `profile` of the workdir, to open with
+            TensorBoard or Perfetto
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
     """
@@ -42,6 +44,7 @@ class Command(Generic[Config]):
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     place: PlaceName = "jit"
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    profile: tyro.conf.FlagCreatePairsOff[bool] = False
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from research.training.checks import (
 )
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, exhausted, score, summary
+from research.training.profiling import profiled
 from research.training.reader import Reader
 from research.training.signals import Interrupted, on_signal
 
@@ -141,7 +143,9 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     signals = on_signal(asked.append, lambda: f"the compiled call after step {reader.step}")
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
     intervals = [run.evaluate_every, run.save_every, *(report.every for report in job.reports if report.every)]
-    with saved, lines, bar, signals, ahead as advance:
+    with saved, lines, bar, signals, ahead as advance, ExitStack() as stack:
+        if job.command.profile:
+            advance = stack.enter_context(profiled(advance, directory / "profile"))
         while step < run.steps and not exhausted(scores, run):
             state, dispatched = advance(state)
             reader.add(dispatched)
