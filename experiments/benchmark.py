@@ -40,6 +40,7 @@ from experiments.contenders import (
 )
 from experiments.results import provenance
 from research.core.files import write_json
+from research.core.flops import PEAKS
 
 SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_eigen=false"
 """One XLA device a core, of one thread each: what runs best on a CPU, by --place shard_map."""
@@ -54,9 +55,6 @@ WORK = {
     "dqn": ("frames/s", "DQN on CartPole in purejaxrl's setting"),
 }
 """The unit of each benchmark, and what is trained."""
-
-PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "B200": 2250e12}
-"""Operations/s of dense 16-bit matrix products, as NVIDIA states them, by a part of the device's name."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +163,7 @@ def main(arguments: list[str]) -> None:
     table = Table(
         "contender", f"median {result['unit']}", "least", "most", "ours is so many times that", title=options.what
     )
-    peak = next((peak for name, peak in PEAKS.items() if name in device()), None) if options.what == "gpt2" else None
+    peak = PEAKS.get(device()) if options.what == "gpt2" else None
     if peak is not None:
         table.add_column("model FLOP utilisation")
     for row in result["contenders"]:

@@ -184,6 +184,20 @@ def test_the_speed_of_a_run_leaves_out_what_compiled():
     assert log.steps_per_second(train[:1]) == 0.25
 
 
+def test_the_readings_of_a_run():
+    readings = (
+        {"seconds": 40, "compile_seconds": 30.0, "data_seconds": 4.0, "steps_per_second": None, "peak_memory_bytes": 7},
+        {"seconds": 10, "compile_seconds": 0.0, "data_seconds": 1.0, "steps_per_second": 3.0, "peak_memory_bytes": 9},
+        {"seconds": 20, "compile_seconds": 5.0, "data_seconds": 0.0, "steps_per_second": None, "peak_memory_bytes": 8},
+        {"seconds": 30, "compile_seconds": 0.0, "data_seconds": 0.0, "steps_per_second": 4.0, "flops_per_second": None},
+    )
+    lines = [{"step": 1, "split": "train", "time": {"unix": 1.0, **reading}} for reading in readings]
+    assert log.timing([*lines, {"step": 1, "split": "validation", "time": {"unix": 1}}]) == {
+        **{"compile_seconds": 35.0, "steps_per_second": 3.5, "peak_memory_bytes": 9, "flops_per_second": None},
+        "data_share": 0.05,
+    }
+
+
 def test_on_a_terminal_progress_is_a_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     file = console(monkeypatch, True)

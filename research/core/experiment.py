@@ -168,6 +168,13 @@ class Experiment(ABC):
             "data.evaluation_batch": data.evaluation_batch,
         }
 
+    def amounts(self, batch: int) -> dict[str, int]:
+        """How much a step trains on, by unit, for the run's speed: {"examples": 128}.
+
+        batch: the size of the global batch of `Feeds.train`
+        """
+        return {"examples": batch} if batch else {}
+
     def reports(self, load: "Load") -> Iterable[Report]:
         """The host-side evaluations of a run. It is called before training begins.
 

@@ -123,6 +123,10 @@ class DQN(Experiment):
         """See `Experiment`."""
         return dqn(self, make(self.environment))
 
+    def amounts(self, batch: int) -> dict[str, int]:
+        """See `Experiment`."""
+        return {"frames": self.frames}
+
     def feeds(self) -> Feeds:
         """The seeds of episodes: 0, 1, ... for evaluation, and from 1,000,000 on for the test."""
         plays = lambda first, count: episodes(first, count, self.episodes)

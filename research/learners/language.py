@@ -47,6 +47,10 @@ class Language(Supervised):
         """See `Experiment`."""
         return self.data.feeds()
 
+    def amounts(self, batch: int) -> dict[str, int]:
+        """See `Experiment`."""
+        return {"examples": batch, "tokens": batch * self.data.context}
+
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         module, tokenizer = self.model(), self.data.spec().tokenizer

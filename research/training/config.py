@@ -37,6 +37,8 @@ class Command(Generic[Config]):
         shard: where the weights and the state of the optimizer are: whole on every device (replicated), or split over
             the axis data of the mesh (fsdp)
         debug: turn jit off, and stop at the first operation that gives NaN
+        profile: write a trace of the second to fourth dispatch to the directory `profile` of the workdir, to open with
+            TensorBoard or Perfetto
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
     """
@@ -51,6 +53,7 @@ class Command(Generic[Config]):
     ] = None
     shard: Shard = "replicated"
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    profile: tyro.conf.FlagCreatePairsOff[bool] = False
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
 
     def __post_init__(self) -> None:

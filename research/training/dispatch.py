@@ -2,6 +2,8 @@
 
 import contextlib
 import itertools
+import math
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -9,11 +11,12 @@ from typing import Any
 import jax
 
 from research.core.experiment import Feed
-from research.core.metrics import Metrics
+from research.core.flops import flops
 from research.core.placement import Place
 from research.core.state import Learner, State
 from research.core.transformations import scan_steps, with_feed
 from research.data.feed import prefetched
+from research.training.reader import Dispatched
 
 
 def dispatch(learner: Learner, where: Place, feed: Feed, steps: int) -> jax.stages.Wrapped:
@@ -30,23 +33,41 @@ def dispatch(learner: Learner, where: Place, feed: Feed, steps: int) -> jax.stag
 @contextlib.contextmanager
 def dispatches(
     learner: Learner, where: Place, feed: Feed, each: int, start: int, stop: int
-) -> Iterator[Callable[[State], tuple[State, Metrics]]]:
-    """A function that trains `each` steps at a call, from step `start` to `stop`.
+) -> Iterator[Callable[[State], tuple[State, Dispatched]]]:
+    """A function that trains `each` steps at a call, from step `start` to `stop`; it does not wait for the device.
 
     While it runs, nothing moves to the device but what was put there before.
     """
-    compiled = dispatch(learner, where, feed, each)
+    steps = dispatch(learner, where, feed, each)
     if feed.resident:
         same = itertools.repeat(where.put_data(feed, None))
         batches: AbstractContextManager[Iterator[Any]] = contextlib.nullcontext(same)
     else:
         batches = prefetched(feed, start, stop, each, lambda batch: where.put_data(batch, 1))
+    programs: dict[Any, tuple[jax.stages.Compiled, float]] = {}  # by the shapes of the data: buckets have several
+
+    def compiled(state: State, batch: Any) -> tuple[jax.stages.Compiled, float, float]:
+        """The program, its FLOPs, and the seconds it took to compile now."""
+        shapes = tuple((x.shape, x.dtype) for x in jax.tree.leaves(batch))
+        began = time.monotonic()
+        if shapes in programs:
+            return *programs[shapes], 0.0
+        traced = steps.trace(state, batch)
+        programs[shapes] = traced.lower().compile(), flops(traced.jaxpr)
+        return *programs[shapes], time.monotonic() - began
+
     with batches as data:
 
-        def advance(state: State) -> tuple[State, Metrics]:
+        def advance(state: State) -> tuple[State, Dispatched]:
+            called = time.monotonic()
             batch = next(data)
-            debugging = jax.config.jax_disable_jit  # type: ignore[attr-defined]
-            with jax.transfer_guard("allow" if debugging else "disallow"):
-                return compiled(state, batch)
+            waited = time.monotonic() - called
+            if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
+                state, metrics = steps(state, batch)
+                return state, Dispatched(metrics, called, waited, 0.0, math.nan)
+            with jax.transfer_guard("disallow"):
+                program, operations, seconds = compiled(state, batch)
+                state, metrics = program(state, batch)
+            return state, Dispatched(metrics, called, waited, seconds, operations)
 
         yield advance

@@ -9,7 +9,7 @@ import struct
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -74,6 +74,24 @@ def steps_per_second(lines: Iterable[dict[str, Any]]) -> float:
     speeds = [line["time"]["steps_per_second"] for line in train]
     known = [speed for speed in speeds if speed is not None]
     return statistics.median(known) if known else train[-1]["step"] / sum(line["time"]["seconds"] for line in train)
+
+
+def timing(lines: Iterable[dict[str, Any]]) -> dict[str, float | None]:
+    """What the readings under "time" of all lines of training come to.
+
+    compile_seconds    in all; a run that was resumed has compiled more than once
+    data_share         the share of the time in which the host has waited for data
+    peak_memory_bytes  the largest
+    all others         speeds, and the share of the devices' peak: medians over the dispatches that did not compile
+    """
+    train = [line["time"] for line in lines if line["split"] == "train"]
+    names = {name: None for line in train for name in line if name not in ("unix", "seconds")}
+    readings = {name: [line[name] for line in train if line.get(name) is not None] for name in names}
+    waited = readings.pop("data_seconds", [])
+    share = sum(waited) / sum(line["seconds"] for line in train) if waited else None
+    merge: dict[str, Callable[[list], float]] = {"compile_seconds": sum, "peak_memory_bytes": max}
+    found = {name: merge.get(name, statistics.median)(x) if x else None for name, x in readings.items()}
+    return {**found, "data_share": share}
 
 
 def cut(directory: Path | str, step: int) -> None:

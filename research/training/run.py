@@ -1,8 +1,8 @@
 """The one host loop: dispatches of steps, evaluation, logs, checkpoints. It knows no families."""
 
 import json
-import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from research.core.console import say, warn
 from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Numbers, Report, Split
+from research.core.flops import peak
 from research.core.layout import Layout, make_mesh
-from research.core.metrics import Values, merged
+from research.core.metrics import Values
 from research.core.placement import Place, place
 from research.core.state import Learner, State
 from research.core.transformations import per_seed
@@ -22,12 +23,12 @@ from research.training import checkpoint, config, log, provenance, workdir
 from research.training.checks import (
     check_contract,
     check_divisible,
-    check_finite,
-    check_moving,
     usable_devices,
 )
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, exhausted, score, summary
+from research.training.profiling import profiled
+from research.training.reader import Reader
 from research.training.signals import Interrupted, on_signal
 
 
@@ -142,6 +143,8 @@ def begin(job: Job) -> tuple[int, State]:
 def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     """Trains from `step` on to the end, or until an early stop; logs, evaluates and saves on the way.
 
+    The metrics of a dispatch are read once the next one was started, but before its State is evaluated or saved.
+
     Raises Interrupted after a signal, once the State is saved; RunError where training can't go on.
     """
     run, directory = job.experiment.run, job.directory
@@ -149,25 +152,21 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     scores = [score(line, run) for line in validation]
     saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step)
     lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
-    signals = on_signal(asked.append, lambda: f"the compiled call after step {step}")
+    amounts = job.experiment.amounts(job.feeds.train.batch)
+    reader = Reader(job.experiment, step, amounts, peak(job.where.size), lines, bar, saved.described)
+    signals = on_signal(asked.append, lambda: f"the compiled call after step {reader.step}")
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
-    with saved, lines, bar, signals, ahead as advance:
-        begun, first = time.monotonic(), step
+    intervals = [run.evaluate_every, run.save_every, *(report.every for report in job.reports if report.every)]
+    with saved, lines, bar, signals, ahead as advance, ExitStack() as stack:
+        if job.command.profile:
+            advance = stack.enter_context(profiled(advance, directory / "profile"))
         while step < run.steps and not exhausted(scores, run):
-            started = time.monotonic()
-            state, metrics = advance(state)
-            metrics = jax.device_get(metrics)
-            now = time.monotonic()
-            check_finite(metrics, step, saved.described)
-            check_moving(metrics, job.experiment.adversaries, step, saved.described)
-            speed = None if step == first else run.steps_per_dispatch / (now - started)  # the first dispatch compiles
+            state, dispatched = advance(state)
+            reader.add(dispatched)
             step += run.steps_per_dispatch
-            values = merged(metrics)
-            lines.line(step, "train", values, {"seconds": now - begun, "steps_per_second": speed})
-            begun = now
-            bar.update(step, speed)
-            bar.say("train", values)
-
+            if step < run.steps and all(step % every for every in intervals) and not asked:
+                continue
+            reader.flush()
             values = validate(job, step, state)
             if values:
                 lines.line(step, "validation", values)
@@ -217,6 +216,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             "seeds": list(range(run.seed, run.seed + (job.command.seeds or 1))),
             "seconds": sum(line["time"]["seconds"] for line in history if line["split"] == "train"),
             "steps_per_second": log.steps_per_second(history),
+            "time": log.timing(history),
             "device": provenance.device(),
             "published": dict(run.published),
         }
