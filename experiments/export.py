@@ -19,12 +19,12 @@ class Options:
 
     Attributes:
         directory: directory of the run
-        output: directory to write to; None: the folder export of the run
-        platforms: platforms that the programs run on; the one of this machine must be among them, to check the programs
+        output: directory to write to; by default the folder "export" of the run
+        platforms: platforms that the programs run on, among them that of this machine, where they are checked
     """
 
     directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: DIR/export)")] = None
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 
 
