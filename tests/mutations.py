@@ -101,9 +101,9 @@ CLASSIFY = [
         "images are multiplied by the deviation",
     ),
     Mutation(
-        "learners/classify.py",
-        'net.apply(evaluated(state, "net"), owned(state, "net"), inputs)',
-        'net.apply(state.params["net"], owned(state, "net"), inputs)',
+        "learners/supervised.py",
+        '.apply(evaluated(state, "net"), owned(state, "net"), inputs)',
+        '.apply(state.params["net"], owned(state, "net"), inputs)',
         "tests/test_experiments.py -k averaged_weights",
         "reports read the last weights, not the averaged ones",
     ),

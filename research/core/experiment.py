@@ -7,6 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
+import jax
 import tyro
 
 from research.core.errors import UserError, positive
@@ -73,6 +74,23 @@ class Report(NamedTuple):
     run: Callable[[State, Split, Path], Numbers]
     every: int | None = None
     metrics: tuple[str, ...] = ()
+
+
+class Inference(NamedTuple):
+    """A function of a trained model for use outside of this package: `experiments.export` writes it.
+
+    function  arrays [batch, ...] -> one array [batch, ...]. It has the weights, and works for any size of the batch
+    inputs    batch of validation data -> {name: array [batch, ...]}, examples of what `function` takes, in this order
+    output    name of the array that it returns
+    about     whole sentences: what the arrays are, and how inputs are prepared
+    names     names of the classes, in the order of the output's last axis; () where it has none
+    """
+
+    function: Callable[..., jax.Array]
+    inputs: Callable[[Batch], Mapping[str, Any]]
+    output: str
+    about: str
+    names: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -183,6 +201,13 @@ class Experiment(ABC):
         Raises UserError where such a run is missing or does not fit.
         """
         return ()
+
+    def inference(self, state: State) -> Mapping[str, Inference]:
+        """What the trained model computes for its users, by name: usually one function, called "inference".
+
+        state: of one seed; what is evaluated is exported
+        """
+        return {}
 
 
 def microbatch(batch: int, update: UpdateConfig) -> int:

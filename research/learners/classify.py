@@ -7,11 +7,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
 from research.core.optimizers import Optimizer
-from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, owned, rng
+from research.core.state import Batch, Learner, State, example_keys, learner, rng
 from research.data.augment import Augment, augment
 from research.data.images import Images, ImageSpec
 from research.evaluation import images as reports
@@ -64,13 +64,24 @@ class Classify(Supervised):
     def logits(self, state: State, images: jax.Array) -> jax.Array:
         """What the net makes of u8[batch, height, width, channels], as it is evaluated: [batch, classes]."""
         spec = self.data.spec()
-        net = self.network(self.net.clone(outputs=spec.classes))
-        inputs = standardised(scaled(images), spec)
-        return net.apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
+        return self.outputs(self.net.clone(outputs=spec.classes), state, standardised(scaled(images), spec))
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         return reports.classification(self.logits, self.data.spec().names), reports.filters()
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """See `Experiment`."""
+        return {
+            "inference": Inference(
+                lambda images: self.logits(state, images),
+                lambda batch: {"images": batch.inputs},
+                "logits",
+                "Images are pixels from 0 to 255, [batch, height, width, channels], which the program scales and "
+                "standardises. The largest logit is that of the predicted class.",
+                self.data.spec().names,
+            )
+        }
 
 
 def scaled(pixels: jax.Array) -> jax.Array:

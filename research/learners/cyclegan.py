@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from research.core.devices import gathered, position
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -26,7 +26,7 @@ from research.data.augment import Augment, augment
 from research.data.unpaired import Unpaired
 from research.evaluation import samples
 from research.evaluation.classifier import load_classifier
-from research.learners.adversarial import Adversarial, prepared
+from research.learners.adversarial import PIXELS, Adversarial, prepared
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.nets.gan import Conv
 
@@ -83,6 +83,19 @@ class CycleGAN(Adversarial):
             classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, shape)
             found.append(samples.translation_metrics(self.translate, self.data, classifier, self.sample_metrics_every))
         return found
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """The translations from X to Y and from Y to X."""
+
+        def one(side: int) -> Inference:
+            return Inference(
+                lambda images: self.translate(state, images, to_y=side == 0),
+                lambda batch: {"images": batch.inputs[side]},
+                "translations",
+                f"The images that go in are pixels from 0 to 255, which the program scales. What comes out: {PIXELS}",
+            )
+
+        return {"x_to_y": one(0), "y_to_x": one(1)}
 
 
 def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Feeds, Load, Report, Run, microbatch
+from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run, microbatch
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -27,7 +27,7 @@ from research.evaluation.episodes import episode
 from research.nets.q import MLP
 from research.rl import replay
 from research.rl.environments import Environment, VectorEnv, make
-from research.rl.evaluation import play
+from research.rl.evaluation import episode_keys, play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
 from research.rl.replay import Sample
 from research.rl.rollout import ActorState, Transition, reset, rollout
@@ -145,6 +145,21 @@ class DQN(Experiment):
         environment = make(self.environment)
         net = network(self.net.clone(outputs=environment.num_actions), self.update.dtype)
         return (episode(self.environment.name, environment, lambda params, x: net.apply(params, {}, x)[0]),)
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """See `Experiment`."""
+        environment = make(self.environment)
+        net = network(self.net.clone(outputs=environment.num_actions), self.update.dtype)
+        starts = lambda seeds: environment.reset(jax.vmap(episode_keys)(seeds)[0])[1]
+        return {
+            "inference": Inference(
+                lambda observation: net.apply(state.params["q"], {}, observation)[0],
+                lambda batch: {"observation": starts(batch.index)},
+                "q",
+                f"Observations are those of {self.environment.name}. Each action has a value q; the largest is that of "
+                "the greedy action.",
+            )
+        }
 
 
 def dqn(config: DQN, environment: VectorEnv) -> Learner:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import Network, network
 from research.core.optimizers import Optimizer
@@ -24,7 +24,7 @@ from research.core.update import Aux, scan_updates, strided, updater
 from research.data.images import Images, ImageSpec
 from research.evaluation import samples
 from research.evaluation.classifier import load_classifier
-from research.learners.adversarial import Adversarial, prepared
+from research.learners.adversarial import PIXELS, Adversarial, prepared
 from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.nets.gan import DenseGenerator
@@ -123,7 +123,11 @@ class GAN(Adversarial):
         return replace(self.data, batch=self.num_updates * self.data.batch).feeds()
 
     def generate(self, generator: Network, state: State, noise: jax.Array, labels: jax.Array) -> jax.Array:
-        """Images in [-1, 1] by the generator that is evaluated, from noise [batch, latent] and labels i32[batch].
+        """Images in [-1, 1] by the generator that is evaluated, from noise [batch, latent] and labels i32[batch]."""
+        return generator.apply(*self.evaluated_generator(generator, state), (noise, labels))[0]
+
+    def evaluated_generator(self, generator: Network, state: State) -> tuple[Tree, dict[str, Tree]]:
+        """The parameters and collections of the generator that is evaluated.
 
         The batch statistics in the State are those of the last weights. Those of averaged ones are computed anew.
         """
@@ -133,7 +137,7 @@ class GAN(Adversarial):
             some = jax.vmap(lambda key: jax.random.normal(key, (self.latent,)))(keys)
             inputs = (some, jnp.arange(STATISTICS) % self.data.spec().classes)
             own = recomputed_statistics(generator, params, own, inputs, keys)
-        return generator.apply(params, own, (noise, labels))[0]
+        return params, own
 
     def samples(self, state: State, noise: jax.Array, labels: jax.Array) -> jax.Array:
         """`generate` by the config's own generator."""
@@ -158,6 +162,23 @@ class GAN(Adversarial):
         if self.inception is not None:
             found.append(samples.inception_metrics(self.samples, latent, self.data, self.inception, num_samples, every))
         return found
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """See `Experiment`."""
+        spec, generator = self.data.spec(), self.networks(self.data.spec())[0]
+        params, own = jax.jit(lambda state: self.evaluated_generator(generator, state))(state)
+
+        def images(noise: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+            labels = jnp.zeros(noise.shape[:1], jnp.int32) if labels is None else labels
+            return generator.apply(params, own, (noise, labels))[0]
+
+        def inputs(batch: Batch) -> dict[str, jax.Array]:
+            noise, labels = samples.latent_inputs(0, len(batch.index), self.latent, spec.classes)
+            return {"noise": noise, "labels": labels} if self.conditional else {"noise": noise}
+
+        labels = f" Labels are classes: {', '.join(spec.names)}." if self.conditional else ""
+        about = f"The noise is drawn from the standard normal distribution.{labels} {PIXELS}"
+        return {"inference": Inference(images, inputs, "images", about)}
 
 
 def gan(config: GAN, images: ImageSpec) -> Learner:

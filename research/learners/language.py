@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import tokens, with_perplexity
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
-from research.core.state import Learner
+from research.core.state import Learner, State
 from research.core.update import UpdateConfig
 from research.data.text import Text
 from research.data.toy import toy_text
@@ -55,6 +55,18 @@ class Language(Supervised):
         """See `Experiment`."""
         module, tokenizer = self.model(), self.data.spec().tokenizer
         return () if tokenizer is None else (reports.language(module, self.network(module).apply, tokenizer),)
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """See `Experiment`."""
+        return {
+            "inference": Inference(
+                lambda tokens: self.outputs(self.model(), state, tokens),
+                lambda batch: {"tokens": batch.inputs},
+                "logits",
+                "The logits [batch, time, vocabulary] at each token are those of the token after it. They depend on no "
+                "later token: fill up a shorter text at its end with any tokens, and read the logits at its last one.",
+            )
+        }
 
 
 def tiny() -> dict[str, Experiment]:

@@ -10,12 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError
-from research.core.experiment import Experiment, Feeds, Run
+from research.core.experiment import Experiment, Feeds, Inference, Run
 from research.core.losses import tokens
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
 from research.core.special_tokens import MASK, PAD
-from research.core.state import Batch, Learner, example_keys
+from research.core.state import Batch, Learner, State, example_keys
+from research.data.buckets import padded
 from research.data.sentences import Sentences
 from research.data.toy import ToySentences
 from research.learners.supervised import Supervised, supervised
@@ -48,11 +49,21 @@ class Masked(Supervised):
         if self.guessed is not None and self.guessed <= SPECIAL:
             raise UserError(f"guessed must be more than the {SPECIAL} special tokens, not {self.guessed}")
 
+    @property
+    def num_guessed(self) -> int:
+        """The number of tokens that can be predicted."""
+        size = self.data.spec().tokenizer.size
+        return min(self.guessed or size, size)
+
+    def model(self) -> nn.Module:
+        """The net, with what the data fill in."""
+        texts = self.data.spec()
+        return bind(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=self.num_guessed)
+
     def build(self) -> Learner:
         """See `Experiment`."""
-        texts = self.data.spec()
+        texts, guessed = self.data.spec(), self.num_guessed
         size = texts.tokenizer.size
-        guessed = min(self.guessed or size, size)
         example = (jnp.zeros((1, texts.length), jnp.int32), jnp.zeros((1, 1), jnp.int32))
 
         def hidden(keys: jax.Array, batch: Batch) -> Batch:
@@ -61,7 +72,7 @@ class Masked(Supervised):
             return batch._replace(inputs=(corrupted, places), targets=targets)
 
         return supervised(
-            self.network(bind(self.net, vocabulary=size, context=texts.length, outputs=guessed)),
+            self.network(self.model()),
             self.updater(),
             example,
             tokens(ignored=PAD),
@@ -73,6 +84,24 @@ class Masked(Supervised):
     def feeds(self) -> Feeds:
         """See `Experiment`."""
         return self.data.feeds(self.run.steps_per_dispatch)
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """See `Experiment`."""
+
+        def logits(tokens: jax.Array) -> jax.Array:
+            everywhere = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+            return self.outputs(self.model(), state, (tokens, everywhere))
+
+        length = self.data.spec().length
+        return {
+            "inference": Inference(
+                logits,
+                lambda batch: {"tokens": padded(list(batch.inputs), length)},
+                "logits",
+                f"Replace the tokens to predict by the token {MASK}, and fill up a shorter text at its end with the "
+                f"token {PAD}. The logits at each place are those of the first {self.num_guessed} tokens there.",
+            )
+        }
 
 
 def hide(

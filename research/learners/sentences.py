@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import classification
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
-from research.core.state import Learner
+from research.core.special_tokens import PAD
+from research.core.state import Learner, State
+from research.data.buckets import padded
 from research.data.sentences import Sentences
 from research.data.toy import ToySentences
 from research.evaluation import text as reports
@@ -56,6 +58,20 @@ class ClassifyText(Supervised):
         net, texts = self.network(self.model()), self.data.spec()
         logits = lambda params, inputs: net.apply(params, {}, inputs)[0]
         return (reports.classification(logits, texts.tokenizer, texts.names),)
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """See `Experiment`."""
+        texts = self.data.spec()
+        return {
+            "inference": Inference(
+                lambda tokens: self.outputs(self.model(), state, tokens),
+                lambda batch: {"tokens": padded(list(batch.inputs), texts.length)},
+                "logits",
+                f"Fill up a shorter text at its end with the token {PAD}. Of a longer one, leave out the middle. The "
+                "largest logit is that of the predicted class.",
+                texts.names,
+            )
+        }
 
 
 def tiny() -> dict[str, Experiment]:

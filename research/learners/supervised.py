@@ -12,7 +12,7 @@ from research.core.losses import Criterion, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
 from research.core.modules import Network, network
 from research.core.optimizers import Optimizer
-from research.core.state import Batch, Learner, State, example_keys, learner, rng
+from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, owned, rng
 from research.core.update import Updater, updater
 
 Augmentation = Callable[[jax.Array, Batch], Batch]
@@ -40,6 +40,10 @@ class Supervised(Experiment):
     def network(self, module: nn.Module) -> Network:
         """`module`, computing in the config's dtype."""
         return network(module, self.update.dtype)
+
+    def outputs(self, module: nn.Module, state: State, inputs: Any) -> Any:
+        """What `module` makes of inputs, leaves [batch, ...], with the weights that are evaluated."""
+        return self.network(module).apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
 
 
 def supervised(

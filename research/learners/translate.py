@@ -4,18 +4,21 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from research.core.errors import positive
-from research.core.experiment import Experiment, Feeds, Load, Report, Run
+from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import tokens
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
-from research.core.special_tokens import PAD
-from research.core.state import Learner
+from research.core.special_tokens import EOS, PAD
+from research.core.state import Learner, State, evaluated
+from research.data.buckets import padded
 from research.data.pairs import Pairs
 from research.data.toy import ToyPairs
 from research.evaluation import text as reports
+from research.evaluation.decoding import beam_search
 from research.learners.supervised import Supervised, supervised
 from research.nets import transformer
 
@@ -69,6 +72,24 @@ class Translate(Supervised):
         beam = reports.Beam(self.beams, self.length_penalty)
         apply = self.network(module).apply
         return (reports.translation(module, apply, pairs.tokenizer, pairs.length, beam, texts, self.bleu_every),)
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """See `Experiment`."""
+        apply, length = self.network(self.model()).apply, self.data.spec().length
+
+        def translation(source: jax.Array) -> jax.Array:
+            params = evaluated(state, "net")
+            return beam_search(apply, params, source, length, self.beams, self.length_penalty)[0][:, 0]
+
+        return {
+            "inference": Inference(
+                translation,
+                lambda batch: {"source": padded(list(batch.inputs[0]), length)},
+                "translation",
+                f"Put the token {EOS} after the source, and fill it up with the token {PAD}. The translation is the "
+                f"best one that a beam search of {self.beams} beams finds, up to its first {EOS}.",
+            )
+        }
 
 
 def tiny() -> dict[str, Experiment]:
