@@ -32,6 +32,7 @@ def config() -> Language:
             feed="host",
         ),
         net=LanguageModel(Stack(layers=12, width=768, heads=12, bias=False, scan_unroll=1)),
+        loss_chunk=128,
         optimizer=Optimizer(learning_rate=6e-4, schedule="cosine", warmup=2000, weight_decay=0.1, b2=0.95),
         update=UpdateConfig(clip=1.0, dtype="bfloat16"),
         run=Run(steps=100_000, steps_per_dispatch=20, evaluate_every=1000, save_every=1000, metric="loss", mode="min"),

@@ -55,6 +55,7 @@ EXPLORATION = "tests/test_rl.py tests/test_dqn.py -k 'epsilon or actions_are'"
 ROLLOUT = "tests/test_rl.py tests/test_dqn.py -k 'rollout or key or draws or buffer_holds or Truncating'"
 EPISODES = "tests/test_rl.py tests/test_dqn.py -k 'episodes or key_twice'"
 UPDATE = "tests/test_core.py tests/test_steps.py -k 'update or average_follows or names or moves_nothing or keys'"
+CHUNKS = "tests/test_sequences.py -k in_chunks"
 CRITERIA = "tests/test_sequences.py tests/test_nets.py -k 'criterion or classification_by_hand'"
 
 CLASSIFY = [
@@ -119,8 +120,8 @@ SUPERVISED = [
     ),
     Mutation(
         "learners/supervised.py",
-        'criterion_metrics(net, "net", eval_criterion, state, prepare(batch))',
-        'criterion_metrics(net, "net", criterion, state, prepare(batch))',
+        'criterion_metrics(net, "net", eval_criterion, state, prepare(batch), chunk)',
+        'criterion_metrics(net, "net", criterion, state, prepare(batch), chunk)',
         TEXT_STEPS,
         "evaluation has the criterion of training",
     ),
@@ -140,8 +141,8 @@ SUPERVISED = [
     ),
     Mutation(
         "learners/language.py",
-        "criterion, with_perplexity(criterion))",
-        "criterion, criterion)",
+        "eval_criterion=with_perplexity(criterion)",
+        "eval_criterion=criterion",
         TEXT_STEPS,
         "no perplexity",
     ),
@@ -210,8 +211,8 @@ SUPERVISED = [
     ),
     Mutation(
         "learners/translate.py",
-        "criterion, tokens(ignored=PAD))",
-        "criterion, criterion)",
+        "eval_criterion=tokens(ignored=PAD)",
+        "eval_criterion=criterion",
         TEXT_STEPS,
         "targets are smoothed in evaluation too",
     ),
@@ -907,10 +908,24 @@ CORE = [
     ),
     Mutation(
         "core/losses.py",
-        "net.apply(evaluated(state, name), owned(state, name), batch.inputs)",
-        "net.apply(state.params[name], owned(state, name), batch.inputs)",
+        "criterion, evaluated(state, name), owned(state, name), batch, None",
+        "criterion, state.params[name], owned(state, name), batch, None",
         CNN_STEP,
         "the last weights are evaluated, not the averaged ones",
+    ),
+    Mutation(
+        "core/losses.py",
+        "    if rest:\n",
+        "    if False:\n",
+        CHUNKS,
+        "the last tokens do not count where the chunks do not divide a sequence",
+    ),
+    Mutation(
+        "core/losses.py",
+        "part = jax.checkpoint(part, prevent_cse=False)",
+        "part = part",
+        CHUNKS,
+        "the logits of every chunk are kept for the backward pass",
     ),
 ]
 

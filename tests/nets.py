@@ -21,7 +21,7 @@ LABELS, NOISE = jnp.arange(4) % 3, jax.random.normal(jax.random.key(2), (4, 5))
 GANS = {"shape": (8, 8, 2), "classes": 3}
 STACK = Stack(layers=2, width=16, heads=4, dropout=0.1)
 OTHER = Stack(
-    layers=2, width=16, heads=4, num_kv_heads=2, positions="rotary", activation="swiglu", scan_unroll=1, remat=True
+    layers=2, width=16, heads=4, num_kv_heads=2, positions="rotary", activation="swiglu", scan_unroll=1, remat="full"
 )
 TRANSLATORS = [
     transformer.Translator(Stack(layers=1, width=16, heads=4, positions="sinusoidal", norm="post"),

@@ -25,7 +25,7 @@ from research.training import config
 SMALL = Stack(layers=2, width=32, heads=4)
 NETS = {name: net for name in config.names() if hasattr(net := getattr(config.load(name), "net", None), "stack")} | {
     "masked": MaskedModel(SMALL),
-    "rotary": LanguageModel(Stack(layers=2, width=64, heads=4, num_kv_heads=2, positions="rotary", remat=True)),
+    "rotary": LanguageModel(Stack(layers=2, width=64, heads=4, num_kv_heads=2, positions="rotary", remat="full")),
 }
 
 

@@ -144,7 +144,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--run.metric", "acuracy", *TINY], "accuracy"),
         (["digits_cnn", "--data.name", "mnits"], "did you mean mnist?"),
         (["mnist_cnn", "--data.dir", "nowhere"], "--data.name digits needs nothing"),
-        (["digits_cnn", "--place", "pmap", "--data.batch", "12"], "data.batch"),
+        (["digits_cnn", "--place", "pmap", "--data.batch", "12"], "data.batch=12 (the nearest: 8 or 16): choose"),
         (["cartpole_dqn", "--environment.name", "CartPole-v9"], "CartPole-v1"),
         (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of num_envs=10: the nearest are 60 or 70"),
         (["digits_cnn", "--init-from", "nowhere", *TINY], "nowhere"),
@@ -428,4 +428,5 @@ def test_as_many_devices_are_used_as_divide_the_sizes(capsys):
     assert "warning" not in capsys.readouterr().err
     odd = dataclasses.replace(experiment, num_envs=6, batch=30, buffer_size=6 * 16)
     assert usable_devices(odd, devices) == devices[:2]  # they divide 6 and, of the episodes, 16
-    assert "8 devices do not divide num_envs=6, batch=30: 2 of them are used" in capsys.readouterr().err
+    said = " ".join(capsys.readouterr().err.split())
+    assert "8 devices do not divide num_envs=6 (the nearest: 8), batch=30 (the nearest: 24 or 32): 2 of" in said

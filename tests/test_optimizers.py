@@ -8,6 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 from nets import NETS, name
 
+from research.core.errors import UserError
 from research.core.muon import labels, matrices
 from research.core.optimizers import Optimizer, optimizer
 
@@ -47,6 +48,32 @@ def test_default_of_b2(name, b2):
     _, state = tx.update(params, tx.init(params), params)
     moment = optax.tree.get(state, "nu" if name == "adamw" else "mu")
     assert float(moment["kernel"]) == pytest.approx(1 - b2, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "muon"])
+def test_first_moment_in_bfloat16(name):
+    """One bfloat16 leaf for each parameter, all else in float32; it trains as the first moment in float32 does."""
+
+    def trained(**fields):
+        tx, params = optimizer(Optimizer(name=name, learning_rate=0.05, **fields), 10), PARAMS
+        state = tx.init(params)
+        update = jax.jit(tx.update)
+        for _ in range(10):
+            updates, state = update(params, state, params)  # the gradient of half the sum of squares
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    found, state = trained(mu_dtype="bfloat16")
+    dtypes = [x.dtype for x in jax.tree.leaves(state)]
+    assert dtypes.count(jnp.bfloat16) == len(jax.tree.leaves(PARAMS))
+    assert {x.dtype for x in jax.tree.leaves(found)} == {jnp.dtype("float32")}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=0.02), found, trained()[0])
+    assert all(float(jnp.abs(x).mean()) < 1.97 for x in jax.tree.leaves(found))
+
+
+def test_no_first_moment_to_keep_in_bfloat16():
+    with pytest.raises(UserError, match="mu_dtype must be float32 for adafactor"):
+        Optimizer(name="adafactor", mu_dtype="bfloat16")
 
 
 def singular_values(matrix):

@@ -1,6 +1,9 @@
 """LSTM and Transformer: layers against NumPy and PyTorch, generation against the nets themselves."""
 
+import dataclasses
 import itertools
+import math
+import re
 
 import flax.linen as nn
 import jax
@@ -11,9 +14,10 @@ from flax.traverse_util import flatten_dict
 from nets import with_keys
 
 from research.core.errors import UserError
-from research.core.losses import cross_entropy, tokens
+from research.core.losses import criterion_loss, criterion_metrics, cross_entropy, tokens
 from research.core.modules import Dropout, network, random_bytes
 from research.core.special_tokens import BOS, EOS, PAD
+from research.core.state import Batch, State
 from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
 from research.learners.masked import hide
 from research.nets import attention, bag, lstm, recurrence, transformer
@@ -23,6 +27,13 @@ from research.nets.transformer import Stack
 
 pytestmark = pytest.mark.usefixtures("quickly")
 SMALL = Stack(layers=2, width=16, heads=4)
+REMAT = "none", "dots", "full"
+LANGUAGE_MODEL = transformer.LanguageModel | lstm.LanguageModel
+CHUNKED = [
+    transformer.LanguageModel(Stack(layers=1, width=8, heads=2, dropout=0.3), tied=False, context=12, outputs=50),
+    lstm.LanguageModel(layers=1, width=8, dropout=0.3, outputs=50),
+    lstm.Translator(width=8, dropout=0.3, outputs=50),
+]
 
 
 def params_of(net, *inputs, scale=3.0):
@@ -307,18 +318,47 @@ def test_cache_changes_nothing(net):
     assert float(whole.std()) > 0.1  # the logits say something
 
 
-def test_layers_compiled_one_by_one_or_as_a_loop():
-    text, stack = words(0), Stack(layers=3, width=16, heads=4)
-    nets = [
-        transformer.LanguageModel(s, context=12, outputs=50)
-        for s in (stack, Stack(layers=3, width=16, heads=4, scan_unroll=1, remat=True))
-    ]
-    params = params_of(nets[0], text)
-    found = [
-        jax.value_and_grad(lambda p, net=net: cross_entropy(net.apply({"params": p}, text), text).sum())(params)
-        for net in nets
-    ]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), *found)
+def test_layers_compiled_one_by_one_or_as_a_loop_and_rematerialised():
+    text, loop = words(0), Stack(layers=3, width=16, heads=4, scan_unroll=1)
+    stacks = dataclasses.replace(loop, scan_unroll=3), *(dataclasses.replace(loop, remat=x) for x in REMAT)
+    found, temporaries = [], []
+    for stack in stacks:
+        net = transformer.LanguageModel(stack, context=12, outputs=50)
+        params = params_of(net, text)
+        loss = lambda p, net=net: cross_entropy(net.apply({"params": p}, text), text).sum()
+        program = jax.jit(jax.value_and_grad(loss)).lower(params).compile()
+        found.append(program(params))
+        temporaries.append(program.memory_analysis().temp_size_in_bytes)
+    for other in found[1:]:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found[0], other)
+    none, dots, full = temporaries[1:]
+    assert none > 1.3 * dots and dots > 1.3 * full
+
+
+@pytest.mark.parametrize("net", CHUNKED, ids=lambda net: f"{type(net).__module__[14:]}-{type(net).__name__}")
+def test_loss_in_chunks_is_the_whole_loss(net):
+    """The value, its gradient and the metrics, with dropout, masks, ignored tokens and a last chunk that is shorter."""
+    target = words(1, time=13).at[:, 9].set(-1)
+    text = target[:, :-1].clip(0) if isinstance(net, LANGUAGE_MODEL) else (words(0), target[:, :-1].clip(0))
+    batch = Batch(jnp.arange(3), jnp.array([1.0, 1.0, 0.0]), text, target[:, 1:])
+    criterion = tokens(-1, smoothing=0.1, lengths=np.arange(50))
+    params, keys = params_of(net, text), jax.random.split(jax.random.key(3), 3)
+    state = State(jnp.int32(0), jax.random.key(0), {"net": params}, {}, {}, ())
+
+    def of(chunk):
+        def total(params):
+            value, aux = criterion_loss(network(net), "net", criterion, chunk)(params, state, batch, keys)
+            return value.total, (value, dict(aux.metrics))
+
+        evaluation = criterion_metrics(network(net), "net", criterion, state, batch, chunk)
+        return jax.grad(total, has_aux=True)(params), evaluation
+
+    whole, chunked = jax.jit(of, static_argnums=0)(None), jax.jit(of, static_argnums=0)(5)
+    assert float(whole[0][1][0].count) == 2 * 11
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), whole, chunked)
+    for chunk, time in ((None, 12), (5, 5)):
+        shapes = re.findall(r"\[([\d,]*),50\]", str(jax.make_jaxpr(of, static_argnums=0)(chunk)))
+        assert max(math.prod(map(int, shape.split(","))) for shape in shapes) == 3 * time
 
 
 def test_sampling_by_greed_follows_the_net():
@@ -438,7 +478,7 @@ def test_dropout_of_an_example_depends_on_its_key_alone(given):
 
 DROPPED = [
     CNN(widths=(4,), depth=1, norm=False, hidden=6, dropout=0.5, outputs=3),
-    transformer.LanguageModel(Stack(layers=3, width=16, heads=4, dropout=0.3, scan_unroll=1, remat=True),
+    transformer.LanguageModel(Stack(layers=3, width=16, heads=4, dropout=0.3, scan_unroll=1, remat="full"),
                               context=12, outputs=50),
     transformer.Classifier(Stack(layers=1, width=16, heads=4), dropout=0.5, vocabulary=50, context=12, outputs=3),
     transformer.Translator(Stack(layers=1, width=16, heads=4, dropout=0.3), context=12, outputs=50),

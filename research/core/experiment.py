@@ -136,11 +136,10 @@ class Run:
         """Raises UserError unless `interval`, the option `name`, is None or a multiple of `steps_per_dispatch`."""
         unit = self.steps_per_dispatch
         if interval is not None and interval % unit:
-            below, above = interval // unit * unit, -(-interval // unit) * unit
-            nearest = f"{below} or {above}" if below else f"{above}"
             raise UserError(
-                f"{name}={interval} is not a multiple of run.steps_per_dispatch={unit}: the nearest are {nearest} "
-                f"(or choose a number of steps that divides it, such as {divisor(interval, unit)})"
+                f"{name}={interval} is not a multiple of run.steps_per_dispatch={unit}: the nearest are "
+                f"{multiples(interval, unit)} (or choose a number of steps that divides it, such as "
+                f"{divisor(interval, unit)})"
             )
 
 
@@ -217,6 +216,12 @@ def microbatch(batch: int, update: UpdateConfig) -> int:
 
 Load = Callable[[str | Path], tuple[Experiment, Learner, State]]
 """The config, learner and evaluated State of the run in a directory. Raises UserError where there is no such run."""
+
+
+def multiples(number: int, unit: int) -> str:
+    """The nearest multiples of `unit` below and above `number`, as text: "8 or 16"; only the one above 0."""
+    below = number // unit * unit
+    return f"{below} or {below + unit}" if below else f"{unit}"
 
 
 def divisor(number: int, near: int) -> int:

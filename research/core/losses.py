@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from research.core.metrics import Mean, Metrics, Perplexity, confusion, mean
+from research.core.metrics import Mean, Metrics, Perplexity, added, confusion, mean
 from research.core.modules import Network
 from research.core.state import Batch, State, evaluated, owned
 from research.core.types import Tree
@@ -81,19 +81,65 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float = 0.0) 
     return (1 - smoothing) * loss + smoothing * spread
 
 
-def criterion_loss(net: Network, name: str, criterion: Criterion) -> Loss:
-    """The loss for `update` that is `criterion` of what the net called `name` makes of a batch's inputs."""
+def criterion_loss(net: Network, name: str, criterion: Criterion, chunk: int | None = None) -> Loss:
+    """The loss for `update` that is `criterion` of what the net called `name` makes of a batch's inputs.
+
+    chunk  number of tokens of each sequence whose outputs are in memory at once, for a criterion that is a mean over
+           tokens. The net then has two methods that make up its `__call__`: `features`, from inputs to features
+           [batch, time, width], and `logits`, from the features of any tokens to their outputs. None: all at once
+    """
 
     def loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
-        outputs, moved = net.apply(params, owned(state, name), batch.inputs, rng=rng)
-        value, metrics = criterion(outputs, batch.targets, batch.mask)
+        value, metrics, moved = _applied(net, criterion, params, owned(state, name), batch, rng, chunk)
         return value, Aux(metrics, moved)
 
     return loss
 
 
-def criterion_metrics(net: Network, name: str, criterion: Criterion, state: State, batch: Batch) -> Metrics:
-    """The value of `criterion`, "loss", and its metrics for the parameters of `name` that are evaluated."""
-    outputs, _ = net.apply(evaluated(state, name), owned(state, name), batch.inputs)
-    value, metrics = criterion(outputs, batch.targets, batch.mask)
+def criterion_metrics(
+    net: Network, name: str, criterion: Criterion, state: State, batch: Batch, chunk: int | None = None
+) -> Metrics:
+    """The value of `criterion`, "loss", and its metrics for the parameters of `name` that are evaluated.
+
+    chunk  see `criterion_loss`
+    """
+    value, metrics, _ = _applied(net, criterion, evaluated(state, name), owned(state, name), batch, None, chunk)
     return {"loss": value, **metrics}
+
+
+def _applied(
+    net: Network,
+    criterion: Criterion,
+    params: Tree,
+    collections: dict[str, Tree],
+    batch: Batch,
+    rng: jax.Array | None,
+    chunk: int | None,
+) -> tuple[Mean, Metrics, dict[str, Tree]]:
+    """The criterion of what the net makes of a batch's inputs: its value, its metrics, and the moved collections."""
+    if chunk is None:
+        outputs, moved = net.apply(params, collections, batch.inputs, rng=rng)
+        return *criterion(outputs, batch.targets, batch.mask), moved
+
+    def part(features: jax.Array, targets: jax.Array) -> tuple[Mean, Metrics]:
+        logits, _ = net.apply(params, collections, features, method="logits")
+        return criterion(logits, targets, batch.mask)
+
+    features, moved = net.apply(params, collections, batch.inputs, rng=rng, method="features")
+    return *_summed_over_time(part, (features, batch.targets), chunk), moved
+
+
+def _summed_over_time(part: Callable, data: tuple[jax.Array, ...], chunk: int) -> Any:
+    """The sum of `part(*data)` over chunks of the time of data [batch, time, ...]; whole batches, which devices split.
+
+    The backward pass computes each chunk again, so that nothing of a chunk is kept beside its sums.
+    """
+    part = jax.checkpoint(part, prevent_cse=False)  # a scan's body needs no barrier against it
+    chunk = min(chunk, data[0].shape[1])
+    count, rest = divmod(data[0].shape[1], chunk)
+    chunks = [x[:, : count * chunk].reshape(len(x), count, chunk, *x.shape[2:]).swapaxes(0, 1) for x in data]
+    _, found = jax.lax.scan(lambda _, chunk: ((), part(*chunk)), (), chunks)
+    total = added(found)
+    if rest:
+        total = jax.tree.map(jnp.add, total, part(*(x[:, count * chunk :] for x in data)))
+    return total

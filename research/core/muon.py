@@ -34,18 +34,22 @@ def muon(
     momentum: float,
     nesterov: bool,
     weight_decay: float,
+    mu_dtype: str,
     adam: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
     """Muon for the matrices of hidden layers, `adam` for all else.
 
     Updates are scaled to the root mean square of Adam's, 0.2, so that one learning rate serves both: Liu et al. 2025,
     "Muon is scalable for LLM training" (arXiv:2502.16982), section 2.2.
+
+    mu_dtype: of the momentum
     """
     hidden = optax.contrib.muon(
         learning_rate,
         beta=momentum,
         nesterov=nesterov,
         weight_decay=weight_decay,
+        mu_dtype=mu_dtype,
         muon_weight_dimension_numbers=axes,
         consistent_rms=0.2,
     )

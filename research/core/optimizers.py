@@ -8,6 +8,7 @@ import jax
 import optax
 from jax.tree_util import tree_map_with_path
 
+from research.core.errors import UserError
 from research.core.muon import muon
 from research.core.types import Tree
 
@@ -38,6 +39,8 @@ class Optimizer:
         b2: decay of the second moment of adamw and of muon's Adam, by default 0.999; of lion's momentum, by default
             0.99, as in its paper
         eps: number added to the root of the second moment of adamw and of muon's Adam
+        mu_dtype: dtype in which the first moment (the momentum of sgd, lion and muon) is kept between updates; bfloat16
+            halves its memory. adafactor keeps none
     """
 
     name: Literal["adamw", "sgd", "adafactor", "lion", "muon"] = "adamw"
@@ -52,8 +55,11 @@ class Optimizer:
     b1: float = 0.9
     b2: float | None = None
     eps: float = 1e-8
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        if self.name == "adafactor" and self.mu_dtype != "float32":
+            raise UserError("optimizer.mu_dtype must be float32 for adafactor, which keeps no first moment")
         if self.warmup < 0:
             raise ValueError(f"optimizer.warmup must be 0 or more updates, not {self.warmup}")
 
@@ -87,21 +93,23 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
 def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
     """The optimizer for a run of `steps` updates."""
     learning_rate, weight_decay, (b1, b2) = schedule(config, steps), config.weight_decay, config.betas
+    adamw = lambda mask: optax.adamw(learning_rate, b1, b2, config.eps, 0.0, config.mu_dtype, weight_decay, mask)
     match config.name:
         case "adamw":
-            return optax.adamw(learning_rate, b1, b2, config.eps, weight_decay=weight_decay, mask=decayed)
+            return adamw(decayed)
         case "sgd":
-            sgd = optax.sgd(learning_rate, config.momentum, config.nesterov)
+            sgd = optax.sgd(learning_rate, config.momentum, config.nesterov, config.mu_dtype)
             return optax.chain(optax.add_decayed_weights(weight_decay, decayed), sgd)
         case "adafactor":
             # Optax does not multiply the weight decay of adafactor by the learning rate.
             decay = optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count), decayed)
             return optax.chain(optax.adafactor(learning_rate), decay)
         case "lion":
-            return optax.lion(learning_rate, b1, b2, weight_decay=weight_decay, mask=decayed)
+            return optax.lion(learning_rate, b1, b2, config.mu_dtype, weight_decay, decayed)
         case "muon":
-            adam = optax.adamw(learning_rate, b1, b2, config.eps, weight_decay=weight_decay, mask=_kernels)
-            return muon(learning_rate, config.momentum, config.nesterov, weight_decay, adam)
+            return muon(
+                learning_rate, config.momentum, config.nesterov, weight_decay, config.mu_dtype, adam=adamw(_kernels)
+            )
 
 
 def decayed(params: Tree) -> Tree:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run, microbatch
+from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run, microbatch, multiples
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -254,8 +254,7 @@ def multiple(config: DQN, name: str, unit: int, units: str) -> None:
     """Raises UserError, with the nearest valid values, unless the field `name` is a multiple of `unit`."""
     value = getattr(config, name)
     if value % unit:
-        below, above = value // unit * unit, -(-value // unit) * unit
-        nearest = f"{below} or {above}" if below else f"{above}"
+        nearest = multiples(value, unit)
         raise UserError(f"{name}={value} is not a multiple of {units}={unit}: the nearest are {nearest}")
 
 

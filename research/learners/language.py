@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
+from research.core.errors import positive
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import tokens, with_perplexity
 from research.core.modules import bind
@@ -26,10 +27,17 @@ class Language(Supervised):
     Attributes:
         data: the text
         net: a Flax module: tokens i32[batch, time] -> logits of the next ones [batch, time, outputs]
+        loss_chunk: number of tokens of each sequence whose logits are in memory at once, in training and evaluation.
+            The backward pass computes them again. None: those of all tokens
     """
 
     data: Text = field(default_factory=Text)
     net: nn.Module = field(default_factory=transformer.LanguageModel)
+    loss_chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive(self, "", "loss_chunk")
 
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
@@ -41,7 +49,14 @@ class Language(Supervised):
         vocabulary = self.data.spec().tokenizer
         criterion = tokens(ignored=-1, lengths=None if vocabulary is None else vocabulary.lengths)
         example = jnp.zeros((1, self.data.context), jnp.int32)
-        return supervised(self.network(self.model()), self.updater(), example, criterion, with_perplexity(criterion))
+        return supervised(
+            self.network(self.model()),
+            self.updater(),
+            example,
+            criterion,
+            eval_criterion=with_perplexity(criterion),
+            chunk=self.loss_chunk,
+        )
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
@@ -77,6 +92,7 @@ def tiny() -> dict[str, Experiment]:
         "transformer": Language(
             data=toy_text(),
             net=transformer.LanguageModel(stack),
+            loss_chunk=3,
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
             run=run,
         ),

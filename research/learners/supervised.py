@@ -54,6 +54,7 @@ def supervised(
     eval_criterion: Criterion,
     augment: Augmentation = lambda keys, batch: batch,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
+    chunk: int | None = None,
 ) -> Learner:
     """The learner that minimises `criterion` of the net's outputs.
 
@@ -62,8 +63,9 @@ def supervised(
     eval_criterion  the criterion of evaluation
     augment         prepares a batch for training, with a key for each example
     prepare         the same for evaluation
+    chunk           see `criterion_loss`
     """
-    loss = criterion_loss(net, "net", criterion)
+    loss = criterion_loss(net, "net", criterion, chunk)
 
     def init(key: jax.Array) -> State:
         return updater.init(key, {"net": net.init(key, example)})
@@ -74,6 +76,6 @@ def supervised(
         return state, dict(aux.metrics)
 
     def evaluate(state: State, batch: Batch) -> Metrics:
-        return criterion_metrics(net, "net", eval_criterion, state, prepare(batch))
+        return criterion_metrics(net, "net", eval_criterion, state, prepare(batch), chunk)
 
     return learner(init, step, evaluate)

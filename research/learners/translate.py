@@ -30,6 +30,8 @@ class Translate(Supervised):
     Attributes:
         data: the pairs of sentences
         net: a Flax module: (source, target so far), each i32[batch, time] -> logits [batch, time, outputs]
+        loss_chunk: number of tokens of each sequence whose logits are in memory at once, in training and evaluation.
+            The backward pass computes them again. None: those of all tokens
         smoothing: label-smoothing factor
         beams: sequences kept at each step of the beam search
         length_penalty: exponent of the length penalty: the beam search divides log-probabilities by
@@ -40,6 +42,7 @@ class Translate(Supervised):
 
     data: Pairs = field(default_factory=Pairs)
     net: nn.Module = field(default_factory=transformer.Translator)
+    loss_chunk: int | None = None
     smoothing: float = 0.1
     beams: int = 5
     length_penalty: float = 1.0
@@ -47,7 +50,7 @@ class Translate(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "beams", "bleu_every")
+        positive(self, "", "loss_chunk", "beams", "bleu_every")
         self.run.check_interval("bleu_every", self.bleu_every)
 
     def model(self) -> nn.Module:
@@ -59,7 +62,14 @@ class Translate(Supervised):
         """See `Experiment`."""
         words = jnp.zeros((1, self.data.spec().length), jnp.int32)
         criterion = tokens(ignored=PAD, smoothing=self.smoothing)
-        return supervised(self.network(self.model()), self.updater(), (words, words), criterion, tokens(ignored=PAD))
+        return supervised(
+            self.network(self.model()),
+            self.updater(),
+            (words, words),
+            criterion,
+            eval_criterion=tokens(ignored=PAD),
+            chunk=self.loss_chunk,
+        )
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
@@ -95,12 +105,13 @@ class Translate(Supervised):
 def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
     stack = transformer.Stack(
-        layers=2, width=8, heads=2, positions="sinusoidal", dropout=0.1, remat=True, scan_unroll=1
+        layers=2, width=8, heads=2, positions="sinusoidal", dropout=0.1, remat="full", scan_unroll=1
     )
     return {
         "translator": Translate(
             data=ToyPairs(),
             net=transformer.Translator(stack),
+            loss_chunk=8,
             optimizer=Optimizer(name="sgd", learning_rate=0.5),  # below, the first norms move by less than rounding
             run=Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min"),
         )

@@ -125,7 +125,15 @@ class LanguageModel(nn.Module):
 
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """i32[batch, time] -> logits [batch, time, outputs] of the tokens that follow."""
+        return self.logits(self.features(tokens, train))
+
+    def features(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        """i32[batch, time] -> the features [batch, time, width] that the last layer reads."""
         return self._run(tokens, None, train)[0]
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Features [..., width] -> logits [..., outputs], the last layer."""
+        return self.head(x)
 
     def start(self, source: jax.Array, length: int) -> Carry:
         """The carry before the first token, for as many sequences as `source` ([batch, ...]) has."""
@@ -135,12 +143,13 @@ class LanguageModel(nn.Module):
 
     def extend(self, tokens: jax.Array, carry: Carry) -> tuple[jax.Array, Carry]:
         """The logits [batch, time, outputs] of tokens i32[batch, time] after the carry, and the carry after them."""
-        return self._run(tokens, carry, False)
+        x, carry = self._run(tokens, carry, False)
+        return self.logits(x), carry
 
     def _run(self, tokens: jax.Array, carry: Carry | None, train: bool) -> tuple[jax.Array, Carry]:
         x = self.drop(self.embed(tokens), train)
         x, carry = self.lstm(x, carry=carry, train=train)
-        return self.head(self.drop(x, train)), carry
+        return self.drop(x, train), carry
 
 
 class Encoder(nn.Module):
@@ -281,8 +290,16 @@ class Translator(nn.Module):
 
     def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
         """(source i32[batch, time], target i32[batch, time']) -> logits [batch, time', outputs] of what follows."""
+        return self.logits(self.features(inputs, train))
+
+    def features(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
+        """The inputs of `__call__` -> the features [batch, time', width] that the last layer reads."""
         source, target = inputs
         return self._decode(target, self._encode(source, train), train)[0]
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Features [..., width] -> logits [..., outputs], by the table of embeddings."""
+        return split(product(x, self.embed.embedding.T.astype(x.dtype)))
 
     def start(self, source: jax.Array, length: int) -> Translation:
         """The state before the first token of a translation of the source i32[batch, time]."""
@@ -290,7 +307,8 @@ class Translator(nn.Module):
 
     def extend(self, tokens: jax.Array, state: Translation) -> tuple[jax.Array, Translation]:
         """The logits [batch, time, outputs] of tokens i32[batch, time] after the state, and the state after them."""
-        return self._decode(tokens, state, False)
+        x, state = self._decode(tokens, state, False)
+        return self.logits(x), state
 
     def _encode(self, source: jax.Array, train: bool) -> Translation:
         mask = source != PAD
@@ -301,8 +319,7 @@ class Translator(nn.Module):
     def _decode(self, tokens: jax.Array, state: Translation, train: bool) -> tuple[jax.Array, Translation]:
         x = self.drop(self.embed(tokens), train)
         x, carry = self.decoder(x, state, train)
-        logits = split(product(self.drop(x, train), self.embed.embedding.T.astype(x.dtype)))
-        return logits, Translation(carry, state.memory)
+        return self.drop(x, train), Translation(carry, state.memory)
 
 
 class LuongDecoder(nn.Module):

@@ -42,7 +42,8 @@ class Stack:
         dropout: dropout rate of embeddings and of the output of each layer
         attention_dropout: dropout rate of the attention weights; above 0, training does without flash attention
         bias: whether layers have biases
-        remat: whether the backward pass recomputes the activations of a block, to save memory
+        remat: what the backward pass computes again of a block, to save memory: none; dots: everything but the outputs
+            of dense layers, so the attention weights, norms and activations; full: everything but the block's input
         scan_unroll: number of blocks compiled one by one; deeper stacks are compiled as a loop of so many a turn
         attention: flash: cuDNN's flash attention where a program for NVIDIA GPUs computes in 16 bits, XLA's elsewhere;
             xla: XLA's everywhere
@@ -59,7 +60,7 @@ class Stack:
     dropout: float = 0.0
     attention_dropout: float = 0.0
     bias: bool = True
-    remat: bool = False
+    remat: Literal["none", "dots", "full"] = "none"
     scan_unroll: int = 8
     attention: Literal["flash", "xla"] = "flash"
 
@@ -228,9 +229,8 @@ class Blocks(nn.Module):
         """x [batch, time, width] -> the same shape, and the cache (keys, values), if one is given."""
         stack = self.stack
         x = Dropout(stack.dropout)(x, train)
-        block = nn.remat(Block, prevent_cse=False) if stack.remat else Block
         layers = nn.scan(
-            block,
+            _rematerialised(stack),
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 1),
@@ -240,6 +240,17 @@ class Blocks(nn.Module):
         )
         x, cache = layers(stack, self.causal, train, name="layers")(x, inputs, cache)
         return nn.LayerNorm(epsilon=1e-5, use_bias=stack.bias)(x) if stack.norm == "pre" else x, cache
+
+
+def _rematerialised(stack: Stack) -> Any:
+    """The class `Block`, its activations kept or computed again as `stack.remat` says."""
+    match stack.remat:
+        case "none":
+            return Block
+        case "dots":
+            return nn.remat(Block, prevent_cse=False, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable)
+        case "full":
+            return nn.remat(Block, prevent_cse=False)
 
 
 class Embedding(nn.Module):
@@ -307,9 +318,16 @@ class LanguageModel(nn.Module):
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """i32[batch, time] -> logits [batch, time, outputs] of the tokens that follow. Raises UserError where the
         sequence is longer than the context."""
+        return self.logits(self.features(tokens, train))
+
+    def features(self, tokens: jax.Array, train: bool = False) -> jax.Array:
+        """i32[batch, time] -> the features [batch, time, width] that the last layer reads."""
         positions = _positions(tokens, self.context)
-        x, _ = self.blocks(self.embedding(tokens, positions), AttentionInputs(positions, None, None), train)
-        return self._logits(x)
+        return self.blocks(self.embedding(tokens, positions), AttentionInputs(positions, None, None), train)[0]
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Features [..., width] -> logits [..., outputs], the last layer."""
+        return self.embedding.logits(x) if self.tied else self.head(x)
 
     def start(self, source: jax.Array, length: int) -> Cache:
         """An empty cache for sequences of up to `length` tokens, as many as `source` ([batch, ...]) has."""
@@ -320,10 +338,7 @@ class LanguageModel(nn.Module):
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """The logits [batch, time, outputs] of tokens i32[batch, time] after the cached ones, and the new cache."""
         x, cache = _extend(self.blocks, self.embedding, tokens, cache)
-        return self._logits(x), cache
-
-    def _logits(self, x: jax.Array) -> jax.Array:
-        return self.embedding.logits(x) if self.tied else self.head(x)
+        return self.logits(x), cache
 
 
 def _empty_cache(stack: Stack, batch: int, length: int, dtype: jnp.dtype, memory: Memory | None) -> Cache:
@@ -432,9 +447,17 @@ class Translator(nn.Module):
 
     def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
         """(source i32[batch, time], target i32[batch, time']) -> logits [batch, time', outputs] of what follows."""
+        return self.logits(self.features(inputs, train))
+
+    def features(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
+        """The inputs of `__call__` -> the features [batch, time', width] that the last layer reads."""
         source, target = inputs
         memory, positions = self.encoder(source, train), _positions(target, self.context)
-        x, _ = self.blocks(self.encoder.embedding(target, positions), AttentionInputs(positions, None, memory), train)
+        x = self.encoder.embedding(target, positions)
+        return self.blocks(x, AttentionInputs(positions, None, memory), train)[0]
+
+    def logits(self, x: jax.Array) -> jax.Array:
+        """Features [..., width] -> logits [..., outputs], by the table of embeddings."""
         return self.encoder.logits(x)
 
     def start(self, source: jax.Array, length: int) -> Cache:
@@ -445,4 +468,4 @@ class Translator(nn.Module):
     def extend(self, tokens: jax.Array, cache: Cache) -> tuple[jax.Array, Cache]:
         """The logits [batch, time, outputs] of tokens i32[batch, time] after the cached ones, and the new cache."""
         x, cache = _extend(self.blocks, self.encoder.embedding, tokens, cache)
-        return self.encoder.logits(x), cache
+        return self.logits(x), cache

@@ -8,7 +8,7 @@ import numpy as np
 
 from research.core.console import warn
 from research.core.errors import RunError, UserError
-from research.core.experiment import Experiment
+from research.core.experiment import Experiment, multiples
 from research.core.metrics import Metric, Metrics, computed
 from research.core.placement import Place
 from research.core.state import Batch, Learner, State
@@ -18,22 +18,27 @@ STILL = 5
 
 
 def check_divisible(experiment: Experiment, where: Place) -> None:
-    """Raises UserError unless the devices of `where` divide the experiment's batches and environments."""
-    for field, size in experiment.divisible().items():
-        if size % where.size:
-            raise UserError(
-                f"the {where.size} devices do not divide {field}={size}: choose a multiple, or run on fewer devices"
-            )
+    """Raises UserError, which names the nearest sizes that fit, unless the devices of `where` divide the experiment's
+    batches and environments."""
+    if odd := _indivisible(experiment, where.size):
+        raise UserError(f"the {where.size} devices do not divide {odd}: choose these, or run on fewer devices")
 
 
 def usable_devices(experiment: Experiment, devices: list[jax.Device]) -> list[jax.Device]:
     """As many of the devices as divide the experiment's batches and environments; warns where they are not all."""
-    sizes = experiment.divisible()
-    count = max(n for n in range(1, len(devices) + 1) if not any(size % n for size in sizes.values()))
+    count = max(n for n in range(1, len(devices) + 1) if not _indivisible(experiment, n))
     if count < len(devices):
-        odd = ", ".join(f"{field}={size}" for field, size in sizes.items() if size % len(devices))
-        warn(f"{len(devices)} devices do not divide {odd}: {count} of them are used; multiples would use them all")
+        odd = _indivisible(experiment, len(devices))
+        warn(f"{len(devices)} devices do not divide {odd}: {count} of them are used")
     return devices[:count]
+
+
+def _indivisible(experiment: Experiment, devices: int) -> str:
+    """The sizes that so many devices do not divide, with the nearest ones that they do; "" where they divide all."""
+    odd = {field: size for field, size in experiment.divisible().items() if size % devices}
+    parts = experiment.update.grad_accum_steps
+    said = ", ".join(f"{field}={size} (the nearest: {multiples(size, devices)})" for field, size in odd.items())
+    return f"{said}, where a batch is one of {parts} microbatches" if odd and parts > 1 else said
 
 
 def check_contract(
