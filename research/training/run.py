@@ -21,6 +21,7 @@ from research.training import checkpoint, config, log, provenance, workdir
 from research.training.checks import (
     check_contract,
     check_divisible,
+    check_dtype,
     check_finite,
     check_moving,
     usable_devices,
@@ -96,6 +97,7 @@ class Job(NamedTuple):
 def prepare(command: config.Command[Experiment], directory: Path) -> Job:
     """Builds what the run needs and checks that it fits together, before anything is compiled."""
     experiment = command.config
+    check_dtype(experiment, jax.default_backend())
     devices = usable_devices(experiment, jax.devices()) if command.place == "jit" else jax.devices()
     where = place(command.place, devices, command.seeds is not None)
     check_divisible(experiment, where)
