@@ -18,6 +18,7 @@ from research.core.errors import RunError
 from research.core.layout import Shard
 from research.core.placement import PlaceName
 from research.training import aot, config
+from research.training.checks import check_dtype
 from research.training.config import Config
 
 
@@ -57,6 +58,7 @@ def main(arguments: list[str]) -> int:
 def _compile(name: str, *arguments: str) -> None:
     jax.config.update("jax_platforms", "cpu")  # whatever devices are there
     command = config.parse(name, list(arguments), Command, "compile")
+    check_dtype(command.config, aot.platform(command.topology))
     where = aot.topology(command.topology)
     facts = aot.compiled(
         command.config, where, command.place, mesh=command.mesh, shard=command.shard, quick=command.quick

@@ -56,6 +56,7 @@ ROLLOUT = "tests/test_rl.py tests/test_dqn.py -k 'rollout or key or draws or buf
 EPISODES = "tests/test_rl.py tests/test_dqn.py -k 'episodes or key_twice'"
 UPDATE = "tests/test_core.py tests/test_steps.py -k 'update or average_follows or names or moves_nothing or keys'"
 CHUNKS = "tests/test_sequences.py -k in_chunks"
+HALF = "tests/test_loss_scale.py"
 CRITERIA = "tests/test_sequences.py tests/test_nets.py -k 'criterion or classification_by_hand'"
 
 CLASSIFY = [
@@ -774,17 +775,52 @@ CORE = [
     ),
     Mutation(
         "core/update.py",
-        "Moving(count + 1, inner)",
-        "Moving(count, inner)",
+        "Moving(count + 1, inner, scale)",
+        "Moving(count, inner, scale)",
         UPDATE,
         "updates are not counted",
     ),
     Mutation(
         "core/update.py",
-        "rates[name](count)",
-        "rates[name](state.step)",
+        "if scale else count)",
+        "if scale else state.step)",
         UPDATE,
         "the log tells the learning rate of another update",
+    ),
+    Mutation(
+        "core/update.py",
+        "value.value * scale.factor if scale else",
+        "value.value if scale else",
+        HALF,
+        "small gradients of float16 are lost",
+    ),
+    Mutation(
+        "core/update.py",
+        "after = _where(overflow, before, after)",
+        "pass",
+        HALF,
+        "an overflow makes the parameters NaN",
+    ),
+    Mutation(
+        "core/update.py",
+        "count - scale.skipped if scale",
+        "count if scale",
+        HALF,
+        "the log gives a learning rate that skipped updates have moved",
+    ),
+    Mutation(
+        "core/update.py",
+        "overflow & (scale.factor > 1)",
+        "overflow",
+        HALF,
+        "an overflow at a scale of 1 goes unnoticed",
+    ),
+    Mutation(
+        "core/update.py",
+        "jnp.where(overflow, 0.5,",
+        "jnp.where(overflow, 0.25,",
+        HALF,
+        "the scale falls too fast",
     ),
     Mutation(
         "core/update.py",

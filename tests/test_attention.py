@@ -46,14 +46,14 @@ def inputs(net, length):
     return words
 
 
-def lowered(net, length=16):
-    """Training of a net in bfloat16, lowered for cuda, as text."""
+def lowered(net, length=16, dtype="bfloat16"):
+    """Training of a net in 16 bits, lowered for cuda, as text."""
     net = bind(net, vocabulary=50, context=32, outputs=50)
     shapes = inputs(net, length)
     params = jax.eval_shape(net.init, jax.random.key(0), shapes)["params"]
 
     def loss(params, inputs, key):
-        logits = net.apply({"params": cast(params, jnp.bfloat16)}, inputs, train=True, rngs={"dropout": key})
+        logits = net.apply({"params": cast(params, dtype)}, inputs, train=True, rngs={"dropout": key})
         return logits.astype(jnp.float32).sum()
 
     step = jax.jit(jax.value_and_grad(loss))
@@ -82,6 +82,11 @@ def test_what_cudnn_can_not_do_is_left_to_xla(cuda):
         (LanguageModel(Stack(layers=1, width=32, heads=4, attention="xla")), 16),
     ]:
         assert "__cudnn" not in lowered(net, length)
+
+
+def test_in_float16_both_attend(cuda):
+    assert "__cudnn$fmhaSoftmaxBackward(" in lowered(LanguageModel(SMALL), dtype="float16")
+    assert "__cudnn" not in lowered(LanguageModel(SMALL), 15, dtype="float16")
 
 
 def test_without_the_plugin_xla_attends():

@@ -1,4 +1,4 @@
-"""Nets in bfloat16: what they compute in it, what they don't, and how far from float32 they end."""
+"""Nets in 16 bits: what they compute in them, what they don't, and how far from float32 they end."""
 
 import flax.linen as nn
 import jax
@@ -38,8 +38,8 @@ def floats(tree):
 
 
 @pytest.mark.parametrize("net, inputs", NETS, ids=name)
-def test_nets_compute_in_bfloat16(net, inputs):
-    """Outputs are bfloat16, and near those in float32; batch statistics and gradients are float32."""
+def test_nets_compute_in_16_bits(net, inputs):
+    """Outputs have the dtype, and in bfloat16 are near those in float32; batch statistics and gradients are float32."""
     variables = net.init(jax.random.key(0), inputs)
 
     def trained(params, dtype):
@@ -52,18 +52,24 @@ def test_nets_compute_in_bfloat16(net, inputs):
     expected, _ = jax.jit(lambda p: trained(p, "float32")[1])(params)
     assert floats(found) == {"bfloat16"} and floats(expected) == {"float32"} and floats(moved) <= {"float32"}
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05 * float(jnp.abs(expected).max()))
-    gradient, _ = jax.eval_shape(lambda p: jax.grad(lambda p: trained(p, "bfloat16"), has_aux=True)(p), params)
-    assert floats(gradient) == {"float32"}
+    for dtype in ("bfloat16", "float16"):
+        traced = lambda p, dtype=dtype: jax.grad(lambda p: trained(p, dtype), has_aux=True)(p)
+        gradient, (outputs, moved) = jax.eval_shape(traced, params)
+        assert floats(gradient) == {"float32"} and floats(outputs) == {dtype} and floats(moved) <= {"float32"}
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("net", LANGUAGE_MODELS + TRANSLATORS, ids=name)
-def test_caches_and_carries_have_the_dtype_of_the_net(net):
+def test_caches_and_carries_have_the_dtype_of_the_net(net, dtype):
     tokens = WORDS[:, :3]
-    variables = net.init(jax.random.key(0), (WORDS, tokens) if net in TRANSLATORS else tokens)
-    extend = lambda tokens, carry: applied(net, "bfloat16", variables, [tokens, carry], method="extend")
-    carry = applied(net, "bfloat16", variables, [WORDS, 12], method="start")
-    logits, after = jax.eval_shape(extend, tokens, carry)
-    assert floats(carry) == floats(after) == floats(logits) == {"bfloat16"}
+
+    def extended():
+        variables = net.init(jax.random.key(0), (WORDS, tokens) if net in TRANSLATORS else tokens)
+        carry = applied(net, dtype, variables, [WORDS, 12], method="start")
+        return carry, *applied(net, dtype, variables, [tokens, carry], method="extend")
+
+    carry, logits, after = jax.eval_shape(extended)
+    assert floats(carry) == floats(after) == floats(logits) == {dtype}
     assert jax.tree.map(jnp.shape, carry) == jax.tree.map(jnp.shape, after)
 
 

@@ -12,7 +12,7 @@ import tyro
 
 from research.core.errors import UserError, positive
 from research.core.state import Batch, Learner, State
-from research.core.update import UpdateConfig
+from research.core.update import Dtype, UpdateConfig
 
 
 class Feed(Protocol):
@@ -161,7 +161,13 @@ class Experiment(ABC):
     adversaries: ClassVar[tuple[str, ...]] = ()
     """Names whose losses play against each other: a run in which all of them have stopped is ended."""
 
+    dtypes: ClassVar[tuple[Dtype, ...]] = ("float32", "bfloat16")
+    """The values of `update.dtype` that it takes. Those that have been tried with the loss scale of float16 add it."""
+
     def __post_init__(self) -> None:
+        if self.update.dtype not in self.dtypes:
+            found = " or ".join(self.dtypes)
+            raise UserError(f"{type(self).__name__} does not train in {self.update.dtype}: choose --dtype {found}")
         for name, size in self.divisible().items():
             if not size:
                 parts = self.update.grad_accum_steps

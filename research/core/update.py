@@ -2,14 +2,14 @@
 
     state, aux = update(state, "discriminator", loss, batch)
 
-It owns microbatches, merging over devices, clipping, the optimizer, batch statistics, averaged weights and the log
-lines. A learner's step is its paper's algorithm box in calls of it.
+It owns microbatches, merging over devices, the loss scale of float16, clipping, the optimizer, batch statistics,
+averaged weights and the log lines. A learner's step is its paper's algorithm box in calls of it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,14 @@ from research.core.optimizers import Optimizer, optimizer, schedule
 from research.core.state import State, example_keys, owned, rng
 from research.core.types import Tree
 
-Dtype = Literal["float32", "bfloat16"]
+T = TypeVar("T")
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+INITIAL_SCALE = 2.0**15
+"""The loss scale of float16 at the start: the largest one of Micikevicius et al. 2018 (arXiv:1710.03740)."""
+
+GOOD_UPDATES, LARGEST_SCALE = 2000, 2.0**24
+"""The updates without an overflow after which it is doubled, and its limit, as in NVIDIA's Apex."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +42,7 @@ class UpdateConfig:
             each device's share of the batch
         clip: global norm to which gradients are clipped; None for no clipping
         dtype: dtype that nets compute in, in training and evaluation; parameters, optimizer states and losses stay
-            float32
+            float32. float16 is for GPUs without bfloat16: it needs a loss scale, which is adapted as training goes on
     """
 
     grad_accum_steps: int = 1
@@ -70,15 +77,30 @@ rng     one key for each example, [batch], by its position in the global batch a
 """
 
 
+class LossScale(NamedTuple):
+    """The factor that keeps gradients within the range of float16 (Micikevicius et al. 2018, arXiv:1710.03740).
+
+    factor   f32[], that of the next update; at least 1
+    good     i32[], updates since it last changed
+    skipped  i32[], updates of the whole run whose gradient overflowed, which have moved nothing
+    """
+
+    factor: jax.Array
+    good: jax.Array
+    skipped: jax.Array
+
+
 class Moving(NamedTuple):
     """`State.opt_state` of one name.
 
-    count  i32[], its updates done: its rng, its schedule and its moving average go by it
-    inner  the optimizer's own state
+    count  i32[], its updates done, the skipped ones included: its rng and its moving average go by it
+    inner  the optimizer's own state; its schedule goes by the updates that were not skipped
+    scale  the loss scale in float16, () in other dtypes
     """
 
     count: jax.Array  # type: ignore[assignment]  # a field, not tuple's method
     inner: optax.OptState
+    scale: LossScale | tuple[()] = ()
 
 
 class Update(Protocol):
@@ -117,12 +139,18 @@ def updater(
     of the loss, `NAME_loss`, `NAME_gradient_norm` and `NAME_learning_rate` (without NAME_ where there is but one), and
     the rows.
 
+    In float16 the mean loss is multiplied by the loss scale before it is differentiated, and the gradient is divided by
+    it afterwards, in float32. An update whose gradient is not finite is skipped: it moves the count and the scale
+    alone, which is halved, and doubled after `GOOD_UPDATES` others. `NAME_loss_scale` and `NAME_skipped_updates` (1 or
+    0, so that their mean is the fraction) are logged; the metrics of a skipped update count for nothing. An overflow at
+    a scale of 1 is skipped too, but its metrics stay, so that `check_finite` ends the run.
+
     whole_batch  the loss is no sum over the examples (a contrastive one): `grad_accum_steps` above 1 is refused
     """
     transforms = {name: optimizer(how, updates) for name, (how, updates) in optimizers.items()}
     rates = {name: schedule(how, updates) for name, (how, updates) in optimizers.items()}
     decays = {name: decay for name, decay in average.items() if decay is not None}
-    parts = config.grad_accum_steps
+    parts, half = config.grad_accum_steps, config.dtype == "float16"
 
     def init(
         key: jax.Array,
@@ -131,23 +159,26 @@ def updater(
         world: Tree = (),
     ) -> State:
         params = {name: params for name, (params, _) in nets.items()}
-        opt_state = {name: Moving(jnp.int32(0), transforms[name].init(params[name])) for name in transforms}
+        scale = LossScale(jnp.float32(INITIAL_SCALE), jnp.int32(0), jnp.int32(0)) if half else ()
+        opt_state = {name: Moving(jnp.int32(0), transforms[name].init(params[name]), scale) for name in transforms}
         kept = {name: own for name, (_, own) in nets.items() if own} | dict(collections)
         if decays:  # copies, or donation would meet one buffer twice
             kept["average"] = {name: jax.tree.map(jnp.copy, params[name]) for name in decays}
         return State(jnp.int32(0), key, params, opt_state, kept, world)
 
     def update(state: State, name: str, loss: Loss, batch: Any, whole_batch: bool = False) -> tuple[State, Aux]:
-        params, (count, inner) = state.params[name], state.opt_state[name]
+        params, (count, inner, scale) = state.params[name], state.opt_state[name]
         size = len(jax.tree.leaves(batch)[0])
         keys = example_keys(rng(state._replace(step=count), name), position(size))
 
         def part(own: dict[str, Tree], batch_and_keys: tuple[Any, jax.Array]) -> tuple[dict[str, Tree], Any]:
             def total(params: Tree) -> tuple[jax.Array, tuple[Mean, Aux]]:
                 value, aux = loss(params, _put(state, name, own), *batch_and_keys)
-                return value.total, (value, aux)
+                return value.value * scale.factor if scale else value.total, (value, aux)
 
             gradient, (value, aux) = jax.grad(total, has_aux=True)(params)
+            if scale:
+                gradient = jax.tree.map(lambda g: g * (value.count / scale.factor), gradient)
             return {**own, **aux.moved}, (gradient, value, dict(aux.metrics), aux.rows)
 
         if parts == 1:
@@ -160,19 +191,30 @@ def updater(
         gradient, examples = summed((gradient, value.count))
         gradient = jax.tree.map(lambda g: g / jnp.maximum(examples, 1e-8), gradient)
         gradient, norm = _clipped(gradient, config.clip)
-        steps, inner = transforms[name].update(gradient, inner, params)
-        params = optax.apply_updates(params, steps)
+        steps, stepped = transforms[name].update(gradient, inner, params)
+        moved = optax.apply_updates(params, steps)
+        averages = state.collections.get("average", {})
+        average = ema_update(averages[name], moved, decays[name], count + 1) if name in decays else ()
+
+        before, after = (params, inner, owned(state, name), averages.get(name, ())), (moved, stepped, own, average)
+        rate = rates[name](count - scale.skipped if scale else count)
+        log: Metrics = {"loss": value, "gradient_norm": mean(norm), "learning_rate": mean(rate)}
+        if scale:
+            overflow = ~jnp.isfinite(norm)
+            after = _where(overflow, before, after)
+            uncounted = jax.tree.map(jnp.zeros_like, (log, metrics))
+            log, metrics = _where(overflow & (scale.factor > 1), uncounted, (log, metrics))
+            log |= {"loss_scale": mean(scale.factor), "skipped_updates": mean(overflow)}
+            scale = _rescaled(scale, overflow)
+        params, inner, own, average = after
 
         state = _put(state, name, own)
         if name in decays:
-            averages = state.collections["average"]
-            average = ema_update(averages[name], params, decays[name], count + 1)
             state = state._replace(collections=state.collections | {"average": averages | {name: average}})
         state = state._replace(
             params=state.params | {name: params},
-            opt_state=state.opt_state | {name: Moving(count + 1, inner)},
+            opt_state=state.opt_state | {name: Moving(count + 1, inner, scale)},
         )
-        log = {"loss": value, "gradient_norm": mean(norm), "learning_rate": mean(rates[name](count))}
         prefix = "" if len(optimizers) == 1 else f"{name}_"
         return state, Aux({f"{prefix}{key}": x for key, x in log.items()} | metrics, own, rows)
 
@@ -234,6 +276,18 @@ def _accumulated(part: Callable, own: dict[str, Tree], data: Any, parts: int) ->
     rows = jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(size, *x.shape[2:]), rows)
     value, metrics = jax.tree.map(lambda x: x.sum(0), (value, metrics))
     return own, (gradient, value, metrics, rows)
+
+
+def _rescaled(scale: LossScale, overflow: jax.Array) -> LossScale:
+    """The loss scale after an update: halved if its gradient overflowed, doubled after `GOOD_UPDATES` that did not."""
+    good = jnp.where(overflow, 0, scale.good + 1)
+    full = good == GOOD_UPDATES
+    factor = scale.factor * jnp.where(overflow, 0.5, jnp.where(full, 2.0, 1.0))
+    return LossScale(jnp.clip(factor, 1, LARGEST_SCALE), jnp.where(full, 0, good), scale.skipped + overflow)
+
+
+def _where(condition: jax.Array, chosen: T, other: T) -> T:
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, other)
 
 
 def _clipped(gradient: Tree, clip: float | None) -> tuple[Tree, jax.Array]:

@@ -93,6 +93,8 @@ class DQN(Experiment):
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=lambda: Run(metric="return"))
 
+    dtypes = ("float32", "bfloat16", "float16")
+
     def __post_init__(self) -> None:
         positive(self, "", "num_envs", "rollout_length", "buffer_size", "batch", "updates", "target_update_interval")
         positive(self, "", "n_step", "episodes", "test_episodes")

@@ -33,6 +33,8 @@ class Supervised(Experiment):
     average: float | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
 
+    dtypes = ("float32", "bfloat16", "float16")
+
     def updater(self) -> Updater:
         """`init` and `update` of one net, called "net"."""
         return updater(self.update, {"net": (self.optimizer, self.run.steps)}, {"net": self.average})

@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections import Counter
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,15 +116,22 @@ class Compiled(NamedTuple):
         return len(re.findall(r' convolution\(.*window=|custom_call_target="__cudnn\$conv', self.hlo))
 
 
+def platform(name: str) -> Literal["cuda", "tpu"]:
+    """The platform of the topology called `name`. Raises UserError where there is no such kind of device."""
+    kind, _, shape = name.partition(":")
+    gpu = kind == "h100"
+    if kind not in MEMORY or (gpu and not (shape or "1").isdigit()):
+        raise UserError(f"there is no topology {name!r}: say v5e:2x4, or another shape of {', '.join(MEMORY)}")
+    return "cuda" if gpu else "tpu"
+
+
 def topology(name: str) -> Topology:
     """The topology called `name`: a TPU slice, KIND:SHAPE ("v5e:2x4"), or GPUs of one machine, "h100" or "h100:8".
 
     Raises UserError where there is none of that name, NotInstalled where there is no compiler for it.
     """
+    gpu = platform(name) == "cuda"
     kind, _, shape = name.partition(":")
-    gpu = kind == "h100"
-    if kind not in MEMORY or (gpu and not (shape or "1").isdigit()):
-        raise UserError(f"there is no topology {name!r}: say v5e:2x4, or another shape of {', '.join(MEMORY)}")
     compilers = ("jax_cuda12_plugin", "jax_cuda13_plugin") if gpu else ("libtpu",)
     if not any(map(importlib.util.find_spec, compilers)):
         raise NotInstalled(f"the compiler for {name} is not installed: pip install -e .[{'cuda12' if gpu else 'tpu'}]")

@@ -41,6 +41,12 @@ def _indivisible(experiment: Experiment, devices: int) -> str:
     return f"{said}, where a batch is one of {parts} microbatches" if odd and parts > 1 else said
 
 
+def check_dtype(experiment: Experiment, platform: str) -> None:
+    """Raises UserError where the devices of `platform`, such as "tpu", do not compute in the experiment's dtype."""
+    if platform == "tpu" and experiment.update.dtype == "float16":
+        raise UserError("TPUs do not compute in float16: choose --dtype bfloat16")
+
+
 def check_contract(
     learner: Learner, key: jax.Array, train: Batch, validation: Batch, experiment: Experiment, reported: set[str]
 ) -> State:
@@ -97,7 +103,8 @@ def check_contract(
 def check_finite(metrics: Metrics, before: int, left: Callable[[], str]) -> None:
     """Raises RunError if a metric of some step, [steps] or [steps, seeds], is not finite; with seeds, if of all.
 
-    A seed that diverges is null in the logs, and the others go on.
+    A seed that diverges is null in the logs, and the others go on. Metrics of updates that float16 has skipped are
+    finite, but for an overflow at a loss scale of 1, which no smaller scale can mend.
 
     before: the steps done before these; left: says which checkpoints there are
     """
@@ -111,6 +118,11 @@ def check_finite(metrics: Metrics, before: int, left: Callable[[], str]) -> None
         return
     step = int(np.argmin(fine))
     names = [name for name, good in finite.items() if not np.all(good[step])]
+    if any(name.endswith("gradient_norm") and name.replace("gradient_norm", "loss_scale") in metrics for name in names):
+        raise RunError(
+            f"gradients overflowed float16 at step {before + step + 1}, at a loss scale of 1, which is the smallest. "
+            f"{left()}. Try --dtype bfloat16 or float32, a lower learning rate or --update.clip 1"
+        )
     raise RunError(
         f"{' and '.join(names)} became NaN or infinite at step {before + step + 1}. {left()}. Try a lower learning "
         "rate or --update.clip 1; --debug, in another --workdir, shows where it comes from"

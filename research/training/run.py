@@ -23,6 +23,7 @@ from research.training import checkpoint, config, log, provenance, workdir
 from research.training.checks import (
     check_contract,
     check_divisible,
+    check_dtype,
     usable_devices,
 )
 from research.training.dispatch import dispatches
@@ -111,6 +112,7 @@ class Job(NamedTuple):
 def prepare(command: config.Command[Experiment], directory: Path) -> Job:
     """Builds what the run needs and checks that it fits together, before anything is compiled."""
     experiment = command.config
+    check_dtype(experiment, jax.default_backend())
     where = place(command.place, layout(command))
     check_divisible(experiment, where)
     feeds = experiment.feeds()
