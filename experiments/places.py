@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from experiments.results import provenance
+from experiments.results import moved, provenance
 from research import learners
 from research.core.errors import UserError
 from research.core.experiment import Experiment
@@ -24,7 +24,9 @@ from research.core.files import write_json
 from research.core.layout import Layout, Shard, make_mesh
 from research.core.placement import Place, PlaceName, place
 from research.core.state import State
-from research.training.aot import collectives
+from research.training import aot
+
+DEVICES = 8
 
 PLACES: dict[str, tuple[PlaceName, str, Shard]] = {
     "jit": ("jit", "data=8", "replicated"),
@@ -50,7 +52,8 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
         output: JSON file that the figures are written to, for `experiments.results`
     """
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", 8)
+    if jax.config.jax_num_cpu_devices != DEVICES:  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", DEVICES)
     jax.config.update("jax_default_matmul_precision", "highest")
     known = learners.tiny()
     unknown = sorted(set(names) - set(known))
@@ -72,9 +75,9 @@ def differences(experiment: Experiment, steps: int) -> Iterator[tuple[str, dict[
     alone, _ = trained(experiment, place("jit", Layout(make_mesh(jax.devices()[:1]))), steps)
     for name, (how, mesh, shard) in PLACES.items():
         layout = Layout(make_mesh(jax.devices(), mesh), shard, least=1)
-        state, moved = trained(experiment, place(how, layout), steps)
+        state, collectives = trained(experiment, place(how, layout), steps)
         pairs = zip(jax.tree.leaves(alone.params), jax.tree.leaves(state.params), strict=True)
-        yield name, {"difference": max(float(np.abs(a - b).max()) for a, b in pairs), "collectives": moved}
+        yield name, {"difference": max(float(np.abs(a - b).max()) for a, b in pairs), "collectives": collectives}
 
 
 def trained(experiment: Experiment, where: Place, steps: int) -> tuple[State, dict[str, int]]:
@@ -86,13 +89,12 @@ def trained(experiment: Experiment, where: Place, steps: int) -> tuple[State, di
     for at in range(steps):
         state, _ = step(state, batch(at))
     host = jax.device_get(state._replace(key=jax.random.key_data(state.key)))
-    return host, collectives(step.as_text() or "")
+    return host, aot.collectives(step.as_text() or "")
 
 
 def cell(found: dict[str, Any]) -> str:
     """A difference and the collectives, as they stand in the table."""
-    moved = ", ".join(f"{count} {kind}" for kind, count in found["collectives"].items())
-    return f"{found['difference']:.1e}; {moved}"
+    return f"{found['difference']:.1e}; {moved(found['collectives'])}"
 
 
 if __name__ == "__main__":

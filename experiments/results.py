@@ -1,10 +1,11 @@
 """Write the tables of docs/results.md and README.md from docs/results/*.json: python -m experiments.results.
 
-A file of docs/results is one of three kinds:
+A file of docs/results is one of four kinds:
 
     {"about": {...}, "runs": [...]}         training: the summary.json of each run, as it was written
     {"about": {...}, "contenders": [...]}   speed: what `experiments.benchmark --output` writes
     {"about": {...}, "largest_difference"}  agreement with PyTorch: what `experiments.agree --output` writes
+    {"about": {...}, "places": {...}}       agreement of places: what `experiments.places --output` writes
 
 "about" has the command, the date, the machine and the number of its cores that the run used; where the figures are not
 those that the command wrote, also their source. For training it also has the family, the data, the commands to run
@@ -30,7 +31,7 @@ from research.core.errors import UserError
 from research.core.files import failing, replacing
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "docs" / "results.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "devices.md", ROOT / "README.md")
 """The pages that have tables, each between the markers <!-- table NAME --> and <!-- end -->."""
 
 Record = Mapping[str, Any]
@@ -63,7 +64,7 @@ def records(directory: Path) -> list[Record]:
 
 
 def tables(found: list[Record]) -> dict[str, str]:
-    """The tables in Markdown by name: families (for README.md), training, commands, speed and agreement."""
+    """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement and places."""
     trained = [record for record in found if "runs" in record]
     return {
         "families": markdown(
@@ -83,6 +84,7 @@ def tables(found: list[Record]) -> dict[str, str]:
             ("command", "steps", "first loss", "last loss", "largest difference"),
             [agreement(record) for record in found if "largest_difference" in record],
         ),
+        "places": "".join(places(record) for record in found if "places" in record),
     }
 
 
@@ -139,6 +141,21 @@ def agreement(record: Record) -> tuple[str, ...]:
     """The line of a comparison with PyTorch."""
     losses = (f"{record['first_loss']:.3f}", f"{record['last_loss']:.3f}", f"{record['largest_difference']:.1e}")
     return f"`{record['about']['command']}`", str(record["steps"]), *losses
+
+
+def places(record: Record) -> str:
+    """The table of the places: a line a learner."""
+    rows, about = record["places"], record["about"]
+    columns = list(next(iter(rows.values())))
+    cell = lambda found: f"{found['difference']:.1e}; {moved(found['collectives'])}"
+    lines = [(f"`{name}`", *(cell(found[column]) for column in columns)) for name, found in rows.items()]
+    said = f"`{about['command']}`, {record['steps']} steps of SGD, dropout on, {about['date']}."
+    return f"{said}\n\n{markdown(('learner', *columns), lines)}"
+
+
+def moved(collectives: Mapping[str, int]) -> str:
+    """How many collectives of each kind, as text."""
+    return ", ".join(f"{count} {kind}" for kind, count in collectives.items())
 
 
 def value_of(metric: str, runs: list[Record]) -> str:

@@ -1,0 +1,30 @@
+"""experiments.places: learners at every place against one device."""
+
+import json
+
+import pytest
+
+from experiments import places
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+
+def test_the_table_of_a_learner(tmp_path, capsys):
+    assert places.main(["cnn", "--steps", "1", "--output", str(tmp_path / "places.json")]) == 0
+    assert "largest difference of a parameter after 1 steps" in capsys.readouterr().out.replace("\n", " ")
+    found = json.loads((tmp_path / "places.json").read_text())
+    assert (
+        found["steps"] == 1
+        and found["places"].keys() == {"cnn"}
+        and found["places"]["cnn"].keys() == set(places.PLACES)
+    )
+    for name, cell in found["places"]["cnn"].items():
+        assert 0 < cell["difference"] < 1e-5
+        assert cell["collectives"]["all-reduce"] > 0
+        assert cell["collectives"].keys() == {"all-reduce"} or name not in ("pmap", "shard_map")
+        assert "all-gather" in cell["collectives"] or not name.startswith("fsdp")
+
+
+def test_a_learner_that_is_none(capsys):
+    assert places.main(["resnet"]) == 2
+    assert "there is no tiny setting 'resnet': there are " in capsys.readouterr().err
