@@ -13,6 +13,7 @@ from digits import tiny
 from learners import EXPERIMENTS
 
 from experiments.train import main
+from research.core.layout import Layout, make_mesh
 from research.core.metrics import mean
 from research.core.placement import place
 from research.core.state import Batch, Learner, State
@@ -78,7 +79,7 @@ def test_each_shape_of_the_data_is_compiled_once_and_its_operations_are_counted(
         shape = (2, 3 if at % 4 < 2 else 5)
         return Batch(np.arange(2), np.ones(2, np.float32), np.full(shape, at, np.float32), ())
 
-    where, feed = place("jit", jax.devices()[:1]), SimpleNamespace(resident=False, batch_at=batch_at)
+    where, feed = place("jit", Layout(make_mesh(jax.devices()[:1]))), SimpleNamespace(resident=False, batch_at=batch_at)
     state = where.put(State(jnp.int32(0), jax.random.key(0), jnp.float32(0), {}, {}, ()))
     dispatched = []
     with dispatches(Learner(None, step, None), where, feed, 2, 0, 8) as advance:
