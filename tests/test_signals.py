@@ -15,13 +15,13 @@ from research.training.signals import Interrupted, on_signal
 TINY = tiny(6)
 
 SPIN = """
-import sys, time
+import sys, threading, time
 import jax
 from research.training.signals import on_signal
 
 def spin(x):
-    # Later, so that the main thread, which goes on in Python after dispatch, waits in the call.
-    jax.debug.callback(lambda: (time.sleep(0.5), print("spinning", flush=True)))
+    # Later, and from another thread: the callback may run in the main thread, which then goes on to wait in the call.
+    jax.debug.callback(lambda: threading.Timer(0.5, lambda: print("spinning", flush=True)).start())
     return jax.lax.while_loop(lambda x: x >= 0, lambda x: (x + 1) % 7, x)
 
 with on_signal(lambda number: print("handled", number, flush=True), lambda: "the call after step 7", grace=1.0):
