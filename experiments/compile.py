@@ -19,7 +19,7 @@ from research.core.layout import Shard
 from research.core.placement import PlaceName
 from research.training import aot, config
 from research.training.checks import check_dtype
-from research.training.config import Config
+from research.training.config import Config, Mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +40,7 @@ class Command(Generic[Config]):
     config: Annotated[Config, tyro.conf.arg(name="")]
     topology: str = "v5e:2x4"
     place: PlaceName = "jit"
-    mesh: Annotated[
-        str | None, tyro.conf.arg(metavar="AXIS=N,…", help_behavior_hint="(default: data, all devices)")
-    ] = None
+    mesh: Mesh = None
     shard: Shard = "replicated"
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
 

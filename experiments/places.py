@@ -74,7 +74,7 @@ def differences(experiment: Experiment, steps: int) -> Iterator[tuple[str, dict[
     """(place, {"difference", "collectives"}) of an experiment at each of `PLACES`."""
     alone, _ = trained(experiment, place("jit", Layout(make_mesh(jax.devices()[:1]))), steps)
     for name, (how, mesh, shard) in PLACES.items():
-        layout = Layout(make_mesh(jax.devices(), mesh), shard, least=1)
+        layout = Layout(make_mesh(jax.devices(), mesh), shard, min_size=1)
         state, collectives = trained(experiment, place(how, layout), steps)
         pairs = zip(jax.tree.leaves(alone.params), jax.tree.leaves(state.params), strict=True)
         yield name, {"difference": max(float(np.abs(a - b).max()) for a, b in pairs), "collectives": collectives}

@@ -152,7 +152,7 @@ def test_bad_input_is_one_clear_line(finished, tmp_path, capsys, monkeypatch):
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path):
-    line = r"could not write .*state.npz \(No space left on device\): make room"
+    line = r"could not write .*state.npz: No space left on device; make room"
     with pytest.raises(RunError, match=line), programs.writing(tmp_path / "state.npz") as temporary:
         temporary.write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")

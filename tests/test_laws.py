@@ -49,7 +49,7 @@ def at(where: str, seeded: bool = False):
     if where in MESHES:
         mesh, shard = MESHES[where]
         devices = jax.devices()[: math.prod(mesh_shape(mesh).values())]
-        return place("jit", Layout(make_mesh(devices, mesh), shard, seeded, least=1))
+        return place("jit", Layout(make_mesh(devices, mesh), shard, seeded, min_size=1))
     return place(where, Layout(make_mesh(jax.devices()), seeds=seeded))
 
 

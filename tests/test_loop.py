@@ -37,7 +37,7 @@ def test_metrics_are_read_one_dispatch_late_but_before_an_evaluation_or_a_save(t
         monkeypatch.setattr(owner, name, noted)
 
     started = itertools.count(2, 2)
-    note(reader.Reader, "add", "start", lambda *_: next(started))
+    note(reader.MetricsReader, "add", "start", lambda *_: next(started))
     note(reader, "check_finite", "read", lambda _, before, __: before + 2)
     note(run, "validate", "validate", lambda _, step, __: step)
     note(run.checkpoint.Checkpoints, "save", "save", lambda _, step, __: step)
@@ -99,7 +99,7 @@ def test_what_is_measured(monkeypatch):
     monkeypatch.setattr(reader, "memory", lambda: {"peak_memory_bytes": 5})
     lines, bar = [], SimpleNamespace(update=lambda *_: None, say=lambda *_: None)
     log = SimpleNamespace(line=lambda step, split, values, timing: lines.append((step, timing)))
-    one = reader.Reader(EXPERIMENTS["transformer"], 8, {"examples": 32}, 1000.0, log, bar, None)
+    one = reader.MetricsReader(EXPERIMENTS["transformer"], 8, {"examples": 32}, 1000.0, log, bar, None)
     metrics = {"loss": mean(jnp.ones(1))}
     for called, waited, compiled in (
         (1.0, 0.5, 6.0),
@@ -126,10 +126,10 @@ def test_what_is_measured(monkeypatch):
 
 
 def test_what_a_step_trains_on():
-    assert EXPERIMENTS["cnn"].amounts(32) == {"examples": 32}
-    assert EXPERIMENTS["transformer"].amounts(32) == {"examples": 32, "tokens": 32 * 8}
+    assert EXPERIMENTS["cnn"].units_per_step(32) == {"examples": 32}
+    assert EXPERIMENTS["transformer"].units_per_step(32) == {"examples": 32, "tokens": 32 * 8}
     dqn = EXPERIMENTS["dqn"]
-    assert dqn.amounts(0) == {"frames": dqn.num_envs * dqn.rollout_length}
+    assert dqn.units_per_step(0) == {"frames": dqn.num_envs * dqn.rollout_length}
 
 
 def test_a_profile_has_the_second_to_fourth_call_and_changes_nothing(tmp_path, capsys, monkeypatch):

@@ -15,7 +15,7 @@ from learners import EXPERIMENTS
 
 from experiments.train import main
 from research.core.errors import UserError
-from research.core.layout import FSDP_LEAST, Layout, make_mesh, mesh_shape
+from research.core.layout import FSDP_MIN_SIZE, Layout, make_mesh, mesh_shape
 from research.core.placement import place
 from research.core.state import State
 from research.training import checkpoint, config
@@ -30,16 +30,18 @@ def devices_and_mesh(text: str):
 
 
 def test_the_shape_of_a_mesh():
-    assert mesh_shape("data=4, model=2") == {"replica": 1, "seed": 1, "data": 4, "model": 2}
-    mesh = make_mesh(jax.devices(), "model=2,replica=2,data=2")
-    assert dict(mesh.shape) == {"replica": 2, "seed": 1, "data": 2, "model": 2}
-    np.testing.assert_array_equal(np.vectorize(lambda d: d.id)(mesh.devices[:, 0]), np.arange(8).reshape(2, 2, 2))
-    assert dict(make_mesh(jax.devices()[:3]).shape) == {"replica": 1, "seed": 1, "data": 3, "model": 1}
+    assert mesh_shape("data=4, replica=2") == {"replica": 2, "seed": 1, "data": 4}
+    mesh = make_mesh(jax.devices(), "data=2,seed=2,replica=2")
+    assert dict(mesh.shape) == {"replica": 2, "seed": 2, "data": 2}
+    np.testing.assert_array_equal(np.vectorize(lambda d: d.id)(mesh.devices), np.arange(8).reshape(2, 2, 2))
+    assert dict(make_mesh(jax.devices()[:3]).shape) == {"replica": 1, "seed": 1, "data": 3}
 
 
-@pytest.mark.parametrize("text", ["", "data", "data=0", "data=x", "data=-2", "batch=8", "data=2,data=4", "data=8,"])
+@pytest.mark.parametrize(
+    "text", ["", "data", "data=0", "data=x", "data=-2", "batch=8", "model=2", "data=2,data=4", "data=8,"]
+)
 def test_a_mesh_that_is_none(text):
-    with pytest.raises(UserError, match="expected sizes of some of replica, seed, data, model, such as data=4,model=2"):
+    with pytest.raises(UserError, match="expected sizes of some of replica, seed, data, such as replica=2,data=4"):
         mesh_shape(text)
 
 
@@ -56,8 +58,8 @@ def test_fsdp_splits_large_leaves_along_their_largest_axis_that_the_devices_divi
         "odd": ((512, 2049), P("data")),
         "equal": ((512, 512), P("data")),
         "undivided": ((1001, 1003), P()),
-        "small": ((8, FSDP_LEAST // 8 - 8), P()),
-        "just": ((8, FSDP_LEAST // 8), P(None, "data")),
+        "small": ((8, FSDP_MIN_SIZE // 8 - 8), P()),
+        "just": ((8, FSDP_MIN_SIZE // 8), P(None, "data")),
         "scalar": ((), P()),
     }
     mesh = make_mesh(jax.devices(), "replica=2,data=4")
@@ -88,7 +90,7 @@ def test_a_state_is_born_and_read_back_in_its_place(name, tmp_path):
     """Each device has its part alone, also of another mesh; the numbers are those of one device."""
     learner, key = EXPERIMENTS[name].build(), jax.random.key(3)
     plain = jax.jit(learner.init)(key)
-    at = lambda mesh: place("jit", Layout(devices_and_mesh(mesh), "fsdp", least=1))
+    at = lambda mesh: place("jit", Layout(devices_and_mesh(mesh), "fsdp", min_size=1))
     born = at("data=8").init(learner.init, key)
     bytes_of = lambda state: sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state.params))
     whole = bytes_of(plain)
@@ -107,7 +109,7 @@ def test_a_state_is_born_and_read_back_in_its_place(name, tmp_path):
 
 def hlo(name: str, mesh: str, shard: str = "replicated", **changes) -> str:
     experiment = dataclasses.replace(EXPERIMENTS[name], **changes)
-    where = place("jit", Layout(devices_and_mesh(mesh), shard, least=1))
+    where = place("jit", Layout(devices_and_mesh(mesh), shard, min_size=1))
     learner, batch = experiment.build(), experiment.feeds().train.batch_at(0)
     state = where.put(jax.eval_shape(learner.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)

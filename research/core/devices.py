@@ -1,9 +1,9 @@
 """What a step says of the devices that it runs on; on one device it does nothing.
 
 Under `pmap` and `shard_map` a step sees one device's part of the batch, and the axis `AXIS` is bound: `summed` and
-`gathered` are collectives over it. In one global program arrays are global and no axis is bound: they return their
-argument, and `split` says which axis of an array is laid over the devices. Which of the two applies is known when the
-step is traced.
+`gathered` are collectives over it. In one global program arrays are global and no axis is bound: these two return their
+argument, while `shard_batch` and `replicated` say how an array lies over the devices. Which of the two applies is known
+when the step is traced.
 """
 
 import math
@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 AXIS = "data"
 """The name of the mapped axis that `pmap` and `shard_map` run over."""
 
-BATCH = ("replica", AXIS)
+BATCH_AXES = ("replica", AXIS)
 """The axes of a global program's mesh that a batch and the environments are split over."""
 
 
@@ -67,7 +67,7 @@ def position(count: int) -> jax.Array:
     return positions if axis_if_bound() is None else lax.axis_index(AXIS) * count + positions
 
 
-def split(tree: Any, axis: int = 0) -> Any:
+def shard_batch(tree: Any, axis: int = 0) -> Any:
     """`tree`, whose leaves count examples along `axis`: in one global program they are split there over the devices.
 
     The other axes are left to the compiler, which would else have to guess which of a product's axes stays split where
@@ -76,19 +76,19 @@ def split(tree: Any, axis: int = 0) -> Any:
     mesh = _mesh()
     if mesh is None:
         return tree
-    parts = math.prod(mesh.shape[name] for name in BATCH)
+    parts = math.prod(mesh.shape[name] for name in BATCH_AXES)
 
     def leaf(x: jax.Array) -> jax.Array:
         if x.shape[axis] % parts:
             return x
         spec: list[Any] = [PartitionSpec.UNCONSTRAINED] * x.ndim
-        spec[axis] = BATCH
+        spec[axis] = BATCH_AXES
         return lax.with_sharding_constraint(x, PartitionSpec(*spec))
 
     return jax.tree.map(leaf, tree)
 
 
-def whole(tree: Any) -> Any:
+def replicated(tree: Any) -> Any:
     """`tree`, whole on every device of one global program: weights that a loop reads at each of its turns."""
     return tree if _mesh() is None else lax.with_sharding_constraint(tree, PartitionSpec())
 

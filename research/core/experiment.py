@@ -191,7 +191,7 @@ class Experiment(ABC):
             "data.evaluation_batch": data.evaluation_batch,
         }
 
-    def amounts(self, batch: int) -> dict[str, int]:
+    def units_per_step(self, batch: int) -> dict[str, int]:
         """How much a step trains on, by unit, for the run's speed: {"examples": 128}.
 
         batch: the size of the global batch of `Feeds.train`

@@ -41,12 +41,16 @@ def write_json(path: Path, value: Any) -> None:
 
 
 @contextmanager
-def failing(what: str, path: Path) -> Iterator[None]:
-    """Raise any OSError of this context as a RunError: "could not `what` `path`", the reason, and what to do."""
+def failing(what: str, path: Path, remedy: str | None = None) -> Iterator[None]:
+    """Raise any OSError of this context as a RunError: "could not `what` `path`", the reason, and what to do.
+
+    remedy  what to do; None for what helps a run, see `reason`
+    """
     try:
         yield
     except OSError as error:
-        raise RunError(f"could not {what} {path}: {reason(error)}") from error
+        why = reason(error) if remedy is None else f"{error.strerror or error}; {remedy}"
+        raise RunError(f"could not {what} {path}: {why}") from error
 
 
 def reason(error: BaseException) -> str:

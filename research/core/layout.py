@@ -1,11 +1,10 @@
 """Layouts: how a State and a batch lie over a mesh of devices.
 
-A mesh has four named axes, each of size 1 unless it is asked for:
+A mesh has three named axes, each of size 1 unless it is asked for:
 
     replica  each has all of the State, and a part of the batch; outermost, for what is between slices or nodes
     seed     each has some of the seeds of `per_seed`
     data     each has a part of the batch and, by FSDP, of the State
-    model    each has a part of the matrices that a net's table names
 """
 
 import math
@@ -17,22 +16,22 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from research.core.devices import AXIS, BATCH
+from research.core.devices import AXIS, BATCH_AXES
 from research.core.errors import UserError
 from research.core.state import State
 from research.core.types import Tree
 
-AXES = ("replica", "seed", AXIS, "model")
+AXES = ("replica", "seed", AXIS)
 """The axes of every mesh, outermost first."""
 
 Shard = Literal["replicated", "fsdp"]
 
-FSDP_LEAST = 2**12
+FSDP_MIN_SIZE = 2**12
 """Leaves of fewer numbers are on every device: gathering them would take longer than it saves memory."""
 
 
 def mesh_shape(text: str) -> dict[str, int]:
-    """The sizes of all axes: "data=4,model=2" -> {"replica": 1, "seed": 1, "data": 4, "model": 2}.
+    """The sizes of all axes: "replica=2,data=4" -> {"replica": 2, "seed": 1, "data": 4}.
 
     Raises UserError where the text is no such list.
     """
@@ -40,7 +39,7 @@ def mesh_shape(text: str) -> dict[str, int]:
     for part in text.split(","):
         name, _, size = part.strip().partition("=")
         if name not in AXES or name in given or not size.isdecimal() or not int(size):
-            raise UserError(f"--mesh {text}: expected sizes of some of {', '.join(AXES)}, such as {AXIS}=4,model=2")
+            raise UserError(f"--mesh {text}: expected sizes of some of {', '.join(AXES)}, such as replica=2,{AXIS}=4")
         given[name] = int(size)
     return {axis: given.get(axis, 1) for axis in AXES}
 
@@ -76,13 +75,13 @@ class Layout(NamedTuple):
            leaf is split as well, along its largest axis that the devices divide (Rajbhandari et al. 2020,
            arXiv:1910.02054, stage 3)
     seeds  whether States have the axis of `per_seed`
-    least  see `FSDP_LEAST`
+    min_size  see `FSDP_MIN_SIZE`
     """
 
     mesh: Mesh
     shard: Shard = "replicated"
     seeds: bool = False
-    least: int = FSDP_LEAST
+    min_size: int = FSDP_MIN_SIZE
 
     def at(self, *axes: Any) -> NamedSharding:
         """Where an array lies whose dimensions are split over these axes of the mesh; None: not split."""
@@ -90,7 +89,7 @@ class Layout(NamedTuple):
 
     def batch(self, batch_axis: int | None) -> NamedSharding:
         """Where the leaves of a batch lie that count examples along `batch_axis`; None: whole on every device."""
-        return self.at() if batch_axis is None else self.at(*(None,) * batch_axis, BATCH)
+        return self.at() if batch_axis is None else self.at(*(None,) * batch_axis, BATCH_AXES)
 
     def state(self, state: State) -> State:
         """Where each leaf of a State lies, of arrays or of shapes: shardings in their places."""
@@ -103,14 +102,14 @@ class Layout(NamedTuple):
             params=weights(state.params),
             opt_state=weights(state.opt_state),
             collections=weights(state.collections),
-            world=each(state.world, lambda shape: (BATCH,)),
+            world=each(state.world, lambda shape: (BATCH_AXES,)),
         )
 
     def _weight(self, shape: tuple[int, ...]) -> tuple[str | None, ...]:
         """The axes of one leaf under FSDP."""
         devices = self.mesh.shape[AXIS]
         divided = [axis for axis, size in enumerate(shape) if size % devices == 0]
-        if math.prod(shape) < self.least or not divided:
+        if math.prod(shape) < self.min_size or not divided:
             return ()
         largest = max(divided, key=lambda axis: shape[axis])
         return (*(None,) * largest, AXIS)

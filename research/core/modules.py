@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import tyro
 from jax import lax
 
-from research.core.devices import split
+from research.core.devices import shard_batch
 from research.core.types import Tree
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ def _interceptor(dtype: str, rng: jax.Array | None) -> Callable:
             if rng is not None and isinstance(context.module, Dropout):
                 return call(*arguments, **options, keys=rng)
             if isinstance(context.module, nn.Embed):
-                return split(call(*arguments, **options).astype(dtype))
+                return shard_batch(call(*arguments, **options).astype(dtype))
         return call(*arguments, **options)
 
     return intercept

@@ -20,6 +20,7 @@ PlaceName = Literal["jit", "pmap", "shard_map"]
 class Place(NamedTuple):
     """Where steps run.
 
+    devices   the number of devices
     size      the number of devices that share a batch; it divides a batch and the environments
     init      (init, key) -> a first State, born in its place
     train     (f, batch_axis) -> compiled f: (State, data) -> (State, metrics); it donates the State.
@@ -29,6 +30,7 @@ class Place(NamedTuple):
     put_data  (data, batch_axis) -> data in its place, likewise
     """
 
+    devices: int
     size: int
     init: Callable[[Callable[[jax.Array], State], jax.Array], State]
     train: Callable[[Callable[[State, Any], tuple[State, Metrics]], int | None], jax.stages.Wrapped]
@@ -55,6 +57,7 @@ def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
         return jax.jit(init, out_shardings=layout.state(jax.eval_shape(init, key)))(key)
 
     return Place(
+        devices=mesh.size,
         size=mesh.shape["replica"] * mesh.shape[AXIS],
         init=init,
         train=lambda f, batch_axis: jax.jit(mapped(f, layout, batch_axis, True), donate_argnums=0),
@@ -70,7 +73,7 @@ def _global(f: Callable, layout: Layout, batch_axis: int | None, trains: bool) -
     shown = lambda metrics: metrics if layout.mesh.shape["seed"] > 1 else constrained(metrics, layout.at())
 
     def call(state: State, data: Any) -> Any:
-        with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):  # which `devices.split` reads
+        with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):  # which `devices.shard_batch` reads
             found = f(constrained(state, layout.state(state)), constrained(data, layout.batch(batch_axis)))
         return (constrained(found[0], layout.state(found[0])), shown(found[1])) if trains else shown(found)
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.devices import axis_if_bound, devices, position, split
+from research.core.devices import axis_if_bound, devices, position, shard_batch
 from research.core.metrics import Metrics
 from research.core.state import Learner, State, Step
 
@@ -28,7 +28,7 @@ def with_feed(step: Step, feed: Any) -> Step:
 
     def step_on_feed(state: State, _: Any) -> tuple[State, Metrics]:
         rows = None if axis_if_bound() is None else position(feed.batch // devices())
-        return step(state, split(feed.batch_at(state.step, rows)))
+        return step(state, shard_batch(feed.batch_at(state.step, rows)))
 
     return step_on_feed
 

@@ -29,7 +29,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 INITIAL_SCALE = 2.0**15
 """The loss scale of float16 at the start: the largest one of Micikevicius et al. 2018 (arXiv:1710.03740)."""
 
-GOOD_UPDATES, LARGEST_SCALE = 2000, 2.0**24
+GROWTH_INTERVAL, MAX_SCALE = 2000, 2.0**24
 """The updates without an overflow after which it is doubled, and its limit, as in NVIDIA's Apex."""
 
 
@@ -141,9 +141,9 @@ def updater(
 
     In float16 the mean loss is multiplied by the loss scale before it is differentiated, and the gradient is divided by
     it afterwards, in float32. An update whose gradient is not finite is skipped: it moves the count and the scale
-    alone, which is halved, and doubled after `GOOD_UPDATES` others. `NAME_loss_scale` and `NAME_skipped_updates` (1 or
-    0, so that their mean is the fraction) are logged; the metrics of a skipped update count for nothing. An overflow at
-    a scale of 1 is skipped too, but its metrics stay, so that `check_finite` ends the run.
+    alone, which is halved, and doubled after `GROWTH_INTERVAL` others. `NAME_loss_scale` and `NAME_skipped_updates` (1
+    or 0, so that their mean is the fraction) are logged; the metrics of a skipped update count for nothing. An overflow
+    at a scale of 1 is skipped too, but its metrics stay, so that `check_finite` ends the run.
 
     whole_batch  the loss is no sum over the examples (a contrastive one): `grad_accum_steps` above 1 is refused
     """
@@ -279,11 +279,11 @@ def _accumulated(part: Callable, own: dict[str, Tree], data: Any, parts: int) ->
 
 
 def _rescaled(scale: LossScale, overflow: jax.Array) -> LossScale:
-    """The loss scale after an update: halved if its gradient overflowed, doubled after `GOOD_UPDATES` that did not."""
+    """The loss scale after an update: halved by an overflow, doubled after `GROWTH_INTERVAL` updates without one."""
     good = jnp.where(overflow, 0, scale.good + 1)
-    full = good == GOOD_UPDATES
+    full = good == GROWTH_INTERVAL
     factor = scale.factor * jnp.where(overflow, 0.5, jnp.where(full, 2.0, 1.0))
-    return LossScale(jnp.clip(factor, 1, LARGEST_SCALE), jnp.where(full, 0, good), scale.skipped + overflow)
+    return LossScale(jnp.clip(factor, 1, MAX_SCALE), jnp.where(full, 0, good), scale.skipped + overflow)
 
 
 def _where(condition: jax.Array, chosen: T, other: T) -> T:

@@ -125,7 +125,7 @@ class DQN(Experiment):
         """See `Experiment`."""
         return dqn(self, make(self.environment))
 
-    def amounts(self, batch: int) -> dict[str, int]:
+    def units_per_step(self, batch: int) -> dict[str, int]:
         """See `Experiment`."""
         return {"frames": self.frames}
 

@@ -62,7 +62,7 @@ class Language(Supervised):
         """See `Experiment`."""
         return self.data.feeds()
 
-    def amounts(self, batch: int) -> dict[str, int]:
+    def units_per_step(self, batch: int) -> dict[str, int]:
         """See `Experiment`."""
         return {"examples": batch, "tokens": batch * self.data.context}
 

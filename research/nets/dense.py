@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 from jax import lax
 
-from research.core.devices import split
+from research.core.devices import shard_batch
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -41,7 +41,7 @@ product.defvjp(_forward, _backward)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
-    return split(product(split(x), kernel))
+    return shard_batch(product(shard_batch(x), kernel))
 
 
 Dense = partial(nn.Dense, dot_general=_dot_general)

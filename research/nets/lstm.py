@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.devices import split, whole
+from research.core.devices import replicated, shard_batch
 from research.core.modules import Dropout, FromData
 from research.core.special_tokens import PAD
 from research.nets.bag import Bag
@@ -44,9 +44,9 @@ class Layer(nn.Module):
         bias = self.param("bias", _gate_bias, (4 * self.width,))
         zeros = jnp.zeros((x.shape[1], self.width), x.dtype)
         flip = (lambda x: x[::-1]) if self.reverse else (lambda x: x)
-        gates = flip(split(product(x, kernel, 1), 1) + bias)
+        gates = flip(shard_batch(product(x, kernel, 1), 1) + bias)
         mask = None if mask is None else flip(mask)
-        hiddens, hidden, cell = recur(gates, whole(recurrent), *(carry or (zeros, zeros)), mask)
+        hiddens, hidden, cell = recur(gates, replicated(recurrent), *(carry or (zeros, zeros)), mask)
         return flip(hiddens), (hidden, cell)
 
 
@@ -178,7 +178,7 @@ class Encoder(nn.Module):
 
     def logits(self, x: jax.Array, count: int) -> jax.Array:
         """[..., embedding] -> [..., count], the logits of the first `count` words, by their embeddings."""
-        return split(product(x, self.words.embedding[:count].T.astype(x.dtype)))
+        return shard_batch(product(x, self.words.embedding[:count].T.astype(x.dtype)))
 
 
 class Classifier(nn.Module):
@@ -299,7 +299,7 @@ class Translator(nn.Module):
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Features [..., width] -> logits [..., outputs], by the table of embeddings."""
-        return split(product(x, self.embed.embedding.T.astype(x.dtype)))
+        return shard_batch(product(x, self.embed.embedding.T.astype(x.dtype)))
 
     def start(self, source: jax.Array, length: int) -> Translation:
         """The state before the first token of a translation of the source i32[batch, time]."""

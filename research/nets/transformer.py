@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.devices import split
+from research.core.devices import shard_batch
 from research.core.errors import UserError, positive
 from research.core.modules import Dropout, FromData
 from research.core.special_tokens import PAD
@@ -281,7 +281,7 @@ class Embedding(nn.Module):
 
     def logits(self, x: jax.Array, count: int | None = None) -> jax.Array:
         """[..., width] -> logits [..., vocabulary], or [..., count] of its first tokens."""
-        return split(product(x, self.tokens.embedding[:count].T.astype(x.dtype)))
+        return shard_batch(product(x, self.tokens.embedding[:count].T.astype(x.dtype)))
 
     def dtype(self) -> jnp.dtype:
         """The dtype of the features, which the net computes in."""

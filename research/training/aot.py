@@ -186,7 +186,7 @@ def compiled(
     memory, hlo = program.memory_analysis(), program.as_text()
     assert memory is not None and hlo is not None, "these compilers report both"
     return Compiled(
-        devices=target.size,
+        devices=target.devices,
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,

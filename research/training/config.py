@@ -22,6 +22,10 @@ MAY_CHANGE = ("run.keep",)
 """Fields that may differ when a run is resumed."""
 
 
+Mesh = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,…", help_behavior_hint="(default: data, all devices)")]
+"""The option --mesh, see `core.layout.mesh_shape`."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Command(Generic[Config]):
     """The options of `experiments.train`.
@@ -48,9 +52,7 @@ class Command(Generic[Config]):
     workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     place: PlaceName = "jit"
-    mesh: Annotated[
-        str | None, tyro.conf.arg(metavar="AXIS=N,…", help_behavior_hint="(default: data, all devices)")
-    ] = None
+    mesh: Mesh = None
     shard: Shard = "replicated"
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
     profile: tyro.conf.FlagCreatePairsOff[bool] = False

@@ -6,17 +6,34 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from research.core.experiment import Feed
 from research.core.flops import flops
+from research.core.metrics import Metrics
 from research.core.placement import Place
 from research.core.state import Learner, State
 from research.core.transformations import scan_steps, with_feed
 from research.data.feed import prefetched
-from research.training.reader import Dispatched
+
+
+class Dispatched(NamedTuple):
+    """A dispatch that has been started.
+
+    metrics          those of its steps, leaves [steps, ...]; on the device, which may still be computing them
+    called           when it was called, in seconds of `time.monotonic`
+    data_seconds     how long its data was waited for
+    compile_seconds  how long it was traced and compiled; 0 where it was compiled before
+    flops            its floating-point operations, see `core.flops`; NaN where they are not known
+    """
+
+    metrics: Metrics
+    called: float
+    data_seconds: float
+    compile_seconds: float
+    flops: float
 
 
 def dispatch(learner: Learner, where: Place, feed: Feed, steps: int) -> jax.stages.Wrapped:

@@ -18,7 +18,7 @@ from jax import export
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment, Inference
-from research.core.files import replacing
+from research.core.files import failing, replacing
 from research.core.state import Batch, Learner, State
 from research.core.transformations import first_seed
 from research.core.types import Tree
@@ -33,6 +33,10 @@ TOLERANCE = 1e-6
 
 MAX_BYTES = 2**31 - 2**20
 """Size of the largest program that can be written: `jax.export` uses a format of at most 2 GiB."""
+
+
+REMEDY = "make room, or choose another --output"
+"""What to do where a file can't be written."""
 
 
 class Differs(RunError):
@@ -74,7 +78,7 @@ def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> 
         warn(f"the run has not finished: it has {experiment.run.steps} steps")
     if about["seeds"] is not None:
         say(f"what the model computes is that of seed {experiment.run.seed} alone; the training step has all seeds")
-    with failing(output):
+    with failing("write", output, REMEDY):
         output.mkdir(parents=True, exist_ok=True)
         (output / "export.json").unlink(missing_ok=True)  # it is there only where all of it is
 
@@ -232,18 +236,8 @@ def difference(outputs: Tree, expected: Tree) -> float:
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Yield a path to write to in place of `path`, see `replacing`. Raise RunError where that fails."""
-    with failing(path), replacing(path) as temporary:
+    with failing("write", path, REMEDY), replacing(path) as temporary:
         yield temporary
-
-
-@contextmanager
-def failing(path: Path) -> Iterator[None]:
-    """Raise an OSError of this context as a RunError: `path` could not be written."""
-    try:
-        yield
-    except OSError as error:
-        reason = error.strerror or error
-        raise RunError(f"could not write {path} ({reason}): make room, or choose another --output") from error
 
 
 def inference_signature(written: Written, inference: Inference, validation: Batch) -> dict[str, Any]:

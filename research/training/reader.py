@@ -2,41 +2,24 @@
 
 import time
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 
 from research.core.experiment import Experiment
-from research.core.metrics import Metrics, merged
+from research.core.metrics import merged
 from research.training.checks import check_finite, check_moving
+from research.training.dispatch import Dispatched
 from research.training.log import Log, Progress
 
 
-class Dispatched(NamedTuple):
-    """A dispatch that has been started.
-
-    metrics          those of its steps, leaves [steps, ...]; on the device, which may still be computing them
-    called           when it was called, in seconds of `time.monotonic`
-    data_seconds     how long its data was waited for
-    compile_seconds  how long it was traced and compiled; 0 where it was compiled before
-    flops            its floating-point operations, see `core.flops`; NaN where they are not known
-    """
-
-    metrics: Metrics
-    called: float
-    data_seconds: float
-    compile_seconds: float
-    flops: float
-
-
-class Reader:
+class MetricsReader:
     """Reads the dispatches of a run in order, each of them after the next one was started: checks, logs and shows them.
 
     So the device has a dispatch to go on with while the host is at work. Call `flush` before the State is evaluated or
     saved.
 
     step     the last step that was read; at first the step that the run starts from
-    amounts  what a step trains on, by unit, see `Experiment.amounts`
+    units_per_step  what a step trains on, by unit, see `Experiment.units_per_step`
     peak     FLOP/s of the devices at most, see `core.flops`, or None
     saved    says which checkpoints there are, for messages
 
@@ -47,14 +30,14 @@ class Reader:
         self,
         experiment: Experiment,
         step: int,
-        amounts: Mapping[str, int],
+        units_per_step: Mapping[str, int],
         peak: float | None,
         lines: Log,
         progress: Progress,
         saved: Callable[[], str],
     ) -> None:
         self.step = step
-        self._experiment, self._amounts, self._peak = experiment, amounts, peak
+        self._experiment, self._units_per_step, self._peak = experiment, units_per_step, peak
         self._lines, self._progress, self._saved = lines, progress, saved
         self._pending: Dispatched | None = None
         self._at = time.monotonic()
@@ -83,12 +66,12 @@ class Reader:
         speed = None if compiled or dispatched.compile_seconds else steps / seconds
         self.step += steps
         values = merged(metrics)
-        amounts = {"steps": 1, **self._amounts, "flops": dispatched.flops / steps}
+        units_per_step = {"steps": 1, **self._units_per_step, "flops": dispatched.flops / steps}
         timing = {
             "seconds": self._at - before,
             "compile_seconds": dispatched.compile_seconds,
             "data_seconds": dispatched.data_seconds,
-            **speeds(amounts, speed, self._peak),
+            **speeds(units_per_step, speed, self._peak),
             **memory(),
         }
         self._lines.line(self.step, "train", values, timing)
@@ -96,14 +79,14 @@ class Reader:
         self._progress.say("train", values)
 
 
-def speeds(amounts: Mapping[str, float], speed: float | None, peak: float | None) -> dict[str, float | None]:
+def speeds(units_per_step: Mapping[str, float], speed: float | None, peak: float | None) -> dict[str, float | None]:
     """{"steps_per_second": ..., "examples_per_second": ..., ...}: all None where the speed is not known.
 
-    amounts  of each step, by unit; one of them is "flops"
+    units_per_step  of each step, by unit; one of them is "flops"
     speed    steps per second
     peak     FLOP/s of the devices at most, see `core.flops`. Where it is known, "utilisation" is the share of it
     """
-    found = {f"{unit}_per_second": None if speed is None else n * speed for unit, n in amounts.items()}
+    found = {f"{unit}_per_second": None if speed is None else n * speed for unit, n in units_per_step.items()}
     used = found["flops_per_second"]
     return found if peak is None else {**found, "utilisation": None if used is None else used / peak}
 

@@ -29,7 +29,7 @@ from research.training.checks import (
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, exhausted, score, summary
 from research.training.profiling import profiled
-from research.training.reader import Reader
+from research.training.reader import MetricsReader
 from research.training.signals import Interrupted, on_signal
 
 
@@ -154,8 +154,8 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     scores = [score(line, run) for line in validation]
     saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step)
     lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
-    amounts = job.experiment.amounts(job.feeds.train.batch)
-    reader = Reader(job.experiment, step, amounts, peak(job.where.size), lines, bar, saved.described)
+    units_per_step = job.experiment.units_per_step(job.feeds.train.batch)
+    reader = MetricsReader(job.experiment, step, units_per_step, peak(job.where.devices), lines, bar, saved.described)
     signals = on_signal(asked.append, lambda: f"the compiled call after step {reader.step}")
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
     intervals = [run.evaluate_every, run.save_every, *(report.every for report in job.reports if report.every)]
