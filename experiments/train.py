@@ -2,8 +2,11 @@
 
 import sys
 
+import jax
+
 from experiments.console import measured, show, status
 from research.training import config
+from research.training.processes import supervised
 from research.training.run import train
 
 
@@ -15,11 +18,15 @@ def main(arguments: list[str]) -> int:
         for name in config.names():
             print(f"  {name:{width}}  {config.header(name).splitlines()[0]}")
         return 0 if arguments else 2
-    return status(lambda: _train(*arguments))
+    run = lambda: status(lambda: _train(*arguments))
+    together = any(argument.startswith("--processes") for argument in arguments)
+    return supervised("experiments.train", arguments, run) if together else run()
 
 
 def _train(name: str, *arguments: str) -> None:
     result = train(name, config.parse(name, list(arguments)))
+    if jax.process_index():  # one of several processes shows what came out
+        return
     title = f"{name}: test metrics of the {result['state']} checkpoint, step {result['step']}"
     show(title, measured(result), {"published": result["published"]})
     print(f"{result['seconds']:.1f} s, {result['steps_per_second']:.4g} steps/s, {result['device']}")

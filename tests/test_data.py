@@ -204,7 +204,7 @@ def workers():
 
 def test_prefetched_gives_dispatches_in_order():
     _, host = pair()
-    with prefetched(host, 3, 10, 3, jax.device_put) as dispatches:
+    with prefetched(host, 3, 10, 3, lambda make, _: jax.device_put(make(None))) as dispatches:
         got = list(dispatches)
     assert [len(batches.index) for batches in got] == [3, 3, 1] and isinstance(got[0].inputs, jax.Array)
     expected = [host.batch_at(step) for step in range(3, 10)]
@@ -215,11 +215,11 @@ def test_prefetched_gives_dispatches_in_order():
 def test_prefetched_raises_where_the_batches_are_read():
     _, host = pair()
 
-    def put(batch):
+    def put(make, _):
         if loaded:
             raise OSError("the disk is gone")
-        loaded.append(batch)
-        return batch
+        loaded.append(make(None))
+        return loaded[0]
 
     loaded = []
     with prefetched(host, 0, 12, 4, put) as dispatches:
@@ -232,7 +232,10 @@ def test_prefetched_raises_where_the_batches_are_read():
 def test_prefetched_ends_when_the_consumer_stops():
     _, host = pair()
     loaded = []
-    with pytest.raises(KeyError), prefetched(host, 0, 10**9, 2, lambda b: loaded.append(0) or b) as dispatches:
+    with (
+        pytest.raises(KeyError),
+        prefetched(host, 0, 10**9, 2, lambda make, _: loaded.append(0) or make(None)) as dispatches,
+    ):
         next(dispatches)
         raise KeyError
     assert not workers() and len(loaded) <= 2

@@ -540,7 +540,7 @@ def test_unpaired_data():
     assert size(3) != size(8)
     # The device and the host feed give the same batches, of images of their class, in orders that differ.
     stream = replace(data, feed="host").feeds().train
-    with prefetched(stream, 0, 4, 2, lambda batch: batch) as chunks:
+    with prefetched(stream, 0, 4, 2, lambda make, _: make(None)) as chunks:
         streamed = list(chunks)
     for step in range(4):
         batch = feeds.train.batch_at(step)

@@ -160,7 +160,7 @@ def test_streamed_is_resident(name):
     learner = stream.build()
     state = target.put(start(name))
     steps = target.train(scan_steps(learner.step, N), 1)
-    with prefetched(stream.feeds().train, 0, N, N, lambda b: target.put_data(b, 1)) as chunks:
+    with prefetched(stream.feeds().train, 0, N, N, target.put_rows) as chunks:
         state, metrics = steps(state, next(chunks))
     assert_close(host(state), run(name)[0])
     assert_close(host(metrics), run(name, "shard_map")[1])

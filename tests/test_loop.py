@@ -75,11 +75,13 @@ def test_each_shape_of_the_data_is_compiled_once_and_its_operations_are_counted(
         product = batch.inputs @ batch.inputs.T
         return state._replace(step=state.step + 1, params=state.params + product.sum()), {"loss": mean(product)}
 
-    def batch_at(at):
+    def batch_at(at, rows):
+        assert rows is None, "one process has all rows"
         shape = (2, 3 if at % 4 < 2 else 5)
         return Batch(np.arange(2), np.ones(2, np.float32), np.full(shape, at, np.float32), ())
 
-    where, feed = place("jit", Layout(make_mesh(jax.devices()[:1]))), SimpleNamespace(resident=False, batch_at=batch_at)
+    where = place("jit", Layout(make_mesh(jax.devices()[:1])))
+    feed = SimpleNamespace(resident=False, batch=2, batch_at=batch_at)
     state = where.put(State(jnp.int32(0), jax.random.key(0), jnp.float32(0), {}, {}, ()))
     dispatched = []
     with dispatches(Learner(None, step, None), where, feed, 2, 0, 8) as advance:

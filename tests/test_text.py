@@ -371,7 +371,7 @@ def test_a_dispatch_reads_one_bucket_and_a_cycle_all_of_them(steps):
         for epoch in range(len(seen) // len(bucket.index)):
             part = seen[epoch * len(bucket.index) : (epoch + 1) * len(bucket.index)]
             np.testing.assert_array_equal(np.sort(part), bucket.index)
-    with prefetched(feed, 0, 3 * steps, steps, lambda batch: batch) as dispatches:
+    with prefetched(feed, 0, 3 * steps, steps, lambda make, _: make(None)) as dispatches:
         stacked = list(dispatches)
     for n, part in enumerate(stacked):
         equal(part, jax.tree.map(lambda *x: np.stack(x), *batches[n * steps : (n + 1) * steps]))

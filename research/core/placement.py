@@ -5,7 +5,8 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 from research.core.devices import AXIS
 from research.core.errors import UserError
@@ -28,6 +29,9 @@ class Place(NamedTuple):
     evaluate  the same for f: (State, data) -> metrics
     put       a State, from anywhere, to its place; of shapes (`jax.ShapeDtypeStruct`), the same there, to compile for
     put_data  (data, batch_axis) -> data in its place, likewise
+    gather    a tree, from its place -> the same, whole on every device
+    put_rows  (rows -> data, leaves [steps, rows, ...], batch) -> data of a batch of that size in its place: it is
+              called for the rows i64[rows] of the batch that this process has devices for; None where that is all
     """
 
     devices: int
@@ -37,6 +41,8 @@ class Place(NamedTuple):
     evaluate: Callable[[Callable[[State, Any], Metrics], int | None], Callable]
     put: Callable[[State], State]
     put_data: Callable[[Tree, int | None], Tree]
+    gather: Callable[[Tree], Tree]
+    put_rows: Callable[[Callable[[np.ndarray | None], Tree], int], Tree]
 
 
 def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
@@ -64,13 +70,28 @@ def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
         evaluate=lambda f, batch_axis: jax.jit(mapped(f, layout, batch_axis, False)),
         put=lambda state: put(state, layout.state(state)),
         put_data=lambda data, batch_axis: put(data, layout.batch(batch_axis)),
+        gather=jax.jit(lambda tree: tree, out_shardings=layout.at()),
+        put_rows=lambda make, batch: _put_rows(make, batch, layout.batch(1)),
     )
+
+
+def _put_rows(make: Callable[[np.ndarray | None], Tree], batch: int, there: NamedSharding) -> Tree:
+    if there.is_fully_addressable:
+        return put(make(None), there)
+    parts = {at[1].indices(batch) for at in there.addressable_devices_indices_map((1, batch)).values() if at}
+    rows = np.concatenate([np.arange(*part) for part in sorted(parts)])
+
+    def leaf(x: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(there, x, (x.shape[0], batch, *x.shape[2:]))
+
+    return jax.tree.map(leaf, make(rows))
 
 
 def _global(f: Callable, layout: Layout, batch_axis: int | None, trains: bool) -> Callable:
     """`f` as one program over the mesh: batch statistics, losses and gradients are global because the arrays are."""
-    # Where seeds are split over devices, their metrics stay where they are.
-    shown = lambda metrics: metrics if layout.mesh.shape["seed"] > 1 else constrained(metrics, layout.at())
+    # Where seeds are split over devices, their metrics stay where they are, unless another process has to read them.
+    stay = layout.mesh.shape["seed"] > 1 and layout.at().is_fully_addressable
+    shown = lambda metrics: metrics if stay else constrained(metrics, layout.at())
 
     def call(state: State, data: Any) -> Any:
         with jax.sharding.use_abstract_mesh(layout.mesh.abstract_mesh):  # which `devices.shard_batch` reads

@@ -109,12 +109,12 @@ class Empty:
 
 @contextmanager
 def prefetched(
-    feed: Feed, start: int, stop: int, steps: int, put: Callable[[Batch], Batch]
+    feed: Feed, start: int, stop: int, steps: int, put: Callable[[Callable[[Any], Batch], int], Batch]
 ) -> Iterator[Iterator[Batch]]:
     """The batches of the steps `start ... stop-1` of a host feed, stacked for dispatches of `steps` steps each.
 
-    A thread gathers the batches of the next dispatch, leaves [steps, batch, ...], and calls `put` on them, which sends
-    them to the device, while the current dispatch runs. It is never more than one dispatch ahead.
+    While the current dispatch runs, a thread calls `put` for the next one, see `Place.put_rows`: it sends batches, of
+    which it asks for some rows, leaves [steps, rows, ...]. It is never more than one dispatch ahead.
 
         with prefetched(feed, 0, 1000, 100, put) as dispatches:
             for batches in dispatches: ...
@@ -124,8 +124,11 @@ def prefetched(
     """
 
     def load(at: int) -> Batch:
-        batches = [feed.batch_at(step) for step in range(at, min(at + steps, stop))]
-        return put(jax.tree.map(lambda *leaves: np.stack(leaves), *batches))
+        def batches(rows: Any) -> Batch:
+            each = [feed.batch_at(step, rows) for step in range(at, min(at + steps, stop))]
+            return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+        return put(batches, feed.batch)
 
     def dispatches() -> Iterator[Batch]:
         ahead: Future[Batch] | None = None

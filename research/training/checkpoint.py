@@ -12,6 +12,7 @@ is asked for, each device its part.
 import hashlib
 import json
 import logging
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterable
@@ -25,12 +26,12 @@ from typing import Any, NamedTuple, Self, TypeVar
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from research.core.errors import RunError, UserError
 from research.core.files import failing, reason, replacing
 from research.core.state import State
 from research.training.leaves import check_same, describe, differences, named, plain, plain_shape, size, typed
+from research.training.processes import Group
 
 T = TypeVar("T")
 Warn = Callable[[str], None]
@@ -66,21 +67,22 @@ class Checkpoints:
     step  the step that the run resumes from. Entering the context deletes later steps, which are damaged (`restore`
           would have returned them otherwise), and what killed saves have left
 
+    group the processes of the run: each of them makes the same calls, on one shared directory
+
     An error in the background is raised as a RunError by the next call, or when the context is left.
-    With several processes, each of them makes the same calls, on one shared directory.
     """
 
-    def __init__(self, directory: Path | str, keep: int, step: int) -> None:
+    def __init__(self, directory: Path | str, keep: int, step: int, group: Group | None = None) -> None:
         self._directory = Path(directory).absolute()
-        self._keep, self._step = keep, step
+        self._keep, self._step, self._group = keep, step, group or Group()
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
         with failing("save to", self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
-            if _primary():
+            if self._group.first:
                 _tidy(self._directory, self._step)
-            _together()
+            self._group.together("tidied")
             # Old steps are deleted here, after the checksum of a new one, so orbax keeps them all.
             options = ocp.CheckpointManagerOptions(max_to_keep=None)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -98,7 +100,7 @@ class Checkpoints:
             with suppress(Exception):  # wait() has reported its errors
                 self._manager.close()
             with suppress(OSError):  # orbax's threads may have gone on writing a save that failed
-                if _primary():
+                if self._group.first:
                     _clear(self._directory)
 
     def steps(self) -> list[int]:
@@ -124,11 +126,11 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-            _together()
+            self._group.together("saved")
 
     def _save(self, step: int, state: State, best: bool) -> bool:
         if step in self.steps():
-            if best and _primary():
+            if best and self._group.first:
                 with failing("save to", self._directory):
                     manifest = _manifest(self._directory, step)
                     _write_manifest(self._directory, step, manifest._replace(best=True))
@@ -148,13 +150,16 @@ class Checkpoints:
         """In the background: wait for orbax, then write the checksums, and only then delete old steps."""
         try:
             self._manager.wait_until_finished()
-            if _primary():
-                _write_manifest(self._directory, step, Manifest(best, described, _sums(self._directory / str(step))))
+            path = self._directory / str(step)
+            told = self._group.told("checksums", json.dumps(_sums(path, _own(path, self._group))))
+            if self._group.first:
+                sums = {name: sum for text in told.values() for name, sum in json.loads(text).items()}
+                _write_manifest(self._directory, step, Manifest(best, described, dict(sorted(sums.items()))))
                 _rotate(self._directory, self._keep)
         except Exception as error:
             failure = self._failure(step, error)
             with suppress(OSError):
-                if _primary():
+                if self._group.first:
                     _tidy(self._directory, step)  # the incomplete step takes up disk space
             raise failure from error
 
@@ -165,13 +170,14 @@ class Checkpoints:
 
 
 def restore(
-    directory: Path | str, abstract: State, warn: Warn = to_stderr, best: bool = False
+    directory: Path | str, abstract: State, warn: Warn = to_stderr, best: bool = False, group: Group | None = None
 ) -> tuple[int, State] | None:
     """The newest step in `directory` and its State; None where nothing was saved.
 
     abstract  the State's shapes, `jax.eval_shape(learner.init, key)`: leaves with a sharding are read to there, each
               device its own part, others to the host
     best      take the newest step that is marked as the best, where there is one
+    group     the processes that restore it together, each of which verifies a part of the files
 
     Nothing is written. A damaged step is skipped, with one line to `warn`. Raises UserError where a checkpoint has
     other leaves than `abstract`, RunError where all of them are damaged.
@@ -183,18 +189,21 @@ def restore(
         found = _read(path, leaves)
         return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
 
-    return _newest_or_best(Path(directory).absolute(), read, warn, best)
+    return _newest_or_best(Path(directory).absolute(), read, warn, best, group or Group())
 
 
 AVERAGED = ("params", "collections/average")
 """The average of the parameter params/NAME is collections/average/NAME."""
 
 
-def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False) -> State:
+def init_from(
+    directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False, group: Group | None = None
+) -> State:
     """`state` with the weights that another run evaluates, and with that run's collections of equal shapes.
 
     directory  the other run's checkpoints
     best       take the checkpoint marked as the best where there is one, else the newest
+    group      see `restore`
 
     The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
     the same values. Parameters that only `state` has (a head for another task) keep their values, with one line to
@@ -221,7 +230,7 @@ def init_from(directory: Path | str, state: State, warn: Warn = to_stderr, best:
         leaves = here | {name: found[at] if at == name else found[at].copy() for name, at in taken.items()}
         return jax.tree.unflatten(jax.tree.structure(state), list(leaves.values()))
 
-    found = _newest_or_best(Path(directory).absolute(), read, warn, best)
+    found = _newest_or_best(Path(directory).absolute(), read, warn, best, group or Group())
     if found is None:
         raise UserError(f"{directory} holds no checkpoint to start from")
     return found[1]
@@ -253,13 +262,16 @@ class _Damaged(Exception):
 
 
 def _newest_or_best(
-    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool
+    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: Group
 ) -> tuple[int, T] | None:
     """`_newest`; with `best`, the one marked as the best where there is one."""
-    return (_newest(directory, read, warn, True) if best else None) or _newest(directory, read, warn, False)
+    found = _newest(directory, read, warn, True, group) if best else None
+    return found or _newest(directory, read, warn, False, group)
 
 
-def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool) -> tuple[int, T] | None:
+def _newest(
+    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: Group
+) -> tuple[int, T] | None:
     """The newest step that is undamaged (with `best`: and marked as the best), and the result of `read` on it."""
     with failing("read", directory):
         if not directory.exists():
@@ -273,7 +285,7 @@ def _newest(directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, be
             manifest = _manifest(directory, step)
             if best and not manifest.best:
                 continue
-            _verify(directory / str(step), manifest)
+            _verify(directory / str(step), manifest, group)
             found = read(directory / str(step), manifest)
         except _Damaged as error:
             damage.append((step, str(error)))
@@ -345,27 +357,40 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _sums(path: Path, names: Iterable[str] | None = None) -> dict[str, str]:
-    """The sha256 of each file under `path`."""
+def _own(path: Path, group: Group, names: Iterable[str] | None = None) -> list[str]:
+    """The files under `path`, or those of the given names, that this process has written: orbax names its process in
+    their paths. Where there were more processes than now, each takes those of several."""
     if names is None:
         names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
-    sums = {}
-    for name in names:
-        with (path / name).open("rb") as file:
-            sums[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return sums
+    written_by = lambda name: int(found[1]) if (found := re.search(r"\bocdbt\.process_(\d+)\b", name)) else 0
+    return [name for name in names if written_by(name) % group.size == group.index]
 
 
-def _verify(path: Path, manifest: Manifest) -> None:
-    for name, expected in manifest.files.items():
-        try:
-            actual = _sums(path, [name])[name]
-        except FileNotFoundError:
-            raise _Damaged(f"{name} is missing") from None
-        except OSError as error:
-            raise _Damaged(f"{name} can't be read: {error.strerror}") from None
-        if actual != expected:
-            raise _Damaged(f"{name} is not as it was written")
+def _sums(path: Path, names: Iterable[str]) -> dict[str, str]:
+    """The sha256 of the files of these names under `path`."""
+    return {name: _sum(path / name) for name in names}
+
+
+def _sum(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(path: Path, manifest: Manifest, group: Group) -> None:
+    """Raises _Damaged, in all processes, where a file is not as it was written."""
+    found = (_damage(path / name, name, manifest.files[name]) for name in _own(path, group, manifest.files))
+    for damage in group.told("verified", next(filter(None, found), None)).values():
+        raise _Damaged(damage)
+
+
+def _damage(path: Path, name: str, expected: str) -> str | None:
+    """What is wrong with the file at `path`, which has this name in the checkpoint."""
+    try:
+        return None if _sum(path) == expected else f"{name} is not as it was written"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} can't be read: {error.strerror}"
 
 
 def _rotate(directory: Path, keep: int) -> None:
@@ -405,13 +430,3 @@ def _clear(directory: Path) -> None:
             shutil.rmtree(path)
         elif path.suffix == ".json" and not (directory / path.stem).is_dir():
             path.unlink()
-
-
-def _primary() -> bool:
-    return jax.process_index() == 0
-
-
-def _together() -> None:
-    """Wait for all processes, so that they see what the first one did to the directory."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices("checkpoints")

@@ -15,6 +15,7 @@ from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.core.layout import Shard
 from research.core.placement import PlaceName
+from research.training.processes import check as check_processes
 
 Config = TypeVar("Config")
 
@@ -41,6 +42,10 @@ class Command(Generic[Config]):
         shard: where the weights and the state of the optimizer are: whole on every device (replicated), or split over
             the axis data of the mesh (fsdp)
         debug: turn jit off, and stop at the first operation that gives NaN
+        processes: train in several processes, each of which is given the same command: their number, or auto, as
+            Slurm, Open MPI, Kubernetes or Cloud TPU tell. They share the workdir
+        coordinator: with a number of processes, the host of the first one and a port there that is free
+        process: with a number of processes, the number of this one, from 0
         profile: write a trace of the second to fourth dispatch to the directory `profile` of the workdir, to open with
             TensorBoard or Perfetto
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
@@ -55,12 +60,18 @@ class Command(Generic[Config]):
     mesh: Mesh = None
     shard: Shard = "replicated"
     debug: tyro.conf.FlagCreatePairsOff[bool] = False
+    processes: Annotated[str | None, tyro.conf.arg(metavar="auto|N", help_behavior_hint="(default: one)")] = None
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
+    process: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="")] = None
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
 
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {self.seeds}")
+        check_processes(self.processes, self.coordinator, self.process)
+        if self.processes is not None and self.debug:
+            raise UserError("--debug is for one process: leave --processes out")
 
 
 def names() -> list[str]:

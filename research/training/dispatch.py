@@ -60,7 +60,7 @@ def dispatches(
         same = itertools.repeat(where.put_data(feed, None))
         batches: AbstractContextManager[Iterator[Any]] = contextlib.nullcontext(same)
     else:
-        batches = prefetched(feed, start, stop, each, lambda batch: where.put_data(batch, 1))
+        batches = prefetched(feed, start, stop, each, where.put_rows)
     programs: dict[Any, tuple[jax.stages.Compiled, float]] = {}  # by the shapes of the data: buckets have several
 
     def compiled(state: State, batch: Any) -> tuple[jax.stages.Compiled, float, float]:

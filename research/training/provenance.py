@@ -21,23 +21,28 @@ LIBRARY = Path(__file__).parents[1]
 
 def describe() -> dict[str, Any]:
     """What config.json says of it, by name."""
-    versions = {}
-    for package in PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
     return {
         "device": device(),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "deterministic_ops": deterministic_ops(),
         "python": platform.python_version(),
-        "versions": versions,
+        "versions": versions(),
         "git": _revision(),
         "code": code(),
     }
 
 
+def versions() -> dict[str, str]:
+    """The versions of `PACKAGES`, those that are installed."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
 def device() -> str:
-    """The devices of this process, in words."""
+    """The devices of this run, in words."""
     devices = jax.devices()
     kind = platform.processor() or platform.machine() if devices[0].platform == "cpu" else devices[0].device_kind
     return f"{len(devices)} x {devices[0].platform} ({kind})"

@@ -28,6 +28,7 @@ from research.training.checks import (
 )
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, exhausted, score, summary
+from research.training.processes import Group, joined
 from research.training.profiling import profiled
 from research.training.reader import MetricsReader
 from research.training.signals import Interrupted, on_signal
@@ -39,12 +40,17 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     Raises UserError and RunError, whose texts say what to do, and Interrupted when it was asked to stop.
     """
     directory = command.workdir or Path("runs") / name
-    with workdir.owned(directory, name, command), jax.disable_jit(command.debug), jax.debug_nans(command.debug):
-        done = directory / "summary.json"
+    with (
+        joined(command.processes, command.coordinator, command.process) as group,
+        workdir.shared(directory, name, command, group) as own,
+        jax.disable_jit(command.debug),
+        jax.debug_nans(command.debug),
+    ):
+        done = own / "summary.json"
         if done.exists():
             say(f"{directory} is already finished: these are its results; --overwrite trains anew")
             return json.loads(done.read_text())
-        job = prepare(command, directory)
+        job = prepare(command, own, directory / "checkpoints", group)
         step, state = begin(job)
         step, state = loop(job, step, state)
         return finish(job, step, state)
@@ -79,7 +85,7 @@ def build(experiment: Experiment, seeds: int | None) -> tuple[Learner, jax.Array
 def layout(command: config.Command[Experiment]) -> Layout:
     """How the run lies over the devices. Raises UserError where the command asks for what they are not."""
     devices = jax.devices()
-    if command.mesh is None and command.place == "jit":
+    if command.mesh is None and command.place == "jit" and command.processes is None:
         devices = usable_devices(command.config, devices)
     mesh = make_mesh(devices, command.mesh)
     parts = mesh.shape["seed"]
@@ -90,10 +96,19 @@ def layout(command: config.Command[Experiment]) -> Layout:
 
 
 class Job(NamedTuple):
-    """What stays the same during a run. `abstract` is the State's shapes, `key` its root key or keys."""
+    """What stays the same during a run.
+
+    directory    what is written goes there, but for the State
+    checkpoints  where the State is saved
+    group        the processes that train
+    key          the root key or keys
+    abstract     the State's shapes
+    """
 
     command: config.Command[Experiment]
     directory: Path
+    checkpoints: Path
+    group: Group
     experiment: Experiment
     learner: Learner
     key: jax.Array
@@ -103,13 +118,8 @@ class Job(NamedTuple):
     reports: tuple[Report, ...]
     evaluate: Evaluator
 
-    @property
-    def checkpoints(self) -> Path:
-        """Where the State is saved."""
-        return self.directory / "checkpoints"
 
-
-def prepare(command: config.Command[Experiment], directory: Path) -> Job:
+def prepare(command: config.Command[Experiment], directory: Path, checkpoints: Path, group: Group) -> Job:
     """Builds what the run needs and checks that it fits together, before anything is compiled."""
     experiment = command.config
     check_dtype(experiment, jax.default_backend())
@@ -122,12 +132,14 @@ def prepare(command: config.Command[Experiment], directory: Path) -> Job:
     logged = {name for report in reports if report.every is not None for name in report.metrics}
     abstract = check_contract(learner, key, feeds.train.batch_at(0), feeds.validation[0], experiment, logged)
     evaluate = Evaluator(learner, where)
-    return Job(command, directory, experiment, learner, key, abstract, where, feeds, reports, evaluate)
+    return Job(
+        command, directory, checkpoints, group, experiment, learner, key, abstract, where, feeds, reports, evaluate
+    )
 
 
 def begin(job: Job) -> tuple[int, State]:
     """The step and State that the run starts from: its newest checkpoint, or new ones."""
-    found = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn)
+    found = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn, group=job.group)
     step, state = found or (0, job.where.init(job.learner.init, job.key))
     source = job.command.init_from
     if found is not None:
@@ -136,7 +148,7 @@ def begin(job: Job) -> tuple[int, State]:
     elif source is not None:
         workdir.check_kept(source, job.feeds.kept)
         from_best = workdir.evaluates_best(source)
-        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best)
+        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group)
     provenance.check_deterministic()
     log.cut(job.directory, step)
     return step, job.where.put(state)
@@ -152,10 +164,16 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     run, directory = job.experiment.run, job.directory
     validation = (line for line in log.read(directory) if line["split"] == "validation" and run.metric in line)
     scores = [score(line, run) for line in validation]
-    saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step)
+    saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step, job.group)
     lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
     units_per_step = job.experiment.units_per_step(job.feeds.train.batch)
     reader = MetricsReader(job.experiment, step, units_per_step, peak(job.where.devices), lines, bar, saved.described)
+
+    def asked_to_stop() -> int | None:
+        """The signal that this process, or another one of the run, was sent."""
+        told = job.group.told("signals", str(asked[0]) if asked else None)
+        return next((int(number) for number in told.values()), None)
+
     signals = on_signal(asked.append, lambda: f"the compiled call after step {reader.step}")
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
     intervals = [run.evaluate_every, run.save_every, *(report.every for report in job.reports if report.every)]
@@ -166,10 +184,12 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
             state, dispatched = advance(state)
             reader.add(dispatched)
             step += run.steps_per_dispatch
-            if step < run.steps and all(step % every for every in intervals) and not asked:
+            stop = asked_to_stop()
+            if step < run.steps and all(step % every for every in intervals) and stop is None:
                 continue
             reader.flush()
             values = validate(job, step, state)
+            stop = asked_to_stop() if stop is None else stop
             if values:
                 lines.line(step, "validation", values)
                 bar.say("validation", values)
@@ -178,12 +198,12 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
                 if best(scores, run) == len(scores) - 1:
                     lines.flush()
                     saved.save_best(step, state)
-            if step % run.save_every == 0 or step == run.steps or exhausted(scores, run) or asked:
+            if step % run.save_every == 0 or step == run.steps or exhausted(scores, run) or stop is not None:
                 lines.flush()
                 saved.save(step, state)
-            if asked:
+            if stop is not None:
                 saved.wait()
-                raise Interrupted(asked[0])
+                raise Interrupted(stop)
         saved.wait()
     return step, state
 
@@ -194,7 +214,14 @@ def validate(job: Job, step: int, state: State) -> Values:
     due = lambda every: step % every == 0 or step == run.steps
     values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
     reports = [report for report in job.reports if report.every is not None and due(report.every)]
-    return values | reported(reports, state, Split("validation", job.feeds.validation), directory, run.metric)
+    split = Split("validation", job.feeds.validation)
+    values = log.plain(values | reported(reports, whole(job, state), split, directory, run.metric))
+    return json.loads(job.group.of_first("validation", json.dumps(values)))
+
+
+def whole(job: Job, state: State) -> State:
+    """What reports read of the State, whole on every device where other processes have parts of it."""
+    return state if job.group.size == 1 else job.where.gather(state._replace(opt_state={}, world=()))
 
 
 def finish(job: Job, step: int, state: State) -> dict[str, Any]:
@@ -206,9 +233,12 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
 
     with on_signal(stop, lambda: f"the evaluation of step {step}"):
         if run.checkpoint_for_test == "best":
-            step, state = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn, True) or (step, state)
+            step, state = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn, True, job.group) or (
+                step,
+                state,
+            )
         test = summary(job.evaluate(state, job.feeds.test))
-        numbers = reported(job.reports, state, Split("test", job.feeds.test), directory)
+        numbers = reported(job.reports, whole(job, state), Split("test", job.feeds.test), directory)
         history = log.read(directory)
         result = {
             "test": test,

@@ -1,0 +1,148 @@
+"""Several processes on this machine: they train as one does, stop together, and go on from what they have saved."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from digits import tiny
+
+from research.core.errors import UserError
+from research.training import config
+from research.training.processes import Group, check, joined
+
+STEPS = ("--steps", "60", "--run.steps-per-dispatch", "5", "--run.save-every", "10", "--run.evaluate-every", "10")
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Pair:
+    """Two processes of two devices each that train `digits_cnn`.
+
+    more: further arguments of each of the processes
+    """
+
+    def __init__(self, directory, *arguments, more=((), ())):
+        at = f"127.0.0.1:{free_port()}"
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+        self.each = [
+            subprocess.Popen(
+                [sys.executable, "-m", "experiments.train", "digits_cnn", *tiny(), *STEPS, *arguments, *more[i],
+                 "--workdir", str(directory), "--processes", "2", "--coordinator", at, "--process", str(i)],
+                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            )
+            for i in range(2)
+        ]  # fmt: skip
+
+    def ended(self, seconds=120):
+        """(exit status, output) of each."""
+        try:
+            return [(process.wait(seconds), process.stdout.read()) for process in self.each]
+        finally:
+            for process in self.each:
+                process.kill()
+
+
+def lines(directory):
+    """The lines of metrics.jsonl without what differs from run to run."""
+    found = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "time"} for line in found]
+
+
+def wait_for(path, seconds=120):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} has not come"
+        time.sleep(0.05)
+
+
+def test_a_pair_trains_as_one_process_and_resumes_to_the_same_bit(tmp_path):
+    whole, stopped, alone = tmp_path / "whole", tmp_path / "stopped", tmp_path / "alone"
+    assert [status for status, _ in Pair(whole).ended()] == [0, 0]
+
+    pair = Pair(stopped)
+    wait_for(stopped / "checkpoints" / "20.json")
+    pair.each[1].kill()
+    began = time.monotonic()
+    (status, output), _ = pair.ended()
+    assert time.monotonic() - began < 60
+    # A collective of the CPU fails at once, one of a GPU or TPU waits until JAX ends the process.
+    why = {1: "most likely since another one has ended", 128 + signal.SIGABRT: "another process of this run has died"}
+    assert why[status] in output.splitlines()[-1]
+
+    pair = Pair(stopped)
+    wait_for(stopped / "checkpoints" / "40.json")
+    pair.each[1].terminate()
+    for status, output in pair.ended():
+        assert status == 128 + signal.SIGTERM and "stopped by SIGTERM and saved" in output
+
+    (status, output), (other, quiet) = Pair(stopped).ended()
+    assert (status, other) == (0, 0)
+    assert "resumed at step" in output and "test metrics" in output
+    assert "resumed at step" not in quiet and "test metrics" not in quiet, "one process speaks for all"
+    assert lines(stopped) == lines(whole)
+    summary = json.loads((whole / "summary.json").read_text())
+    assert json.loads((stopped / "summary.json").read_text())["test"] == summary["test"]
+    assert (whole / "curves.png").exists()
+
+    command = [sys.executable, "-m", "experiments.train", "digits_cnn", *tiny(), *STEPS, "--workdir", str(alone)]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "4", "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    for one, two in zip(lines(alone), lines(whole), strict=True):
+        assert one.pop("split") == two.pop("split") and two == pytest.approx(one, rel=1e-3, abs=1e-3)
+
+    files = json.loads((whole / "checkpoints" / "60.json").read_text())["manifest"]["files"]
+    assert all(any(f"ocdbt.process_{n}/" in name for name in files) for n in range(2)), "each hashed what it wrote"
+
+
+def test_processes_with_different_configs_are_refused(tmp_path):
+    pair = Pair(tmp_path / "run", more=((), ("--run.seed", "1")))
+    (status, first), (other, second) = pair.ended()
+    assert (status, other) == (2, 2)
+    why = "process 1 is not given what process 0 is (run.seed: 0 there, 1 here)"
+    assert f"error: {why}" in second and f"error: process 1 of 2 has ended: {why}" in first
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_coordinator_that_can_not_be_reached_is_named():
+    at = f"127.0.0.1:{free_port()}"
+    with pytest.raises(UserError, match=f"--coordinator {at} can't be reached in 1 s"), joined("2", at, 1, timeout=1):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((None, "host:1", None), "need --processes N"),
+        (("auto", None, 1), "need --processes N"),
+        (("two", "host:1", 1), "is auto or a number"),
+        (("0", "host:1", 0), "is auto or a number"),
+        (("2", None, 1), "needs --coordinator HOST:PORT and --process I"),
+        (("2", "host:1", None), "needs --coordinator HOST:PORT and --process I"),
+        (("2", "host", 1), "is HOST:PORT"),
+        (("2", "host:1", 2), "is one of 0 to 1, not 2"),
+    ],
+)
+def test_options_that_do_not_go_together(options, message):
+    with pytest.raises(UserError, match=message):
+        check(*options)
+
+
+def test_debug_is_for_one_process():
+    with pytest.raises(UserError, match="--debug is for one process"):
+        config.Command(config.load("digits_cnn"), debug=True, processes="auto")
+
+
+def test_one_process_is_a_group_of_its_own():
+    with joined(None) as group:
+        assert isinstance(group, Group) and group.first and group.size == 1
+        assert group.told("topic", None) == {} and group.told("topic", "text") == {0: "text"}
+        assert group.of_first("topic", "text") == "text"
