@@ -93,7 +93,10 @@ def cloud_names(kind: str) -> list[str]:
 def unknown(name: str) -> UserError:
     """The error of a name that is none, with the nearest names."""
     known = [name for kind in KINDS for name in _known(kind)]
-    near = difflib.get_close_matches(name, known, 3, 0.5)
+    prefix, _, count = name.rpartition("-")
+    same = [other for other in known if other.rpartition("-")[0] == prefix and count.isdecimal() and ":" not in other]
+    near = sorted(same, key=lambda other: abs(int(other.rpartition("-")[2]) - int(count)))[:3]
+    near = near or difflib.get_close_matches(name, known, 3, 0.5)
     hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(KINDS)}, such as v5e:2x4 or h100:8"
     return UserError(f"there is no topology {name!r}: {hint}")
 
