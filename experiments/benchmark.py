@@ -40,7 +40,7 @@ from experiments.contenders import (
 )
 from experiments.results import provenance
 from research.core.files import write_json
-from research.core.flops import PEAKS
+from research.core.hardware import PEAKS
 
 SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_eigen=false"
 """One XLA device a core, of one thread each: what runs best on a CPU, by --place shard_map."""

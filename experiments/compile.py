@@ -1,12 +1,15 @@
 """Compile a config for hardware that is not there: python -m experiments.compile NAME [--topology v5e:2x4] [options].
 
 It reports whether training fits the memory, and which collectives it has. `pip install -e .[tpu]` (or `.[cuda12]`)
-installs the compiler; no TPU or GPU is needed.
+installs the compiler; no TPU or GPU is needed, nor the data: where it isn't there, data of its shapes is made up.
 """
 
 import dataclasses
+import logging
 import sys
-from typing import Annotated, Generic
+import tempfile
+from pathlib import Path
+from typing import Annotated, Any, Generic
 
 import jax
 import tyro
@@ -14,12 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from research.core.errors import RunError
+from research.core.console import say
+from research.core.errors import RunError, UserError
 from research.core.layout import Shard
 from research.core.placement import PlaceName
-from research.training import aot, config
+from research.data import made_up
+from research.training import aot, config, fit
 from research.training.checks import check_dtype
 from research.training.config import Config, Mesh
+from research.training.topology import Topology, parse, topology
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,13 +34,16 @@ class Command(Generic[Config]):
 
     Attributes:
         config: the config to compile
-        topology: a TPU slice (v5e:2x4, v4:2x2x2, v6e:16x16, ...), or GPUs of one machine (h100, h100:8)
+        topology: a TPU slice by its shape (v5e:2x4, v4:2x2x2, v6e:16x16, ...) or by Google Cloud's name (v5litepod-8,
+            v5p-128, ...), or GPUs of one machine (a100-40, a100-80, h100, h200, b200, h100:8, ...)
         place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
         mesh: sizes of the axes that all devices are laid out by, such as replica=2,data=4; see experiments.train
         shard: where the weights and the state of the optimizer are: whole on every device (replicated), or split over
             the axis data of the mesh (fsdp)
         quick: whether to compile with the least effort, which takes a fraction of the time; the memory is then an
             estimate, somewhat above what the program takes in the end
+        fit: whether to look for the largest batch that fits, or, where the config does not fit, for the nearest choice
+            that does; the programs that are tried are compiled with the least effort
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -43,6 +52,7 @@ class Command(Generic[Config]):
     mesh: Mesh = None
     shard: Shard = "replicated"
     quick: tyro.conf.FlagCreatePairsOff[bool] = False
+    fit: tyro.conf.FlagCreatePairsOff[bool] = False
 
 
 def main(arguments: list[str]) -> int:
@@ -55,20 +65,82 @@ def main(arguments: list[str]) -> int:
 
 def _compile(name: str, *arguments: str) -> None:
     jax.config.update("jax_platforms", "cpu")  # whatever devices are there
-    command = config.parse(name, list(arguments), Command, "compile")
-    check_dtype(command.config, aot.platform(command.topology))
-    where = aot.topology(command.topology)
-    facts = aot.compiled(
-        command.config, where, command.place, mesh=command.mesh, shard=command.shard, quick=command.quick
-    )
-    show(name, where, facts)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+    command = _parsed(name, arguments)
+    asked = parse(command.topology)
+    check_dtype(command.config, asked.platform)
+    where = topology(command.topology)
+    with tempfile.TemporaryDirectory() as directory:
+        if made_up.here(command.config, Path(directory))[1]:
+            say(f"data.name {command.config.data.name} is not here: made-up data of its shapes is compiled for")
+        try:
+            show(name, where, needed(command, where, Path(directory)))
+        except aot.CompilerError:
+            raise
+        except RunError as full:
+            if not command.fit:
+                raise RunError(f"{full}: --fit looks for the nearest choice that does") from full.__cause__
+            say(f"{full}; looking for the nearest choice that does")
+            print(_nearest(name, arguments, where, Path(directory)))
+            raise
+        if command.fit:
+            print(_largest(name, arguments, where, Path(directory)))
+
+
+def _parsed(name: str, arguments: Any) -> Any:
+    return config.parse(name, list(arguments), Command, "compile")
+
+
+def needed(command: Any, where: Topology, directory: Path) -> aot.Compiled:
+    """What a command's program needs. Raises RunError where it does not fit."""
+    experiment, _ = made_up.here(command.config, directory)
+    facts = aot.compiled(experiment, where, command.place, mesh=command.mesh, shard=command.shard, quick=command.quick)
     if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
-        raise RunError(
-            f"it does not fit {where.name}: reduce the batch, raise --update.grad-accum-steps, or use more devices"
-        )
+        raise RunError(f"it does not fit {where.name}: it needs {size(facts.memory)} of {size(where.memory)}")
+    return facts
 
 
-def show(name: str, where: aot.Topology, facts: aot.Compiled) -> None:
+def _tried(name: str, arguments: list[str], where: Topology, directory: Path) -> aot.Compiled | None:
+    """What the program of a command line needs, compiled with the least effort; None where it does not fit."""
+    shown = " ".join(arguments)
+    try:
+        facts = needed(_parsed(name, [*arguments, "--quick"]), where, directory)
+    except RunError:
+        say(f"  {shown}: does not fit")
+        return None
+    say(f"  {shown}: {size(facts.memory)}")
+    return facts
+
+
+def _largest(name: str, arguments: tuple[str, ...], where: Topology, directory: Path) -> str:
+    """The largest batch that fits, in a sentence."""
+    command = _parsed(name, arguments)
+    options = lambda size: fit.batch_options(command.config, size)
+    unit = len(where.devices) * command.config.update.grad_accum_steps
+
+    def fits(size: int) -> bool:
+        try:
+            return _tried(name, [*arguments, *options(size)], where, directory) is not None
+        except UserError:  # more than there are examples, or than a config takes
+            return False
+
+    found = fit.largest(fits, unit, fit.batch(command.config))
+    return f"the largest batch that fits: {' '.join(options(found))} ({found // len(where.devices)} a device)"
+
+
+def _nearest(name: str, arguments: tuple[str, ...], where: Topology, directory: Path) -> str:
+    """The nearest choice that fits, as a command line."""
+    command = _parsed(name, arguments)
+    for options in fit.alternatives(command.config, len(where.devices), command.shard, command.place):
+        try:
+            if _tried(name, [*arguments, *options], where, directory) is not None:
+                return f"the nearest that fits: python -m experiments.compile {' '.join([name, *arguments, *options])}"
+        except UserError:
+            continue
+    return "none of these fits: use more devices"
+
+
+def show(name: str, where: Topology, facts: aot.Compiled) -> None:
     """Prints the facts as a table."""
     rows = {
         "devices": str(facts.devices),
@@ -77,13 +149,15 @@ def show(name: str, where: aot.Topology, facts: aot.Compiled) -> None:
         "  arguments": size(facts.arguments),
         "  outputs besides": size(facts.outputs),
         "  temporaries": size(facts.temporaries),
-        **{kind: str(count) for kind, count in facts.collectives.items()},
+        **{kind: f"{found.count}, {size(found.bytes)}" for kind, found in facts.collectives.items()},
         "seconds to compile": f"{facts.seconds:.1f}",
     }
     table = Table(title=f"{name}, compiled for {where.name}", title_justify="left", show_header=False)
     for row in rows.items():
         table.add_row(*row)
     Console().print(table)
+    if facts.collectives:
+        print("Collectives: how many, and the bytes of their results on a device. Those in a loop count once.")
 
 
 def size(count: int) -> str:

@@ -1,11 +1,12 @@
 """Write the tables of docs/results.md and README.md from docs/results/*.json: python -m experiments.results.
 
-A file of docs/results is one of four kinds:
+A file of docs/results is one of five kinds:
 
     {"about": {...}, "runs": [...]}         training: the summary.json of each run, as it was written
     {"about": {...}, "contenders": [...]}   speed: what `experiments.benchmark --output` writes
     {"about": {...}, "largest_difference"}  agreement with PyTorch: what `experiments.agree --output` writes
     {"about": {...}, "places": {...}}       agreement of places: what `experiments.places --output` writes
+    {"about": {...}, "compiled": {...}}     compiled by real compilers: what `experiments.compiled` writes
 
 "about" has the command, the date, the machine and the number of its cores that the run used; where the figures are not
 those that the command wrote, also their source. For training it also has the family, the data, the commands to run
@@ -31,7 +32,7 @@ from research.core.errors import UserError
 from research.core.files import failing, replacing
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "devices.md", ROOT / "README.md")
+PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "devices.md", ROOT / "docs" / "compile.md", ROOT / "README.md")
 """The pages that have tables, each between the markers <!-- table NAME --> and <!-- end -->."""
 
 Record = Mapping[str, Any]
@@ -64,7 +65,8 @@ def records(directory: Path) -> list[Record]:
 
 
 def tables(found: list[Record]) -> dict[str, str]:
-    """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement and places."""
+    """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement, places and
+    compiled."""
     trained = [record for record in found if "runs" in record]
     return {
         "families": markdown(
@@ -85,6 +87,7 @@ def tables(found: list[Record]) -> dict[str, str]:
             [agreement(record) for record in found if "largest_difference" in record],
         ),
         "places": "".join(places(record) for record in found if "places" in record),
+        "compiled": "".join(compiled(record) for record in found if "compiled" in record),
     }
 
 
@@ -151,6 +154,31 @@ def places(record: Record) -> str:
     lines = [(f"`{name}`", *(cell(found[column]) for column in columns)) for name, found in rows.items()]
     said = f"`{about['command']}`, {record['steps']} steps of SGD, dropout on, {about['date']}."
     return f"{said}\n\n{markdown(('learner', *columns), lines)}"
+
+
+def compiled(record: Record) -> str:
+    """The table of what compiles: a line for each config and dtype, a column for each kind of devices."""
+    cells, about = record["compiled"], record["about"]
+    columns = list(dict.fromkeys(key.split()[2] for key in sorted(cells)))
+    rows = dict.fromkeys(tuple(key.split()[:2]) for key in cells)
+    lines = [
+        (f"`{name}`", dtype, *(program(cells.get(f"{name} {dtype} {column}")) for column in columns))
+        for name, dtype in rows
+    ]
+    said = f"`{about['command']}`, {about['date']}, {about['machine']}."
+    return f"{said}\n\n{markdown(('config', 'dtype', *columns), lines)}"
+
+
+def program(cell: Record | None) -> str:
+    """A cell of that table."""
+    if cell is None:
+        return "not run"
+    if "failed" in cell:
+        return cell["failed"].replace("|", "/")
+    size = lambda count: f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+    moved = [f"{count} {kind} ({size(total)})" for kind, (count, total) in cell["collectives"].items()]
+    seconds = f"{cell['seconds']:.0f} s{', quick' if cell['effort'] == 'quick' else ''}"
+    return "; ".join([size(cell["memory"]) + ("" if cell["fits"] else ", does not fit"), *moved, seconds])
 
 
 def moved(collectives: Mapping[str, int]) -> str:

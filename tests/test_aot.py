@@ -12,7 +12,8 @@ from research.core.layout import Layout, make_mesh
 from research.core.placement import place
 from research.core.update import UpdateConfig
 from research.nets.cnn import CNN, ResNet
-from research.training.aot import NotInstalled, compiled, lower, operations, topology
+from research.training.aot import compiled, lower, operations
+from research.training.topology import NotInstalled, topology
 
 CHUNK = 2
 CLOCKED = {"dqn": 2}

@@ -8,26 +8,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-PEAKS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,  # what JAX calls a v5e
-    "TPU v5": 459e12,  # a v5p
-    "TPU v6 lite": 918e12,  # a v6e
-    "NVIDIA A100-SXM4-40GB": 312e12,
-    "NVIDIA A100-SXM4-80GB": 312e12,
-    "NVIDIA A100-PCIE-40GB": 312e12,
-    "NVIDIA A100 80GB PCIe": 312e12,
-    "NVIDIA H100 80GB HBM3": 989e12,  # the H100 SXM
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
-"""FLOP/s of dense matrix products in bfloat16, at most, of one device, by `jax.Device.device_kind`.
-
-Of TPUs, the peak compute per chip (bf16) in the tables of Google Cloud's documentation ("TPU v4", "TPU v5e", "TPU v5p",
-"TPU v6e"). Of GPUs, the BFLOAT16 Tensor Core rates of NVIDIA's data sheets ("NVIDIA A100 Tensor Core GPU", "NVIDIA H100
-Tensor Core GPU", "NVIDIA H200 Tensor Core GPU", "NVIDIA DGX B200"), which for the H100 and later state the rate with
-sparsity, twice the dense one.
-"""
+from research.core.hardware import PEAKS
 
 
 def flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:

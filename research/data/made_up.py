@@ -1,0 +1,124 @@
+"""Data that is made up, of the shapes and sizes of a set that isn't here: to compile for, not to train on."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research.core.errors import UserError
+from research.core.experiment import Experiment
+from research.data import images, pairs, sentences, unpaired
+from research.data.images import Images
+from research.data.pairs import Pairs
+from research.data.sentences import Sentences
+from research.data.text import Text
+from research.data.unpaired import Unpaired
+
+SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "mnist": ((60_000, 10_000), (28, 28, 1)),
+    "cifar10": ((50_000, 10_000), (32, 32, 3)),
+    "cycle_gan/horse2zebra": ((1067, 1334, 120, 140), (256, 256, 3)),
+    "imdb_reviews": ((25_000, 25_000), ()),
+    "sst2": ((67_349, 1821), ()),
+    "multi30k": ((29_000, 1014, 1000), ()),
+    "tiny_shakespeare": ((1_115_394,), ()),
+}
+"""By the name of a set that can be made up: how many examples its splits have, and the shape of one."""
+
+SYMBOLS = 65
+"""The characters of tiny_shakespeare that differ."""
+
+TOKENS = 10_000_000
+"""The length of a made-up file of tokens."""
+
+
+class MadeImages(Images):
+    """Black images in ten classes."""
+
+    def arrays(self) -> images.Arrays:
+        """See `Images`."""
+        (train, test), shape = SIZES[self.name]
+        of = lambda count: (np.zeros((count, *shape), np.uint8), np.arange(count, dtype=np.int32) % 10)
+        return images.Arrays(*of(train), *of(test), tuple("0123456789"))
+
+
+class MadeUnpaired(Unpaired):
+    """Black images."""
+
+    def arrays(self) -> unpaired.Domains:
+        """See `Unpaired`."""
+        counts, shape = SIZES[self.name]
+        if len(counts) == 2:  # two of ten classes
+            counts = tuple(count // 10 for count in counts for _ in range(2))
+        return unpaired.Domains(*(np.zeros((count, *shape), np.uint8) for count in counts))
+
+
+class MadeSentences(Sentences):
+    """Texts of as many different words as the vocabulary has, as long as the longest bucket."""
+
+    def texts(self) -> sentences.Texts:
+        """See `Sentences`."""
+
+        def part(count: int) -> tuple[np.ndarray, np.ndarray]:
+            each = _texts(count, self.lengths[-1], self.vocabulary)
+            return np.array(each, object), np.arange(count, dtype=np.int32) % 2
+
+        train, test = SIZES[self.name][0]
+        return sentences.Texts(("no", "yes"), part(train), part(872) if self.name == "sst2" else None, part(test))
+
+
+class MadePairs(Pairs):
+    """Texts and the same texts."""
+
+    def texts(self) -> pairs.Texts:
+        """See `Pairs`."""
+        train, validation, test = ([each := _texts(n, 8, self.vocabulary), each] for n in SIZES[self.name][0])
+        return pairs.Texts(train, validation, test)
+
+
+def _texts(count: int, length: int, vocabulary: int) -> list[str]:
+    """Texts of so many words, which take turns."""
+    words = [f"{np.base_repr(n, 26)}q" for n in range(vocabulary)]
+    return [" ".join(words[(start * length + n) % vocabulary] for n in range(length)) for start in range(count)]
+
+
+def here(experiment: Experiment, directory: Path) -> tuple[Experiment, bool]:
+    """The experiment, and whether its data had to be made up because it isn't here; files of it are in `directory`.
+
+    Raises UserError where it isn't here and its shapes aren't known.
+    """
+    data = getattr(experiment, "data", None)
+    if data is None:
+        return experiment, False
+    try:
+        data.spec() if hasattr(data, "spec") else data.load()
+        return experiment, False
+    except UserError:
+        made = _made(data, directory)
+        if made is None:
+            raise
+        return dataclasses.replace(experiment, data=made), True  # type: ignore[call-arg]
+
+
+def _made(data: Any, directory: Path) -> Any:
+    """Data in place of `data`; None where it isn't known how."""
+    if isinstance(data, Text) and data.name.endswith(".npy") and not Path(data.name).expanduser().exists():
+        path = directory / "tokens.npy"
+        np.save(path, (np.arange(TOKENS) % data.vocabulary).astype(np.uint32))
+        return dataclasses.replace(data, name=str(path))
+    if data.name not in SIZES:
+        return None
+    if isinstance(data, Text):
+        path = directory / "text.txt"
+        (length,), symbols = SIZES[data.name][0], "".join(map(chr, range(ord("0"), ord("0") + SYMBOLS)))
+        path.write_text((symbols * (length // SYMBOLS + 1))[:length])
+        return dataclasses.replace(data, name=str(path))
+    kinds: dict[type, type] = {
+        Images: MadeImages,
+        Unpaired: MadeUnpaired,
+        Sentences: MadeSentences,
+        Pairs: MadePairs,
+    }
+    kind = kinds.get(type(data))
+    return kind and kind(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})

@@ -1,0 +1,54 @@
+"""What fits a device: the largest batch, and the nearest choices where a program does not fit."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from research.core.experiment import Experiment
+from research.training import config
+
+
+def largest(fits: Callable[[int], bool], unit: int, start: int) -> int:
+    """The largest multiple of `unit` for which `fits`, found from `start` on by doubling or halving, then by bisection;
+    0 where there is none. It ends at a sixteenth of the number: each question is a program to compile.
+    """
+    low, high = 0, max(1, start // unit)
+    if fits(high * unit):
+        while fits(2 * high * unit):
+            high *= 2
+        low, high = high, 2 * high
+    while high - low > max(1, low // 16):
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle * unit) else (low, middle)
+    return low * unit
+
+
+def batch_options(experiment: Experiment, size: int) -> list[str]:
+    """The options that set the batch, and what is evaluated at a time, to `size`; without data, the environments."""
+    if hasattr(experiment, "data"):
+        return ["--data.batch", str(size), "--data.evaluation-batch", str(size)]
+    return ["--num-envs", str(size)]
+
+
+def batch(experiment: Experiment) -> int:
+    """The size that `batch_options` sets."""
+    data: Any = getattr(experiment, "data", None)
+    return experiment.num_envs if data is None else data.batch  # type: ignore[attr-defined]
+
+
+def alternatives(experiment: Experiment, devices: int, shard: str, place: str) -> Iterator[list[str]]:
+    """Options to add, those that change least first: where the State lies, what is computed again, microbatches,
+    smaller batches."""
+    split = [["--shard", "fsdp"]] if devices > 1 and shard == "replicated" and place == "jit" else []
+    yield from split
+    leaves = config.leaves(experiment)
+    remat = [["--net.stack.remat", how] for how in ("dots", "full")] if leaves.get("net.stack.remat") == "none" else []
+    yield from remat
+    most = max([*remat[-1:], []], key=len)
+    size, parts = batch(experiment), experiment.update.grad_accum_steps
+    while (parts := 2 * parts) * devices <= size and size % (parts * devices) == 0:
+        yield [*most, "--update.grad-accum-steps", str(parts)]
+        if split:
+            yield [*split[0], *most, "--update.grad-accum-steps", str(parts)]
+    unit = experiment.update.grad_accum_steps * devices
+    while (size := size // 2 // unit * unit) >= unit:
+        yield [*(split[0] if split else []), *most, *batch_options(experiment, size)]

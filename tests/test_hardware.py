@@ -1,0 +1,126 @@
+"""What needs no compiler: names of devices, facts of programs as text, what fits, and made-up data."""
+
+import dataclasses
+import math
+
+import pytest
+
+from experiments import compile, compiled, results
+from research.core.errors import UserError
+from research.core.hardware import KINDS, PEAKS
+from research.data import made_up
+from research.data.images import Images
+from research.data.text import Text
+from research.training import config, fit
+from research.training.aot import Collective, collectives
+from research.training.topology import Name, cloud_names, parse, target_config
+
+
+@pytest.mark.parametrize(
+    "name, kind, shape",
+    [
+        ("v5e:2x4", "v5e", "2x4"),
+        ("v5litepod-16", "v5e", "4x4"),
+        ("v5e-16", "v5e", "4x4"),
+        ("v5p-128", "v5p", "4x4x4"),  # 128 cores
+        ("v4-32", "v4", "2x2x4"),
+        ("v6e-8", "v6e", "2x4"),
+        ("h100", "h100", "1"),
+        ("h100:8", "h100", "8"),
+        ("a100-40:2", "a100-40", "2"),
+    ],
+)
+def test_names(name, kind, shape):
+    assert parse(name) == Name(kind, shape)
+
+
+@pytest.mark.parametrize(
+    "name, near",
+    [("a100", "a100-80"), ("v5p-130", "v5p-128"), ("h1000", "h100"), ("v6e:", "v6e:4x4"), ("h100:0", "h100:8")],
+)
+def test_a_wrong_name_has_the_nearest(name, near, capsys):
+    with pytest.raises(UserError, match=near):
+        parse(name)
+    assert compile.main(["digits_cnn", "--topology", name]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_facts_of_devices():
+    for kind, device in KINDS.items():
+        assert (device.card is None) == (len(device.slices) > 0) == (cloud_names(kind) != [])
+        chips = [math.prod(map(int, shape.split("x"))) for shape in device.slices]
+        assert chips == sorted(set(chips))
+        assert device.memory > 2**33 and device.bandwidth > 1e11 and device.bfloat16 > 1e14 and device.source
+        assert all(PEAKS[name] == device.bfloat16 for name in device.names)
+        if device.card:
+            assert f"device_memory_size: {device.memory}" in target_config(device)
+
+
+HLO = """
+ENTRY main {
+  %a = f32[8,4]{1,0:T(8,128)} all-reduce(%x), channel_id=1
+  %b = (bf16[3]{0}, pred[5]{0}) all-reduce(%y, %z), channel_id=2
+  %c = (f32[2]{0}, f32[16]{0:T(256)}) all-gather-start(%v), channel_id=3
+  %d = f32[16]{0} all-gather-done(%c)
+  ROOT %e = s32[] collective-permute(%w)
+}
+"""
+
+
+def test_collectives_have_the_bytes_of_their_results():
+    assert collectives(HLO) == {
+        "all-reduce": Collective(2, 128 + 6 + 5),
+        "all-gather": Collective(1, 64),
+        "collective-permute": Collective(1, 4),
+    }
+
+
+@pytest.mark.parametrize("most, unit, start", [(1000, 8, 64), (24, 8, 64), (7, 8, 64), (4096, 1, 1), (100, 4, 100)])
+def test_the_largest_batch_that_fits(most, unit, start):
+    tried = []
+    found = fit.largest(lambda size: tried.append(size) or size <= most, unit, start)
+    best = most // unit * unit
+    assert best - max(unit, best // 8) <= found <= best and found % unit == 0
+    assert len(tried) <= 18 and all(size % unit == 0 for size in tried)
+
+
+def test_alternatives_begin_with_what_changes_least():
+    options = [" ".join(each) for each in fit.alternatives(config.load("gpt2"), 4, "replicated", "jit")]
+    assert options[:3] == ["--shard fsdp", "--net.stack.remat dots", "--net.stack.remat full"]
+    assert "--net.stack.remat full --update.grad-accum-steps 2" in options
+    assert options[-1].endswith("--data.batch 4 --data.evaluation-batch 4")
+    for each in fit.alternatives(config.load("cartpole_dqn"), 1, "replicated", "jit"):
+        config.parse("cartpole_dqn", each, compile.Command, "compile")
+
+
+def test_data_is_made_up_where_it_is_not_here(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    for name, expected in (("digits_cnn", False), ("cartpole_dqn", False), ("shakespeare_lstm", True)):
+        assert made_up.here(config.load(name), tmp_path)[1] == expected
+    names = {getattr(config.load(name), "data", Text()).name for name in config.names()}
+    assert names - {"digits", "stdlib", "tokens.npy"} == set(made_up.SIZES)
+    tokens, _ = made_up.here(config.load("gpt2"), tmp_path)
+    assert tokens.data.spec().classes == 50304 and tokens.feeds().train.batch_at(0).inputs.shape == (8, 1024)
+    images, _ = made_up.here(config.load("cifar10_resnet20"), tmp_path)
+    assert images.data.spec().shape == (32, 32, 3) and len(images.data.load().train_images) == 50_000
+    unknown = dataclasses.replace(config.load("cifar10_resnet20"), data=Images(name="cifer10"))
+    with pytest.raises(UserError, match="cifer10"):
+        made_up.here(unknown, tmp_path)
+
+
+def test_sizes_are_raised_to_what_the_devices_divide():
+    assert compiled.divided(config.load("horse2zebra_cyclegan"), 8).data.batch == 8
+    assert compiled.divided(config.load("mnist_cnn"), 1) == config.load("mnist_cnn")
+
+
+def test_a_cell_of_the_table():
+    cell = {"memory": 2**30, "fits": True, "collectives": {"all-reduce": [2, 2**20]}, "seconds": 3.4, "effort": "quick"}
+    assert results.program(cell) == "1.00 GiB; 2 all-reduce (1.00 MiB); 3 s, quick"
+    assert results.program({**cell, "fits": False, "effort": "full"}).startswith("1.00 GiB, does not fit; 2 all-")
+    assert results.program(None) == "not run"
+    assert results.program({"failed": "crashed: a|b"}) == "crashed: a/b"
+
+
+def test_a_crash_is_a_cell(monkeypatch):
+    assert compiled.compiled("no_such_config float32 h100", 60, True)["failed"].startswith("crashed: ")
+    assert compiled.compiled("digits_cnn float32 h100", 0, True)["failed"] == "more than 0 s"
