@@ -31,8 +31,8 @@ class Command(Generic[Config]):
         topology: a TPU slice (v5e:2x4, v4:2x2x2, v6e:16x16, ...), or GPUs of one machine (h100, h100:8)
         place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
         mesh: sizes of the axes that all devices are laid out by, such as replica=2,data=4; see experiments.train
-        shard: where the weights and the state of the optimizer are: whole on every device (replicated), or split over
-            the axis data of the mesh (fsdp)
+        shard: where the weights and the state of the optimizer are: whole on every device (replicated), split over the
+            axis data of the mesh (fsdp), or over its axes data and model (tensor)
         quick: whether to compile with the least effort, which takes a fraction of the time; the memory is then an
             estimate, somewhat above what the program takes in the end
     """

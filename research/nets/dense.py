@@ -41,8 +41,12 @@ product.defvjp(_forward, _backward)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
-    return shard_batch(product(shard_batch(x), kernel))
+    y = product(shard_batch(x), kernel.reshape(len(kernel), -1))
+    return shard_batch(y.reshape(*x.shape[:-1], *kernel.shape[1:]))
 
 
 Dense = partial(nn.Dense, dot_general=_dot_general)
 """Flax's dense layer for [batch, ..., inputs], by `product`."""
+
+DenseGeneral = partial(nn.DenseGeneral, dot_general=_dot_general)
+"""The same with outputs [batch, ..., *features] and a kernel [inputs, *features]."""
