@@ -96,6 +96,12 @@ class LanguageModel(nn.Module):
         names = {"attention/qkv": "qkv", "attention/out": "out", "FeedForward_0/up": "up"}
         for ours, theirs in {**names, "FeedForward_0/down": "down"}.items():
             found |= _dense(f"blocks/layers/{ours}", [getattr(b, theirs) for b in layers], stacked=True)
+        # Rows [3 * heads * features] there are the axes [heads, 3, features] here.
+        heads = lambda y, at: y.unflatten(at, (3, layers[0].heads, -1)).transpose(at, at + 1)
+        for part, at in (("kernel", 1), ("bias", 0)):
+            name = f"blocks/layers/attention/qkv/{part}"
+            if name in found:
+                found[name] = [heads(y, at) for y in found[name]]
         return found
 
 
@@ -146,7 +152,7 @@ def gradients(net: LanguageModel) -> dict[str, np.ndarray]:
     def gradient(view: Tensor) -> np.ndarray:
         base = view if id(view) in owners else view._base  # a transposed weight is a view of it
         assert base is not None and base.grad is not None
-        return (base.grad if base is view else base.grad.T).numpy()
+        return base.grad.as_strided(view.shape, view.stride()).numpy()
 
     return {
         name: np.stack([gradient(t) for t in tensor]) if isinstance(tensor, list) else gradient(tensor)

@@ -38,8 +38,8 @@ class Command(Generic[Config]):
             v5p-128, ...), or GPUs of one machine (a100-40, a100-80, h100, h200, b200, h100:8, ...)
         place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
         mesh: sizes of the axes that all devices are laid out by, such as replica=2,data=4; see experiments.train
-        shard: where the weights and the state of the optimizer are: whole on every device (replicated), or split over
-            the axis data of the mesh (fsdp)
+        shard: where the weights and the state of the optimizer are: whole on every device (replicated), split over the
+            axis data of the mesh (fsdp), or over its axes data and model (tensor)
         quick: whether to compile with the least effort, which takes a fraction of the time; the memory is then an
             estimate, somewhat above what the program takes in the end
         fit: whether to look for the largest batch that fits, or, where the config does not fit, for the nearest choice

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from experiments.results import moved, provenance
+from experiments.results import provenance
 from research import learners
 from research.core.errors import UserError
 from research.core.experiment import Experiment
@@ -34,6 +34,7 @@ PLACES: dict[str, tuple[PlaceName, str, Shard]] = {
     "shard_map": ("shard_map", "data=8", "replicated"),
     "fsdp": ("jit", "data=8", "fsdp"),
     "fsdp, replica=2,data=4": ("jit", "replica=2,data=4", "fsdp"),
+    "tensor, data=4,model=2": ("jit", "data=4,model=2", "tensor"),
 }
 """By name: --place, --mesh and --shard."""
 
@@ -71,10 +72,13 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
 
 
 def differences(experiment: Experiment, steps: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, {"difference", "collectives"}) of an experiment at each of `PLACES`."""
+    """(place, {"difference", "collectives"}) of an experiment at each of `PLACES`; {} where its net has no table."""
     alone, _ = trained(experiment, place("jit", Layout(make_mesh(jax.devices()[:1]))), steps)
     for name, (how, mesh, shard) in PLACES.items():
-        layout = Layout(make_mesh(jax.devices(), mesh), shard, min_size=1)
+        if shard == "tensor" and not experiment.tensor_axes():
+            yield name, {}
+            continue
+        layout = Layout(make_mesh(jax.devices(), mesh), shard, min_size=1, tensor_axes=experiment.tensor_axes())
         state, collectives = trained(experiment, place(how, layout), steps)
         pairs = zip(jax.tree.leaves(alone.params), jax.tree.leaves(state.params), strict=True)
         yield name, {"difference": max(float(np.abs(a - b).max()) for a, b in pairs), "collectives": collectives}
@@ -91,11 +95,6 @@ def trained(experiment: Experiment, where: Place, steps: int) -> tuple[State, di
     host = jax.device_get(state._replace(key=jax.random.key_data(state.key)))
     found = aot.collectives(step.as_text() or "")
     return host, {kind: collective.count for kind, collective in found.items()}
-
-
-def cell(found: dict[str, Any]) -> str:
-    """A difference and the collectives, as they stand in the table."""
-    return f"{found['difference']:.1e}; {moved(found['collectives'])}"
 
 
 if __name__ == "__main__":

@@ -150,10 +150,14 @@ def places(record: Record) -> str:
     """The table of the places: a line a learner."""
     rows, about = record["places"], record["about"]
     columns = list(next(iter(rows.values())))
-    cell = lambda found: f"{found['difference']:.1e}; {moved(found['collectives'])}"
-    lines = [(f"`{name}`", *(cell(found[column]) for column in columns)) for name, found in rows.items()]
+    lines = [(f"`{name}`", *(placed(found[column]) for column in columns)) for name, found in rows.items()]
     said = f"`{about['command']}`, {record['steps']} steps of SGD, dropout on, {about['date']}."
     return f"{said}\n\n{markdown(('learner', *columns), lines)}"
+
+
+def placed(cell: Record) -> str:
+    """A cell of that table: the difference from one device, and the collectives."""
+    return f"{cell['difference']:.1e}; {moved(cell['collectives'])}" if cell else "no table"
 
 
 def compiled(record: Record) -> str:

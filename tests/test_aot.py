@@ -12,6 +12,7 @@ from research.core.layout import Layout, make_mesh
 from research.core.placement import place
 from research.core.update import UpdateConfig
 from research.nets.cnn import CNN, ResNet
+from research.nets.transformer import LanguageModel, Stack
 from research.training.aot import compiled, lower, operations
 from research.training.topology import NotInstalled, topology
 
@@ -88,6 +89,19 @@ def test_attention_on_an_h100_is_flash():
         hlo = compiled(half, devices("h100"), "jit", CHUNK).hlo
         found = re.findall(r'custom_call_target="__cudnn\$fmha(\w*)"', hlo)
         assert any("Backward" in name for name in found) == expected == bool(found)
+
+
+def test_a_tensor_parallel_layer_is_summed_twice_forward_and_twice_backward():
+    """Over the pairs of the axis model, and no weight or logit is gathered over it."""
+    stack = Stack(layers=3, width=256, heads=8, num_kv_heads=4, activation="swiglu", scan_unroll=1)
+    experiment = dataclasses.replace(EXPERIMENTS["transformer"], net=LanguageModel(stack))
+    hlo = compiled(experiment, devices("v5e:2x4"), "jit", CHUNK, "data=4,model=2", "tensor", quick=True).hlo
+    moved = re.findall(r' (all-\w+|reduce-scatter|collective-permute)(?:-start)?\((.*op_name="[^"]*/layers/.*)', hlo)
+    over_model = [(kind, re.search(r'op_name="([^"]*)"', rest)[1]) for kind, rest in moved if "[4,2]<=[8]" in rest]
+    assert {kind for kind, _ in over_model} == {"all-reduce"}
+    forward = sorted(name.split("/")[-2] for _, name in over_model if "transpose" not in name)
+    backward = sorted(name.split("/")[-2] for _, name in over_model if "transpose" in name)
+    assert (forward, backward) == (["down", "out"], ["gate_up", "qkv"])
 
 
 def test_gradients_of_microbatches_are_summed_over_the_devices_once():

@@ -25,7 +25,11 @@ KEY = 20
 ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan")
 """Learners whose States are of a kind with another's: cnn's, dqn's with a world, gan's with two nets."""
 N = 4
-MESHES = {"fsdp": ("replica=2,data=4", "fsdp"), "seed": ("seed=3", "replicated")}
+MESHES = {
+    "fsdp": ("replica=2,data=4", "fsdp"),
+    "tensor": ("data=4,model=2", "tensor"),
+    "seed": ("seed=3", "replicated"),
+}
 
 
 @functools.cache
@@ -41,22 +45,22 @@ def start(name: str, seeded: bool = False):
     return jax.jit(made(name, seeded)[0].init)(keys)
 
 
-def at(where: str, seeded: bool = False):
+def at(where: str, seeded: bool = False, tensor_axes=None):
     """A place: "one" device, or all eight of them by "jit" (one global program), "pmap", "shard_map" or "fsdp", in two
-    replicas; "seed": the three seeds over three devices."""
+    replicas, or "tensor"; "seed": the three seeds over three devices."""
     if where == "one":
         return place("jit", Layout(make_mesh(jax.devices()[:1]), seeds=seeded))
     if where in MESHES:
         mesh, shard = MESHES[where]
         devices = jax.devices()[: math.prod(mesh_shape(mesh).values())]
-        return place("jit", Layout(make_mesh(devices, mesh), shard, seeded, min_size=1))
+        return place("jit", Layout(make_mesh(devices, mesh), shard, seeded, 1, tensor_axes or {}))
     return place(where, Layout(make_mesh(jax.devices()), seeds=seeded))
 
 
 @functools.cache
 def scanned(name: str, where: str = "one", seeded: bool = False):
     """(N steps, compiled for a place; a list as long as they were traced often)."""
-    target, traces = at(where, seeded), []
+    target, traces = at(where, seeded, EXPERIMENTS[name].tensor_axes()), []
     learner, feeds = made(name, seeded)
 
     def steps(state, fed):
@@ -79,7 +83,7 @@ def data(name: str, target, begin: int = 0):
 @functools.cache
 def run(name: str, where: str = "one", seeded: bool = False):
     """(state, metrics, evaluation) after N scanned steps at a place, on the host."""
-    target = at(where, seeded)
+    target = at(where, seeded, EXPERIMENTS[name].tensor_axes())
     learner, feeds = made(name, seeded)
     state, metrics = scanned(name, where, seeded)[0](target.put(start(name, seeded)), data(name, target))
     judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
@@ -204,12 +208,16 @@ def test_seeds(name):
 
 @pytest.mark.parametrize(
     "where, seeded",
-    [(where, False) for where in ("jit", "pmap", "shard_map", "fsdp")]
+    [(where, False) for where in ("jit", "pmap", "shard_map", "fsdp", "tensor")]
     + [(where, True) for where in ("shard_map", "jit", "seed")],
 )
 def test_placement(name, where, seeded):
     if (seeded or where == "pmap") and name in ALIKE:
         pytest.skip("compiled for one State of each kind: it takes long; experiments.places has pmap for all")
+    if where == "tensor" and not EXPERIMENTS[name].tensor_axes():
+        with pytest.raises(UserError, match="--shard tensor: the net has no table"):
+            at(where)
+        return
     one, one_metrics, one_judged = run(name, seeded=seeded)
     eight, eight_metrics, eight_judged = run(name, where, seeded)
     assert_close(eight, one)

@@ -1,5 +1,7 @@
 """Optimizers: the size of their decay, their defaults, and Muon's matrices."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from nets import NETS, name
 
 from research.core.errors import UserError
-from research.core.muon import labels, matrices
+from research.core.muon import OUTPUTS, labels, matrices
 from research.core.optimizers import Optimizer, optimizer
 
 RATE, DECAY = 0.1, 0.3
@@ -81,11 +83,11 @@ def singular_values(matrix):
 
 
 def test_muon_orthogonalises_each_matrix_of_a_kernel():
-    """A convolution, an LSTM's gates, a stack of fused queries, keys and values of two thirds of the heads, SwiGLU."""
+    """A convolution, an LSTM's gates, a stack of fused queries, keys and values, a head each in two groups, SwiGLU."""
     shapes = {
         "Conv_0": {"kernel": (3, 3, 2, 4)},
         "Layer_0": {"kernel": (5, 12), "recurrent_kernel": (3, 12)},
-        "layers": {"attention": {"qkv": {"kernel": (2, 6, 14)}}, "gate_up": {"kernel": (2, 6, 16)}},
+        "layers": {"attention": {"qkv": {"kernel": (2, 6, 2, 3, 2)}}, "gate_up": {"kernel": (2, 6, 2, 8)}},
     }
     leaves, structure = jax.tree.flatten(shapes, is_leaf=lambda x: isinstance(x, tuple))
     keys = jax.random.split(jax.random.key(0), len(leaves))
@@ -97,7 +99,7 @@ def test_muon_orthogonalises_each_matrix_of_a_kernel():
     found = [updates["Conv_0"]["kernel"]]
     found += [part for name in ("kernel", "recurrent_kernel") for part in jnp.split(updates["Layer_0"][name], 4, 1)]
     for layer in range(2):
-        found += [qkv[layer, :, :6], qkv[layer, :, 6:10], qkv[layer, :, 10:], *jnp.split(pair[layer], 2, 1)]
+        found += [qkv[layer, :, :, part].reshape(6, 4) for part in range(3)] + [pair[layer, :, n] for n in range(2)]
     assert len(found) == 1 + 8 + 2 * 5
     for update in found:
         values = singular_values(update)
@@ -139,7 +141,11 @@ def test_muon_leaves_first_and_last_layers_to_adam(net, inputs):
 
 
 LAYERS = {
-    "transformer-LanguageModel": {"qkv/kernel": (16, 8, 8), "gate_up/kernel": (64, 64), "down/kernel": (16,)},
+    "transformer-LanguageModel": {
+        "qkv/kernel": (16, 8, 8),
+        "gate_up/kernel": (64, 64),
+        "down/kernel": (16,),
+    },
     "transformer-Translator": {
         "qkv/kernel": (16, 16, 16),
         "kv/kernel": (16, 16),
@@ -167,7 +173,8 @@ def test_fused_kernels_are_several_matrices(kind):
     found = {"/".join(path): parts for path, parts in flatten_dict(jax.eval_shape(matrices, kernels)).items()}
     for suffix, columns in LAYERS[kind].items():
         parts = [part for path, part in found.items() if ("/" + path).endswith("/" + suffix) and "encoder" not in path]
-        assert [tuple(x.shape[-1] for x in part) for part in parts] == [columns] * len(parts) and parts
+        count = OUTPUTS.get(suffix.removesuffix("/kernel"), 1)
+        assert [tuple(math.prod(x.shape[-count:]) for x in part) for part in parts] == [columns] * len(parts) and parts
 
 
 def test_muons_adam_is_no_nadam():

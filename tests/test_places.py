@@ -18,6 +18,7 @@ def test_the_table_of_a_learner(tmp_path, capsys):
         and found["places"].keys() == {"cnn"}
         and found["places"]["cnn"].keys() == set(places.PLACES)
     )
+    assert found["places"]["cnn"].pop("tensor, data=4,model=2") == {}  # no table
     for name, cell in found["places"]["cnn"].items():
         assert 0 < cell["difference"] < 1e-5
         assert cell["collectives"]["all-reduce"] > 0

@@ -127,15 +127,14 @@ def test_attention_against_numpy():
     seen = transformer.AttentionInputs(jnp.arange(5)[None], None, None)
     params = params_of(net, x, seen, None)
     found, _ = net.apply({"params": params}, x, seen, None)
+    assert params["qkv"]["kernel"].shape == (12, 2, 5, 2)
     kernel, bias = (np.asarray(params["qkv"][n], np.float64) for n in ("kernel", "bias"))
     for n in range(2):
-        y = np.asarray(x[n], np.float64) @ kernel + bias
+        y = np.einsum("ti,igdf->tgdf", np.asarray(x[n], np.float64), kernel) + bias
         heads = []
         for head in range(6):
             group = head // 3
-            q = y[:, 2 * head : 2 * head + 2]
-            k = y[:, 12 + 2 * group : 14 + 2 * group]
-            v = y[:, 16 + 2 * group : 18 + 2 * group]
+            q, k, v = y[:, group, head % 3], y[:, group, 3], y[:, group, 4]
             rows = []
             for t in range(5):
                 weights = np.exp(q[t] @ k[: t + 1].T / np.sqrt(2))
@@ -160,10 +159,11 @@ def test_encoder_and_decoder_layers_against_pytorch(norm):
         16, 4, 64, dropout=0.0, batch_first=True, norm_first=norm == "pre", activation="relu"
     )
     cross = params["cross"]
-    joined = lambda name: np.concatenate([np.asarray(cross["q"][name]), np.asarray(cross["kv"][name])], -1)
+    parts_first = lambda x: np.moveaxis(np.asarray(x), -2, -3).reshape(*x.shape[:-3], -1)  # [..., 4, 3, 4] -> [..., 48]
+    joined = lambda name: parts_first(np.concatenate([cross["q"][name], cross["kv"][name]], -2))
     values = {
-        "self_attn.in_proj_weight": np.asarray(params["attention"]["qkv"]["kernel"]).T,
-        "self_attn.in_proj_bias": params["attention"]["qkv"]["bias"],
+        "self_attn.in_proj_weight": parts_first(params["attention"]["qkv"]["kernel"]).T,
+        "self_attn.in_proj_bias": parts_first(params["attention"]["qkv"]["bias"]),
         "self_attn.out_proj.weight": np.asarray(params["attention"]["out"]["kernel"]).T,
         "self_attn.out_proj.bias": params["attention"]["out"]["bias"],
         "multihead_attn.in_proj_weight": joined("kernel").T,

@@ -8,8 +8,10 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from digits import tiny
+from flax.traverse_util import unflatten_dict
 from jax.sharding import PartitionSpec as P
 from learners import EXPERIMENTS
 
@@ -18,6 +20,7 @@ from research.core.errors import UserError
 from research.core.layout import FSDP_MIN_SIZE, Layout, make_mesh, mesh_shape
 from research.core.placement import place
 from research.core.state import State
+from research.nets.transformer import LanguageModel, Stack
 from research.training import checkpoint, config
 from research.training.run import layout, load
 
@@ -30,18 +33,20 @@ def devices_and_mesh(text: str):
 
 
 def test_the_shape_of_a_mesh():
-    assert mesh_shape("data=4, replica=2") == {"replica": 2, "seed": 1, "data": 4}
+    assert mesh_shape("data=4, replica=2") == {"replica": 2, "seed": 1, "data": 4, "model": 1}
     mesh = make_mesh(jax.devices(), "data=2,seed=2,replica=2")
-    assert dict(mesh.shape) == {"replica": 2, "seed": 2, "data": 2}
-    np.testing.assert_array_equal(np.vectorize(lambda d: d.id)(mesh.devices), np.arange(8).reshape(2, 2, 2))
-    assert dict(make_mesh(jax.devices()[:3]).shape) == {"replica": 1, "seed": 1, "data": 3}
+    assert dict(mesh.shape) == {"replica": 2, "seed": 2, "data": 2, "model": 1}
+    np.testing.assert_array_equal(np.vectorize(lambda d: d.id)(mesh.devices), np.arange(8).reshape(2, 2, 2, 1))
+    assert dict(make_mesh(jax.devices()[:3]).shape) == {"replica": 1, "seed": 1, "data": 3, "model": 1}
 
 
 @pytest.mark.parametrize(
-    "text", ["", "data", "data=0", "data=x", "data=-2", "batch=8", "model=2", "data=2,data=4", "data=8,"]
+    "text", ["", "data", "data=0", "data=x", "data=-2", "batch=8", "tensor=2", "data=2,data=4", "data=8,"]
 )
 def test_a_mesh_that_is_none(text):
-    with pytest.raises(UserError, match="expected sizes of some of replica, seed, data, such as replica=2,data=4"):
+    with pytest.raises(
+        UserError, match="expected sizes of some of replica, seed, data, model, such as replica=2,data=4"
+    ):
         mesh_shape(text)
 
 
@@ -72,6 +77,42 @@ def test_fsdp_splits_large_leaves_along_their_largest_axis_that_the_devices_divi
     assert [specs(part) for part in found[2:5]] == [{"net": expected}, {"net": expected}, {"average": expected}]
     assert specs(found.world) == {"replay": P(("replica", "data"))} and specs((found.step, found.key)) == (P(), P())
     assert set(jax.tree.leaves(specs(Layout(mesh).state(state)[:5]), is_leaf=lambda x: isinstance(x, P))) == {P()}
+
+
+def test_tensor_splits_the_axes_of_the_table_and_large_leaves_over_data_besides():
+    """With two groups of heads, an odd number of hidden features, and moments and parts named as their parameter."""
+    shapes = {
+        "layers/attention/qkv/kernel": ((3, 64, 2, 6, 8), P(None, "data", "model")),
+        "layers/attention/qkv/bias": ((3, 2, 6, 8), P(None, "model")),
+        "layers/attention/out/kernel": ((3, 64, 64), P(None, "model", "data")),
+        "layers/cross/kv/kernel": ((3, 64, 2, 2, 8), P(None, "data", "model")),
+        "layers/FeedForward_0/gate_up/kernel": ((3, 64, 2, 96), P(None, "data", None, "model")),
+        "layers/FeedForward_0/down/kernel": ((3, 95, 64), P(None, None, "data")),
+        "layers/LayerNorm_0/scale": ((3, 64), P()),
+        "embedding/tokens/embedding": ((100, 64), P("model", "data")),
+        "embedding/positions/embedding": ((100, 64), P("data")),
+        "head/kernel": ((64, 101), P("data")),
+        "Dense_0/bias": ((64,), P()),
+    }
+    net = unflatten_dict({tuple(k.split("/")): jax.ShapeDtypeStruct(s, "float32") for k, (s, _) in shapes.items()})
+    q = {"qkv": {"kernel": (jax.ShapeDtypeStruct((64, 2, 4, 8), "float32"),)}}
+    state = State(jnp.int32(0), jax.random.key(0), {"net": net}, {"net": (optax.EmptyState(), (net, q))}, {}, ())
+    how = Layout(devices_and_mesh("data=4,model=2"), "tensor", min_size=2**10, tensor_axes=LanguageModel.tensor_axes)
+    expected = unflatten_dict({tuple(name.split("/")): spec for name, (_, spec) in shapes.items()})
+    found = jax.tree.map(lambda sharding: sharding.spec, how.state(state))
+    assert found.params == {"net": expected}
+    assert found.opt_state["net"][1] == (expected, {"qkv": {"kernel": (P("data", "model"),)}})
+
+
+def test_tensor_adds_up_each_matrix_pair_once_and_gathers_no_weight_over_model():
+    """Of a loop over layers: the sums forward, backward and of the gradients, by what they are over."""
+    net = LanguageModel(Stack(layers=3, width=16, heads=4, num_kv_heads=2, activation="swiglu", scan_unroll=1))
+    program = hlo("transformer", "data=1,model=2", "tensor", net=net, loss_chunk=None)
+    assert "all-gather" not in re.findall(r'(\S+)\(.*op_name="[^"]*/layers/', program)
+    sums = re.findall(r' all-reduce(?:-start)?\(.*op_name="([^"]*/layers/[^"]*)"', program)
+    forward = sorted(name.split("/")[-2] for name in sums if "transpose" not in name)
+    backward = sorted(name.split("/")[-2] for name in sums if "transpose" in name)
+    assert (forward, backward) == (["down", "out"], ["gate_up", "qkv"])
 
 
 def test_with_seeds_their_axis_comes_first():
@@ -109,7 +150,7 @@ def test_a_state_is_born_and_read_back_in_its_place(name, tmp_path):
 
 def hlo(name: str, mesh: str, shard: str = "replicated", **changes) -> str:
     experiment = dataclasses.replace(EXPERIMENTS[name], **changes)
-    where = place("jit", Layout(devices_and_mesh(mesh), shard, min_size=1))
+    where = place("jit", Layout(devices_and_mesh(mesh), shard, min_size=1, tensor_axes=experiment.tensor_axes()))
     learner, batch = experiment.build(), experiment.feeds().train.batch_at(0)
     state = where.put(jax.eval_shape(learner.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), batch)
@@ -140,6 +181,9 @@ def test_mapped_places_split_the_batch_alone():
         (["--mesh", "seed=8", "--seeds", "4"], "shares the seeds among 8, and there are 4: give --seeds 8"),
         (["--mesh", "data=8", "--data.batch", "20"], "the 8 devices do not divide data.batch=20"),
         (["--place", "pmap", "--shard", "fsdp"], "--place pmap splits the batch alone"),
+        (["--shard", "tensor"], "--shard tensor: the net has no table of the axes to split; choose --shard fsdp"),
+        (["--mesh", "data=4,model=2"], "the axis model, which splits weights by --shard tensor alone"),
+        (["--mesh", "data=4,model=2", "--shard", "fsdp"], "the axis model, which splits weights by --shard tensor"),
     ],
 )
 def test_what_the_devices_can_not_do(options, message, tmp_path, capsys):

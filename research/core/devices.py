@@ -22,6 +22,10 @@ BATCH_AXES = ("replica", AXIS)
 """The axes of a global program's mesh that a batch and the environments are split over."""
 
 
+MODEL_AXIS = "model"
+"""The axis of a global program's mesh that tensor parallelism splits the weights over."""
+
+
 def axis_if_bound() -> str | None:
     """`AXIS` where it is bound, else None: the `axis_name` of a Flax layer that averages over the batch."""
     try:

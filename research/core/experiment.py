@@ -191,6 +191,10 @@ class Experiment(ABC):
             "data.evaluation_batch": data.evaluation_batch,
         }
 
+    def tensor_axes(self) -> Mapping[str, int]:
+        """The axes of parameters that `--shard tensor` splits, see `core.layout.Layout`; by default of none."""
+        return {}
+
     def units_per_step(self, batch: int) -> dict[str, int]:
         """How much a step trains on, by unit, for the run's speed: {"examples": 128}.
 

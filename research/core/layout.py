@@ -1,14 +1,17 @@
 """Layouts: how a State and a batch lie over a mesh of devices.
 
-A mesh has three named axes, each of size 1 unless it is asked for:
+A mesh has four named axes, each of size 1 unless it is asked for:
 
     replica  each has all of the State, and a part of the batch; outermost, for what is between slices or nodes
     seed     each has some of the seeds of `per_seed`
     data     each has a part of the batch and, by FSDP, of the State
+    model    each has a part of the weights, and of the activations between them; innermost, as it communicates most
 """
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,22 +20,22 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from research.core.devices import AXIS, BATCH_AXES
+from research.core.devices import AXIS, BATCH_AXES, MODEL_AXIS
 from research.core.errors import UserError
 from research.core.state import State
 from research.core.types import Tree
 
-AXES = ("replica", "seed", AXIS)
+AXES = ("replica", "seed", AXIS, MODEL_AXIS)
 """The axes of every mesh, outermost first."""
 
-Shard = Literal["replicated", "fsdp"]
+Shard = Literal["replicated", "fsdp", "tensor"]
 
 FSDP_MIN_SIZE = 2**12
 """Leaves of fewer numbers are on every device: gathering them would take longer than it saves memory."""
 
 
 def mesh_shape(text: str) -> dict[str, int]:
-    """The sizes of all axes: "replica=2,data=4" -> {"replica": 2, "seed": 1, "data": 4}.
+    """The sizes of all axes: "replica=2,data=4" -> {"replica": 2, "seed": 1, "data": 4, "model": 1}.
 
     Raises UserError where the text is no such list.
     """
@@ -74,15 +77,21 @@ class Layout(NamedTuple):
     mesh   of the axes `AXES`
     shard  replicated: the State is whole on every device, save its environments, which are split; fsdp: each large
            leaf is split as well, along its largest axis that the devices divide (Rajbhandari et al. 2020,
-           arXiv:1910.02054, stage 3)
+           arXiv:1910.02054, stage 3); tensor: each leaf in `tensor_axes` is split over "model", and each large leaf
+           over the data axis besides, as by FSDP, along another of its axes
     seeds  whether States have the axis of `per_seed`
     min_size  see `FSDP_MIN_SIZE`
+    tensor_axes  {how a leaf's name ends: which of its axes tensor parallelism splits}, beside the net. Names are
+           regular expressions, such as "qkv/(kernel|bias)". Axes are counted from the last, -1, so that they hold for
+           stacked layers too. Moments and averages are named as their parameter. An axis that "model" does not divide
+           is left whole
     """
 
     mesh: Mesh
     shard: Shard = "replicated"
     seeds: bool = False
     min_size: int = FSDP_MIN_SIZE
+    tensor_axes: Mapping[str, int] = MappingProxyType({})
 
     def at(self, *axes: Any) -> NamedSharding:
         """Where an array lies whose dimensions are split over these axes of the mesh; None: not split."""
@@ -95,25 +104,39 @@ class Layout(NamedTuple):
     def state(self, state: State) -> State:
         """Where each leaf of a State lies, of arrays or of shapes: shardings in their places."""
         lead = ("seed",) if self.seeds else ()
-        each = lambda tree, axes: jax.tree.map(lambda x: self.at(*lead, *axes(x.shape[len(lead) :])), tree)
-        weights = lambda tree: each(tree, self._weight if self.shard == "fsdp" else lambda shape: ())
+
+        def each(tree: Tree, axes: Callable[[str, tuple[int, ...]], tuple]) -> Tree:
+            def leaf(path: tuple, x: Any) -> NamedSharding:
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                return self.at(*lead, *axes(name, x.shape[len(lead) :]))
+
+            return jax.tree.map_with_path(leaf, tree)
+
+        weights = lambda tree: each(tree, self._weight)
         return State(
             step=self.at(),  # type: ignore[arg-type]
             key=self.at(*lead),  # type: ignore[arg-type]
             params=weights(state.params),
             opt_state=weights(state.opt_state),
             collections=weights(state.collections),
-            world=each(state.world, lambda shape: (BATCH_AXES,)),
+            world=each(state.world, lambda name, shape: (BATCH_AXES,)),
         )
 
-    def _weight(self, shape: tuple[int, ...]) -> tuple[str | None, ...]:
-        """The axes of one leaf under FSDP."""
-        devices = self.mesh.shape[AXIS]
-        divided = [axis for axis, size in enumerate(shape) if size % devices == 0]
-        if math.prod(shape) < self.min_size or not divided:
-            return ()
-        largest = max(divided, key=lambda axis: shape[axis])
-        return (*(None,) * largest, AXIS)
+    def _weight(self, name: str, shape: tuple[int, ...]) -> tuple[str | None, ...]:
+        """What the axes of one leaf of the weights are split over."""
+        split: dict[int, str] = {}
+
+        def free(over: str) -> list[int]:
+            parts = self.mesh.shape[over]
+            return [axis for axis, size in enumerate(shape) if axis not in split and size % parts == 0]
+
+        if self.shard == "tensor":
+            # Muon's parts of a kernel are named by the kernel and a number.
+            matches = (axis for end, axis in self.tensor_axes.items() if re.fullmatch(rf"(.*/)?({end})(/\d+)?", name))
+            split |= {len(shape) + axis: MODEL_AXIS for axis in matches if len(shape) + axis in free(MODEL_AXIS)}
+        if self.shard != "replicated" and math.prod(shape) >= self.min_size and free(AXIS):
+            split[max(free(AXIS), key=lambda axis: shape[axis])] = AXIS
+        return tuple(split.get(axis) for axis in range(max(split, default=-1) + 1))
 
 
 def put(tree: Tree, where: Tree) -> Tree:

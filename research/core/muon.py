@@ -8,12 +8,12 @@ do, first and last layers, embeddings, biases and scales are left to Adam. Param
     …kernel            of all other modules: Muon; a kernel of one row or one column is a vector: Adam
     anything else      Adam
 
-A kernel [..., inputs, outputs] is a matrix of all its axes but the last, against the last; stacked layers (under
-"layers", leaves [layers, ...]) are a matrix each. Kernels that are several matrices side by side are orthogonalised
-one by one:
+A kernel [..., inputs, outputs] is a matrix of all its axes but the last, against the last, or against the last axes
+where `OUTPUTS` says so; stacked layers (under "layers", leaves [layers, ...]) are a matrix each. Kernels that are
+several matrices side by side are orthogonalised one by one:
 
-    qkv                                                 queries (as many as inputs), keys and values
-    kv, gate_up                                         keys and values; the two factors of SwiGLU
+    qkv, kv                                             queries, keys and values: [inputs, groups, heads, features]
+    gate_up                                             the two factors of SwiGLU: [inputs, 2, features]
     Layer_N, gates, recurrent_kernel, context_kernel    the four gates of an LSTM
 """
 
@@ -27,6 +27,9 @@ from jax.tree_util import DictKey, tree_map_with_path
 from optax.contrib import MuonDimensionNumbers
 
 from research.core.types import Tree
+
+OUTPUTS = {"qkv": 3, "q": 3, "kv": 3, "gate_up": 2}
+"""The number of axes that are outputs, of the kernels of modules that have several."""
 
 
 def muon(
@@ -63,7 +66,8 @@ def labels(params: Tree) -> Tree:
         names = _names(path)
         if not names[-1].endswith("kernel") or any(name.startswith("stem") or name == "head" for name in names):
             return "adam"
-        return "adam" if 1 in (math.prod(x.shape[_stacked(path) : -1]), x.shape[-1]) else "muon"
+        inputs, outputs = axes_of(path, x)
+        return "adam" if 1 in (math.prod(x.shape[n] for n in part) for part in (inputs, outputs)) else "muon"
 
     return tree_map_with_path(label, params)
 
@@ -74,10 +78,10 @@ def matrices(params: Tree) -> Tree:
     def split(path: tuple, x: jax.Array) -> tuple[jax.Array, ...]:
         *_, module, name = ("", *_names(path))
         if module == "qkv":
-            inputs, outputs = x.shape[-2:]
-            return tuple(jnp.split(x, (inputs, (inputs + outputs) // 2), -1))
+            heads = x.shape[-2]
+            return tuple(jnp.split(x, (heads - 2, heads - 1), -2))
         if module in ("kv", "gate_up"):
-            return tuple(jnp.split(x, 2, -1))
+            return tuple(jnp.split(x, 2, -2))
         if name in ("recurrent_kernel", "context_kernel") or re.fullmatch(r"gates|Layer_\d+", module):
             return tuple(jnp.split(x, 4, -1))
         return (x,)
@@ -85,21 +89,42 @@ def matrices(params: Tree) -> Tree:
     return tree_map_with_path(split, params)
 
 
+def flattened(params: Tree) -> Tree:
+    """Each leaf of the modules in `OUTPUTS` with one axis of outputs: a kernel [..., inputs, outputs]."""
+
+    def flat(path: tuple, x: jax.Array) -> jax.Array:
+        *_, module, _ = ("", *_names(path))
+        return x.reshape(*x.shape[: -OUTPUTS[module]], -1) if module in OUTPUTS else x
+
+    return tree_map_with_path(flat, params)
+
+
 def of_matrices(tx: optax.GradientTransformation) -> optax.GradientTransformation:
     """`tx`, applied to the `matrices` of parameters and gradients; its updates are joined again."""
 
     def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
         found, state = tx.update(matrices(updates), state, matrices(params))
-        return jax.tree.map(lambda _, parts: jnp.concatenate(parts, -1), updates, found), state
+        return tree_map_with_path(lambda path, _, parts: _joined(path, parts), updates, found), state
 
     return optax.GradientTransformation(lambda params: tx.init(matrices(params)), update)
 
 
 def axes(params: Tree) -> Tree:
     """Which axes of each leaf are the rows of a matrix, and which its columns."""
-    return tree_map_with_path(
-        lambda path, x: MuonDimensionNumbers(tuple(range(_stacked(path), x.ndim - 1)), x.ndim - 1), params
-    )
+    return tree_map_with_path(lambda path, x: MuonDimensionNumbers(*axes_of(path, x)), params)
+
+
+def axes_of(path: tuple, kernel: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a kernel, or of one of its matrices, that are inputs, and those that are outputs."""
+    *_, module, _ = ("", *_names(path))
+    first = kernel.ndim - OUTPUTS.get(module, 1)
+    return tuple(range(_stacked(path), first)), tuple(range(first, kernel.ndim))
+
+
+def _joined(path: tuple, parts: tuple[jax.Array, ...]) -> jax.Array:
+    """The kernel of which these are the `matrices`."""
+    *_, module, _ = ("", *_names(path))
+    return jnp.concatenate(parts, -2 if module in OUTPUTS else -1)
 
 
 def _names(path: tuple) -> list[str]:

@@ -9,7 +9,7 @@ import optax
 from jax.tree_util import tree_map_with_path
 
 from research.core.errors import UserError
-from research.core.muon import muon
+from research.core.muon import flattened, muon
 from research.core.types import Tree
 
 
@@ -103,13 +103,23 @@ def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
         case "adafactor":
             # Optax does not multiply the weight decay of adafactor by the learning rate.
             decay = optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count), decayed)
-            return optax.chain(optax.adafactor(learning_rate), decay)
+            return optax.chain(_of_flattened(optax.adafactor(learning_rate)), decay)
         case "lion":
             return optax.lion(learning_rate, b1, b2, config.mu_dtype, weight_decay, decayed)
         case "muon":
             return muon(
                 learning_rate, config.momentum, config.nesterov, weight_decay, config.mu_dtype, adam=adamw(_kernels)
             )
+
+
+def _of_flattened(tx: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`tx`, applied to `flattened` kernels: Adafactor factors the two largest axes, and not those of single heads."""
+
+    def update(updates: Tree, state: Tree, params: Tree = None) -> tuple[Tree, Tree]:
+        found, state = tx.update(flattened(updates), state, flattened(params))
+        return jax.tree.map(lambda x, flat: flat.reshape(x.shape), updates, found), state
+
+    return optax.GradientTransformation(lambda params: tx.init(flattened(params)), update)
 
 
 def decayed(params: Tree) -> Tree:

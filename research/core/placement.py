@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from research.core.devices import AXIS
+from research.core.devices import AXIS, MODEL_AXIS
 from research.core.errors import UserError
 from research.core.layout import Layout, constrained, make_mesh, put
 from research.core.metrics import Metrics
@@ -51,12 +51,17 @@ def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
     jit is one global program over all devices; pmap and shard_map run the program of one device on each of them, and
     merge metrics, gradients and batch statistics over them.
 
-    Raises UserError where `pmap` or `shard_map` are to do more than split the batch.
+    Raises UserError where `pmap` or `shard_map` are to do more than split the batch, and where weights are to be split
+    over the mesh's axis "model" without `--shard tensor`, or by a net that does not say how.
     """
     layout = layout or Layout(make_mesh(jax.devices()))
     mesh = layout.mesh
     if name != "jit" and (layout.shard != "replicated" or mesh.shape[AXIS] != mesh.size):
         raise UserError(f"--place {name} splits the batch alone: --mesh may have {AXIS} only, without --shard")
+    if layout.shard == "tensor" and not layout.tensor_axes:
+        raise UserError("--shard tensor: the net has no table of the axes to split; choose --shard fsdp")
+    if layout.shard != "tensor" and mesh.shape[MODEL_AXIS] > 1:
+        raise UserError(f"--mesh has the axis {MODEL_AXIS}, which splits weights by --shard tensor alone")
     mapped = {"jit": _global, "pmap": _pmapped, "shard_map": _sharded}[name]
 
     def init(init: Callable[[jax.Array], State], key: jax.Array) -> State:

@@ -1,6 +1,6 @@
 """Supervised learning: one `update`. LSTM and Transformer differ in the net and the criterion alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,6 +38,10 @@ class Supervised(Experiment):
     def updater(self) -> Updater:
         """`init` and `update` of one net, called "net"."""
         return updater(self.update, {"net": (self.optimizer, self.run.steps)}, {"net": self.average})
+
+    def tensor_axes(self) -> Mapping[str, int]:
+        """See `Experiment`; those of a net with the class attribute `tensor_axes`."""
+        return getattr(self.net, "tensor_axes", {})
 
     def network(self, module: nn.Module) -> Network:
         """`module`, computing in the config's dtype."""

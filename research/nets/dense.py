@@ -41,8 +41,13 @@ product.defvjp(_forward, _backward)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
+    if kernel.ndim > 2:  # flattened, an axis that is split over devices but not the first would be gathered
+        return shard_batch(lax.dot_general(shard_batch(x), kernel, (((x.ndim - 1,), (0,)), ((), ()))))
     return shard_batch(product(shard_batch(x), kernel))
 
 
 Dense = partial(nn.Dense, dot_general=_dot_general)
 """Flax's dense layer for [batch, ..., inputs], by `product`."""
+
+DenseGeneral = partial(nn.DenseGeneral, dot_general=_dot_general)
+"""The same with outputs [batch, ..., *features] and a kernel [inputs, *features]."""

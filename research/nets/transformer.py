@@ -4,8 +4,9 @@ Vaswani et al. 2017, "Attention is all you need" (arXiv:1706.03762). The paramet
 [layers, ...], whether the layers are compiled one by one or as a loop.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,11 +17,21 @@ from research.core.errors import UserError, positive
 from research.core.modules import Dropout, FromData
 from research.core.special_tokens import PAD
 from research.nets.attention import attend, attend_with_dropout, rotary
-from research.nets.dense import Dense, product
+from research.nets.dense import Dense, DenseGeneral, product
 from research.nets.sequence import Memory, pool
 
 KERNEL_INIT = nn.initializers.normal(0.02)
 """Of kernels and embeddings: Radford et al. 2019, "Language models are unsupervised multitask learners"."""
+
+TENSOR_AXES = {
+    "(qkv|q|kv)/(kernel|bias)": -3,  # groups: the heads of keys and values, each with its queries
+    "(up|gate_up)/(kernel|bias)": -1,  # hidden features
+    "(out|down)/kernel": -2,  # inputs, which are split by then: the heads, the hidden features
+    "tokens/embedding": -2,  # vocabulary
+}
+"""The axes that `--shard tensor` splits, see `Layout`: of each pair of matrices the outputs of the first and the inputs
+of the second, so that a layer is summed over the devices once (Shoeybi et al. 2019, "Megatron-LM",
+arXiv:1909.08053)."""
 
 
 @dataclass(frozen=True)
@@ -121,17 +132,17 @@ class Attention(nn.Module):
         """x [batch, time, width] -> the same, and this layer's cache with the new keys and values in it."""
         stack, (batch, time, width) = self.stack, x.shape
         heads, kv_heads = stack.heads, stack.num_kv_heads or stack.heads
-        head_dim = width // heads
-        split_heads = lambda y, n: y.reshape(batch, -1, n, head_dim)
+        group, head_dim = heads // kv_heads, width // heads
+        # A group is a head of keys and values, and the heads of queries that attend to it.
         if memory is None:
-            qkv = self._dense((heads + 2 * kv_heads) * head_dim, "qkv")(x)
-            q, k, v = jnp.split(qkv, (width, width + kv_heads * head_dim), -1)
+            qkv = self._heads((kv_heads, group + 2, head_dim), "qkv")(x)
+            q, kv = qkv[..., :group, :], qkv[..., group:, :]
             mask = inputs.mask
         else:
-            q = self._dense(width, "q")(x)
-            k, v = jnp.split(self._dense(2 * kv_heads * head_dim, "kv")(memory.tokens), 2, -1)
+            q = self._heads((kv_heads, group, head_dim), "q")(x)
+            kv = self._heads((kv_heads, 2, head_dim), "kv")(memory.tokens)
             mask = memory.mask[:, None, None, :]
-        q, k, v = split_heads(q, heads), split_heads(k, kv_heads), split_heads(v, kv_heads)
+        q, k, v = q.reshape(batch, time, heads, head_dim), kv[..., 0, :], kv[..., 1, :]
         if stack.positions == "rotary" and memory is None:
             q, k = rotary(q, inputs.positions), rotary(k, inputs.positions)
         if cache is not None and memory is None:
@@ -147,10 +158,11 @@ class Attention(nn.Module):
             y = attend_with_dropout(q, k, v, mask, causal, lambda weights: drop(weights, True))
         else:
             y = attend(q, k, v, mask, causal, flash=stack.attention == "flash")
-        return self._dense(width, "out", _output_init(stack))(y.reshape(batch, time, width)), cache
+        out = Dense(width, stack.bias, kernel_init=_output_init(stack), name="out")
+        return out(y.reshape(batch, time, width)), cache
 
-    def _dense(self, features: int, name: str, kernel_init: Any = KERNEL_INIT) -> nn.Dense:
-        return Dense(features, self.stack.bias, kernel_init=kernel_init, name=name)
+    def _heads(self, features: tuple[int, int, int], name: str) -> nn.DenseGeneral:
+        return DenseGeneral(features, use_bias=self.stack.bias, kernel_init=KERNEL_INIT, name=name)
 
 
 def _output_init(stack: Stack) -> nn.initializers.Initializer:
@@ -181,8 +193,9 @@ class FeedForward(nn.Module):
             case "relu":
                 y = nn.relu(dense("up", mlp_dim, KERNEL_INIT)(x))
             case "swiglu":
-                gate, y = jnp.split(dense("gate_up", 2 * mlp_dim, KERNEL_INIT)(x), 2, -1)
-                y = nn.silu(gate) * y
+                gate_up = DenseGeneral((2, mlp_dim), use_bias=stack.bias, kernel_init=KERNEL_INIT, name="gate_up")
+                y = gate_up(x)
+                y = nn.silu(y[..., 0, :]) * y[..., 1, :]
         return dense("down", stack.width, _output_init(stack))(y)
 
 
@@ -309,6 +322,8 @@ class LanguageModel(nn.Module):
     context: FromData[int] = 0
     outputs: FromData[int] = 0
 
+    tensor_axes: ClassVar[Mapping[str, int]] = TENSOR_AXES | {"head/kernel": -1}
+
     def setup(self) -> None:
         self.embedding = Embedding(self.stack, self.outputs, self.context)
         self.blocks = Blocks(self.stack, causal=True)
@@ -397,6 +412,8 @@ class Classifier(nn.Module):
     context: FromData[int] = 0
     outputs: FromData[int] = 0
 
+    tensor_axes: ClassVar[Mapping[str, int]] = TENSOR_AXES
+
     @nn.compact
     def __call__(self, tokens: jax.Array, train: bool = False) -> jax.Array:
         """i32[batch, time], padded with PAD -> logits [batch, outputs]."""
@@ -419,6 +436,8 @@ class MaskedModel(nn.Module):
     context: FromData[int] = 0
     outputs: FromData[int] = 0
 
+    tensor_axes: ClassVar[Mapping[str, int]] = TENSOR_AXES
+
     @nn.compact
     def __call__(self, inputs: tuple[jax.Array, jax.Array], train: bool = False) -> jax.Array:
         """(tokens i32[batch, time], positions i32[batch, n]) -> logits [batch, n, outputs] of the tokens there."""
@@ -440,6 +459,8 @@ class Translator(nn.Module):
     stack: Stack = Stack()
     context: FromData[int] = 0
     outputs: FromData[int] = 0
+
+    tensor_axes: ClassVar[Mapping[str, int]] = TENSOR_AXES
 
     def setup(self) -> None:
         self.encoder = Encoder(self.stack, self.outputs, self.context)

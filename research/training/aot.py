@@ -87,7 +87,7 @@ def compiled(
     Raises UserError where the devices don't divide a batch, RunError where the program doesn't fit their memory,
     CompilerError where the compiler fails.
     """
-    target = place(how, Layout(make_mesh(where.devices, mesh), shard))
+    target = place(how, Layout(make_mesh(where.devices, mesh), shard, tensor_axes=experiment.tensor_axes()))
     check_divisible(experiment, target)
     lowered = lower(experiment, target, steps or experiment.run.steps_per_dispatch)
     options: dict[str, Any] = {"exec_time_optimization_effort": -1.0} if quick else {}

@@ -38,9 +38,9 @@ class Command(Generic[Config]):
         overwrite: delete the run in the workdir and train anew
         place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
         mesh: sizes of the axes that all devices are laid out by, outermost first: replica and data share the batch,
-            seed shares the seeds of --seeds, such as replica=2,data=4
-        shard: where the weights and the state of the optimizer are: whole on every device (replicated), or split over
-            the axis data of the mesh (fsdp)
+            seed shares the seeds of --seeds, model splits weights by --shard tensor, such as replica=2,data=4
+        shard: where the weights and the state of the optimizer are: whole on every device (replicated), split over the
+            axis data of the mesh (fsdp), or over its axes data and model (tensor), for Transformers
         debug: turn jit off, and stop at the first operation that gives NaN
         processes: train in several processes, each of which is given the same command: their number, or auto, as
             Slurm, Open MPI, Kubernetes or Cloud TPU tell. They share the workdir

@@ -92,7 +92,7 @@ def layout(command: config.Command[Experiment]) -> Layout:
     if parts > 1 and (command.seeds is None or command.seeds % parts):
         have = "there is one seed" if command.seeds is None else f"there are {command.seeds}"
         raise UserError(f"--mesh {command.mesh} shares the seeds among {parts}, and {have}: give --seeds {parts}")
-    return Layout(mesh, command.shard, command.seeds is not None)
+    return Layout(mesh, command.shard, command.seeds is not None, tensor_axes=command.config.tensor_axes())
 
 
 class Job(NamedTuple):
