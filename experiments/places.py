@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from experiments.results import provenance
+from experiments.results import placed, provenance
 from research import learners
 from research.core.errors import UserError
 from research.core.experiment import Experiment
@@ -64,7 +64,7 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
     found: dict[str, dict[str, Any]] = {}
     for name in names or known:
         found[name] = dict(differences(known[name], steps))
-        table.add_row(name, *map(cell, found[name].values()))
+        table.add_row(name, *map(placed, found[name].values()))
     Console().print(table)
     if output is not None:
         about = provenance(" ".join(["python -m experiments.places", *names, f"--steps {steps}"]), "cpu")

@@ -12,27 +12,33 @@ from research.core.devices import shard_batch
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def product(x: jax.Array, kernel: jax.Array, batch_axis: int = 0) -> jax.Array:
-    """x [..., inputs] @ kernel [inputs, outputs].
+    """x [..., inputs] and kernel [inputs, *outputs] -> [..., *outputs].
 
     JAX's own gradient of the kernel is the transpose of another product, for which XLA's CPU compiler copies both
-    arrays: a fifth of a small Transformer's training time. Here x and the gradient are flattened to [rows, features],
-    which copies nothing.
+    arrays: a fifth of a small Transformer's training time. Here x and the gradient are flattened to [rows, inputs]
+    and [rows, *outputs], which copies nothing. Outputs of several axes stay as they are: one of them may be split over
+    devices, and would be gathered.
 
     batch_axis: the axis of x that counts examples. Where it is not the first, nothing is flattened: the batch may be
     split over devices, and XLA would gather it to flatten [time, batch].
     """
-    return x @ kernel
+    return _product(x, kernel)
+
+
+def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return lax.dot_general(x, kernel, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 def _forward(x: jax.Array, kernel: jax.Array, batch_axis: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    return x @ kernel, (x, kernel)
+    return _product(x, kernel), (x, kernel)
 
 
 def _backward(batch_axis: int, saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
     x, kernel = saved
-    dx = gradient @ kernel.T
+    outputs = tuple(range(x.ndim - 1, gradient.ndim)), tuple(range(1, kernel.ndim))
+    dx = lax.dot_general(gradient, kernel, (outputs, ((), ())))
     if batch_axis == 0:
-        x, gradient = (y.reshape(-1, y.shape[-1]) for y in (x, gradient))
+        x, gradient = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, *kernel.shape[1:])
     leading = tuple(range(x.ndim - 1))
     return dx, lax.dot_general(x, gradient, ((leading, leading), ((), ())))
 
@@ -41,8 +47,6 @@ product.defvjp(_forward, _backward)
 
 
 def _dot_general(x: jax.Array, kernel: jax.Array, dimensions: Any, precision: Any = None) -> jax.Array:
-    if kernel.ndim > 2:  # flattened, an axis that is split over devices but not the first would be gathered
-        return shard_batch(lax.dot_general(shard_batch(x), kernel, (((x.ndim - 1,), (0,)), ((), ()))))
     return shard_batch(product(shard_batch(x), kernel))
 
 
