@@ -1,11 +1,17 @@
 """Is it the same everywhere? python -m experiments.places: every learner at every place, against one device.
 
 Each learner, at the tiny setting of its own file (SGD, dropout on), makes a few steps on the same global batches on one
-device and on eight CPU devices. A cell is the largest difference of a parameter, and the collectives of the program.
+device, on eight CPU devices, and on four of each of two processes. A cell is the largest difference of a parameter, and
+the collectives of the program.
 """
 
+import json
+import os
+import socket
+import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +24,13 @@ from rich.table import Table
 from experiments.console import status
 from experiments.results import placed, provenance
 from research import learners
-from research.core.errors import UserError
+from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
 from research.core.files import write_json
 from research.core.layout import Layout, Shard, make_mesh
 from research.core.placement import Place, PlaceName, place
-from research.core.state import State
 from research.training import aot
+from research.training.processes import joined
 
 DEVICES = 8
 
@@ -38,9 +44,17 @@ PLACES: dict[str, tuple[PlaceName, str, Shard]] = {
 }
 """By name: --place, --mesh and --shard."""
 
+TOGETHER: dict[str, Shard] = {"2 processes x 4": "replicated", "2 processes x 4, fsdp": "fsdp"}
+"""By name: --shard, in several processes."""
+
+PROCESSES = 2
+
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status, see `console.status`."""
+    if arguments[:1] == ["--member"]:  # a process of `in_processes`
+        process, coordinator, directory, steps, *names = arguments[1:]
+        return status(lambda: member(int(process), coordinator, Path(directory), int(steps), names))
     return status(lambda: tyro.cli(compare, args=arguments, prog="python -m experiments.places", description=__doc__))
 
 
@@ -52,49 +66,97 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
         steps: number of training steps
         output: JSON file that the figures are written to, for `experiments.results`
     """
-    jax.config.update("jax_platforms", "cpu")
-    if jax.config.jax_num_cpu_devices != DEVICES:  # type: ignore[attr-defined]
-        jax.config.update("jax_num_cpu_devices", DEVICES)
-    jax.config.update("jax_default_matmul_precision", "highest")
+    configure(DEVICES)
     known = learners.tiny()
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise UserError(f"there is no tiny setting {unknown[0]!r}: there are {', '.join(known)}")
-    table = Table("learner", *PLACES, title=f"largest difference of a parameter after {steps} steps; collectives")
+    title = f"largest difference of a parameter after {steps} steps; collectives"
+    table = Table("learner", *PLACES, *TOGETHER, title=title)
     found: dict[str, dict[str, Any]] = {}
-    for name in names or known:
-        found[name] = dict(differences(known[name], steps))
-        table.add_row(name, *map(placed, found[name].values()))
+    names = names or tuple(known)
+    with tempfile.TemporaryDirectory() as directory:
+        in_processes(names, steps, Path(directory))
+        for name in names:
+            found[name] = dict(differences(name, known[name], steps, Path(directory)))
+            table.add_row(name, *map(placed, found[name].values()))
     Console().print(table)
     if output is not None:
         about = provenance(" ".join(["python -m experiments.places", *names, f"--steps {steps}"]), "cpu")
         write_json(output, {"about": about, "steps": steps, "places": found})
 
 
-def differences(experiment: Experiment, steps: int) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(place, {"difference", "collectives"}) of an experiment at each of `PLACES`; {} where its net has no table."""
+def configure(devices: int) -> None:
+    """Lets the CPU play so many devices."""
+    jax.config.update("jax_platforms", "cpu")
+    if jax.config.jax_num_cpu_devices != devices:  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", devices)
+    jax.config.update("jax_default_matmul_precision", "highest")
+
+
+def differences(
+    learner: str, experiment: Experiment, steps: int, directory: Path
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(place, {"difference", "collectives"}) of an experiment at each of `PLACES` and, from the directory of
+    `in_processes`, of `TOGETHER`; {} where its net has no table."""
     alone, _ = trained(experiment, place("jit", Layout(make_mesh(jax.devices()[:1]))), steps)
+
+    def difference(leaves: list[np.ndarray]) -> float:
+        return max(float(np.abs(a - b).max()) for a, b in zip(alone, leaves, strict=True))
+
     for name, (how, mesh, shard) in PLACES.items():
         if shard == "tensor" and not experiment.tensor_axes():
             yield name, {}
             continue
         layout = Layout(make_mesh(jax.devices(), mesh), shard, min_size=1, tensor_axes=experiment.tensor_axes())
-        state, collectives = trained(experiment, place(how, layout), steps)
-        pairs = zip(jax.tree.leaves(alone.params), jax.tree.leaves(state.params), strict=True)
-        yield name, {"difference": max(float(np.abs(a - b).max()) for a, b in pairs), "collectives": collectives}
+        leaves, collectives = trained(experiment, place(how, layout), steps)
+        yield name, {"difference": difference(leaves), "collectives": collectives}
+    for name, shard in TOGETHER.items():
+        with np.load(directory / f"{learner} {shard}.npz") as found:
+            *leaves, collectives = found.values()
+        yield name, {"difference": difference(leaves), "collectives": json.loads(str(collectives))}
 
 
-def trained(experiment: Experiment, where: Place, steps: int) -> tuple[State, dict[str, int]]:
-    """The State on the host after so many steps at a place, and how many collectives of each kind a step has."""
+def in_processes(names: Sequence[str], steps: int, directory: Path) -> None:
+    """Trains learners at each of `TOGETHER`, and leaves their parameters and collectives in the directory."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        coordinator = f"127.0.0.1:{listener.getsockname()[1]}"
+    command = [sys.executable, "-m", "experiments.places", "--member"]
+    rest, pipe = [coordinator, str(directory), str(steps), *names], subprocess.PIPE
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(DEVICES // PROCESSES)}
+    started = [
+        subprocess.Popen([*command, str(process), *rest], env=environment, stdout=pipe, stderr=subprocess.STDOUT)
+        for process in range(PROCESSES)
+    ]
+    said = [process.communicate()[0].decode() for process in started]
+    if any(process.returncode for process in started):
+        raise RunError(f"two processes can't train: {said[0][-500:]} {said[1][-500:]}")
+
+
+def member(process: int, coordinator: str, directory: Path, steps: int, names: Sequence[str]) -> None:
+    """What one of these processes does."""
+    configure(DEVICES // PROCESSES)
+    with joined(str(PROCESSES), coordinator, process) as group:
+        for name in names:
+            for shard in TOGETHER.values():
+                layout = Layout(make_mesh(jax.devices()), shard, min_size=1)
+                leaves, collectives = trained(learners.tiny()[name], place("jit", layout), steps)
+                if group.first:
+                    np.savez(directory / f"{name} {shard}.npz", *leaves, np.array(json.dumps(collectives)))
+
+
+def trained(experiment: Experiment, where: Place, steps: int) -> tuple[list[np.ndarray], dict[str, int]]:
+    """The parameters on the host after so many steps at a place, and how many collectives of each kind a step has."""
     learner, feed = experiment.build(), experiment.feeds().train
     batch = lambda step: where.put_data(jax.device_get(feed.batch_at(step)), 0)
     state = where.put(jax.jit(learner.init)(jax.random.key(experiment.run.seed)))
     step = where.train(learner.step, 0).lower(state, batch(0)).compile()
     for at in range(steps):
         state, _ = step(state, batch(at))
-    host = jax.device_get(state._replace(key=jax.random.key_data(state.key)))
+    leaves = jax.tree.leaves(jax.device_get(where.gather(state.params)))
     found = aot.collectives(step.as_text() or "")
-    return host, {kind: collective.count for kind, collective in found.items()}
+    return leaves, {kind: collective.count for kind, collective in found.items()}
 
 
 if __name__ == "__main__":

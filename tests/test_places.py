@@ -16,14 +16,14 @@ def test_the_table_of_a_learner(tmp_path, capsys):
     assert (
         found["steps"] == 1
         and found["places"].keys() == {"cnn"}
-        and found["places"]["cnn"].keys() == set(places.PLACES)
+        and found["places"]["cnn"].keys() == {*places.PLACES, *places.TOGETHER}
     )
     assert found["places"]["cnn"].pop("tensor, data=4,model=2") == {}  # no table
     for name, cell in found["places"]["cnn"].items():
         assert 0 < cell["difference"] < 1e-5
         assert cell["collectives"]["all-reduce"] > 0
         assert cell["collectives"].keys() == {"all-reduce"} or name not in ("pmap", "shard_map")
-        assert "all-gather" in cell["collectives"] or not name.startswith("fsdp")
+        assert "all-gather" in cell["collectives"] or "fsdp" not in name
 
 
 def test_a_learner_that_is_none(capsys):

@@ -28,24 +28,33 @@ class Pair:
     """Two processes of two devices each that train `digits_cnn`.
 
     more: further arguments of each of the processes
+    slurm: whether they are told of each other by Slurm's environment
     """
 
-    def __init__(self, directory, *arguments, more=((), ())):
+    def __init__(self, directory, *arguments, more=((), ()), slurm=False):
         at = f"127.0.0.1:{free_port()}"
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
+
+        def told(i):
+            """The options and the environment. JAX derives the coordinator's port from the number of Slurm's job."""
+            if not slurm:
+                return ["--processes", "2", "--coordinator", at, "--process", str(i)], environment
+            facts = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": i, "LOCALID": i}
+            return ["--processes", "auto"], environment | {f"SLURM_{name}": str(x) for name, x in facts.items()}
+
+        command = [sys.executable, "-m", "experiments.train", "digits_cnn", *tiny(), *STEPS, *arguments]
+        rest = ["--workdir", str(directory)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.each = [
-            subprocess.Popen(
-                [sys.executable, "-m", "experiments.train", "digits_cnn", *tiny(), *STEPS, *arguments, *more[i],
-                 "--workdir", str(directory), "--processes", "2", "--coordinator", at, "--process", str(i)],
-                env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            )
-            for i in range(2)
-        ]  # fmt: skip
+            subprocess.Popen([*command, *more[i], *rest, *options], env=variables, **pipes)
+            for i, (options, variables) in enumerate(map(told, range(2)))
+        ]
 
     def ended(self, seconds=120):
         """(exit status, output) of each."""
         try:
-            return [(process.wait(seconds), process.stdout.read()) for process in self.each]
+            said = [process.communicate(timeout=seconds)[0] for process in self.each]
+            return [(process.returncode, output) for process, output in zip(self.each, said, strict=True)]
         finally:
             for process in self.each:
                 process.kill()
@@ -104,7 +113,7 @@ def test_a_pair_trains_as_one_process_and_resumes_to_the_same_bit(tmp_path):
 
 
 def test_processes_with_different_configs_are_refused(tmp_path):
-    pair = Pair(tmp_path / "run", more=((), ("--run.seed", "1")))
+    pair = Pair(tmp_path / "run", more=((), ("--run.seed", "1")), slurm=True)
     (status, first), (other, second) = pair.ended()
     assert (status, other) == (2, 2)
     why = "process 1 is not given what process 0 is (run.seed: 0 there, 1 here)"
