@@ -31,7 +31,7 @@ def config() -> Language:
             validation=0.001,
             feed="host",
         ),
-        net=LanguageModel(Stack(layers=12, width=768, heads=12, bias=False, scan_unroll=1)),
+        net=LanguageModel(Stack(layers=12, width=768, heads=12, bias=False, scan_unroll=1, remat="dots")),
         loss_chunk=128,
         optimizer=Optimizer(learning_rate=6e-4, schedule="cosine", warmup=2000, weight_decay=0.1, b2=0.95),
         update=UpdateConfig(clip=1.0, dtype="bfloat16"),

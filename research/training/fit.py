@@ -41,7 +41,8 @@ def alternatives(experiment: Experiment, devices: int, shard: str, place: str) -
     split = [["--shard", "fsdp"]] if devices > 1 and shard == "replicated" and place == "jit" else []
     yield from split
     leaves = config.leaves(experiment)
-    remat = [["--net.stack.remat", how] for how in ("dots", "full")] if leaves.get("net.stack.remat") == "none" else []
+    more = {"none": ("dots", "full"), "dots": ("full",)}.get(leaves.get("net.stack.remat", ""), ())
+    remat = [["--net.stack.remat", how] for how in more]
     yield from remat
     most = max([*remat[-1:], []], key=len)
     size, parts = batch(experiment), experiment.update.grad_accum_steps
