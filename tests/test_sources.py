@@ -1,7 +1,7 @@
 """What holds for every source of data. Sources are the classes with `feeds` in research/data, found by looking there.
 
-Each is tested as the tiny settings in research/learners use it, save those in made_up.py, which stand for others that are
-not here: tests/test_hardware.py has them.
+Each is tested as the tiny settings in research/learners use it, save those in made_up.py, which stand for sets that
+are not here: tests/test_hardware.py has them.
 """
 
 import dataclasses
