@@ -16,6 +16,8 @@ from research.training import config
 from research.training.processes import Group, check, joined
 
 STEPS = ("--steps", "60", "--run.steps-per-dispatch", "5", "--run.save-every", "10", "--run.evaluate-every", "10")
+HOST = ("--data.feed", "host")
+"""Of the pairs: each process gathers the rows of its own devices. One process alone has all data on its devices."""
 
 
 def free_port():
@@ -42,7 +44,7 @@ class Pair:
             facts = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": i, "LOCALID": i}
             return ["--processes", "auto"], environment | {f"SLURM_{name}": str(x) for name, x in facts.items()}
 
-        command = [sys.executable, "-m", "experiments.train", "digits_cnn", *tiny(), *STEPS, *arguments]
+        command = [sys.executable, "-m", "experiments.train", "digits_cnn", *tiny(), *STEPS, *arguments, *HOST]
         rest = ["--workdir", str(directory)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.each = [
