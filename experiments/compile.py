@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from research.core.console import say
+from research.core.console import say, size
 from research.core.errors import RunError, UserError
 from research.core.layout import Shard
 from research.core.placement import PlaceName
@@ -158,11 +158,6 @@ def show(name: str, where: Topology, facts: aot.Compiled) -> None:
     Console().print(table)
     if facts.collectives:
         print("Collectives: how many, and the bytes of their results on a device. Those in a loop count once.")
-
-
-def size(count: int) -> str:
-    """Bytes as people read them."""
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
 
 
 if __name__ == "__main__":

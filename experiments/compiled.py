@@ -78,7 +78,8 @@ def table(
                     continue
                 found[key] = {**compiled(key, limit, quick), "code": code}
                 say(f"{key}: {found[key]}")
-                about = provenance("python -m experiments.compiled" + (" --quick" if quick else ""), "cpu")
+                options = [*(["--quick"] if quick else []), f"--limit {limit}"]
+                about = provenance(" ".join(["python -m experiments.compiled", *options]), "cpu")
                 write_json(output, {"about": about, "compiled": dict(sorted(found.items()))})
 
 

@@ -44,7 +44,7 @@ PLACES: dict[str, tuple[PlaceName, str, Shard]] = {
 }
 """By name: --place, --mesh and --shard."""
 
-TOGETHER: dict[str, Shard] = {"2 processes x 4": "replicated", "2 processes x 4, fsdp": "fsdp"}
+IN_PROCESSES: dict[str, Shard] = {"2 processes x 4": "replicated", "2 processes x 4, fsdp": "fsdp"}
 """By name: --shard, in several processes."""
 
 PROCESSES = 2
@@ -52,9 +52,9 @@ PROCESSES = 2
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status, see `console.status`."""
-    if arguments[:1] == ["--member"]:  # a process of `in_processes`
+    if arguments[:1] == ["--worker"]:  # a process of `in_processes`
         process, coordinator, directory, steps, *names = arguments[1:]
-        return status(lambda: member(int(process), coordinator, Path(directory), int(steps), names))
+        return status(lambda: worker(int(process), coordinator, Path(directory), int(steps), names))
     return status(lambda: tyro.cli(compare, args=arguments, prog="python -m experiments.places", description=__doc__))
 
 
@@ -72,7 +72,7 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
     if unknown:
         raise UserError(f"there is no tiny setting {unknown[0]!r}: there are {', '.join(known)}")
     title = f"largest difference of a parameter after {steps} steps; collectives"
-    table = Table("learner", *PLACES, *TOGETHER, title=title)
+    table = Table("learner", *PLACES, *IN_PROCESSES, title=title)
     found: dict[str, dict[str, Any]] = {}
     names = names or tuple(known)
     with tempfile.TemporaryDirectory() as directory:
@@ -98,7 +98,7 @@ def differences(
     learner: str, experiment: Experiment, steps: int, directory: Path
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(place, {"difference", "collectives"}) of an experiment at each of `PLACES` and, from the directory of
-    `in_processes`, of `TOGETHER`; {} where its net has no table."""
+    `in_processes`, of `IN_PROCESSES`; {} where its net has no table."""
     alone, _ = trained(experiment, place("jit", Layout(make_mesh(jax.devices()[:1]))), steps)
 
     def difference(leaves: list[np.ndarray]) -> float:
@@ -111,18 +111,18 @@ def differences(
         layout = Layout(make_mesh(jax.devices(), mesh), shard, min_size=1, tensor_axes=experiment.tensor_axes())
         leaves, collectives = trained(experiment, place(how, layout), steps)
         yield name, {"difference": difference(leaves), "collectives": collectives}
-    for name, shard in TOGETHER.items():
+    for name, shard in IN_PROCESSES.items():
         with np.load(directory / f"{learner} {shard}.npz") as found:
             *leaves, collectives = found.values()
         yield name, {"difference": difference(leaves), "collectives": json.loads(str(collectives))}
 
 
 def in_processes(names: Sequence[str], steps: int, directory: Path) -> None:
-    """Trains learners at each of `TOGETHER`, and leaves their parameters and collectives in the directory."""
+    """Trains learners at each of `IN_PROCESSES`, and leaves their parameters and collectives in the directory."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         coordinator = f"127.0.0.1:{listener.getsockname()[1]}"
-    command = [sys.executable, "-m", "experiments.places", "--member"]
+    command = [sys.executable, "-m", "experiments.places", "--worker"]
     rest, pipe = [coordinator, str(directory), str(steps), *names], subprocess.PIPE
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(DEVICES // PROCESSES)}
     started = [
@@ -134,15 +134,15 @@ def in_processes(names: Sequence[str], steps: int, directory: Path) -> None:
         raise RunError(f"two processes can't train: {said[0][-500:]} {said[1][-500:]}")
 
 
-def member(process: int, coordinator: str, directory: Path, steps: int, names: Sequence[str]) -> None:
+def worker(process: int, coordinator: str, directory: Path, steps: int, names: Sequence[str]) -> None:
     """What one of these processes does."""
     configure(DEVICES // PROCESSES)
     with joined(str(PROCESSES), coordinator, process) as group:
         for name in names:
-            for shard in TOGETHER.values():
+            for shard in IN_PROCESSES.values():
                 layout = Layout(make_mesh(jax.devices()), shard, min_size=1)
                 leaves, collectives = trained(learners.tiny()[name], place("jit", layout), steps)
-                if group.first:
+                if group.primary:
                     np.savez(directory / f"{name} {shard}.npz", *leaves, np.array(json.dumps(collectives)))
 
 

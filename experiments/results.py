@@ -28,6 +28,7 @@ from typing import Any
 import tyro
 
 from experiments.console import markdown, number, status
+from research.core.console import size
 from research.core.errors import UserError
 from research.core.files import failing, replacing
 
@@ -179,7 +180,6 @@ def program(cell: Record | None) -> str:
         return "not run"
     if "failed" in cell:
         return cell["failed"].replace("|", "/")
-    size = lambda count: f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
     moved = [f"{count} {kind} ({size(total)})" for kind, (count, total) in cell["collectives"].items()]
     seconds = f"{cell['seconds']:.0f} s{', quick' if cell['effort'] == 'quick' else ''}"
     return "; ".join([size(cell["memory"]) + ("" if cell["fits"] else ", does not fit"), *moved, seconds])

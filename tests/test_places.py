@@ -16,7 +16,7 @@ def test_the_table_of_a_learner(tmp_path, capsys):
     assert (
         found["steps"] == 1
         and found["places"].keys() == {"cnn"}
-        and found["places"]["cnn"].keys() == {*places.PLACES, *places.TOGETHER}
+        and found["places"]["cnn"].keys() == {*places.PLACES, *places.IN_PROCESSES}
     )
     assert found["places"]["cnn"].pop("tensor, data=4,model=2") == {}  # no table
     for name, cell in found["places"]["cnn"].items():

@@ -13,7 +13,7 @@ from digits import tiny
 
 from research.core.errors import UserError
 from research.training import config
-from research.training.processes import Group, check, joined
+from research.training.processes import ProcessGroup, check, joined
 
 STEPS = ("--steps", "60", "--run.steps-per-dispatch", "5", "--run.save-every", "10", "--run.evaluate-every", "10")
 HOST = ("--data.feed", "host")
@@ -86,7 +86,10 @@ def test_a_pair_trains_as_one_process_and_resumes_to_the_same_bit(tmp_path):
     (status, output), _ = pair.ended()
     assert time.monotonic() - began < 60
     # A collective of the CPU fails at once, one of a GPU or TPU waits until JAX ends the process.
-    why = {1: "most likely since another one has ended", 128 + signal.SIGABRT: "another process of this run has died"}
+    why = {
+        1: "most likely because another one has exited",
+        128 + signal.SIGABRT: "another process of this run has died",
+    }
     assert why[status] in output.splitlines()[-1]
 
     pair = Pair(stopped)
@@ -118,8 +121,8 @@ def test_processes_with_different_configs_are_refused(tmp_path):
     pair = Pair(tmp_path / "run", more=((), ("--run.seed", "1")), slurm=True)
     (status, first), (other, second) = pair.ended()
     assert (status, other) == (2, 2)
-    why = "process 1 is not given what process 0 is (run.seed: 0 there, 1 here)"
-    assert f"error: {why}" in second and f"error: process 1 of 2 has ended: {why}" in first
+    why = "process 1 differs from process 0 (run.seed: 0 there, 1 here)"
+    assert f"error: {why}" in second and f"error: process 1 of 2 has failed: {why}" in first
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
@@ -154,6 +157,6 @@ def test_debug_is_for_one_process():
 
 def test_one_process_is_a_group_of_its_own():
     with joined(None) as group:
-        assert isinstance(group, Group) and group.first and group.size == 1
-        assert group.told("topic", None) == {} and group.told("topic", "text") == {0: "text"}
-        assert group.of_first("topic", "text") == "text"
+        assert isinstance(group, ProcessGroup) and group.primary and group.size == 1
+        assert group.all_gather("topic", None) == {} and group.all_gather("topic", "text") == {0: "text"}
+        assert group.broadcast("topic", "text") == "text"

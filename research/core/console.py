@@ -11,6 +11,11 @@ def say(text: str) -> None:
     console.print(text, markup=False)
 
 
+def size(count: int) -> str:
+    """Bytes as people read them."""
+    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"
+
+
 def warn(text: str) -> None:
     """Print one line that begins with "warning:"."""
     say(f"warning: {text}")

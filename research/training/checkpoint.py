@@ -31,7 +31,7 @@ from research.core.errors import RunError, UserError
 from research.core.files import failing, reason, replacing
 from research.core.state import State
 from research.training.leaves import check_same, describe, differences, named, plain, plain_shape, size, typed
-from research.training.processes import Group
+from research.training.processes import ProcessGroup
 
 T = TypeVar("T")
 Warn = Callable[[str], None]
@@ -66,23 +66,22 @@ class Checkpoints:
     keep  number of newest checkpoints that are kept, at least 2; the best one is kept as well
     step  the step that the run resumes from. Entering the context deletes later steps, which are damaged (`restore`
           would have returned them otherwise), and what killed saves have left
-
     group the processes of the run: each of them makes the same calls, on one shared directory
 
     An error in the background is raised as a RunError by the next call, or when the context is left.
     """
 
-    def __init__(self, directory: Path | str, keep: int, step: int, group: Group | None = None) -> None:
+    def __init__(self, directory: Path | str, keep: int, step: int, group: ProcessGroup | None = None) -> None:
         self._directory = Path(directory).absolute()
-        self._keep, self._step, self._group = keep, step, group or Group()
+        self._keep, self._step, self._group = keep, step, group or ProcessGroup()
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
         with failing("save to", self._directory):
             self._directory.mkdir(parents=True, exist_ok=True)
-            if self._group.first:
+            if self._group.primary:
                 _tidy(self._directory, self._step)
-            self._group.together("tidied")
+            self._group.barrier("tidied")
             # Old steps are deleted here, after the checksum of a new one, so orbax keeps them all.
             options = ocp.CheckpointManagerOptions(max_to_keep=None)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -100,7 +99,7 @@ class Checkpoints:
             with suppress(Exception):  # wait() has reported its errors
                 self._manager.close()
             with suppress(OSError):  # orbax's threads may have gone on writing a save that failed
-                if self._group.first:
+                if self._group.primary:
                     _clear(self._directory)
 
     def steps(self) -> list[int]:
@@ -126,11 +125,11 @@ class Checkpoints:
         pending, self._pending = self._pending, None
         if pending is not None:
             pending.result()
-            self._group.together("saved")
+            self._group.barrier("saved")
 
     def _save(self, step: int, state: State, best: bool) -> bool:
         if step in self.steps():
-            if best and self._group.first:
+            if best and self._group.primary:
                 with failing("save to", self._directory):
                     manifest = _manifest(self._directory, step)
                     _write_manifest(self._directory, step, manifest._replace(best=True))
@@ -151,15 +150,15 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             path = self._directory / str(step)
-            told = self._group.told("checksums", json.dumps(_sums(path, _own(path, self._group))))
-            if self._group.first:
+            told = self._group.all_gather("checksums", json.dumps(_sums(path, _own(path, self._group))))
+            if self._group.primary:
                 sums = {name: sum for text in told.values() for name, sum in json.loads(text).items()}
                 _write_manifest(self._directory, step, Manifest(best, described, dict(sorted(sums.items()))))
                 _rotate(self._directory, self._keep)
         except Exception as error:
             failure = self._failure(step, error)
             with suppress(OSError):
-                if self._group.first:
+                if self._group.primary:
                     _tidy(self._directory, step)  # the incomplete step takes up disk space
             raise failure from error
 
@@ -170,7 +169,11 @@ class Checkpoints:
 
 
 def restore(
-    directory: Path | str, abstract: State, warn: Warn = to_stderr, best: bool = False, group: Group | None = None
+    directory: Path | str,
+    abstract: State,
+    warn: Warn = to_stderr,
+    best: bool = False,
+    group: ProcessGroup | None = None,
 ) -> tuple[int, State] | None:
     """The newest step in `directory` and its State; None where nothing was saved.
 
@@ -189,7 +192,7 @@ def restore(
         found = _read(path, leaves)
         return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
 
-    return _newest_or_best(Path(directory).absolute(), read, warn, best, group or Group())
+    return _newest_or_best(Path(directory).absolute(), read, warn, best, group or ProcessGroup())
 
 
 AVERAGED = ("params", "collections/average")
@@ -197,7 +200,7 @@ AVERAGED = ("params", "collections/average")
 
 
 def init_from(
-    directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False, group: Group | None = None
+    directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False, group: ProcessGroup | None = None
 ) -> State:
     """`state` with the weights that another run evaluates, and with that run's collections of equal shapes.
 
@@ -230,7 +233,7 @@ def init_from(
         leaves = here | {name: found[at] if at == name else found[at].copy() for name, at in taken.items()}
         return jax.tree.unflatten(jax.tree.structure(state), list(leaves.values()))
 
-    found = _newest_or_best(Path(directory).absolute(), read, warn, best, group or Group())
+    found = _newest_or_best(Path(directory).absolute(), read, warn, best, group or ProcessGroup())
     if found is None:
         raise UserError(f"{directory} holds no checkpoint to start from")
     return found[1]
@@ -262,7 +265,7 @@ class _Damaged(Exception):
 
 
 def _newest_or_best(
-    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: Group
+    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: ProcessGroup
 ) -> tuple[int, T] | None:
     """`_newest`; with `best`, the one marked as the best where there is one."""
     found = _newest(directory, read, warn, True, group) if best else None
@@ -270,7 +273,7 @@ def _newest_or_best(
 
 
 def _newest(
-    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: Group
+    directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: ProcessGroup
 ) -> tuple[int, T] | None:
     """The newest step that is undamaged (with `best`: and marked as the best), and the result of `read` on it."""
     with failing("read", directory):
@@ -357,9 +360,9 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _own(path: Path, group: Group, names: Iterable[str] | None = None) -> list[str]:
-    """The files under `path`, or those of the given names, that this process has written: orbax names its process in
-    their paths. Where there were more processes than now, each takes those of several."""
+def _own(path: Path, group: ProcessGroup, names: Iterable[str] | None = None) -> list[str]:
+    """The files under `path`, or those of the given names, that this process has written, from orbax's paths. If
+    there were more processes when they were written, each takes the files of several."""
     if names is None:
         names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
     written_by = lambda name: int(found[1]) if (found := re.search(r"\bocdbt\.process_(\d+)\b", name)) else 0
@@ -376,10 +379,10 @@ def _sum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _verify(path: Path, manifest: Manifest, group: Group) -> None:
+def _verify(path: Path, manifest: Manifest, group: ProcessGroup) -> None:
     """Raises _Damaged, in all processes, where a file is not as it was written."""
     found = (_damage(path / name, name, manifest.files[name]) for name in _own(path, group, manifest.files))
-    for damage in group.told("verified", next(filter(None, found), None)).values():
+    for damage in group.all_gather("verified", next(filter(None, found), None)).values():
         raise _Damaged(damage)
 
 

@@ -1,8 +1,8 @@
-"""Several processes that train one run, each on devices of its own: how they meet, agree, and end together.
+"""Training one run in several processes, each with its own devices: connecting, agreeing and stopping together.
 
-All of them make the same calls. The first one alone writes the run's directory; all of them write its checkpoints. What
-must not differ between them (a signal, what validation gave, whether a checkpoint is damaged) they tell one another
-through JAX's coordination service, which does not wait for the devices.
+All processes make the same calls. Only the primary one writes the run's directory; all of them write checkpoints. What
+must be the same in all of them (a signal, the validation metrics, whether a checkpoint is damaged) is exchanged through
+JAX's coordination service, which does not wait for the devices.
 """
 
 import contextlib
@@ -26,20 +26,20 @@ CONNECT = 300
 """Seconds that a process waits for the others at the start."""
 
 HEARTBEAT = 30
-"""Seconds without a sign of life after which a process is taken for dead."""
+"""Seconds without a heartbeat after which a process is considered dead."""
 
-_EVER = 2**31 - 1  # milliseconds; that a process is alive is watched by heartbeats
+_EVER = 2**31 - 1  # milliseconds; dead processes are found by heartbeats
 _FAILED = "samestep/failed"
 _PARENT = "SAMESTEP_PARENT"
 
 
-class Group:
-    """The processes of a run. Of one process, `Group()`, whose methods return at once.
+class ProcessGroup:
+    """The processes of a run. `ProcessGroup()` is a run of one process, whose methods return at once.
 
     index  the number of this process
     size   the number of processes
 
-    Where several threads use a group, their topics differ.
+    All processes must make the same calls in the same order, for each topic. Threads must use different topics.
     """
 
     def __init__(self, index: int = 0, size: int = 1, client: Any = None) -> None:
@@ -47,15 +47,12 @@ class Group:
         self._turns: dict[str, int] = {}
 
     @property
-    def first(self) -> bool:
+    def primary(self) -> bool:
         """Whether this process is the one that writes the run's directory."""
         return self.index == 0
 
-    def told(self, topic: str, text: str | None) -> dict[int, str]:
-        """What the processes say on a topic, by their numbers, without those that say None.
-
-        All of them must call it, as often as one another; it returns when all have.
-        """
+    def all_gather(self, topic: str, text: str | None) -> dict[int, str]:
+        """The texts of all processes, by process number; processes that pass None are left out."""
         if self.size == 1:
             return {} if text is None else {0: text}
         turn = self._turns[topic] = self._turns.get(topic, -1) + 1
@@ -63,19 +60,19 @@ class Group:
         if text is not None:
             self._client.key_value_set(f"{at}/{self.index}", text)
         self._client.wait_at_barrier(at, _EVER)
-        said = {int(key.rpartition("/")[2]): value for key, value in self._client.key_value_dir_get(f"{at}/")}
-        return dict(sorted(said.items()))
+        texts = {int(key.rpartition("/")[2]): value for key, value in self._client.key_value_dir_get(f"{at}/")}
+        return dict(sorted(texts.items()))
 
-    def of_first(self, topic: str, text: str) -> str:
-        """The text of the first process, in all of them."""
-        return self.told(topic, text if self.first else None)[0]
+    def broadcast(self, topic: str, text: str) -> str:
+        """The text of the primary process, in all of them."""
+        return self.all_gather(topic, text if self.primary else None)[0]
 
-    def together(self, topic: str) -> None:
+    def barrier(self, topic: str) -> None:
         """Wait until all processes are here."""
-        self.told(topic, None)
+        self.all_gather(topic, None)
 
-    def met(self, topic: str, seconds: float) -> bool:
-        """Whether all processes come here within so many seconds of the first."""
+    def all_arrive(self, topic: str, seconds: float) -> bool:
+        """Whether all processes make this call within so many seconds."""
         try:
             self._client.wait_at_barrier(f"samestep/{topic}", round(seconds * 1000))
         except jax.errors.JaxRuntimeError:
@@ -83,34 +80,40 @@ class Group:
         return True
 
     def fail(self, error: BaseException, status: int) -> None:
-        """Let the others end, too: each with one line that names this process and its error."""
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another has failed before
+        """Make the other processes exit, each with one line that names this process and its error."""
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process has failed before
             self._client.key_value_set(_FAILED, f"{status} {self.index} {error}")
-            self._client.wait_at_barrier(_FAILED, 10_000)
+            self._before_exit()
+
+    def _before_exit(self) -> None:
+        """Wait until all processes know of the failure. The primary one exits last: JAX aborts the others then."""
+        self._client.wait_at_barrier(_FAILED, 10_000)
+        if self.primary:
+            time.sleep(5)
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Within this context, this process ends once another has failed, even where it waits for a device."""
+        """Within this context, this process exits once another one calls `fail`, even while it waits for a device."""
         watcher = threading.Thread(target=self._watch, name="processes", daemon=True)
         watcher.start()
         try:
             yield
         finally:
-            with contextlib.suppress(jax.errors.JaxRuntimeError):  # one has failed
+            with contextlib.suppress(jax.errors.JaxRuntimeError):  # a process has failed
                 self._client.key_value_set(_FAILED, f"0 {self.index} the run has ended")
             watcher.join()
 
     def _watch(self) -> None:
         try:
             failed = self._client.blocking_key_value_get(_FAILED, _EVER)
-        except jax.errors.JaxRuntimeError:  # process 0 has died, and JAX is about to end this one
+        except jax.errors.JaxRuntimeError:  # process 0 has died, and JAX is about to abort this one
             return
         status, index, error = failed.split(" ", 2)
         if int(index) == self.index or not int(status):
             return
         with contextlib.suppress(jax.errors.JaxRuntimeError):
-            self._client.wait_at_barrier(_FAILED, 10_000)
-        _end(f"error: process {index} of {self.size} has ended: {error}", int(status))
+            self._before_exit()
+        _exit(f"error: process {index} of {self.size} has failed: {error}", int(status))
 
 
 def check(processes: str | None, coordinator: str | None, process: int | None) -> None:
@@ -133,20 +136,21 @@ def check(processes: str | None, coordinator: str | None, process: int | None) -
 @contextlib.contextmanager
 def joined(
     processes: str | None, coordinator: str | None = None, process: int | None = None, timeout: int = CONNECT
-) -> Iterator[Group]:
-    """Within this context, the group that this process is in: that of the options, see `check`; without any, itself.
+) -> Iterator[ProcessGroup]:
+    """A context in which this process is connected to the others of its run; yields their group.
 
-    processes  "auto": as Slurm, Open MPI, Kubernetes or Cloud TPU tell JAX
-    timeout    seconds to wait for the others
+    processes, coordinator, process  the options, see `check`. None: one process. "auto": read from the environment of
+                                     Slurm, Open MPI, Kubernetes or Cloud TPU, as JAX detects them
+    timeout                          seconds to wait for the other processes
 
-    An error of one process ends all of them, and so does its death, after `HEARTBEAT` seconds at most. It is to be
-    entered before JAX has looked for devices. Raises UserError where the coordinator can't be reached.
+    If one process fails, all of them exit; if one dies, the others exit about `HEARTBEAT` seconds later. Enter it
+    before JAX initialises its devices. Raises UserError where the coordinator can't be reached.
     """
     if processes is None:
-        yield Group()
+        yield ProcessGroup()
         return
     if coordinator is not None and process:
-        _reach(coordinator, timeout)
+        _wait_for(coordinator, timeout)
     # JAX's own handler of SIGTERM would take the place of the run's.
     jax.config.update("jax_enable_preemption_service", False)
     size = None if processes == "auto" else int(processes)
@@ -159,18 +163,18 @@ def joined(
             f"--processes {processes}: JAX can't find the other processes ({' '.join(str(error).split())[:200]}): give "
             "--processes N, --coordinator HOST:PORT and --process I"
         ) from None
-    # The service that JAX itself uses; JAX has no public name for it.
+    # JAX has no public name for its coordination service.
     from jax._src.distributed import global_state
 
     jax.devices()  # waits for those of the other processes
-    group = Group(global_state.process_id, global_state.num_processes or 1, global_state.client)
-    console.quiet = not group.first
+    group = ProcessGroup(global_state.process_id, global_state.num_processes or 1, global_state.client)
+    console.quiet = not group.primary
     with group.watching():
         try:
             yield group
-            group.together("end")
+            group.barrier("end")
         except Interrupted as error:
-            if not group.met("interrupted", 5):  # one process alone was asked to stop, when the others were past asking
+            if not group.all_arrive("interrupted", 5):  # this process alone was interrupted, after the last step
                 group.fail(error, 128 + error.number)
             raise
         except BaseException as error:
@@ -181,17 +185,17 @@ def joined(
             console.quiet = False
 
 
-def _lost(group: Group, error: Exception) -> RunError:
-    """The error of a collective: where another process has said why it ends, `Group.watching` ends this one."""
-    time.sleep(5)
+def _lost(group: ProcessGroup, error: Exception) -> RunError:
+    """The RunError for a failed collective."""
+    time.sleep(5)  # if another process has called `fail`, `watching` exits with its message in this time
     return RunError(
-        f"process {group.index} of {group.size} can't go on, most likely since another one has ended "
+        f"process {group.index} of {group.size} can't go on, most likely because another one has exited "
         f"({str(error).splitlines()[0][:200]}): the same commands resume from the newest checkpoint"
     )
 
 
-def _reach(coordinator: str, timeout: float) -> None:
-    """Wait until something listens at HOST:PORT. JAX would end the process where nothing does."""
+def _wait_for(coordinator: str, timeout: float) -> None:
+    """Wait until HOST:PORT accepts connections; where it never does, JAX would abort the process."""
     host, _, port = coordinator.rpartition(":")
     until = time.monotonic() + timeout
     while True:
@@ -207,22 +211,22 @@ def _reach(coordinator: str, timeout: float) -> None:
         time.sleep(0.5)
 
 
-def _end(line: str, status: int) -> NoReturn:
+def _exit(line: str, status: int) -> NoReturn:
     os.write(2, f"{line}\n".encode())
     os._exit(status)
 
 
 def supervised(module: str, arguments: Sequence[str], run: Callable[[], int]) -> int:
-    """The exit status of `run`, called in a child process: `python -m module arguments`.
+    """Call `run` in a child process, `python -m module arguments`, and return its exit status.
 
-    JAX ends a process by SIGABRT when it has lost another one; this parent then says so. Signals are passed on to the
-    child, and the child ends with its parent.
+    JAX aborts a process (SIGABRT) when another one of the run has died; the parent then prints one clear line. Signals
+    are passed on to the child, and the child exits with its parent.
     """
     parent = os.environ.get(_PARENT)
     if parent is not None:
-        threading.Thread(target=_orphaned, args=(int(parent),), name="parent", daemon=True).start()
+        threading.Thread(target=_exit_with_parent, args=(int(parent),), name="parent", daemon=True).start()
         status = run()
-        if status and status < 128:  # JAX would wait for the other processes, which have ended, too
+        if status and status < 128:  # a normal exit would wait for the other processes
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
@@ -236,13 +240,13 @@ def supervised(module: str, arguments: Sequence[str], run: Callable[[], int]) ->
     os.close(writer)
     if status == -signal.SIGABRT:
         warn(
-            f"another process of this run has died, or has not started within {CONNECT} s, and so this one has ended; "
-            "the same commands, in all processes, resume from the newest checkpoint"
+            f"another process of this run has died, or did not start within {CONNECT} s, so this one has exited: "
+            "the same command in all processes resumes from the newest checkpoint"
         )
     return status if status >= 0 else 128 - status
 
 
-def _orphaned(descriptor: int) -> None:
-    """Ends this process once its parent, which holds the other end of the pipe, has ended."""
+def _exit_with_parent(descriptor: int) -> None:
+    """Exit once the parent, which holds the other end of the pipe, has exited."""
     os.read(descriptor, 1)
-    _end("error: the parent of this process has ended", 1)
+    _exit("error: the parent process has exited", 1)

@@ -28,7 +28,7 @@ from research.training.checks import (
 )
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, exhausted, score, summary
-from research.training.processes import Group, joined
+from research.training.processes import ProcessGroup, joined
 from research.training.profiling import profiled
 from research.training.reader import MetricsReader
 from research.training.signals import Interrupted, on_signal
@@ -98,17 +98,17 @@ def layout(command: config.Command[Experiment]) -> Layout:
 class Job(NamedTuple):
     """What stays the same during a run.
 
-    directory    what is written goes there, but for the State
-    checkpoints  where the State is saved
+    directory    where the run's files are written, except checkpoints
+    checkpoints  directory of the checkpoints
     group        the processes that train
-    key          the root key or keys
+    key          the root key, or keys with several seeds
     abstract     the State's shapes
     """
 
     command: config.Command[Experiment]
     directory: Path
     checkpoints: Path
-    group: Group
+    group: ProcessGroup
     experiment: Experiment
     learner: Learner
     key: jax.Array
@@ -119,7 +119,7 @@ class Job(NamedTuple):
     evaluate: Evaluator
 
 
-def prepare(command: config.Command[Experiment], directory: Path, checkpoints: Path, group: Group) -> Job:
+def prepare(command: config.Command[Experiment], directory: Path, checkpoints: Path, group: ProcessGroup) -> Job:
     """Builds what the run needs and checks that it fits together, before anything is compiled."""
     experiment = command.config
     check_dtype(experiment, jax.default_backend())
@@ -169,9 +169,9 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     units_per_step = job.experiment.units_per_step(job.feeds.train.batch)
     reader = MetricsReader(job.experiment, step, units_per_step, peak(job.where.devices), lines, bar, saved.described)
 
-    def asked_to_stop() -> int | None:
-        """The signal that this process, or another one of the run, was sent."""
-        told = job.group.told("signals", str(asked[0]) if asked else None)
+    def stop_signal() -> int | None:
+        """The signal that any process of the run has received."""
+        told = job.group.all_gather("signals", str(asked[0]) if asked else None)
         return next((int(number) for number in told.values()), None)
 
     signals = on_signal(asked.append, lambda: f"the compiled call after step {reader.step}")
@@ -184,12 +184,12 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
             state, dispatched = advance(state)
             reader.add(dispatched)
             step += run.steps_per_dispatch
-            stop = asked_to_stop()
+            stop = stop_signal()
             if step < run.steps and all(step % every for every in intervals) and stop is None:
                 continue
             reader.flush()
             values = validate(job, step, state)
-            stop = asked_to_stop() if stop is None else stop
+            stop = stop_signal() if stop is None else stop
             if values:
                 lines.line(step, "validation", values)
                 bar.say("validation", values)
@@ -215,12 +215,12 @@ def validate(job: Job, step: int, state: State) -> Values:
     values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
     reports = [report for report in job.reports if report.every is not None and due(report.every)]
     split = Split("validation", job.feeds.validation)
-    values = log.plain(values | reported(reports, whole(job, state), split, directory, run.metric))
-    return json.loads(job.group.of_first("validation", json.dumps(values)))
+    values = log.plain(values | reported(reports, gathered(job, state), split, directory, run.metric))
+    return json.loads(job.group.broadcast("validation", json.dumps(values)))
 
 
-def whole(job: Job, state: State) -> State:
-    """What reports read of the State, whole on every device where other processes have parts of it."""
+def gathered(job: Job, state: State) -> State:
+    """The State for reports: with several processes, its weights are gathered on every device."""
     return state if job.group.size == 1 else job.where.gather(state._replace(opt_state={}, world=()))
 
 
@@ -233,12 +233,10 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
 
     with on_signal(stop, lambda: f"the evaluation of step {step}"):
         if run.checkpoint_for_test == "best":
-            step, state = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn, True, job.group) or (
-                step,
-                state,
-            )
+            there = job.where.put(job.abstract)
+            step, state = checkpoint.restore(job.checkpoints, there, warn, True, job.group) or (step, state)
         test = summary(job.evaluate(state, job.feeds.test))
-        numbers = reported(job.reports, whole(job, state), Split("test", job.feeds.test), directory)
+        numbers = reported(job.reports, gathered(job, state), Split("test", job.feeds.test), directory)
         history = log.read(directory)
         result = {
             "test": test,

@@ -16,47 +16,52 @@ from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
 from research.core.files import failing, replacing
 from research.training import checkpoint, config, log, provenance
-from research.training.processes import Group
+from research.training.processes import ProcessGroup
 
 FORMAT = 2
 """The format of a run's directory. Directories of other formats are refused."""
 
 
 @contextlib.contextmanager
-def shared(directory: Path, name: str, command: config.Command[Experiment], group: Group) -> Iterator[Path]:
-    """`owned` by the first process of a group; yields the directory to read and write, but for the checkpoints.
+def shared(directory: Path, name: str, command: config.Command[Experiment], group: ProcessGroup) -> Iterator[Path]:
+    """`owned`, for several processes; yields the directory in which this process reads and writes the run's files.
 
-    That of the other processes is a copy of it, without checkpoints and pictures, which is deleted at the end: they do
-    all that the first one does. Raises UserError where a process does not see the directory, or trains another config
-    or with other code.
+    Only the primary process owns and writes `directory`. The others run the same code on a temporary copy of its files,
+    which is deleted at the end. Checkpoints are not copied: all processes share them.
+
+    Raises UserError where a process does not see the directory, or has another config, code or package version.
     """
-    if group.first:
+    if group.primary:
         with owned(directory, name, command):
-            _agree(directory, name, command, group)
+            _check_processes(directory, name, command, group)
+            group.barrier("copied")  # before anything is written
             yield directory
         return
-    _agree(directory, name, command, group)
+    _check_processes(directory, name, command, group)
     with tempfile.TemporaryDirectory() as own:
         for path in directory.glob("*"):
             if path.suffix in (".json", ".jsonl", ".txt"):
                 shutil.copy2(path, own)
+        group.barrier("copied")
         yield Path(own)
 
 
-def _agree(directory: Path, name: str, command: config.Command[Experiment], group: Group) -> None:
-    """Raises UserError where this process differs from the first one of the group."""
+def _check_processes(directory: Path, name: str, command: config.Command[Experiment], group: ProcessGroup) -> None:
+    """Raise UserError where this process differs from the primary one in config, code, packages or directory."""
     if group.size == 1:
         return
     options = {option: str(getattr(command, option)) for option in ("seeds", "init_from", "place", "mesh", "shard")}
     code = {"code": provenance.code(), **provenance.versions()}
     now = {"config": name, **config.leaves(command.config), **options, **code}
-    there = json.loads(group.of_first("config", json.dumps(now)))
+    there = json.loads(group.broadcast("config", json.dumps(now)))
     fields = [field for field in (*there, *now) if there.get(field) != now.get(field)]
     if fields:
         differ = "; ".join(f"{x}: {there.get(x)!r} there, {now.get(x)!r} here" for x in dict.fromkeys(fields))
-        raise UserError(f"process {group.index} is not given what process 0 is ({differ}): give all the same command")
+        raise UserError(
+            f"process {group.index} differs from process 0 ({differ}): use the same command, code and packages"
+        )
     about = directory / "config.json"
-    mark = group.of_first("directory", about.read_text() if group.first else "")
+    mark = group.broadcast("directory", about.read_text() if group.primary else "")
     if not about.exists() or about.read_text() != mark:
         raise UserError(
             f"process {group.index} does not see what process 0 has written to {directory}: "
