@@ -71,7 +71,7 @@ def _compile(name: str, *arguments: str) -> None:
     check_dtype(command.config, asked.platform)
     where = topology(command.topology)
     with tempfile.TemporaryDirectory() as directory:
-        if made_up.here(command.config, Path(directory))[1]:
+        if made_up.available(command.config, Path(directory))[1]:
             say(f"data.name {command.config.data.name} is not here: made-up data of its shapes is compiled for")
         try:
             show(name, where, needed(command, where, Path(directory)))
@@ -93,7 +93,7 @@ def _parsed(name: str, arguments: Any) -> Any:
 
 def needed(command: Any, where: Topology, directory: Path) -> aot.Compiled:
     """What a command's program needs. Raises RunError where it does not fit."""
-    experiment, _ = made_up.here(command.config, directory)
+    experiment, _ = made_up.available(command.config, directory)
     facts = aot.compiled(experiment, where, command.place, mesh=command.mesh, shard=command.shard, quick=command.quick)
     if facts.memory > where.memory:  # the TPU's compiler says so itself, CUDA's doesn't
         raise RunError(f"it does not fit {where.name}: it needs {size(facts.memory)} of {size(where.memory)}")
@@ -120,7 +120,7 @@ def _largest(name: str, arguments: tuple[str, ...], where: Topology, directory: 
 
     def fits(size: int) -> bool:
         try:
-            return _tried(name, [*arguments, *options(size)], where, directory) is not None
+            return _tried(name, fit.replaced(arguments, options(size)), where, directory) is not None
         except UserError:  # more than there are examples, or than a config takes
             return False
 
@@ -132,9 +132,10 @@ def _nearest(name: str, arguments: tuple[str, ...], where: Topology, directory: 
     """The nearest choice that fits, as a command line."""
     command = _parsed(name, arguments)
     for options in fit.alternatives(command.config, len(where.devices), command.shard, command.place):
+        tried = fit.replaced(arguments, options)
         try:
-            if _tried(name, [*arguments, *options], where, directory) is not None:
-                return f"the nearest that fits: python -m experiments.compile {' '.join([name, *arguments, *options])}"
+            if _tried(name, tried, where, directory) is not None:
+                return f"the nearest that fits: python -m experiments.compile {' '.join([name, *tried])}"
         except UserError:
             continue
     return "none of these fits: use more devices"

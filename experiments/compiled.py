@@ -111,7 +111,7 @@ def cell(name: str, dtype: str, where: str, effort: str) -> dict[str, Any]:
     try:
         check_dtype(experiment, parse(where).platform)
         with tempfile.TemporaryDirectory() as directory:
-            experiment, _ = made_up.here(divided(experiment, len(devices.devices)), Path(directory))
+            experiment, _ = made_up.available(divided(experiment, len(devices.devices)), Path(directory))
             facts = aot.compiled(experiment, devices, quick=effort == "quick")
     except (RunError, UserError) as error:
         return {"failed": str(error)[:200], "effort": effort}

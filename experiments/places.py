@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from experiments.results import placed, provenance
+from experiments.results import place_cell, provenance
 from research import learners
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
@@ -79,7 +79,7 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
         in_processes(names, steps, Path(directory))
         for name in names:
             found[name] = dict(differences(name, known[name], steps, Path(directory)))
-            table.add_row(name, *map(placed, found[name].values()))
+            table.add_row(name, *map(place_cell, found[name].values()))
     Console().print(table)
     if output is not None:
         about = provenance(" ".join(["python -m experiments.places", *names, f"--steps {steps}"]), "cpu")

@@ -151,12 +151,12 @@ def places(record: Record) -> str:
     """The table of the places: a line a learner."""
     rows, about = record["places"], record["about"]
     columns = list(next(iter(rows.values())))
-    lines = [(f"`{name}`", *(placed(found[column]) for column in columns)) for name, found in rows.items()]
+    lines = [(f"`{name}`", *(place_cell(found[column]) for column in columns)) for name, found in rows.items()]
     said = f"`{about['command']}`, {record['steps']} steps of SGD, dropout on, {about['date']}."
     return f"{said}\n\n{markdown(('learner', *columns), lines)}"
 
 
-def placed(cell: Record) -> str:
+def place_cell(cell: Record) -> str:
     """A cell of that table: the difference from one device, and the collectives."""
     return f"{cell['difference']:.1e}; {moved(cell['collectives'])}" if cell else "no table"
 

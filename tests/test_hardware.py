@@ -95,19 +95,25 @@ def test_alternatives_begin_with_what_changes_least():
         config.parse("cartpole_dqn", each, compile.Command, "compile")
 
 
+def test_options_are_replaced():
+    before = ["--topology", "v5e:2x4", "--data.batch=64", "--quick", "--net.stack.remat", "none", "--fit"]
+    options = ["--net.stack.remat", "full", "--data.batch", "32"]
+    assert fit.replaced(before, options) == ["--topology", "v5e:2x4", *options]
+
+
 def test_data_is_made_up_where_it_is_not_here(tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     for name, expected in (("digits_cnn", False), ("cartpole_dqn", False), ("shakespeare_lstm", True)):
-        assert made_up.here(config.load(name), tmp_path)[1] == expected
+        assert made_up.available(config.load(name), tmp_path)[1] == expected
     names = {getattr(config.load(name), "data", Text()).name for name in config.names()}
     assert names - {"digits", "stdlib", "tokens.npy"} == set(made_up.SIZES)
-    tokens, _ = made_up.here(config.load("gpt2"), tmp_path)
+    tokens, _ = made_up.available(config.load("gpt2"), tmp_path)
     assert tokens.data.spec().classes == 50304 and tokens.feeds().train.batch_at(0).inputs.shape == (8, 1024)
-    images, _ = made_up.here(config.load("cifar10_resnet20"), tmp_path)
+    images, _ = made_up.available(config.load("cifar10_resnet20"), tmp_path)
     assert images.data.spec().shape == (32, 32, 3) and len(images.data.load().train_images) == 50_000
     unknown = dataclasses.replace(config.load("cifar10_resnet20"), data=Images(name="cifer10"))
     with pytest.raises(UserError, match="cifer10"):
-        made_up.here(unknown, tmp_path)
+        made_up.available(unknown, tmp_path)
 
 
 def test_sizes_are_raised_to_what_the_devices_divide():

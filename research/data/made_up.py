@@ -83,7 +83,7 @@ def _texts(count: int, length: int, vocabulary: int) -> list[str]:
     return [" ".join(words[(start * length + n) % vocabulary] for n in range(length)) for start in range(count)]
 
 
-def here(experiment: Experiment, directory: Path) -> tuple[Experiment, bool]:
+def available(experiment: Experiment, directory: Path) -> tuple[Experiment, bool]:
     """The experiment, and whether its data had to be made up because it isn't here; files of it are in `directory`.
 
     Raises UserError where it isn't here and its shapes aren't known.

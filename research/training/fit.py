@@ -1,6 +1,6 @@
 """What fits a device: the largest batch, and the nearest choices where a program does not fit."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from research.core.experiment import Experiment
@@ -33,6 +33,18 @@ def batch(experiment: Experiment) -> int:
     """The size that `batch_options` sets."""
     data: Any = getattr(experiment, "data", None)
     return experiment.num_envs if data is None else data.batch  # type: ignore[attr-defined]
+
+
+def replaced(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
+    """The arguments of a command line with these options (name, value, name, …) in place of those of the same names,
+    and without --quick and --fit."""
+    kept, names, values = list[str](), options[::2], iter(arguments)
+    for argument in values:
+        if argument in names:
+            next(values)
+        elif argument not in ("--quick", "--fit") and argument.partition("=")[0] not in names:
+            kept.append(argument)
+    return [*kept, *options]
 
 
 def alternatives(experiment: Experiment, devices: int, shard: str, place: str) -> Iterator[list[str]]:
