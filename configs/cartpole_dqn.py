@@ -14,6 +14,7 @@ was chosen by looking at seeds 0-29.
 
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
+from research.core.update import UpdateConfig
 from research.learners.dqn import DQN
 from research.nets.q import MLP
 from research.rl.environments import Environment
@@ -24,21 +25,25 @@ def config() -> DQN:
     return DQN(
         environment=Environment("CartPole-v1"),
         net=MLP(widths=(120, 84)),
-        num_envs=10,
-        rollout_length=10,
-        buffer_size=20_000,
-        learning_starts=10_000,
-        batch=60,
-        updates=10,
-        target_update_interval=5,
+        num_envs=8,
+        rollout_length=16,
+        buffer_size=102_400,
+        learning_starts=10_240,
+        batch=64,
+        updates=16,
+        target_update_interval=1,
+        tau=0.05,
         gamma=0.99,
         n_step=5,
+        double=True,
+        average=0.998,
         epsilon_fraction=0.3,
         optimizer=Optimizer(name="adamw", learning_rate=1e-3, schedule="linear"),
+        update=UpdateConfig(clip=10.0),
         run=Run(
-            steps=5000,
-            steps_per_dispatch=250,
-            evaluate_every=500,
+            steps=2000,
+            steps_per_dispatch=200,
+            evaluate_every=200,
             save_every=1000,
             metric="return",
             published=(("return", 498.38),),

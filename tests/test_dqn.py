@@ -233,7 +233,8 @@ def simulated(frames: int, num_envs: int = 3, slots: int = 20, rollout_length: i
 def test_windows_stay_within_what_is_remembered(frames, n):
     buffer, history, step = simulated(frames)
     keys = jax.random.split(jax.random.key(0), 3)
-    samples = jax.tree.map(np.asarray, replay.sample(buffer, keys, jnp.int32(step), 5, (2, 400), n, 0.9))
+    slots = replay.uniform(keys, jnp.int32(step), 5, 20, (2, 400), n)
+    samples = jax.tree.map(np.asarray, replay.windows(buffer, slots, n, 0.9))
     assert samples.return_.shape == (2, 1200)
     started = set()
     for batch in range(2):
@@ -279,7 +280,8 @@ def test_each_device_samples_from_its_own_environments():
 def test_termination_ends_the_return():
     buffer, _, step = simulated(20)
     buffer = buffer._replace(terminated=buffer.done)
-    samples = replay.sample(buffer, jax.random.split(jax.random.key(1), 3), jnp.int32(step), 5, (1, 100), 3, 0.9)
+    slots = replay.uniform(jax.random.split(jax.random.key(1), 3), jnp.int32(step), 5, 20, (1, 100), 3)
+    samples = replay.windows(buffer, slots, 3, 0.9)
     ended = (
         (np.asarray(samples.next_observation[0, :, 0]) - 0.5) % 1000 + np.asarray(samples.observation[0, :, 0]) // 1000
     ) % 7 == 6

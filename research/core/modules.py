@@ -1,6 +1,6 @@
 """The calls on Flax modules: `network` makes a module two pure functions, which own dtypes and random numbers.
 
-`Dropout` is the layer that takes its random numbers from there, by example.
+`RandomByExample` layers, such as `Dropout`, take their random numbers from there, by example.
 """
 
 import dataclasses
@@ -64,8 +64,8 @@ def network(module: nn.Module, dtype: str = "float32") -> Network:
     `embedding`, the rows are cast after the gather, so that their gradient is summed in float32. Collections are not
     cast. Of equal modules it is the same Network, so that what is compiled for one serves the other.
 
-    In training, each `Dropout` gets the examples' keys, so that an example's mask does not depend on where or in which
-    microbatch it is computed. Other rng streams of the module start from the first example's key.
+    In training, each `RandomByExample` layer gets the examples' keys, so that an example's mask does not depend on
+    where or in which microbatch it is computed. Other rng streams of the module start from the first example's key.
     """
 
     def init(key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:
@@ -107,7 +107,7 @@ def _cast_parameters(params: Tree, dtype: str) -> Tree:
 def _interceptor(dtype: str, rng: jax.Array | None) -> Callable:
     def intercept(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
         if context.method_name == "__call__":
-            if rng is not None and isinstance(context.module, Dropout):
+            if rng is not None and isinstance(context.module, RandomByExample):
                 return call(*arguments, **options, keys=rng)
             if isinstance(context.module, nn.Embed):
                 return shard_batch(call(*arguments, **options).astype(dtype))
@@ -116,7 +116,23 @@ def _interceptor(dtype: str, rng: jax.Array | None) -> Callable:
     return intercept
 
 
-class Dropout(nn.Module):
+class RandomByExample(nn.Module):
+    """A layer that draws random numbers for each example, by keys that its `__call__` takes as `keys`."""
+
+    def example_keys(self, batch: int, keys: jax.Array | None) -> jax.Array:
+        """One key for each example [batch], of this layer's own: a number from the rng stream "dropout" is folded in.
+
+        keys: typed PRNG keys [batch]. None: they are derived from that stream by the example's place in this batch
+        """
+        layer_key = self.make_rng("dropout")
+        if keys is None:
+            return jax.vmap(jax.random.fold_in, (None, 0))(layer_key, jnp.arange(batch))
+        if keys.shape != (batch,):
+            raise ValueError(f"{type(self).__name__} of {batch} examples was given keys of shape {keys.shape}")
+        return jax.vmap(jax.random.fold_in, (0, None))(keys, jax.random.bits(layer_key))
+
+
+class Dropout(RandomByExample):
     """Sets a random fraction `rate` of the numbers to 0 and scales the others by 1 / (1 - rate).
 
     Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov 2014. An example's mask depends on its own key alone,
@@ -137,18 +153,11 @@ class Dropout(nn.Module):
     def __call__(self, x: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """`x` with dropout in training; `x` itself in evaluation, or where the rate is 0.
 
-        keys: typed PRNG keys [batch], one for each example. Each layer folds a number of its own into them, drawn from
-        the rng stream "dropout". None: keys are derived from that stream by the example's place in this batch.
+        keys: as for `example_keys`
         """
         if not train or self.rate == 0:
             return x
-        batch, layer_key = x.shape[self.batch_axis], self.make_rng("dropout")
-        if keys is None:
-            keys = jax.vmap(jax.random.fold_in, (None, 0))(layer_key, jnp.arange(batch))
-        elif keys.shape != (batch,):
-            raise ValueError(f"dropout of {batch} examples was given keys of shape {keys.shape}")
-        else:
-            keys = jax.vmap(jax.random.fold_in, (0, None))(keys, jax.random.bits(layer_key))
+        keys = self.example_keys(x.shape[self.batch_axis], keys)
         shape = [1 if axis in self.shared else size for axis, size in enumerate(x.shape)]
         del shape[self.batch_axis]
         dropped = round(256 * self.rate)

@@ -23,26 +23,26 @@ FRAMES = 12
 """Frames shown in episode.png."""
 
 
-def episode(name: str, environment: VectorEnv, q: Callable[[Tree, jax.Array], jax.Array]) -> Report:
+def episode(name: str, environment: VectorEnv, outputs: Callable[[State, jax.Array], jax.Array]) -> Report:
     """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return.
 
-    q  (params, observations [1, ...]) -> values [1, actions]
+    outputs  (State, observations [1, ...]) -> [1, actions], whose largest one is the greedy action
     """
     reset = jax.jit(lambda key: environment.reset(key[None]))
 
     @jax.jit
-    def step(params: Tree, key: jax.Array, time: int, states: Tree, observation: jax.Array) -> tuple[Tree, Timestep]:
-        keys, action = jax.random.fold_in(key, time)[None], q(params, observation).argmax(-1)
+    def step(state: State, key: jax.Array, time: int, states: Tree, observation: jax.Array) -> tuple[Tree, Timestep]:
+        keys, action = jax.random.fold_in(key, time)[None], outputs(state, observation).argmax(-1)
         # The episode ends before the reset, so what the reset gives is never used.
         return environment.step(keys, states, action, (states, observation))
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        params, seed = first_seed(state).params["q"], int(split.batches[0].index[0])
+        state, seed = first_seed(state), int(split.batches[0].index[0])
         reset_key, key = episode_keys(seed)
         states, observation = reset(reset_key)
         observations, rewards = [np.asarray(observation[0])], []
         for time in range(environment.max_steps):
-            states, timestep = step(params, key, time, states, observation)
+            states, timestep = step(state, key, time, states, observation)
             observation = timestep.observation
             observations.append(np.asarray(timestep.next_observation[0]))
             rewards.append(float(timestep.reward[0]))

@@ -63,41 +63,46 @@ def write(buffer: Transition, transitions: Transition, step: jax.Array) -> Trans
     return jax.tree.map(one, buffer, transitions)
 
 
-def sample(
-    buffer: Transition,
-    keys: jax.Array,
-    step: jax.Array,
-    rollout_length: int,
-    shape: tuple[int, int],
-    n: int,
-    gamma: float,
-) -> Sample:
-    """Draws, after that step's write, uniformly and with replacement, `shape` windows of n transitions of each env.
+def uniform(
+    keys: jax.Array, step: jax.Array, rollout_length: int, slots: int, shape: tuple[int, int], n: int
+) -> jax.Array:
+    """Slots i32[num_envs, *shape] where whole windows of n transitions begin, drawn uniformly after that step's write.
 
     keys   [num_envs], so that the draws of an environment do not depend on the device that it is on
     shape  (batches, samples of an environment in a batch)
 
-    Leaves [batches, num_envs * samples, ...]. No window crosses the seam between the newest transition and the oldest.
+    No window crosses the seam between the newest transition and the oldest.
     """
-    slots = buffer.reward.shape[1]
     full = filled(step + 1, rollout_length, slots)
     oldest = jnp.where(full == slots, cursor(step + 1, rollout_length, slots), 0)
 
-    def windows(buffer: Transition, key: jax.Array) -> Sample:
-        """Those of one environment, from its own slots: leaves [slots, ...] -> [batches, samples, ...]."""
+    def one(key: jax.Array) -> jax.Array:
         age = (jax.random.uniform(key, shape) * (full - n + 1)).astype(jnp.int32)
-        slot = lambda offset: (oldest + age + offset) % slots
-        return_, discount = jnp.zeros(shape), jnp.ones(shape)
-        done, last = jnp.zeros(shape, bool), jnp.zeros(shape, jnp.int32)
+        return (oldest + age) % slots
+
+    return jax.vmap(one)(keys)
+
+
+def windows(buffer: Transition, slots: jax.Array, n: int, gamma: float) -> Sample:
+    """The windows of n transitions that begin at slots i32[num_envs, batches, samples].
+
+    Leaves [batches, num_envs * samples, ...].
+    """
+
+    def one(buffer: Transition, first: jax.Array) -> Sample:
+        """Those of one environment, from its own slots: leaves [slots, ...] -> [batches, samples, ...]."""
+        slot = lambda offset: (first + offset) % len(buffer.reward)
+        return_, discount = jnp.zeros(first.shape), jnp.ones(first.shape)
+        done, last = jnp.zeros(first.shape, bool), jnp.zeros(first.shape, jnp.int32)
         for offset in range(n):
             at = slot(offset)
             return_ += jnp.where(done, 0, discount * buffer.reward[at])
             discount = jnp.where(done, discount, discount * gamma * ~buffer.terminated[at])
             last = jnp.where(done, last, offset)
             done |= buffer.done[at]
-        start, end = slot(0), slot(last)
-        return Sample(buffer.observation[start], buffer.action[start], return_, discount, buffer.next_observation[end])
+        end = slot(last)
+        return Sample(buffer.observation[first], buffer.action[first], return_, discount, buffer.next_observation[end])
 
     # Under a vmap each environment's samples are gathered where its slots are: on a mesh, no device needs another's.
-    samples = jax.vmap(windows, out_axes=1)(buffer, keys)  # leaves [batches, num_envs, samples, ...]
-    return jax.tree.map(lambda x: x.reshape(shape[0], -1, *x.shape[3:]), samples)
+    samples = jax.vmap(one, out_axes=1)(buffer, slots)  # leaves [batches, num_envs, samples, ...]
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), samples)

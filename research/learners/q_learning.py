@@ -1,0 +1,114 @@
+"""What Q-learners have in common: a net that values actions, epsilon-greedy acting, and greedy evaluation."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from research.core.metrics import Metrics
+from research.core.modules import bind, network
+from research.core.state import Batch, State, evaluated, example_keys, rng
+from research.core.types import Tree
+from research.learners.reinforcement import Reinforcement
+from research.nets.q import MLP
+from research.rl.distributions import Distribution, expectation
+from research.rl.environments import VectorEnv, make
+from research.rl.evaluation import play
+from research.rl.exploration import epsilon_greedy, linear_epsilon
+from research.rl.rollout import ActorState, Transition, rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class QLearning(Reinforcement):
+    """An experiment in Q-learning.
+
+    Attributes:
+        net: a net from observations to the values of the actions, with a field `outputs` for the number of actions
+        epsilon_start: initial epsilon, the probability of a random action
+        epsilon_end: final epsilon
+        epsilon_fraction: fraction of the run over which epsilon decays linearly
+    """
+
+    net: nn.Module = field(default_factory=MLP)
+    epsilon_start: float = 1.0
+    epsilon_end: float = 0.05
+    epsilon_fraction: float = 0.5
+
+    dtypes = ("float32", "bfloat16", "float16")
+
+    def distribution(self) -> Distribution:
+        """How the net's outputs are read."""
+        return expectation(huber=False)
+
+    def outputs(self) -> tuple[Callable[[State, jax.Array], jax.Array], str, str]:
+        """See `Reinforcement`."""
+        q = q_network(self, make(self.environment)).q
+        about = "Each action has a value q; the largest is that of the greedy action."
+        return lambda state, observation: q(evaluated(state, "q"), observation), "q", about
+
+
+class Outputs(Protocol):
+    """(params, observation f32[batch, ...], keys [batch] for what is random in training, or None) -> an array."""
+
+    def __call__(self, params: Tree, observation: jax.Array, keys: jax.Array | None = None) -> jax.Array: ...
+
+
+class QNetwork(NamedTuple):
+    """The net of a Q-learner, as pure functions made by `q_network`.
+
+    init      key -> params
+    outputs   f32[batch, actions, atoms], what the net says of each action's return
+    q         f32[batch, actions], the expected returns
+    act       (state, actor, num_frames) -> as `rollout`: acts epsilon-greedily
+    epsilon   step i32[] -> f32[], the probability of a random action
+    evaluate  (state, batch) -> Metrics: one whole greedy episode for each seed of `batch.index`
+    """
+
+    init: Callable[[jax.Array], Tree]
+    outputs: Outputs
+    q: Outputs
+    act: Callable[[State, ActorState], tuple[ActorState, Transition, Metrics]]
+    epsilon: Callable[[jax.Array], jax.Array]
+    evaluate: Callable[[State, Batch], Metrics]
+
+
+def q_network(config: QLearning, environment: VectorEnv) -> QNetwork:
+    """The net of `config` for the actions of `environment`; its parameters are `state.params["q"]`."""
+    distribution = config.distribution()
+    module = bind(config.net, outputs=environment.num_actions, atoms=distribution.atoms)
+    net = network(module, config.update.dtype)
+    epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
+
+    def init(key: jax.Array) -> Tree:
+        params, _ = net.init(key, jnp.zeros((1, *environment.observation_shape)))
+        return params
+
+    def outputs(params: Tree, observation: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        found, _ = net.apply(params, {}, observation.astype(jnp.float32), rng=keys)
+        return found.reshape(-1, environment.num_actions, distribution.atoms)
+
+    def q(params: Tree, observation: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        return distribution.mean(outputs(params, observation, keys))
+
+    def act(state: State, actor: ActorState) -> tuple[ActorState, Transition, Metrics]:
+        # A noisy net keeps its noise for a rollout, each environment its own.
+        keys = example_keys(rng(state, "noise"), actor.env_id) if getattr(module, "noisy", False) else None
+
+        def policy(observation: jax.Array, uniform: jax.Array) -> jax.Array:
+            return epsilon_greedy(q(state.params["q"], observation, keys), uniform, epsilon(state.step))
+
+        return rollout(environment, policy, actor, rng(state, "act"), config.rollout_length)
+
+    def evaluate(state: State, batch: Batch) -> Metrics:
+        return play(environment, lambda observation: q(evaluated(state, "q"), observation).argmax(-1), batch)
+
+    return QNetwork(init, outputs, q, act, epsilon, evaluate)
+
+
+def of_action(outputs: jax.Array, action: jax.Array) -> jax.Array:
+    """What is said of the actions i32[batch]: f32[batch, atoms], of f32[batch, actions, atoms]."""
+    # A product, not an index: the gradient of an index is a scatter, which took a fifth of an update on a CPU.
+    return (outputs * jax.nn.one_hot(action, outputs.shape[1])[..., None]).sum(1)
