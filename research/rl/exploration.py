@@ -29,6 +29,12 @@ def epsilon_greedy(q: jax.Array, uniform: jax.Array, epsilon: jax.Array) -> jax.
     return jnp.where(uniform < epsilon, random, q.argmax(-1))
 
 
+def probabilities(q: jax.Array, epsilon: jax.Array) -> jax.Array:
+    """The probabilities f32[..., actions] by which `epsilon_greedy` chooses the actions of values q [..., actions]."""
+    actions = q.shape[-1]
+    return epsilon / actions + (1 - epsilon) * jax.nn.one_hot(q.argmax(-1), actions)
+
+
 def categorical(logits: jax.Array, uniform: jax.Array) -> jax.Array:
     """An action by its probability: logits [batch, actions], uniform f32[batch] -> i32[batch].
 

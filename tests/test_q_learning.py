@@ -1,0 +1,260 @@
+"""The pieces of the Q-learning family: sum trees, distributions of returns, lambda-returns, noisy and dueling nets; and
+every variant on probe environments, whose values are known."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.core.experiment import Run
+from research.core.modules import network
+from research.core.optimizers import Optimizer
+from research.core.state import NO_BATCH
+from research.core.transformations import scan_steps
+from research.learners.dqn import DQN
+from research.learners.pqn import PQN
+from research.learners.q_learning import q_network
+from research.nets.q import MLP, NoisyDense, Table
+from research.rl import priorities
+from research.rl.distributions import categorical, quantiles
+from research.rl.environments import Environment, make
+from research.rl.exploration import probabilities
+from research.rl.rollout import ActorState, Transition, minibatches
+from research.rl.targets import lambda_returns
+
+G = 0.5
+pytestmark = pytest.mark.usefixtures("quickly")
+
+# Of each probe, observations and the values of its actions, see research/rl/probes.py.
+KNOWN = {
+    "ChosenLater": {0: [G, G], 1: [-1, 1]},
+    "Truncating": {0: [G / (1 - G)], 1: [1 / (1 - G)]},
+}
+SMALL = {
+    "num_envs": 4,
+    "gamma": G,
+    "epsilon_end": 1.0,
+    "optimizer": Optimizer(learning_rate=1e-2, schedule="linear"),
+    "run": Run(steps=200, steps_per_dispatch=100, metric="return"),
+}
+DEEP = DQN(
+    **SMALL, rollout_length=5, buffer_size=400, batch=32, updates=4, learning_starts=40, target_update_interval=2
+)
+NET = MLP(widths=(32,))
+# Returns of several rewards hold of the actions that were taken: these variants act greedily at the end.
+GREEDY = {"epsilon_end": 0.05}
+VARIANTS = {
+    "soft": replace(DEEP, net=NET, target_update_interval=1, tau=0.3, average=0.99),
+    "categorical": replace(DEEP, net=NET, returns="categorical", atoms=21, v_min=-2.5, v_max=2.5),
+    "quantiles": replace(DEEP, net=NET, returns="quantiles", atoms=8),
+    "prioritised": replace(DEEP, net=NET, priority_exponent=0.6),
+    "rainbow": replace(
+        DEEP,
+        net=MLP(widths=(32,), dueling=True, noisy=True),
+        returns="categorical",
+        atoms=21,
+        v_min=-2.5,
+        v_max=2.5,
+        priority_exponent=0.5,
+        n_step=3,
+        double=True,
+        buffer_size=100,
+        **GREEDY,
+    ),
+    "pqn": PQN(**SMALL | GREEDY, net=MLP(widths=(32,), layer_norm=True), rollout_length=8, epochs=2, minibatches=2),
+    "one_step": PQN(**SMALL, net=NET, rollout_length=8, epochs=2, minibatches=2, q_lambda=0.0),
+}
+
+
+@pytest.mark.parametrize("probe", KNOWN)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_known_values(variant, probe):
+    config = replace(VARIANTS[variant], environment=Environment(f"probes:{probe}"))
+    learner = config.build()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    state, _ = jax.jit(scan_steps(learner.step, config.run.steps), donate_argnums=0)(state, NO_BATCH)
+    outputs, _, _ = config.outputs()
+    for x, expected in KNOWN[probe].items():
+        np.testing.assert_allclose(outputs(state, jnp.array([[float(x)]]))[0], expected, atol=0.12)
+
+
+@pytest.mark.parametrize("bootstrap", ["best", "expected"])
+def test_a_table_learns_as_by_hand(bootstrap):
+    """With lambda 0 and one minibatch a step is the update of tabular Q-learning, or of expected SARSA."""
+    rate, epsilon, gamma, num_envs = 0.3, 0.4, 0.9, 4
+    config = PQN(
+        environment=Environment("FrozenLake-misc"),
+        net=Table(),
+        num_envs=num_envs,
+        rollout_length=6,
+        epochs=1,
+        minibatches=1,
+        q_lambda=0.0,
+        bootstrap=bootstrap,
+        gamma=gamma,
+        epsilon_start=epsilon,
+        epsilon_end=epsilon,
+        optimizer=Optimizer(name="sgd", learning_rate=num_envs * 6 * rate, momentum=0.0, nesterov=False),
+        run=Run(steps=10, steps_per_dispatch=10, metric="return"),
+    )
+    environment = make(config.environment)
+    learner, act = config.build(), jax.jit(q_network(config, environment).act)
+    state = jax.jit(learner.init)(jax.random.key(0))
+    assert not state.params["q"]["table"]["kernel"].any()
+    table = np.random.default_rng(0).normal(size=(16, 4)).astype(np.float32)
+    state = state._replace(params={"q": {"table": {"kernel": jnp.array(table)}}})
+    _, frames, _ = jax.tree.map(np.asarray, act(state, state.world))
+    expected = table.copy()
+    assert frames.terminated.any() and not frames.terminated.all()
+    for e, t in np.ndindex(num_envs, 6):
+        s, a, following = frames.observation[e, t].argmax(), frames.action[e, t], frames.next_observation[e, t].argmax()
+        q = table[following]
+        value = q.max() if bootstrap == "best" else (1 - epsilon) * q.max() + epsilon * q.mean()
+        y = frames.reward[e, t] + gamma * value * (not frames.terminated[e, t])
+        expected[s, a] += rate * (y - table[s, a])
+    after, _ = jax.jit(learner.step)(state, NO_BATCH)
+    np.testing.assert_allclose(after.params["q"]["table"]["kernel"], expected, atol=1e-5)
+
+
+def test_a_sum_tree_finds_what_its_masses_lie_in():
+    random = np.random.default_rng(0)
+    trees, weights = priorities.empty(2, 11), np.zeros((2, 11), np.float32)
+    assert trees.shape == (2, 32)
+    for _ in range(20):
+        slots, new = random.integers(0, 11, (2, 4)), random.random((2, 4)).astype(np.float32)
+        trees = jax.vmap(priorities.put)(trees, jnp.array(slots), jnp.array(new))
+        for e in range(2):
+            for slot in set(slots[e]):
+                weights[e, slot] = new[e][slots[e] == slot].max()
+    np.testing.assert_allclose(trees[:, 16:27], weights)
+    np.testing.assert_allclose(trees[:, 1], weights.sum(1), rtol=1e-5)
+    mass = (np.arange(1000) + 0.5) / 1000
+    for e in range(2):
+        found = np.asarray(priorities.find(trees[e], jnp.array(mass)))
+        np.testing.assert_array_equal(found, np.searchsorted(np.cumsum(weights[e]) / weights[e].sum(), mass))
+    assert int(priorities.find(priorities.put(trees[0], jnp.array([10, 9]), jnp.zeros(2)), jnp.array([1.0]))[0]) < 9
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_only_whole_windows_have_a_priority(n):
+    slots, rollout_length = 12, 4
+    trees = priorities.empty(1, slots)
+    for step in range(8):
+        trees = priorities.write(trees, jnp.int32(step), rollout_length, slots, n)
+        trees = priorities.update(trees, jnp.array([[0]]), jnp.array([[float(step)]]), 1.0) if step == 2 else trees
+        written = (step + 1) * rollout_length
+        # The number of the transition that each slot holds; -1 where there is none.
+        number = np.array([max((k for k in range(written) if k % slots == slot), default=-1) for slot in range(slots)])
+        whole = (number >= 0) & (number <= written - n)
+        np.testing.assert_array_equal(np.asarray(trees[0, 16:28]) > 0, whole)
+        # What is new gets the greatest priority so far: 1, and that of slot 0 from step 2 on.
+        np.testing.assert_allclose(trees[0, 0], 1 if step < 2 else 2, atol=1e-5)
+
+
+def test_samples_come_by_their_priority():
+    trees = jax.vmap(priorities.put)(
+        priorities.empty(1, 4), jnp.array([[0, 1, 2, 3]]), jnp.array([[1.0, 0.0, 2.0, 5.0]])
+    )
+    slots, probability = priorities.sample(trees, jax.random.key(0)[None], (500, 2))
+    np.testing.assert_allclose(np.bincount(slots.reshape(-1)) / 1000, [1 / 8, 0, 2 / 8, 5 / 8], atol=0.03)
+    np.testing.assert_allclose(probability, np.array([1, 0, 2, 5])[slots] / 8)
+
+
+def test_a_distribution_is_projected_as_by_hand():
+    """Returns -1, 0, 1; a step to 0.5 + 0.5 * them is 0, 0.5, 1; to 3 + 0 is beyond the last one."""
+    found = categorical(3, -1.0, 1.0)
+    logits, next_ = jnp.log(jnp.array([[0.2, 0.3, 0.5]] * 2)), jnp.log(jnp.array([[0.1, 0.6, 0.3]] * 2))
+    np.testing.assert_allclose(found.mean(logits), [0.3, 0.3], rtol=1e-5)
+    loss, surprise = found.error(logits, jnp.array([0.5, 3.0]), jnp.array([0.5, 0.0]), next_)
+    target = np.array([[0, 0.1 + 0.3, 0.3 + 0.3], [0, 0, 1]])
+    np.testing.assert_allclose(loss, -(target * np.log([0.2, 0.3, 0.5])).sum(-1), rtol=1e-5)
+    np.testing.assert_array_equal(loss, surprise)
+    gradient = jax.grad(lambda x: found.error(logits, jnp.zeros(2), jnp.ones(2), x)[0].sum())(next_)
+    assert not gradient.any()
+
+
+def test_quantiles_as_by_hand():
+    """Quantiles at 1/4 and 3/4, of a return of 1 + 0.5 * {0, 4}."""
+    found = quantiles(2)
+    predicted, next_ = jnp.array([[0.0, 2.5]]), jnp.array([[0.0, 4.0]])
+    loss, surprise = found.error(predicted, jnp.array([1.0]), jnp.array([0.5]), next_)
+    huber = lambda u: u**2 / 2 if abs(u) <= 1 else abs(u) - 0.5
+    expected = sum(
+        abs(tau - (y - q < 0)) * huber(y - q) / 2 for q, tau in ((0.0, 0.25), (2.5, 0.75)) for y in (1.0, 3.0)
+    )
+    np.testing.assert_allclose(loss, [expected], rtol=1e-6)
+    np.testing.assert_allclose(surprise, [0.75])
+    np.testing.assert_allclose(found.mean(predicted), [1.25])
+    gradient = jax.grad(lambda x: found.error(predicted, jnp.ones(1), jnp.ones(1), x)[0].sum())(next_)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.6, 1.0])
+def test_lambda_returns_as_by_their_definition(decay):
+    random, gamma, length = np.random.default_rng(1), 0.9, 9
+    reward, value = random.normal(size=(2, 3, length)).astype(np.float32)
+    terminated = random.random((3, length)) < 0.2
+    done = terminated | (random.random((3, length)) < 0.2)
+    nothing = jnp.zeros((3, length))
+    transitions = Transition(nothing, nothing, jnp.array(reward), jnp.array(terminated), jnp.array(done), nothing)
+    found = lambda_returns(transitions, jnp.array(value), gamma, decay)
+    for e, t in np.ndindex(3, length):
+        # A mean of the n-step returns, of weight (1 - decay) * decay ** (n - 1); the longest takes the rest.
+        expected, rewards, weight = 0.0, 0.0, 1.0
+        for n, k in enumerate(range(t, length), 1):
+            rewards += gamma ** (n - 1) * reward[e, k]
+            n_step = rewards + gamma**n * value[e, k] * (not terminated[e, k])
+            last = done[e, k] or k == length - 1
+            expected += weight * n_step if last else weight * (1 - decay) * n_step
+            weight *= decay
+            if last:
+                break
+        np.testing.assert_allclose(found[e, t], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_minibatches_hold_every_frame_once_an_epoch_and_alike_of_each_environment():
+    frames = jnp.arange(3 * 8).reshape(3, 8)
+    actor = ActorState(jnp.arange(3), (), jnp.zeros(3), jnp.zeros(3), jnp.zeros(3))
+    found = np.asarray(minibatches(frames, jax.random.key(0), actor, 2, 4))
+    assert found.shape == (8, 6)
+    for epoch in (found[:4], found[4:]):
+        np.testing.assert_array_equal(np.sort(epoch.reshape(-1)), np.arange(24))
+        for batch in epoch:
+            np.testing.assert_array_equal(np.bincount(batch // 8), [2, 2, 2])
+    assert (found[:4] != found[4:]).any()
+    # An environment's order does not depend on the others.
+    alone = minibatches(frames[1:2], jax.random.key(0), jax.tree.map(lambda x: x[1:2], actor), 2, 4)
+    np.testing.assert_array_equal(alone, found[:, 2:4])
+
+
+def test_probabilities_are_those_of_epsilon_greedy():
+    found = probabilities(jnp.array([[0.0, 5.0, 1.0, 2.0]]), jnp.float32(0.2))
+    np.testing.assert_allclose(found, [[0.05, 0.85, 0.05, 0.05]], rtol=1e-6)
+
+
+def test_dueling_streams_as_by_hand():
+    net = MLP(widths=(), dueling=True, outputs=3, atoms=2)
+    x = jnp.array([[1.0, -2.0]])
+    params = net.init(jax.random.key(0), x)["params"]
+    dense = lambda name: np.asarray(x @ params[name]["kernel"] + params[name]["bias"])[0]
+    advantage = dense("head").reshape(3, 2)
+    expected = dense("value") + advantage - advantage.mean(0)
+    np.testing.assert_allclose(net.apply({"params": params}, x)[0].reshape(3, 2), expected, rtol=1e-5)
+
+
+def test_noise_is_each_examples_own_and_of_its_scale():
+    module, x = NoisyDense(3), jnp.ones((4000, 2))
+    net, params = network(module), module.init(jax.random.key(0), x[:1], False)["params"]
+    keys = jax.random.split(jax.random.key(1), len(x))
+    quiet = module.apply({"params": params}, x, False)
+    noisy, _ = net.apply(params, {}, x, rng=keys)
+    np.testing.assert_allclose(quiet[0], x[0] @ params["kernel"] + params["bias"], rtol=1e-5)
+    assert (quiet == quiet[0]).all() and len(np.unique(np.asarray(noisy[:, 0]))) > 3990
+    # Each weight's noise is f(e) f(e'), of variance E|e| squared = 2 / pi; the two inputs and the bias's E|e'| add up.
+    scale, mean_abs = 0.5 / np.sqrt(2), np.sqrt(2 / np.pi)
+    np.testing.assert_allclose(np.var(noisy - quiet, 0), scale**2 * (2 * mean_abs**2 + mean_abs), rtol=0.15)
+    np.testing.assert_allclose(np.mean(noisy - quiet, 0), np.zeros(3), atol=0.03)
+    alone, _ = net.apply(params, {}, x[7:8], rng=keys[7:8])
+    np.testing.assert_allclose(alone[0], noisy[7], rtol=1e-5)
