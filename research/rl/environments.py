@@ -13,14 +13,18 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.errors import RunError, UserError
+from research.core.errors import RunError, UserError, positive
 from research.core.types import Tree
+from research.rl import wrappers
+from research.rl.vector import Box as Box
+from research.rl.vector import Timestep as Timestep
+from research.rl.vector import VectorEnv as VectorEnv
 
 Value = int | float | bool | str
 
@@ -34,93 +38,63 @@ class Environment:
         max_steps: number of frames after which an episode is truncated; None for the environment's own limit
         params: names and values of the environment's parameters and of its constructor's arguments that differ from
             their defaults, such as: size 20
+        sticky_actions: probability that a frame repeats the action of the frame before (Machado et al. 2018,
+            arXiv:1709.06009, have 0.25; MinAtar has 0.1)
+        frame_stack: number of the last frames that an observation has, joined along its last axis, the newest last
+        time_limit: number of frames after which an episode is truncated besides; unlike max_steps it is none of the
+            environment's own parameters, which some observations are scaled by
+        reward_scale: factor of rewards in training
+        reward_clip: magnitude that rewards are clipped to in training, after they are scaled; None for no clipping
     """
 
     name: str = "CartPole-v1"
     max_steps: int | None = None
     params: tuple[tuple[str, Value], ...] = ()
+    sticky_actions: float = 0.0
+    frame_stack: int = 1
+    time_limit: int | None = None
+    reward_scale: float = 1.0
+    reward_clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"environment.max_steps must be at least 1, not {self.max_steps}")
-
-
-class Box(NamedTuple):
-    """Continuous actions: arrays of one shape between bounds, f32[*shape]; a bound may be infinite."""
-
-    low: np.ndarray
-    high: np.ndarray
+        positive(self, "environment", "max_steps", "frame_stack", "time_limit")
+        if not 0 <= self.sticky_actions < 1:
+            raise UserError(f"environment.sticky_actions is a probability below 1, not {self.sticky_actions}")
+        if self.reward_clip is not None and self.reward_clip <= 0:
+            raise UserError(f"environment.reward_clip must be above 0, not {self.reward_clip}")
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one action."""
-        return self.low.shape
-
-
-class Timestep(NamedTuple):
-    """What environments return for their actions. Leaves [num_envs, ...].
-
-    Attributes:
-        observation: f32, what the next action is chosen by; the first of a new episode where the old one is done
-        next_observation: f32, what the action led to, before any reset
-        reward: f32
-        terminated: bool, the episode ended: nothing follows it
-        truncated: bool, the episode was cut short: what would have followed still has a value
-    """
-
-    observation: jax.Array
-    next_observation: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-
-
-class VectorEnv(NamedTuple):
-    """Many environments of one kind, as pure functions. Each environment has its own key.
-
-    Attributes:
-        reset: keys [num_envs] -> (states, observations f32[num_envs, *observation_shape]), the start of episodes
-        step: (keys [num_envs], states, actions, starts) -> (states, Timestep). Actions are i32[num_envs], or
-            f32[num_envs, *shape] of a box, which are clipped to its bounds. `starts` are as from `reset`; an
-            environment whose episode is done continues from its part of them
-        observation_shape: the shape of one observation
-        actions: the number of actions, or the box of continuous ones
-        max_steps: number of frames of the longest episode
-        name: the environment's name, for messages
-    """
-
-    reset: Callable[[jax.Array], tuple[Tree, jax.Array]]
-    step: Callable[[jax.Array, Tree, jax.Array, tuple[Tree, jax.Array]], tuple[Tree, Timestep]]
-    observation_shape: tuple[int, ...]
-    actions: int | Box
-    max_steps: int
-    name: str = ""
-
-    @property
-    def num_actions(self) -> int:
-        """The number of actions. Raises UserError if they are continuous."""
-        if isinstance(self.actions, Box):
-            raise UserError(
-                f"environment.name: the actions of {self.name} are continuous, and this learner's are discrete: choose "
-                "another environment, or PPO, which takes both"
-            )
-        return self.actions
-
-    @property
-    def action_shape(self) -> tuple[int, ...]:
-        """The shape of one action, () for a discrete one."""
-        return self.actions.shape if isinstance(self.actions, Box) else ()
+    def unscaled(self) -> "Environment":
+        """The same, with the rewards that the environment gives: to report returns by."""
+        return dataclasses.replace(self, reward_scale=1.0, reward_clip=None)
 
 
 @lru_cache
 def make(config: Environment) -> VectorEnv:
-    """The environments that `config` names. The result is cached, because gymnax compiles anew for every instance.
+    """The environments that `config` names, in its wrappers.
+
+    The result is cached, because gymnax compiles anew for every instance.
 
     Raises UserError if there is none of that name or it has no such parameter, and RunError if it breaks gymnax's
     interface.
     """
-    env, params = _made(config)
-    categories = check(config.name, env, params)
+    environment = _vector(config.name, config.max_steps, config.params)
+    if config.reward_scale != 1 or config.reward_clip is not None:
+        environment = wrappers.rewards(environment, config.reward_scale, config.reward_clip)
+    if config.sticky_actions:
+        environment = wrappers.sticky_actions(environment, config.sticky_actions)
+    if config.time_limit is not None:
+        environment = wrappers.time_limit(environment, config.time_limit)
+    if config.frame_stack > 1:
+        environment = wrappers.frame_stack(environment, config.frame_stack)
+    return environment
+
+
+@lru_cache
+def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ...]) -> VectorEnv:
+    """The environments called `name`, without wrappers."""
+    env, params = _made(name, max_steps, dict(given))
+    categories = check(name, env, params)
     box = _actions(env.action_space(params))
     default_step = type(env).step is _gymnax().environments.environment.Environment.step
 
@@ -165,7 +139,7 @@ def make(config: Environment) -> VectorEnv:
         observation_shape=tuple(space.shape) if categories is None else (categories,),
         actions=box,
         max_steps=int(params.max_steps_in_episode),
-        name=config.name,
+        name=name,
     )
 
 
@@ -182,13 +156,13 @@ def _strong(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.result_type(x)), tree)
 
 
-def _made(config: Environment) -> tuple[Any, Any]:
-    """The environment and its parameters."""
-    constructor, given = _find(config.name), dict(config.params)
+def _made(kind: str, max_steps: int | None, given: dict[str, Value]) -> tuple[Any, Any]:
+    """The environment of the name `kind` and its parameters."""
+    constructor = _find(kind)
     try:
         env = constructor()
     except OSError as error:
-        raise UserError(f"environment.name: {config.name} downloads its data when it is made: {error}") from None
+        raise UserError(f"environment.name: {kind} downloads its data when it is made: {error}") from None
     # Those whose default says of what type they are.
     simple = lambda values: {name: x for name, x in values.items() if isinstance(x, Value)}
     arguments = simple({name: x.default for name, x in inspect.signature(type(env)).parameters.items()})
@@ -197,7 +171,7 @@ def _made(config: Environment) -> tuple[Any, Any]:
         try:
             env = constructor(**changed)
         except ValueError as error:
-            raise UserError(f"environment.params: {config.name}: {error}") from None
+            raise UserError(f"environment.params: {kind}: {error}") from None
     params = env.default_params
     defaults = simple({field.name: getattr(params, field.name) for field in dataclasses.fields(params)})
     defaults.pop("max_steps_in_episode", None)
@@ -206,9 +180,9 @@ def _made(config: Environment) -> tuple[Any, Any]:
             raise UserError("environment.params: max_steps_in_episode is the option environment.max_steps")
         if name not in defaults:
             hint = _nearest(name, {**arguments, **defaults})
-            raise UserError(f"environment.params: {config.name} has no parameter {name!r}: {hint}")
+            raise UserError(f"environment.params: {kind} has no parameter {name!r}: {hint}")
     params = params.replace(**{name: _typed(name, value, defaults[name]) for name, value in given.items()})
-    return env, params if config.max_steps is None else params.replace(max_steps_in_episode=config.max_steps)
+    return env, params if max_steps is None else params.replace(max_steps_in_episode=max_steps)
 
 
 def _typed(name: str, value: Value, default: Value) -> Value:
