@@ -425,7 +425,7 @@ def test_evaluation_uses_no_key_twice():
         observation, done = jnp.zeros((len(keys), 1)), time + 1 == limit
         return (time + 1, used), Timestep(observation, observation, again.astype(jnp.float32), done, done)
 
-    environment = VectorEnv(reset, step, observation_shape=(1,), num_actions=1, max_steps=limit)
+    environment = VectorEnv(reset, step, observation_shape=(1,), actions=1, max_steps=limit)
     batch = Batch(jnp.arange(3), jnp.ones(3), (), ())
     metrics = play(environment, lambda observation: jnp.zeros(len(observation), jnp.int32), batch)
     assert float(metrics["length"].value) == limit
@@ -449,7 +449,7 @@ def test_mistakes_name_the_mend():
     with pytest.raises(UserError, match="no environment 'os:system'"):
         vector.make(Environment("os:system"))
     with pytest.raises(UserError, match="continuous"):
-        vector.make(Environment("Pendulum-v1"))
+        DQN(environment=Environment("Pendulum-v1")).build()
 
 
 def test_numbers_are_encoded_one_hot():

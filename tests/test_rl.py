@@ -73,7 +73,7 @@ def test_a_rollout_uses_no_key_twice():
         over = jnp.ones(len(keys), bool)
         return (), Timestep(starts[1], shown(keys), jnp.zeros(len(keys)), over, over)
 
-    environment = VectorEnv(reset_by, step, observation_shape=(2,), num_actions=1, max_steps=5)
+    environment = VectorEnv(reset_by, step, observation_shape=(2,), actions=1, max_steps=5)
     policy = lambda observation, uniform: jnp.zeros(len(observation), jnp.int32)
     _, transitions, _ = rollout(environment, policy, reset(environment, jax.random.key(0), 3), jax.random.key(1), 4)
     of_frames, of_resets = transitions.next_observation, transitions.observation

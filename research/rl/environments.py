@@ -5,19 +5,28 @@ A new environment is one file: a class in research/rl/mine.py, and in the config
 """
 
 import ast
+import dataclasses
 import difflib
 import importlib
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from research.core.errors import RunError, UserError
+from research.core.errors import RunError, UserError, positive
 from research.core.types import Tree
+from research.rl import wrappers
+from research.rl.vector import Box as Box
+from research.rl.vector import Timestep as Timestep
+from research.rl.vector import VectorEnv as VectorEnv
+
+Value = int | float | bool | str
 
 
 @dataclass(frozen=True)
@@ -27,65 +36,66 @@ class Environment:
     Attributes:
         name: a gymnax id ("CartPole-v1", "Breakout-MinAtar"), or FILE:CLASS for a class in research/rl/FILE.py
         max_steps: number of frames after which an episode is truncated; None for the environment's own limit
+        params: names and values of the environment's parameters and of its constructor's arguments that differ from
+            their defaults, such as: size 20
+        sticky_actions: probability that a frame repeats the action of the frame before (Machado et al. 2018,
+            arXiv:1709.06009, have 0.25; MinAtar has 0.1)
+        frame_stack: number of the last frames that an observation has, joined along its last axis, the newest last
+        time_limit: number of frames after which an episode is truncated besides; unlike max_steps it is none of the
+            environment's own parameters, which some observations are scaled by
+        reward_scale: factor of rewards in training
+        reward_clip: magnitude that rewards are clipped to in training, after they are scaled; None for no clipping
     """
 
     name: str = "CartPole-v1"
     max_steps: int | None = None
+    params: tuple[tuple[str, Value], ...] = ()
+    sticky_actions: float = 0.0
+    frame_stack: int = 1
+    time_limit: int | None = None
+    reward_scale: float = 1.0
+    reward_clip: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_steps is not None and self.max_steps < 1:
-            raise UserError(f"environment.max_steps must be at least 1, not {self.max_steps}")
+        positive(self, "environment", "max_steps", "frame_stack", "time_limit")
+        if not 0 <= self.sticky_actions < 1:
+            raise UserError(f"environment.sticky_actions is a probability below 1, not {self.sticky_actions}")
+        if self.reward_clip is not None and self.reward_clip <= 0:
+            raise UserError(f"environment.reward_clip must be above 0, not {self.reward_clip}")
 
-
-class Timestep(NamedTuple):
-    """What environments return for their actions. Leaves [num_envs, ...].
-
-    Attributes:
-        observation: f32, what the next action is chosen by; the first of a new episode where the old one is done
-        next_observation: f32, what the action led to, before any reset
-        reward: f32
-        terminated: bool, the episode ended: nothing follows it
-        truncated: bool, the episode was cut short: what would have followed still has a value
-    """
-
-    observation: jax.Array
-    next_observation: jax.Array
-    reward: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-
-
-class VectorEnv(NamedTuple):
-    """Many environments of one kind, as pure functions. Each environment has its own key.
-
-    Attributes:
-        reset: keys [num_envs] -> (states, observations f32[num_envs, *observation_shape]), the start of episodes
-        step: (keys [num_envs], states, actions i32[num_envs], starts) -> (states, Timestep). `starts` are as from
-            `reset`; an environment whose episode is done continues from its part of them
-        observation_shape: the shape of one observation
-        num_actions: the number of actions
-        max_steps: number of frames of the longest episode
-    """
-
-    reset: Callable[[jax.Array], tuple[Tree, jax.Array]]
-    step: Callable[[jax.Array, Tree, jax.Array, tuple[Tree, jax.Array]], tuple[Tree, Timestep]]
-    observation_shape: tuple[int, ...]
-    num_actions: int
-    max_steps: int
+    @property
+    def unscaled(self) -> "Environment":
+        """The same, with the rewards that the environment gives: to report returns by."""
+        return dataclasses.replace(self, reward_scale=1.0, reward_clip=None)
 
 
 @lru_cache
 def make(config: Environment) -> VectorEnv:
-    """The environments that `config` names. The result is cached, because gymnax compiles anew for every instance.
+    """The environments that `config` names, in its wrappers.
 
-    Raises UserError if there is none of that name or if its actions are continuous, and RunError if it breaks gymnax's
+    The result is cached, because gymnax compiles anew for every instance.
+
+    Raises UserError if there is none of that name or it has no such parameter, and RunError if it breaks gymnax's
     interface.
     """
-    env = _find(config.name)
-    params = env.default_params
-    if config.max_steps is not None:
-        params = params.replace(max_steps_in_episode=config.max_steps)
-    categories = check(config.name, env, params)
+    environment = _vector(config.name, config.max_steps, config.params)
+    if config.reward_scale != 1 or config.reward_clip is not None:
+        environment = wrappers.rewards(environment, config.reward_scale, config.reward_clip)
+    if config.sticky_actions:
+        environment = wrappers.sticky_actions(environment, config.sticky_actions)
+    if config.time_limit is not None:
+        environment = wrappers.time_limit(environment, config.time_limit)
+    if config.frame_stack > 1:
+        environment = wrappers.frame_stack(environment, config.frame_stack)
+    return environment
+
+
+@lru_cache
+def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ...]) -> VectorEnv:
+    """The environments called `name`, without wrappers."""
+    env, params = _made(name, max_steps, dict(given))
+    categories = check(name, env, params)
+    box = _actions(env.action_space(params))
     default_step = type(env).step is _gymnax().environments.environment.Environment.step
 
     def encoded(x: jax.Array) -> jax.Array:
@@ -117,6 +127,8 @@ def make(config: Environment) -> VectorEnv:
     def step(
         keys: jax.Array, states: Tree, actions: jax.Array, starts: tuple[Tree, jax.Array]
     ) -> tuple[Tree, Timestep]:
+        if isinstance(box, Box):
+            actions = jnp.clip(actions, box.low, box.high)
         states, timesteps = jax.vmap(step_one)(keys, states, actions, starts)
         return _strong(states), timesteps
 
@@ -125,9 +137,18 @@ def make(config: Environment) -> VectorEnv:
         reset,
         step,
         observation_shape=tuple(space.shape) if categories is None else (categories,),
-        num_actions=int(env.action_space(params).n),
+        actions=box,
         max_steps=int(params.max_steps_in_episode),
+        name=name,
     )
+
+
+def _actions(space: Any) -> int | Box:
+    """gymnax's action space as ours."""
+    if hasattr(space, "n"):
+        return int(space.n)
+    bound = lambda x: np.broadcast_to(np.asarray(x, np.float32), space.shape)
+    return Box(bound(space.low), bound(space.high))
 
 
 def _strong(tree: Tree) -> Tree:
@@ -135,23 +156,67 @@ def _strong(tree: Tree) -> Tree:
     return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.result_type(x)), tree)
 
 
-def _find(name: str) -> Any:
-    """The environment called `name`, of gymnax or of this package."""
+def _made(kind: str, max_steps: int | None, given: dict[str, Value]) -> tuple[Any, Any]:
+    """The environment of the name `kind` and its parameters."""
+    constructor = _find(kind)
+    try:
+        env = constructor()
+    except OSError as error:
+        raise UserError(f"environment.name: {kind} downloads its data when it is made: {error}") from None
+    # Those whose default says of what type they are.
+    simple = lambda values: {name: x for name, x in values.items() if isinstance(x, Value)}
+    arguments = simple({name: x.default for name, x in inspect.signature(type(env)).parameters.items()})
+    changed = {name: _typed(name, given.pop(name), arguments[name]) for name in arguments if name in given}
+    if changed:
+        try:
+            env = constructor(**changed)
+        except ValueError as error:
+            raise UserError(f"environment.params: {kind}: {error}") from None
+    params = env.default_params
+    defaults = simple({field.name: getattr(params, field.name) for field in dataclasses.fields(params)})
+    defaults.pop("max_steps_in_episode", None)
+    for name in given:
+        if name == "max_steps_in_episode":
+            raise UserError("environment.params: max_steps_in_episode is the option environment.max_steps")
+        if name not in defaults:
+            hint = _nearest(name, {**arguments, **defaults})
+            raise UserError(f"environment.params: {kind} has no parameter {name!r}: {hint}")
+    params = params.replace(**{name: _typed(name, value, defaults[name]) for name, value in given.items()})
+    return env, params if max_steps is None else params.replace(max_steps_in_episode=max_steps)
+
+
+def _typed(name: str, value: Value, default: Value) -> Value:
+    """`value`, as the type of `default`. Raises UserError where it is of another."""
+    kind = type(default)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise UserError(f"environment.params: {name} is {_KINDS[kind]} (by default {default}), not {value!r}")
+    return kind(value)
+
+
+_KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """A hint at the nearest of `names`, or at all of them."""
+    near = difflib.get_close_matches(name, list(names), 3, 0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names) or 'none'}"
+
+
+def _find(name: str) -> Callable[..., Any]:
+    """What makes the environment called `name`: a class of gymnax or of this package."""
     file, colon, kind = name.partition(":")
     if not colon and name in _gymnax().registered_envs:
-        return _gymnax().make(name)[0]
+        return lambda **arguments: _gymnax().make(name, **arguments)[0]
     paths = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.py"))}
     # A file is read, not run, until it is known to define the class: a name may come from a run's config.json.
     classes = set() if file not in paths else _classes(paths[file])
     if colon and kind in classes:
-        return getattr(importlib.import_module(f"research.rl.{file}"), kind)()
+        return getattr(importlib.import_module(f"research.rl.{file}"), kind)
     if colon:
         names = [f"{file}:{kind}" for kind in sorted(classes)] or [f"{file}:…" for file in paths if file != "__init__"]
     else:
         names = list(_gymnax().registered_envs)
-    near = difflib.get_close_matches(name, names, 3, 0.5)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
-    raise UserError(f"environment.name: there is no environment {name!r}: {hint}")
+    raise UserError(f"environment.name: there is no environment {name!r}: {_nearest(name, names)}")
 
 
 def _gymnax() -> Any:
@@ -170,7 +235,7 @@ def _classes(path: Path) -> set[str]:
 def check(name: str, env: Any, params: Any) -> int | None:
     """Check that `env` follows gymnax's interface. Returns the number of its observations if they are whole numbers.
 
-    Raises UserError if its actions are continuous, and RunError if it breaks the interface.
+    Raises UserError if its actions are neither numbers nor arrays, and RunError if it breaks the interface.
     """
 
     def broken(what: str) -> RunError:
@@ -196,15 +261,14 @@ def check(name: str, env: Any, params: Any) -> int | None:
             raise broken(f"{what} has shape {value.shape}, not {shape}: change it or the observation space")
 
     actions, space = env.action_space(params), env.observation_space(params)
-    if not hasattr(actions, "n"):
-        raise UserError(
-            f"environment.name: the actions of {name} are continuous: choose one whose actions are discrete"
-        )
+    if not hasattr(actions, "n") and not hasattr(actions, "low"):
+        raise UserError(f"environment.name: the actions of {name} are a {type(actions).__name__}: choose another one")
     key = jax.eval_shape(lambda: jax.random.key(0))
     after_reset, after_step = "observation, state", "observation, state, reward, terminated, truncated, info"
     observation, state = outputs("reset", called("reset", jax.eval_shape, env.reset, key, params), after_reset)
     array("the observation of reset", observation, tuple(space.shape))
-    action = jax.ShapeDtypeStruct((), jnp.int32)
+    some_action = np.int32(0) if hasattr(actions, "n") else np.zeros(actions.shape, np.float32)
+    action = jax.ShapeDtypeStruct(some_action.shape, some_action.dtype)
     values = called("step", jax.eval_shape, env.step, key, state, action, params)
     observation, next_state, reward, terminated, truncated, info = outputs("step", values, after_step)
     if "final_observation" not in info:
@@ -221,11 +285,18 @@ def check(name: str, env: Any, params: Any) -> int | None:
     if not jax.tree.structure(state) == jax.tree.structure(next_state):  # type: ignore[operator]
         raise broken("the states of reset and step differ in structure: make them the same")
 
-    # Run one frame, for what shapes don't show; eagerly, also where `build` is being traced.
-    with jax.ensure_compile_time_eval():
-        key = jax.random.key(0)
-        observation, state = called("reset", env.reset, key, params)
-        observation, *_ = called("step", env.step, key, state, jnp.int32(0), params)
-        if not bool(jnp.isfinite(observation).all()):
-            raise broken(f"an observation isn't finite: {observation}")
+    observation, reward = called("a frame", _first_frame, env, params, some_action)
+    if not np.isfinite(observation).all():
+        raise broken(f"an observation isn't finite: {observation}")
+    if not np.isfinite(reward):
+        raise broken(f"a reward isn't finite: {reward}")
     return int(space.n) if hasattr(space, "n") else None
+
+
+def _first_frame(env: Any, params: Any, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The observation and the reward of the first frame, for what shapes don't show."""
+    with jax.ensure_compile_time_eval():  # eagerly, also where `build` is being traced
+        key = jax.random.key(0)
+        _, state = env.reset(key, params)
+        observation, _, reward, *_ = env.step(key, state, jnp.asarray(action), params)
+        return np.asarray(observation), np.asarray(reward)

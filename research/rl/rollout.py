@@ -16,9 +16,10 @@ from research.core.types import Tree
 from research.rl.environments import VectorEnv
 
 Policy = Callable[[jax.Array, jax.Array], jax.Array]
-"""(observation f32[num_envs, ...], uniform f32[num_envs], draws from [0, 1)) -> action i32[num_envs].
+"""(observation f32[num_envs, ...], uniform f32[num_envs, *action_shape], draws from [0, 1)) -> action.
 
-`exploration.epsilon_greedy` and `exploration.categorical` choose an action by one uniform draw.
+A discrete action, i32[num_envs], takes one uniform draw (`exploration.epsilon_greedy`, `exploration.categorical`), a
+continuous one, f32[num_envs, *action_shape], one for each of its numbers.
 """
 
 
@@ -45,7 +46,7 @@ class Transition(NamedTuple):
 
     Attributes:
         observation: what the action was chosen by
-        action: i32
+        action: i32, or f32 [..., *action_shape], before it is clipped to its bounds
         reward: f32
         terminated: bool, the episode ended: nothing follows, and a target does not bootstrap
         done: bool, the episode ended or was cut short (truncated)
@@ -99,7 +100,8 @@ def rollout(
 
     # Everything random about a rollout is drawn before it, leaves [length, num_envs, ...]: many small draws are slow.
     keys = jax.vmap(lambda key: jax.random.split(key, 2 * length + 1), out_axes=1)(example_keys(key, actor.env_id))
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)), out_axes=1)(keys[-1])
+    draws = (length, *environment.action_shape)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, draws), out_axes=1)(keys[-1])
     starts = jax.vmap(environment.reset)(keys[:length])
     actor, (transitions, metrics) = jax.lax.scan(frame, actor, (keys[length:-1], uniform, starts))
     by_env = jax.tree.map(lambda x: x.swapaxes(0, 1), transitions)

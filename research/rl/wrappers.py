@@ -1,0 +1,116 @@
+"""Wrappers: functions from environments to environments. The fields of `Environment` switch them on.
+
+What a wrapper remembers of an episode stands in the states beside those of the environment that it wraps, and starts
+anew where the episode is done.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from research.core.types import Tree
+from research.rl.vector import Box, Timestep, VectorEnv
+
+Starts = tuple[Tree, jax.Array]
+
+
+def rewards(environment: VectorEnv, scale: float = 1.0, clip: float | None = None) -> VectorEnv:
+    """Rewards times `scale`, and then clipped to [-clip, clip] (Mnih et al. 2015 clip them to 1)."""
+
+    def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
+        states, timestep = environment.step(keys, states, actions, starts)
+        reward = timestep.reward * scale
+        return states, timestep._replace(reward=reward if clip is None else jnp.clip(reward, -clip, clip))
+
+    return environment._replace(step=step)
+
+
+def sticky_actions(environment: VectorEnv, probability: float) -> VectorEnv:
+    """With this probability a frame executes the action of the frame before (Machado et al. 2018, arXiv:1709.06009).
+
+    Before the first frame of an episode, that action is 0.
+    """
+    dtype = jnp.float32 if isinstance(environment.actions, Box) else jnp.int32
+
+    def reset(keys: jax.Array) -> Starts:
+        states, observation = environment.reset(keys)
+        return (states, jnp.zeros((len(observation), *environment.action_shape), dtype)), observation
+
+    def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
+        (inner, last), ((first, none), observation) = states, starts
+        keys, draws = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        executed = _where(jax.vmap(jax.random.uniform)(draws) < probability, last, actions.astype(dtype))
+        inner, timestep = environment.step(keys, inner, executed, (first, observation))
+        return (inner, _where(_done(timestep), none, executed)), timestep
+
+    return environment._replace(reset=reset, step=step)
+
+
+def time_limit(environment: VectorEnv, max_steps: int) -> VectorEnv:
+    """Episodes that last for `max_steps` frames are truncated then."""
+
+    def reset(keys: jax.Array) -> Starts:
+        states, observation = environment.reset(keys)
+        return (states, jnp.zeros(len(observation), jnp.int32)), observation
+
+    def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
+        (inner, time), ((first, zero), observation) = states, starts
+        inner, timestep = environment.step(keys, inner, actions, (first, observation))
+        timestep = timestep._replace(truncated=timestep.truncated | (time + 1 >= max_steps))
+        done = _done(timestep)
+        timestep = timestep._replace(observation=_where(done, observation, timestep.observation))
+        return _where(done, (first, zero), (inner, time + 1)), timestep
+
+    return environment._replace(reset=reset, step=step, max_steps=min(max_steps, environment.max_steps))
+
+
+def frame_stack(environment: VectorEnv, frames: int) -> VectorEnv:
+    """Observations are the last `frames` ones, joined along the last axis, the newest last (Mnih et al. 2015).
+
+    At the start of an episode its first observation stands in for those before it.
+    """
+    *shape, size = environment.observation_shape
+
+    def reset(keys: jax.Array) -> Starts:
+        states, observation = environment.reset(keys)
+        stack = jnp.concatenate([observation] * frames, -1)
+        return (states, stack), stack
+
+    def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
+        (inner, stack), ((first, first_stack), _) = states, starts
+        inner, timestep = environment.step(keys, inner, actions, (first, first_stack[..., -size:]))
+        next_stack = jnp.concatenate([stack[..., size:], timestep.next_observation], -1)
+        stack = _where(_done(timestep), first_stack, next_stack)
+        return (inner, stack), timestep._replace(observation=stack, next_observation=next_stack)
+
+    return environment._replace(reset=reset, step=step, observation_shape=(*shape, size * frames))
+
+
+def rescaled_actions(environment: VectorEnv) -> VectorEnv:
+    """Actions between -1 and 1 where the environment's have finite bounds; discrete ones as they are."""
+    box = environment.actions
+    if not isinstance(box, Box):
+        return environment
+    bounded = np.isfinite(box.low) & np.isfinite(box.high)
+    low, high = np.where(bounded, box.low, -1), np.where(bounded, box.high, 1)
+
+    def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
+        return environment.step(keys, states, jnp.asarray(low + (actions + 1) / 2 * (high - low)), starts)
+
+    ones = np.ones_like(box.low)
+    return environment._replace(
+        step=step, actions=Box(np.where(bounded, -ones, box.low), np.where(bounded, ones, box.high))
+    )
+
+
+def _done(timestep: Timestep) -> jax.Array:
+    return timestep.terminated | timestep.truncated
+
+
+def _where(condition: jax.Array, chosen: Tree, other: Tree) -> Tree:
+    """Per environment: condition [num_envs], leaves [num_envs, ...]."""
+
+    def leaf(x: jax.Array, y: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(-1, *(1,) * (x.ndim - 1)), x, y)
+
+    return jax.tree.map(leaf, chosen, other)

@@ -1,0 +1,133 @@
+"""Environments by name: all that gymnax registers, their parameters, continuous actions."""
+
+import urllib.error
+
+import gymnax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from research.core.errors import RunError, UserError
+from research.learners.dqn import DQN
+from research.rl import environments, probes
+from research.rl.environments import Box, Environment, make
+from research.rl.rollout import reset, rollout
+from research.training import config
+
+pytestmark = pytest.mark.usefixtures("quickly")
+
+
+@pytest.mark.parametrize("name", sorted({*gymnax.registered_envs} - {"MNISTBandit-bsuite"}))
+def test_every_environment_of_gymnax_has_the_shapes_that_it_states(name, monkeypatch):
+    """Traced, not run: to compile the games of MinAtar takes half a minute."""
+    monkeypatch.setattr(environments, "_first_frame", lambda *_: (np.zeros(1), np.zeros(())))
+    environment = make.__wrapped__(Environment(name))
+    actions = jnp.zeros((2, *environment.action_shape), jnp.float32 if environment.action_shape else jnp.int32)
+
+    def three(key):
+        keys = jax.random.split(key, 2)
+        starts = states, first = environment.reset(keys)
+        timesteps = []
+        for _ in range(3):
+            states, timestep = environment.step(keys, states, actions, starts)
+            timesteps.append(timestep)
+        return starts[0], states, first, timesteps
+
+    start, end, first, timesteps = jax.eval_shape(three, jax.random.key(0))
+    facts = lambda tree: [(x.shape, x.dtype, x.weak_type) for x in jax.tree.leaves(tree)]
+    assert jax.tree.structure(start) == jax.tree.structure(end) and facts(start) == facts(end)
+    observation = ((2, *environment.observation_shape), jnp.float32, False)
+    assert facts(first) == [observation]
+    for timestep in timesteps:
+        assert facts(timestep)[:3] == [observation, observation, ((2,), jnp.float32, False)]
+        assert [x[:2] for x in facts(timestep)[3:]] == [((2,), bool)] * 2
+
+
+def test_an_environment_that_can_not_download_its_data_says_so(monkeypatch):
+    def offline(*_):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setattr("gymnax.environments.bsuite.mnist.load_mnist.load_mnist", offline)
+    with pytest.raises(UserError, match=r"MNISTBandit-bsuite downloads its data when it is made: .*no network"):
+        make.__wrapped__(Environment("MNISTBandit-bsuite"))
+
+
+def test_actions_outside_their_bounds_are_clipped():
+    """Reacher adds 0.05 of the action to the velocities; its own step takes any action."""
+    environment = make(Environment("Reacher-misc"))
+    assert isinstance(environment.actions, Box) and environment.action_shape == (2,)
+    np.testing.assert_array_equal((environment.actions.low, environment.actions.high), [[-1, -1], [1, 1]])
+    keys = jax.random.split(jax.random.key(0), 3)
+    starts = states, observation = environment.reset(keys)
+    _, timestep = environment.step(keys, states, jnp.full((3, 2), jnp.array([5.0, -0.5])), starts)
+    moved = np.asarray(timestep.next_observation - observation)[:, 4:6]
+    np.testing.assert_allclose(moved, np.tile([0.05, -0.025], (3, 1)), atol=1e-6)
+
+
+def test_a_rollout_keeps_the_actions_of_its_policy():
+    environment = make(Environment("Pendulum-v1"))
+    policy = lambda observation, uniform: 10 * uniform - 5
+    _, transitions, _ = rollout(environment, policy, reset(environment, jax.random.key(0), 3), jax.random.key(1), 6)
+    assert transitions.action.shape == (3, 6, 1)
+    assert len(np.unique(transitions.action)) == 18 and np.abs(transitions.action).max() > 2
+
+
+def test_parameters_and_arguments_of_the_constructor_are_set():
+    sea = Environment("DeepSea-bsuite", params=(("size", 20), ("unscaled_move_cost", 1)))
+    assert make(sea).observation_shape == (20, 20) and make(sea).max_steps == 20
+    assert make(Environment("DeepSea-bsuite")).observation_shape == (8, 8)
+    # A move to the right costs unscaled_move_cost / size, and a move to the left nothing.
+    keys = jax.random.split(jax.random.key(0), 2)
+    starts = make(sea).reset(keys)
+    _, timestep = make(sea).step(keys, starts[0], jnp.arange(2), starts)
+    np.testing.assert_allclose(np.sort(timestep.reward), [-1 / 20, 0], atol=1e-6)
+    # An episode of MemoryChain has one frame more than its memory is long.
+    policy = lambda observation, uniform: jnp.zeros(len(observation), jnp.int32)
+    for length in (5, 100):
+        chain = make(Environment("MemoryChain-bsuite", params=(("memory_length", length),)))
+        actor = reset(chain, jax.random.key(0), 1)
+        _, transitions, _ = rollout(chain, policy, actor, jax.random.key(1), length + 2)
+        assert np.flatnonzero(transitions.done[0])[0] == length
+
+
+def test_parameters_come_from_the_command_line_and_back_from_json():
+    arguments = ["--environment.name", "FrozenLake-misc", "--environment.params"]
+    values = ["is_slippery", "False", "map_name", "8x8", "success_rate", "1"]
+    parsed = config.parse("cartpole_dqn", [*arguments, *values]).config
+    assert parsed.environment.params == (("is_slippery", False), ("map_name", "8x8"), ("success_rate", 1))
+    assert config.from_json("cartpole_dqn", config.to_json(parsed)) == parsed
+    assert make(parsed.environment).observation_shape == (64,)
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "says"),
+    [
+        ("DeepSea-bsuite", ("sise", 20), "DeepSea-bsuite has no parameter 'sise': did you mean size"),
+        ("DeepSea-bsuite", ("unscaled_mov_cost", 1.0), "did you mean unscaled_move_cost"),
+        ("DeepSea-bsuite", ("size", 2.5), "size is a whole number .by default 8., not 2.5"),
+        ("DeepSea-bsuite", ("size", True), "size is a whole number .by default 8., not True"),
+        ("DeepSea-bsuite", ("deterministic", 1), "deterministic is True or False .by default True., not 1"),
+        ("CartPole-v1", ("gravity", "low"), "gravity is a number .by default 9.8., not 'low'"),
+        ("CartPole-v1", ("max_steps_in_episode", 9), "is the option environment.max_steps"),
+        ("FrozenLake-misc", ("map_name", "9x9"), "FrozenLake-misc: map_name must be"),
+    ],
+)
+def test_wrong_parameters_are_refused(name, params, says):
+    with pytest.raises(UserError, match=says):
+        make(Environment(name, params=(params,)))
+
+
+def test_q_learning_refuses_continuous_actions():
+    with pytest.raises(UserError, match=r"the actions of Pendulum-v1 are continuous.*PPO"):
+        DQN(environment=Environment("Pendulum-v1")).build()
+
+
+class Infinite(probes.Constant):
+    def reward(self, x, action):
+        return jnp.inf
+
+
+def test_rewards_that_are_not_finite_are_reported():
+    with pytest.raises(RunError, match="a reward isn't finite"):
+        environments.check("mine", Infinite(), Infinite().default_params)
