@@ -32,9 +32,9 @@ class QNet(nn.Module):
         """A dense layer, without what follows it."""
         return NoisyDense(width, name=name)(x, train) if self.noisy else nn.Dense(width, name=name)(x)
 
-    def activated(self, x: jax.Array) -> jax.Array:
-        """What follows a layer, on features in the last axis."""
-        return nn.relu(nn.LayerNorm()(x) if self.layer_norm else x)
+    def activated(self, x: jax.Array, axis: int = -1) -> jax.Array:
+        """What follows a layer whose features are in `axis`."""
+        return nn.relu(nn.LayerNorm(reduction_axes=axis, feature_axes=axis)(x) if self.layer_norm else x)
 
     def head(self, x: jax.Array, train: bool) -> jax.Array:
         """The last layer: [batch, features] -> [batch, outputs * atoms]."""
@@ -80,10 +80,7 @@ class MinAtarNet(QNet):
         """Observations f32[batch, 10, 10, channels] -> the actions' values f32[batch, outputs * atoms]."""
         x = x.transpose(3, 1, 2, 0)  # the layout of conv.py
         x = Conv(self.channels, padding="VALID", name="stem")(x)
-        if self.layer_norm:
-            # Of all features of an image, as in PQN.
-            x = nn.LayerNorm(reduction_axes=(0, 1, 2), feature_axes=(0, 1, 2))(x)
-        x = nn.relu(x)
+        x = self.activated(x, axis=0)
         x = self.activated(self.dense(x.reshape(-1, x.shape[-1]).T, self.hidden, train))
         return self.head(x, train)
 

@@ -1,0 +1,14 @@
+"""MinAtar's Seaquest by parallelised Q-learning, in the setting of breakout_pqn.
+
+Method: Gallici et al. 2025, arXiv:2407.04811.
+
+    python -m experiments.train seaquest_pqn
+"""
+
+from configs.breakout_pqn import minatar
+from research.learners.pqn import PQN
+
+
+def config() -> PQN:
+    """The experiment: 4,096 frames and 64 updates per step."""
+    return minatar("Seaquest-MinAtar")
