@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from research.core.errors import RunError
+from research.core.errors import RunError, UserError
 
 
 @contextmanager
@@ -38,6 +38,14 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically. Raises RunError where it can't be written."""
     with failing("write", path), replacing(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file of JSON. Raises UserError where there is none, or it is damaged."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"could not read {path}: {reason(error)}") from None
 
 
 @contextmanager

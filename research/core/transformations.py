@@ -1,6 +1,7 @@
 """Transformations: they take a step or a learner and give one back."""
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -53,6 +54,25 @@ def per_seed(learner: Learner) -> Learner:
         init=init,
         step=jax.vmap(learner.step, in_axes=(SEED_AXES, None), out_axes=(SEED_AXES, 0)),
         evaluate=jax.vmap(learner.evaluate, in_axes=(SEED_AXES, None)),
+    )
+
+
+def per_setting(build: Callable[[Any], Learner], settings: Any) -> Learner:
+    """Many settings at once, as `per_seed`: run i is that of key i by the learner that `build` makes of setting i.
+
+    settings  numbers, leaves [n]; `build` gets one of them at a time, traced
+    """
+
+    def init(keys: jax.Array) -> State:
+        states = jax.lax.map(lambda one: build(one[0]).init(one[1]), (settings, keys))
+        return states._replace(step=states.step[0])
+
+    step = lambda setting, state, batch: build(setting).step(state, batch)
+    evaluate = lambda setting, state, batch: build(setting).evaluate(state, batch)
+    return Learner(
+        init=init,
+        step=partial(jax.vmap(step, in_axes=(0, SEED_AXES, None), out_axes=(SEED_AXES, 0)), settings),
+        evaluate=partial(jax.vmap(evaluate, in_axes=(0, SEED_AXES, None)), settings),
     )
 
 

@@ -1,6 +1,7 @@
 """Pictures: learning curves, image grids, confusion matrices. Each public function writes one PNG, atomically."""
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -34,7 +35,8 @@ class Curve(NamedTuple):
 def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) -> None:
     """Draws the learning curves of runs, given by label as the lines of their metrics.jsonl: one panel for each metric.
 
-    Training and validation share a panel. Each seed is a thin line; the mean and one standard deviation are drawn too.
+    Training and validation share a panel. Each seed is a thin line; their mean is drawn too, with its 95 % bootstrap
+    interval.
     """
     panels = _panels(runs)
     if not panels:
@@ -67,7 +69,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
 
     split_handles = [handle(s, "#444444" if several else colours[s], _style(s, several)) for s in splits]
     count = "seeds" if several else f"{seeds} seeds"
-    note = f"thin lines: {count}; bold: their mean, shaded ± 1 standard deviation" if seeds > 1 else ""
+    note = f"thin lines: {count}; bold: their mean, shaded: its 95 % interval" if seeds > 1 else ""
     above = partial(figure.legend, loc="outside upper center", frameon=False, title_fontsize=12)
     if several:
         run_handles = [handle(label, colours[label], _style("", False)) for label in runs]
@@ -133,6 +135,25 @@ def confusion(matrix: Any, names: Sequence[str], path: Path | str) -> None:
     _write(figure, path)
 
 
+def profiles(
+    thresholds: np.ndarray, found: Mapping[str, tuple[np.ndarray, np.ndarray]], metric: str, path: Path | str
+) -> None:
+    """Draws performance profiles: the share of runs above each of the thresholds [n].
+
+    found  by label: the shares [n] and their interval [2, n]
+    """
+    figure = _figure(5.5, 3.6)
+    ax = figure.subplots()
+    for (label, (share, (low, high))), colour in zip(found.items(), COLOURS, strict=False):
+        ax.plot(thresholds, share, color=colour, lw=1.8, label=label)
+        ax.fill_between(thresholds, low, high, color=colour, alpha=0.2, lw=0)
+    ax.set(xlabel=metric.replace("_", " "), ylabel="share of runs above", ylim=(-0.02, 1.02))
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    _write(figure, path)
+
+
 def _panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[tuple[str, str], Curve]]:
     """The curves by metric, then by (run, split); metrics are in the order of their first appearance."""
     points: dict[str, dict[tuple[str, str], list[tuple[int, list[Any]]]]] = {}
@@ -171,8 +192,12 @@ def _draw(ax: Axes, curve: Curve, colour: str, style: dict[str, Any]) -> None:
         return
     mean = np.nanmean(values, 1)
     if values.shape[1] > 1:
-        spread = np.nanstd(values, 1)
-        ax.fill_between(steps, mean - spread, mean + spread, color=colour, alpha=0.15, lw=0)
+        # A bootstrap interval lies between the least and the greatest seed: on a log axis it stays above 0.
+        drawn = np.random.default_rng(0).integers(0, values.shape[1], (500, values.shape[1]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a mean of seeds that have all diverged
+            low, high = np.nanquantile(np.nanmean(values[:, drawn], -1), (0.025, 0.975), axis=1)
+        ax.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
         if style["lw"]:
             ax.plot(steps, values, color=colour, lw=0.5, alpha=0.3)
     if len(steps) == 1:

@@ -1,10 +1,13 @@
 """Configs by name, from the command line, and as JSON."""
 
 import contextlib
+import copy
 import dataclasses
 import difflib
 import importlib
 import io
+import itertools
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
@@ -25,6 +28,10 @@ MAY_CHANGE = ("run.keep",)
 
 Mesh = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,…", help_behavior_hint="(default: data, all devices)")]
 """The option --mesh, see `core.layout.mesh_shape`."""
+
+
+Over = tuple[tuple[str, tuple[float, ...]], ...]
+"""Fields by dotted name, and the values that a sweep gives them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +57,8 @@ class Command(Generic[Config]):
             TensorBoard or Perfetto
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
+        over: what `experiments.sweep` varies within one program: every combination of the values is trained, each with
+            all seeds
     """
 
     config: Annotated[Config, tyro.conf.arg(name="")]
@@ -65,6 +74,7 @@ class Command(Generic[Config]):
     process: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="")] = None
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    over: tyro.conf.Suppress[Over] = ()
 
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 1:
@@ -135,6 +145,27 @@ def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:
     if unknown:
         raise UserError(f"there is no field {prefix}{min(unknown)}")
     return found
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """`config` with other values of fields by dotted name. They are not checked, and so may be traced."""
+    changed = copy.copy(config)
+    for name, value in values.items():
+        first, _, rest = name.partition(".")
+        inner = with_values(getattr(changed, first), {rest: value}) if rest else value
+        object.__setattr__(changed, first, inner)
+    return changed
+
+
+def as_over(values: Any) -> Over:
+    """What a sweep varies, from its JSON."""
+    return tuple((name, tuple(found)) for name, found in values)
+
+
+def settings(over: Over) -> list[dict[str, float]]:
+    """Every combination of the values of a sweep, by field."""
+    names = [name for name, _ in over]
+    return [dict(zip(names, found, strict=True)) for found in itertools.product(*(values for _, values in over))]
 
 
 def fields(config: Any) -> list[dataclasses.Field]:

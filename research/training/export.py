@@ -23,7 +23,7 @@ from research.core.state import Batch, Learner, State
 from research.core.transformations import first_seed
 from research.core.types import Tree
 from research.nets.transformer import Stack
-from research.training import run, workdir
+from research.training import config, run, workdir
 from research.training.leaves import named, plain, typed
 
 Platform = Literal["cpu", "cuda", "tpu"]
@@ -70,7 +70,7 @@ def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> 
     experiment, _, state = run.load(directory)
     about = workdir.about(directory) or {}
     experiment = with_xla_attention(experiment)
-    learner, _ = run.build(experiment, about["seeds"])
+    learner, _ = run.build(experiment, about["seeds"], config.as_over(about.get("over", ())))
     feeds, step, kind = experiment.feeds(), int(state.step), experiment.run.checkpoint_for_test
     workdir.check_kept(directory, feeds.kept)
     say(f"{directory}: exporting the {kind} checkpoint, step {step}")

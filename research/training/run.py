@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.core.console import say, warn
 from research.core.errors import UserError
@@ -17,7 +18,7 @@ from research.core.layout import Layout, make_mesh
 from research.core.metrics import Values
 from research.core.placement import Place, place
 from research.core.state import Learner, State
-from research.core.transformations import per_seed
+from research.core.transformations import per_seed, per_setting
 from research.evaluation import plots
 from research.training import checkpoint, config, log, provenance, workdir
 from research.training.checks import (
@@ -66,7 +67,7 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     if about is None:
         raise UserError(f"{directory} holds no run: it has no config.json")
     experiment = config.from_json(about["name"], about["config"])
-    learner, key = build(experiment, about["seeds"])
+    learner, key = build(experiment, about["seeds"], config.as_over(about.get("over", ())))
     best = experiment.run.checkpoint_for_test == "best"
     found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), warn, best)
     if found is None:
@@ -74,12 +75,18 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     return experiment, learner, found[1]
 
 
-def build(experiment: Experiment, seeds: int | None) -> tuple[Learner, jax.Array]:
-    """The learner and its root key; of several seeds, both for all of them."""
-    learner, seed = experiment.build(), experiment.run.seed
+def build(experiment: Experiment, seeds: int | None, over: config.Over = ()) -> tuple[Learner, jax.Array]:
+    """The learner and its root key; of several seeds, both for all of them; of a sweep, of all settings' seeds."""
+    seed = experiment.run.seed
     if seeds is None:
-        return learner, jax.random.key(seed)
-    return per_seed(learner), jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
+        return experiment.build(), jax.random.key(seed)
+    keys = jax.vmap(jax.random.key)(jnp.arange(seed, seed + seeds))
+    if not over:
+        return per_seed(experiment.build()), keys
+    settings = config.settings(over)
+    values = {name: np.repeat(np.array([setting[name] for setting in settings], np.float32), seeds) for name, _ in over}
+    learner = per_setting(lambda one: config.with_values(experiment, one).build(), values)
+    return learner, jnp.tile(keys, len(settings))
 
 
 def layout(command: config.Command[Experiment]) -> Layout:
@@ -89,8 +96,9 @@ def layout(command: config.Command[Experiment]) -> Layout:
         devices = usable_devices(command.config, devices)
     mesh = make_mesh(devices, command.mesh)
     parts = mesh.shape["seed"]
-    if parts > 1 and (command.seeds is None or command.seeds % parts):
-        have = "there is one seed" if command.seeds is None else f"there are {command.seeds}"
+    seeds = (command.seeds or 1) * len(config.settings(command.over))
+    if parts > 1 and (command.seeds is None or seeds % parts):
+        have = "there is one seed" if command.seeds is None else f"there are {seeds}"
         raise UserError(f"--mesh {command.mesh} shares the seeds among {parts}, and {have}: give --seeds {parts}")
     return Layout(mesh, command.shard, command.seeds is not None, tensor_axes=command.config.tensor_axes())
 
@@ -128,7 +136,7 @@ def prepare(command: config.Command[Experiment], directory: Path, checkpoints: P
     feeds = experiment.feeds()
     reports = tuple(experiment.reports(load))
     workdir.keep(directory, feeds.kept)
-    learner, key = build(experiment, command.seeds)
+    learner, key = build(experiment, command.seeds, command.over)
     logged = {name for report in reports if report.every is not None for name in report.metrics}
     abstract = check_contract(learner, key, feeds.train.batch_at(0), feeds.validation[0], experiment, logged)
     evaluate = Evaluator(learner, where)

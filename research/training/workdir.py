@@ -50,7 +50,9 @@ def _check_processes(directory: Path, name: str, command: config.Command[Experim
     """Raise UserError where this process differs from the primary one in config, code, packages or directory."""
     if group.size == 1:
         return
-    options = {option: str(getattr(command, option)) for option in ("seeds", "init_from", "place", "mesh", "shard")}
+    options = {
+        option: str(getattr(command, option)) for option in ("seeds", "over", "init_from", "place", "mesh", "shard")
+    }
     code = {"code": provenance.code(), **provenance.versions()}
     now = {"config": name, **config.leaves(command.config), **options, **code}
     there = json.loads(group.broadcast("config", json.dumps(now)))
@@ -178,6 +180,7 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         "name": name,
         "config": config.to_json(command.config),
         "seeds": command.seeds,
+        **({"over": config.to_json(command.over)} if command.over else {}),
         "topology": _topology(command),
         "init_from": None if command.init_from is None else str(command.init_from),
         **provenance.describe(),
@@ -221,6 +224,8 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
             differ = [str(error)]
         if there["seeds"] != command.seeds:
             differ.append(f"seeds: {there['seeds']} there, {command.seeds} now")
+        if config.as_over(there.get("over", ())) != command.over:
+            differ.append(f"swept over: {there.get('over', [])} there, {config.to_json(command.over)} now")
         if _resolved(there["init_from"]) != _resolved(command.init_from):
             differ.append(f"init_from: {there['init_from']} there, {command.init_from} now")
     if differ:

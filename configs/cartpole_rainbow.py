@@ -1,0 +1,30 @@
+"""CartPole by Rainbow: six extensions of deep Q-learning at once.
+
+Method: Hessel et al. 2018, arXiv:1710.02298: double Q-learning, prioritised replay, dueling streams, n-step returns,
+distributions of returns and noisy nets, which explore in place of epsilon.
+
+    python -m experiments.train cartpole_rainbow --seeds 10
+"""
+
+from dataclasses import replace
+
+from configs.cartpole_dqn import config as cartpole_dqn
+from research.learners.dqn import DQN
+from research.nets.q import MLP
+
+
+def config() -> DQN:
+    """The experiment: `cartpole_dqn` with Rainbow's extensions. Returns are at most 1 / (1 - gamma) = 100."""
+    return replace(
+        cartpole_dqn(),
+        net=MLP(widths=(120, 84), dueling=True, noisy=True),
+        returns="categorical",
+        atoms=51,
+        v_min=0.0,
+        v_max=100.0,
+        n_step=3,
+        priority_exponent=0.5,
+        importance_exponent=0.4,
+        epsilon_start=0.0,
+        epsilon_end=0.0,
+    )

@@ -1,0 +1,140 @@
+"""Compare two sets of runs, with intervals: python -m experiments.compare RUN ... --against RUN ..."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.console import measured, number, status
+from research.core.errors import UserError
+from research.core.files import read_json
+from research.evaluation import plots, statistics
+from research.training import workdir
+
+Directories = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit status, see `console.status`."""
+    return status(lambda: tyro.cli(compare, args=arguments, prog="python -m experiments.compare", description=__doc__))
+
+
+def compare(
+    runs: Annotated[Directories, tyro.conf.Positional],
+    against: Directories,
+    metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    reference: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None,
+    output: Annotated[Path, tyro.conf.arg(metavar="FILE.png")] = Path("compare.png"),
+) -> None:
+    """Print and draw how the finished runs compare with others, by the interquartile mean and its likes.
+
+    Runs of several directories of one environment (or one config) are seeds of one task; of several environments,
+    tasks. Both sets need the same tasks. A seed that has diverged has the worst score of its task.
+
+    Args:
+        runs: directories of finished runs
+        against: directories of finished runs to compare them with
+        metric: test metric to compare by; by default run.metric of the first run
+        reference: JSON of {task: [score of a random agent, score to reach]}; scores are normalised by it. Several tasks
+            need it
+        output: file of the picture, which ends in .png
+    """
+    if output.suffix != ".png":
+        raise UserError(f"--output must end in .png, not be {output}")
+    first = _about(runs[0])
+    metric = metric or first["config"]["run"]["metric"]
+    scales = {} if reference is None else read_json(reference)
+    ours, theirs = _scores(runs, metric, scales), _scores(against, metric, scales)
+    if ours.keys() != theirs.keys():
+        raise UserError(f"the tasks differ: {', '.join(ours)} and, against them, {', '.join(theirs)}")
+    if len(ours) > 1 and not scales:
+        raise UserError(f"there are {len(ours)} tasks, whose scores have different units: give --reference")
+    minimised = first["config"]["run"]["mode"] == "min"
+    both = _filled([_matrix(ours), _matrix(theirs)], np.nanmax if minimised else np.nanmin)
+    show(both, metric, minimised, bool(scales))
+    _draw(both, metric, output)
+    print(output)
+
+
+def show(scores: Sequence[np.ndarray], metric: str, minimised: bool, normalised: bool) -> None:
+    """Prints the aggregates of both sets, [runs, tasks] each, with their intervals."""
+    aggregates: dict[str, statistics.Aggregate] = {
+        "interquartile mean": statistics.iqm,
+        "mean": statistics.mean,
+        **({"median": statistics.median} if scores[0].shape[1] > 1 else {}),
+        **({"optimality gap": statistics.optimality_gap} if normalised else {}),
+    }
+    table = Table("", "runs", "against", title=f"{metric}, with 95 % bootstrap intervals", title_justify="left")
+    table.add_row("number of runs", *(str(x.size) for x in scores))
+    for name, aggregate in aggregates.items():
+        table.add_row(name, *(_with_interval(aggregate, x) for x in scores))
+    ordered = scores[::-1] if minimised else scores
+    table.add_row("probability of improvement", _with_interval(statistics.probability_of_improvement, *ordered), "")
+    Console().print(table)
+
+
+def _with_interval(aggregate: Any, *scores: np.ndarray) -> str:
+    low, high = statistics.interval(aggregate, *scores)
+    return f"{number(float(aggregate(*scores)))} [{number(float(low))}, {number(float(high))}]"
+
+
+def _draw(scores: Sequence[np.ndarray], metric: str, path: Path) -> None:
+    every = np.concatenate([x.ravel() for x in scores])
+    thresholds = np.linspace(every.min() - 1e-9, every.max(), 201)
+    profiles = {}
+    for label, x in zip(("runs", "against"), scores, strict=True):
+        share = partial(statistics.profile, thresholds=thresholds)
+        profiles[label] = (share(x), statistics.interval(share, x))
+    plots.profiles(thresholds, profiles, metric, path)
+
+
+def _about(directory: Path) -> dict[str, Any]:
+    about = workdir.about(directory)
+    if about is None:
+        raise UserError(f"{directory} holds no run: it has no config.json")
+    return about
+
+
+def _scores(directories: Sequence[Path], metric: str, scales: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """The scores of all seeds by task, which is an environment or the name of a config."""
+    found: dict[str, list[float]] = {}
+    for directory in directories:
+        about = _about(directory)
+        if not (directory / "summary.json").exists():
+            raise UserError(f"{directory} is not finished: python -m experiments.train {about['name']} goes on with it")
+        test = measured(read_json(directory / "summary.json"))
+        if metric not in test:
+            raise UserError(f"{directory} has no test metric {metric!r}: it has {', '.join(test)}")
+        task = about["config"].get("environment", {}).get("name") or about["name"]
+        each = [np.nan if x is None else x for x in test[metric]["each"]]
+        if scales:
+            if task not in scales:
+                raise UserError(f"--reference has no scores of {task}: it has {', '.join(scales)}")
+            low, high = scales[task]
+            each = [(x - low) / (high - low) for x in each]
+        found.setdefault(task, []).extend(each)
+    return dict(sorted(found.items()))
+
+
+def _matrix(scores: Mapping[str, Sequence[float]]) -> np.ndarray:
+    """[runs, tasks]. Raises UserError where tasks have different numbers of runs."""
+    counts = {task: len(each) for task, each in scores.items()}
+    if len(set(counts.values())) > 1:
+        raise UserError(f"each task needs as many runs: there are {counts}")
+    return np.array(list(scores.values()), float).T
+
+
+def _filled(scores: Sequence[np.ndarray], worst: Any) -> list[np.ndarray]:
+    """The scores with the worst one of each task where there is none."""
+    of_task = worst(np.concatenate(scores), axis=0)
+    return [np.where(np.isnan(x), of_task, x) for x in scores]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
