@@ -22,7 +22,7 @@ from research.data.feed import prefetched
 
 pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS, scope="module"), pytest.mark.usefixtures("quickly")]
 KEY = 20
-ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan")
+ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan", "pqn")
 """Learners whose States are of a kind with another's: cnn's, dqn's with a world, gan's with two nets."""
 N = 4
 MESHES = {

@@ -7,7 +7,7 @@ replay (`rl.priorities`), and by the net dueling streams and noise (`nets.q`). O
 softly (Lillicrap et al. 2016, arXiv:1509.02971) and averaged weights for evaluation (Polyak & Juditsky 1992).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import jax
@@ -234,21 +234,29 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
 
 
 def tiny() -> dict[str, Experiment]:
-    """Tiny settings, for the tests of what holds for every learner: SGD; it learns from its second step on."""
-    return {
-        "dqn": DQN(
-            net=MLP(widths=(16,)),
-            num_envs=8,
-            rollout_length=2,
-            buffer_size=8 * 16,
-            learning_starts=32,
-            batch=32,
-            updates=2,
-            target_update_interval=2,
-            n_step=2,
-            double=True,
-            episodes=16,
-            optimizer=Optimizer(name="sgd", learning_rate=0.05),
-            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="return"),
-        )
-    }
+    """Tiny settings, for the tests of what holds for every learner: SGD; they learn from their second step on."""
+    plain = DQN(
+        net=MLP(widths=(16,)),
+        num_envs=8,
+        rollout_length=2,
+        buffer_size=8 * 16,
+        learning_starts=32,
+        batch=32,
+        updates=2,
+        target_update_interval=2,
+        n_step=2,
+        double=True,
+        episodes=16,
+        optimizer=Optimizer(name="sgd", learning_rate=0.05),
+        run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="return"),
+    )
+    rainbow = replace(
+        plain,
+        net=MLP(widths=(16,), dueling=True, noisy=True),
+        returns="categorical",
+        atoms=11,
+        v_min=0.0,
+        v_max=10.0,
+        priority_exponent=0.5,
+    )
+    return {"dqn": plain, "rainbow": rainbow}
