@@ -18,9 +18,9 @@ from research.learners.pqn import PQN
 from research.learners.q_learning import q_network
 from research.nets.q import MLP, NoisyDense, Table
 from research.rl import priorities
-from research.rl.distributions import categorical, quantiles
 from research.rl.environments import Environment, make
 from research.rl.exploration import probabilities
+from research.rl.returns import categorical, quantiles
 from research.rl.rollout import ActorState, Transition, minibatches
 from research.rl.targets import lambda_returns
 

@@ -2,7 +2,7 @@
 
 `dqn` follows their Algorithm 1: act epsilon-greedily, store, sample, update, and every C steps reset Q̂ to Q.
 Its options are those that Rainbow joins (Hessel et al. 2018, arXiv:1710.02298): double Q-learning (van Hasselt, Guez &
-Silver 2016, arXiv:1509.06461), n-step returns (Sutton 1988), distributions of returns (`rl.distributions`), prioritised
+Silver 2016, arXiv:1509.06461), n-step returns (Sutton 1988), distributions of returns (`rl.returns`), prioritised
 replay (`rl.priorities`), and by the net dueling streams and noise (`nets.q`). Others are a target net that follows
 softly (Lillicrap et al. 2016, arXiv:1509.02971) and averaged weights for evaluation (Polyak & Juditsky 1992).
 """
@@ -25,9 +25,9 @@ from research.learners.q_learning import QLearning, of_action, q_network
 from research.learners.reinforcement import multiple
 from research.nets.q import MLP
 from research.rl import priorities, replay
-from research.rl.distributions import Distribution, categorical, expectation, quantiles
 from research.rl.environments import VectorEnv, make
 from research.rl.replay import Sample
+from research.rl.returns import Distribution, categorical, expectation, quantiles
 from research.rl.rollout import ActorState, Transition, reset
 
 

@@ -14,10 +14,10 @@ from research.core.state import Batch, State, evaluated, example_keys, rng
 from research.core.types import Tree
 from research.learners.reinforcement import Reinforcement
 from research.nets.q import MLP
-from research.rl.distributions import Distribution, expectation
 from research.rl.environments import VectorEnv, make
 from research.rl.evaluation import play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
+from research.rl.returns import Distribution, expectation
 from research.rl.rollout import ActorState, Transition, rollout
 
 
@@ -80,6 +80,7 @@ def q_network(config: QLearning, environment: VectorEnv) -> QNetwork:
     distribution = config.distribution()
     module = bind(config.net, outputs=environment.num_actions, atoms=distribution.atoms)
     net = network(module, config.update.dtype)
+    unscaled = make(config.environment.unscaled)
     epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
     def init(key: jax.Array) -> Tree:
@@ -103,7 +104,7 @@ def q_network(config: QLearning, environment: VectorEnv) -> QNetwork:
         return rollout(environment, policy, actor, rng(state, "act"), config.rollout_length)
 
     def evaluate(state: State, batch: Batch) -> Metrics:
-        return play(environment, lambda observation: q(evaluated(state, "q"), observation).argmax(-1), batch)
+        return play(unscaled, lambda observation: q(evaluated(state, "q"), observation).argmax(-1), batch)
 
     return QNetwork(init, outputs, q, act, epsilon, evaluate)
 

@@ -75,12 +75,12 @@ class Reinforcement(Experiment):
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         outputs, _, _ = self.outputs()
-        return (episode(self.environment.name, make(self.environment), outputs),)
+        return (episode(self.environment.name, make(self.environment.unscaled), outputs),)
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
         outputs, name, about = self.outputs()
-        starts = lambda seeds: make(self.environment).reset(jax.vmap(episode_keys)(seeds)[0])[1]
+        starts = lambda seeds: make(self.environment.unscaled).reset(jax.vmap(episode_keys)(seeds)[0])[1]
         return {
             "inference": Inference(
                 lambda observation: outputs(state, observation),
