@@ -14,15 +14,18 @@ from research.core.optimizers import Optimizer
 from research.core.state import NO_BATCH
 from research.core.transformations import scan_steps
 from research.learners.dqn import DQN
+from research.learners.drqn import DRQN
 from research.learners.pqn import PQN
 from research.learners.q_learning import q_network
 from research.nets.q import MLP, NoisyDense, Table
-from research.rl import priorities
+from research.nets.recurrent_q import RecurrentQ
+from research.rl import priorities, replay
 from research.rl.environments import Environment, make
 from research.rl.exploration import probabilities
 from research.rl.returns import categorical, quantiles
-from research.rl.rollout import ActorState, Transition, minibatches
+from research.rl.rollout import ActorState, Transition, minibatches, reset, rollout
 from research.rl.targets import lambda_returns
+from research.rl.wrappers import remembering
 
 G = 0.5
 pytestmark = pytest.mark.usefixtures("quickly")
@@ -75,9 +78,52 @@ def test_known_values(variant, probe):
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
     state, _ = jax.jit(scan_steps(learner.step, config.run.steps), donate_argnums=0)(state, NO_BATCH)
-    outputs, _, _ = config.outputs()
     for x, expected in KNOWN[probe].items():
-        np.testing.assert_allclose(outputs(state, jnp.array([[float(x)]]))[0], expected, atol=0.12)
+        np.testing.assert_allclose(config.q()(state, jnp.array([[float(x)]]))[0], expected, atol=0.12)
+
+
+@pytest.mark.parametrize("burn_in", [0, 2])
+def test_a_recurrent_net_recalls_what_it_has_seen(burn_in):
+    """What the first frame showed decides the second's action: without memory both are worth 0."""
+    config = DRQN(
+        **SMALL,
+        environment=Environment("probes:Recalled"),
+        net=RecurrentQ(width=16),
+        rollout_length=5,
+        buffer_size=400,
+        learning_starts=40,
+        batch=16,
+        sequence=4,
+        burn_in=burn_in,
+        target_update_interval=2,
+    )
+    learner = config.build()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    state, _ = jax.jit(scan_steps(learner.step, config.run.steps), donate_argnums=0)(state, NO_BATCH)
+    (batch,) = config.feeds().validation
+    assert float(jax.jit(learner.evaluate)(state, batch)["return"].value) == 1
+    net, params = config.net.clone(outputs=2), {"params": state.params["q"]}
+    for x, best in ((1.0, [-1, 1]), (-1.0, [1, -1])):
+        memory, first = net.apply(params, jnp.array([[x, *[0.0] * 32]]))
+        _, second = net.apply(params, jnp.concatenate([jnp.zeros((1, 1)), memory], 1))
+        np.testing.assert_allclose(first[0], [G, G], atol=0.15)
+        np.testing.assert_allclose(second[0], best, atol=0.15)
+
+
+def test_sequences_are_those_that_were_stored():
+    """The memory that an observation ends in is of the frames before it in the episode: here, how many they are."""
+    environment = remembering(make(Environment("probes:Counting")), lambda x: x[:, -1:] + 1, 1)
+    policy = lambda observation, uniform: (uniform * 2).astype(jnp.int32)
+    actor, buffer = reset(environment, jax.random.key(0), 2), replay.empty(2, 20, (2,))
+    for step in range(4):
+        actor, frames, _ = rollout(environment, policy, actor, jax.random.key(step), 5)
+        buffer = replay.write(buffer, frames, jnp.int32(step))
+    found = replay.sequences(buffer, jnp.array([[[0, 3]], [[10, 12]]]), 8)
+    for sequence, first in zip(np.asarray(found.observation[0]), (0, 3, 10, 12), strict=True):
+        x = (first + np.arange(8)) % 7
+        np.testing.assert_array_equal(sequence, np.stack([x, x], -1))
+    # What follows a frame has one more in its memory, also at the end of an episode.
+    np.testing.assert_array_equal(found.next_observation, found.observation + 1)
 
 
 @pytest.mark.parametrize("bootstrap", ["best", "expected"])

@@ -1,6 +1,6 @@
 """What Q-learners have in common: a net that values actions, epsilon-greedy acting, and greedy evaluation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -8,14 +8,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.experiment import Inference, Load, Report
 from research.core.metrics import Metrics
 from research.core.modules import bind, network
 from research.core.state import Batch, State, evaluated, example_keys, rng
 from research.core.types import Tree
+from research.evaluation.episodes import episode
 from research.learners.reinforcement import Reinforcement
 from research.nets.q import MLP
 from research.rl.environments import VectorEnv, make
-from research.rl.evaluation import play
+from research.rl.evaluation import episode_keys, play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
 from research.rl.returns import Distribution, expectation
 from research.rl.rollout import ActorState, Transition, rollout
@@ -43,11 +45,28 @@ class QLearning(Reinforcement):
         """How the net's outputs are read."""
         return expectation(huber=False)
 
-    def outputs(self) -> tuple[Callable[[State, jax.Array], jax.Array], str, str]:
-        """See `Reinforcement`."""
+    def q(self) -> Callable[[State, jax.Array], jax.Array]:
+        """(state, observations [batch, ...]) -> the actions' values [batch, actions], by the evaluated weights."""
         q = q_network(self, make(self.environment)).q
-        about = "Each action has a value q; the largest is that of the greedy action."
-        return lambda state, observation: q(evaluated(state, "q"), observation), "q", about
+        return lambda state, observation: q(evaluated(state, "q"), observation)
+
+    def reports(self, load: Load) -> Iterable[Report]:
+        """See `Experiment`."""
+        return (episode(self.environment.name, make(self.environment.unscaled), self.q()),)
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """See `Experiment`."""
+        q, environment = self.q(), make(self.environment)
+        starts = lambda seeds: environment.reset(jax.vmap(episode_keys)(seeds)[0])[1]
+        return {
+            "inference": Inference(
+                lambda observation: q(state, observation),
+                lambda batch: {"observation": starts(batch.index)},
+                "q",
+                f"Observations are those of {self.environment.name}. Each action has a value q; the largest is that of "
+                "the greedy action.",
+            )
+        }
 
 
 class Outputs(Protocol):

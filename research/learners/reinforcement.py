@@ -1,19 +1,12 @@
 """What reinforcement learners have in common: environments that act in parallel, and greedy episodes to evaluate by."""
 
-from abc import abstractmethod
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import jax
-
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run, multiples
+from research.core.experiment import Experiment, Feeds, Run, multiples
 from research.core.optimizers import Optimizer
-from research.core.state import State
 from research.data.feed import Empty, episodes
-from research.evaluation.episodes import episode
-from research.rl.environments import Environment, make
-from research.rl.evaluation import episode_keys
+from research.rl.environments import Environment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,14 +44,6 @@ class Reinforcement(Experiment):
         """Number of frames per step, of all environments together."""
         return self.num_envs * self.rollout_length
 
-    @abstractmethod
-    def outputs(self) -> tuple[Callable[[State, jax.Array], jax.Array], str, str]:
-        """What the trained net makes of observations [batch, ...], for reports and for export.
-
-        The function (State, observations) -> [batch, actions] whose largest one is the greedy action; its name; and a
-        sentence about it.
-        """
-
     def units_per_step(self, batch: int) -> dict[str, int]:
         """See `Experiment`."""
         return {"frames": self.frames}
@@ -71,24 +56,6 @@ class Reinforcement(Experiment):
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
         return {"num_envs": self.num_envs, "episodes": self.episodes}
-
-    def reports(self, load: Load) -> Iterable[Report]:
-        """See `Experiment`."""
-        outputs, _, _ = self.outputs()
-        return (episode(self.environment.name, make(self.environment.unscaled), outputs),)
-
-    def inference(self, state: State) -> dict[str, Inference]:
-        """See `Experiment`."""
-        outputs, name, about = self.outputs()
-        starts = lambda seeds: make(self.environment.unscaled).reset(jax.vmap(episode_keys)(seeds)[0])[1]
-        return {
-            "inference": Inference(
-                lambda observation: outputs(state, observation),
-                lambda batch: {"observation": starts(batch.index)},
-                name,
-                f"Observations are those of {self.environment.name}. {about}",
-            )
-        }
 
 
 def multiple(config: Reinforcement, name: str, unit: int, units: str) -> None:

@@ -10,6 +10,8 @@ discount g the optimal values are:
     ChosenLater  x is 0, then 1; the second frame's reward is 1 for           Q(0, ·) = g, Q(1, a) = 1 if a = 1 else -1
                  action 1, else -1
     Truncating   Delayed, but truncated, not terminated, after two frames     Q(0) = g / (1 - g), Q(1) = 1 / (1 - g)
+    Recalled     x is 1 or -1, then 0; reward 1 for the second frame's        Q(±1, ·) = g, and at 0, 1 or -1 by what x
+                 action 1 after 1, 0 after -1, else -1                        was; for an agent without memory all are 0
     Counting     x counts the frames, truncated after 7; reward x             (for tests of rollouts and replay)
 
 In Truncating, an agent that treats truncation as termination finds Q(1) = 1, and one that bootstraps from the
@@ -61,10 +63,14 @@ class Constant(environment.Environment[ProbeState, ProbeParams]):
         """The reward of an action at x."""
         return jnp.float32(1)
 
+    def observed(self, x: jax.Array) -> jax.Array:
+        """What of x is shown."""
+        return x
+
     def reset_env(self, key: jax.Array, params: ProbeParams) -> tuple[jax.Array, ProbeState]:
         """A new episode."""
         state = ProbeState(time=jnp.int32(0), x=self.start(key))
-        return state.x[None], state
+        return self.observed(state.x)[None], state
 
     def step_env(
         self, key: jax.Array, state: ProbeState, action: jax.Array, params: ProbeParams
@@ -72,7 +78,7 @@ class Constant(environment.Environment[ProbeState, ProbeParams]):
         """One frame, without the reset that gymnax adds."""
         next_state = ProbeState(time=state.time + 1, x=self.next(state.x))
         reward, terminated = self.reward(state.x, action), self.is_terminated(next_state, params)
-        return next_state.x[None], next_state, reward, terminated, {}
+        return self.observed(next_state.x)[None], next_state, reward, terminated, {}
 
     def is_terminated(self, state: ProbeState, params: ProbeParams) -> jax.Array:
         """Whether the episode ended."""
@@ -147,6 +153,26 @@ class Truncating(Delayed):
     def is_truncated(self, state: ProbeState, params: ProbeParams) -> jax.Array:
         """After two frames."""
         return state.time >= self.length
+
+
+class Recalled(Observed):
+    """See the module's docstring. Its state's x is 2 or -2 at the second frame, which the observation does not show."""
+
+    length = 2
+    actions = 2
+
+    def next(self, x: jax.Array) -> jax.Array:
+        """Twice as much."""
+        return 2 * x
+
+    def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
+        """At the second frame, 1 for the action that x's sign names, else -1."""
+        right = jnp.where(action == (x > 0), 1.0, -1.0)
+        return jnp.where(jnp.abs(x) > 1, right, 0.0)
+
+    def observed(self, x: jax.Array) -> jax.Array:
+        """x at the first frame."""
+        return jnp.where(jnp.abs(x) > 1, 0.0, x)
 
 
 class Counting(Truncating):

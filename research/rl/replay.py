@@ -83,6 +83,20 @@ def uniform(
     return jax.vmap(one)(keys)
 
 
+def sequences(buffer: Transition, slots: jax.Array, length: int) -> Transition:
+    """The `length` transitions from slots i32[num_envs, batches, samples] on; episodes may end within them.
+
+    Leaves [batches, num_envs * samples, length, ...].
+    """
+
+    def one(buffer: Transition, first: jax.Array) -> Transition:
+        at = (first[..., None] + jnp.arange(length)) % len(buffer.reward)
+        return jax.tree.map(lambda x: x[at], buffer)
+
+    found = jax.vmap(one, out_axes=1)(buffer, slots)  # leaves [batches, num_envs, samples, length, ...]
+    return jax.tree.map(lambda x: x.reshape(x.shape[0], -1, *x.shape[3:]), found)
+
+
 def windows(buffer: Transition, slots: jax.Array, n: int, gamma: float) -> Sample:
     """The windows of n transitions that begin at slots i32[num_envs, batches, samples].
 

@@ -4,6 +4,9 @@ What a wrapper remembers of an episode stands in the states beside those of the 
 anew where the episode is done.
 """
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,6 +87,32 @@ def frame_stack(environment: VectorEnv, frames: int) -> VectorEnv:
         return (inner, stack), timestep._replace(observation=stack, next_observation=next_stack)
 
     return environment._replace(reset=reset, step=step, observation_shape=(*shape, size * frames))
+
+
+def remembering(environment: VectorEnv, recall: Callable[[jax.Array], jax.Array], size: int) -> VectorEnv:
+    """Observations are flat, and end in the memory of what an agent has seen before in the episode, at first 0.
+
+    recall  such observations f32[num_envs, features + size] -> the memory f32[num_envs, size] after them
+    """
+    length = math.prod(environment.observation_shape)
+
+    def joined(observation: jax.Array, memory: jax.Array) -> jax.Array:
+        return jnp.concatenate([observation.reshape(len(observation), -1), memory], -1)
+
+    def reset(keys: jax.Array) -> Starts:
+        states, observation = environment.reset(keys)
+        start = joined(observation, jnp.zeros((len(observation), size)))
+        return (states, start), start
+
+    def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
+        (inner, seen), ((first, start), _) = states, starts
+        start_alone = start[:, :length].reshape(-1, *environment.observation_shape)
+        inner, timestep = environment.step(keys, inner, actions, (first, start_alone))
+        next_seen = joined(timestep.next_observation, recall(seen))
+        seen = _where(_done(timestep), start, next_seen)
+        return (inner, seen), timestep._replace(observation=seen, next_observation=next_seen)
+
+    return environment._replace(reset=reset, step=step, observation_shape=(length + size,))
 
 
 def rescaled_actions(environment: VectorEnv) -> VectorEnv:
