@@ -125,7 +125,7 @@ def tiny() -> dict[str, Experiment]:
             epochs=2,
             minibatches=2,
             episodes=16,
-            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            optimizer=Optimizer(name="sgd", learning_rate=0.01),
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="return"),
         )
     }
