@@ -1,7 +1,11 @@
 """Advantages for policy-gradient learners."""
 
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.core.devices import summed
 from research.rl.rollout import Transition
@@ -36,3 +40,30 @@ def normalised(advantages: jax.Array) -> jax.Array:
 
     centred = advantages - mean(advantages)
     return centred / (jnp.sqrt(mean(centred**2)) + 1e-8)
+
+
+class ExplainedVariance(NamedTuple):
+    """The metric 1 - Var(return - value) / Var(return): 1 where values are right, 0 where they are a constant.
+
+    Leaves f32[]: the number of returns, the sums of returns and of errors, and of their squares.
+    """
+
+    number: jax.Array
+    returns: jax.Array
+    squared_returns: jax.Array
+    errors: jax.Array
+    squared_errors: jax.Array
+
+    def compute(self, name: str) -> Mapping[str, Any]:
+        """The number under the metric's own name; NaN where the returns are constant."""
+        variance = lambda total, squares: squares / self.number - (total / self.number) ** 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            errors = variance(self.errors, self.squared_errors)
+            return {name: 1 - errors / variance(self.returns, self.squared_returns)}
+
+
+def explained_variance(returns: jax.Array, value: jax.Array) -> ExplainedVariance:
+    """Of values and what they should have been, both of one shape."""
+    error = returns - value
+    number = jnp.float32(returns.size)
+    return ExplainedVariance(number, returns.sum(), (returns**2).sum(), error.sum(), (error**2).sum())

@@ -10,6 +10,8 @@ discount g the optimal values are:
     ChosenLater  x is 0, then 1; the second frame's reward is 1 for           Q(0, ·) = g, Q(1, a) = 1 if a = 1 else -1
                  action 1, else -1
     Truncating   Delayed, but truncated, not terminated, after two frames     Q(0) = g / (1 - g), Q(1) = 1 / (1 - g)
+    Near         one frame, x is 0.5 or -0.5, reward -(a - x)^2 for a           V(x) = 0 by a = x
+                 continuous action a between -1 and 1
     Counting     x counts the frames, truncated after 7; reward x             (for tests of rollouts and replay)
 
 In Truncating, an agent that treats truncation as termination finds Q(1) = 1, and one that bootstraps from the
@@ -147,6 +149,22 @@ class Truncating(Delayed):
     def is_truncated(self, state: ProbeState, params: ProbeParams) -> jax.Array:
         """After two frames."""
         return state.time >= self.length
+
+
+class Near(Constant):
+    """See the module's docstring."""
+
+    def start(self, key: jax.Array) -> jax.Array:
+        """0.5 or -0.5."""
+        return 0.5 * jax.random.rademacher(key, (), jnp.float32)
+
+    def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
+        """0 if the action is x, less the farther it is from it."""
+        return -((action[0] - x) ** 2)
+
+    def action_space(self, params: ProbeParams | None = None) -> spaces.Box:  # type: ignore[override]
+        """One number."""
+        return spaces.Box(-1.0, 1.0, (1,), jnp.float32)
 
 
 class Counting(Truncating):
