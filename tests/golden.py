@@ -88,6 +88,8 @@ AT_MOST = {
         "num_envs": 4,
         "rollout_length": 4,
         "buffer_size": 128,
+        "epochs": 2,
+        "minibatches": 2,
     },
     **{"learning_starts": 64, "updates": 2, "target_update_interval": 3, "episodes": 4},
     # data

@@ -50,6 +50,10 @@ CYCLE_STEP = "tests/test_steps.py -k of_cyclegan"
 CNN_STEP = "tests/test_steps.py -k cnn"
 TEXT_STEPS = "tests/test_steps.py -k 'lstm or sentences or masked or translator'"
 DQN_STEP = "tests/test_dqn.py -k 'equals_one_in_numpy or target'"
+PPO_STEP = "tests/test_ppo.py -k equals_one_in_numpy"
+PPO_VALUES = "tests/test_ppo.py -k 'Truncating or evaluation'"
+STATISTICS = "tests/test_ppo.py -k 'running or discounted'"
+WRAPPERS = "tests/test_wrappers.py"
 REPLAY = "tests/test_dqn.py -k 'equals_one_in_numpy or windows or termination_ends or buffer_holds'"
 EXPLORATION = "tests/test_rl.py tests/test_dqn.py -k 'epsilon or actions_are'"
 ROLLOUT = "tests/test_rl.py tests/test_dqn.py -k 'rollout or key or draws or buffer_holds or Truncating'"
@@ -560,6 +564,111 @@ DQN = [
 
 RL = [
     Mutation(
+        "learners/ppo.py",
+        "surrogate = jnp.minimum(",
+        "surrogate = jnp.maximum(",
+        PPO_STEP,
+        "the surrogate is an optimistic bound",
+    ),
+    Mutation(
+        "learners/ppo.py",
+        "order = jax.vmap(lambda key: jax.random.permutation(key, config.rollout_length))(keys)",
+        "order = jax.vmap(lambda key: jnp.arange(config.rollout_length))(keys)",
+        PPO_STEP,
+        "frames are not shuffled",
+    ),
+    Mutation(
+        "learners/ppo.py",
+        "error = jnp.maximum(error, optax.l2_loss(near, batch.return_))",
+        "error = jnp.minimum(error, optax.l2_loss(near, batch.return_))",
+        PPO_STEP,
+        "a clipped value has the smaller error",
+    ),
+    Mutation(
+        "learners/ppo.py",
+        "config.value_coef * error - config.entropy_coef * entropy",
+        "config.value_coef * error + config.entropy_coef * entropy",
+        PPO_STEP,
+        "entropy is a cost",
+    ),
+    Mutation(
+        "learners/ppo.py",
+        "advantage = gae(transitions, value, next_value, config.gamma, config.gae_lambda)",
+        "advantage = gae(transitions, value, next_value, config.gamma, config.gamma)",
+        PPO_STEP,
+        "lambda is gamma",
+    ),
+    Mutation(
+        "learners/ppo.py",
+        "log_ratio = distribution.log_prob(batch.action) - batch.log_prob",
+        "log_ratio = batch.log_prob - distribution.log_prob(batch.action)",
+        PPO_STEP,
+        "the ratio is that of the old policy to the new",
+    ),
+    Mutation(
+        "learners/ppo.py",
+        'moments = merged(statistics(state)["observation"], transitions.observation)',
+        'moments = merged(statistics(state)["observation"], rows.observation)',
+        PPO_STEP,
+        "the statistics are of normalised observations",
+    ),
+    Mutation(
+        "learners/ppo.py",
+        "flat(seen(state, transitions.next_observation))",
+        "flat(seen(state, jnp.roll(transitions.observation, -1, 1)))",
+        PPO_VALUES,
+        "a truncated episode bootstraps from the start of the next",
+    ),
+    Mutation(
+        "learners/ppo.py",
+        'apply(evaluated(state, "policy"), seen(state, observation))',
+        'apply(state.params["policy"], seen(state, observation))',
+        PPO_VALUES,
+        "evaluation is by the last weights, not by their average",
+    ),
+    Mutation(
+        "rl/normalisation.py",
+        "apart**2 * moments.count * count / both",
+        "0 * apart",
+        STATISTICS,
+        "the distance of the means is left out",
+    ),
+    Mutation(
+        "rl/normalisation.py",
+        "deviations = summed(((x - mean) ** 2).sum(0))",
+        "deviations = ((x - mean) ** 2).sum(0)",
+        STATISTICS,
+        "deviations are those of one device",
+    ),
+    Mutation(
+        "rl/normalisation.py",
+        "return jnp.where(done, 0, found), found",
+        "return found, found",
+        STATISTICS,
+        "an episode's rewards go on in the next",
+    ),
+    Mutation(
+        "rl/wrappers.py",
+        "(inner, _where(_done(timestep), none, executed))",
+        "(inner, executed)",
+        WRAPPERS,
+        "an action sticks beyond its episode",
+    ),
+    Mutation(
+        "rl/wrappers.py",
+        "stack = _where(_done(timestep), first_stack, next_stack)",
+        "stack = next_stack",
+        WRAPPERS,
+        "observations of one episode stand in the next",
+    ),
+    Mutation(
+        "rl/wrappers.py",
+        "return _where(done, (first, zero), (inner, time + 1)), timestep",
+        "return (inner, time + 1), timestep",
+        WRAPPERS,
+        "a truncated episode goes on",
+    ),
+    Mutation(
         "rl/replay.py",
         "discount * gamma * ~buffer.terminated[at]",
         "discount * gamma",
@@ -716,7 +825,7 @@ RL = [
     ),
     Mutation(
         "rl/rollout.py",
-        "uniform = jax.vmap(lambda key: jax.random.uniform(key, (length,)), out_axes=1)(keys[-1])",
+        "uniform = jax.vmap(lambda key: jax.random.uniform(key, draws), out_axes=1)(keys[-1])",
         "uniform = jnp.broadcast_to(jax.vmap(jax.random.uniform)(keys[-1]), (length, len(actor.env_id)))",
         ROLLOUT,
         "all frames of a rollout have one draw",

@@ -29,6 +29,8 @@ SIGNATURES = {
     "cnn": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "cyclegan": {name: ("uint8[batch,8,8,1]", "float32[batch,8,8,1]") for name in ("x_to_y", "y_to_x")},
     "dqn": {"inference": ("float32[batch,4]", "float32[batch,2]")},
+    "ppo": {"inference": ("float32[batch,4]", "float32[batch,2]")},
+    "ppo_continuous": {"inference": ("float32[batch,1]", "float32[batch,1]")},
     "gan": {"inference": ("float32[batch,4]", "float32[batch,8,8,1]")},
     "wgan_gp": {"inference": ("float32[batch,4] int32[batch]", "float32[batch,8,8,1]")},
     "transformer": {"inference": ("int32[batch,8]", "float32[batch,8,51]")},

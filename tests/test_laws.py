@@ -22,8 +22,8 @@ from research.data.feed import prefetched
 
 pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS, scope="module"), pytest.mark.usefixtures("quickly")]
 KEY = 20
-ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan", "pqn")
-"""Learners whose States are of a kind with another's: cnn's, dqn's with a world, gan's with two nets."""
+ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan", "pqn", "ppo_continuous")
+"""Learners whose States are of a kind with another's: cnn's, dqn's and ppo's with a world, gan's with two."""
 N = 4
 MESHES = {
     "fsdp": ("replica=2,data=4", "fsdp"),

@@ -20,11 +20,12 @@ from research.learners.q_learning import q_network
 from research.nets.q import MLP, NoisyDense, Table
 from research.nets.recurrent_q import RecurrentQ
 from research.rl import priorities, replay
+from research.rl.advantages import lambda_returns
 from research.rl.environments import Environment, make
+from research.rl.epochs import minibatches
 from research.rl.exploration import probabilities
 from research.rl.returns import categorical, quantiles
-from research.rl.rollout import ActorState, Transition, minibatches, reset, rollout
-from research.rl.targets import lambda_returns
+from research.rl.rollout import Transition, reset, rollout
 from research.rl.wrappers import remembering
 
 G = 0.5
@@ -260,19 +261,16 @@ def test_lambda_returns_as_by_their_definition(decay):
         np.testing.assert_allclose(found[e, t], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_minibatches_hold_every_frame_once_an_epoch_and_alike_of_each_environment():
-    frames = jnp.arange(3 * 8).reshape(3, 8)
-    actor = ActorState(jnp.arange(3), (), jnp.zeros(3), jnp.zeros(3), jnp.zeros(3))
-    found = np.asarray(minibatches(frames, jax.random.key(0), actor, 2, 4))
-    assert found.shape == (8, 6)
-    for epoch in (found[:4], found[4:]):
-        np.testing.assert_array_equal(np.sort(epoch.reshape(-1)), np.arange(24))
-        for batch in epoch:
-            np.testing.assert_array_equal(np.bincount(batch // 8), [2, 2, 2])
-    assert (found[:4] != found[4:]).any()
+def test_minibatches_hold_every_frame_once_and_alike_of_each_environment():
+    frames, keys = jnp.arange(3 * 8).reshape(3, 8), jax.random.split(jax.random.key(0), 3)
+    found = np.asarray(minibatches(frames, keys, 4))
+    assert found.shape == (4, 6)
+    np.testing.assert_array_equal(np.sort(found.reshape(-1)), np.arange(24))
+    for batch in found:
+        np.testing.assert_array_equal(np.bincount(batch // 8), [2, 2, 2])
+    assert (found[:, :2] + 8 != found[:, 2:4]).any()
     # An environment's order does not depend on the others.
-    alone = minibatches(frames[1:2], jax.random.key(0), jax.tree.map(lambda x: x[1:2], actor), 2, 4)
-    np.testing.assert_array_equal(alone, found[:, 2:4])
+    np.testing.assert_array_equal(minibatches(frames[1:2], keys[1:2], 4), found[:, 2:4])
 
 
 def test_probabilities_are_those_of_epsilon_greedy():

@@ -99,6 +99,8 @@ def test_advantages_are_discounted_sums_of_temporal_differences(gae_lambda):
     terminated = random.random((4, length)) < 0.15
     done = terminated | (random.random((4, length)) < 0.2)
     assert terminated.any() and (done & ~terminated).any()
+    # A rollout values an observation once, as what an action led to and as what the next one is chosen by.
+    next_value[:, :-1] = np.where(done[:, :-1], next_value[:, :-1], value[:, 1:])
     nothing = np.zeros((4, length, 1), np.float32)
     transitions = Transition(nothing, nothing[..., 0], reward, terminated, done, nothing)
     found = gae(jax.tree.map(jnp.asarray, transitions), jnp.asarray(value), jnp.asarray(next_value), gamma, gae_lambda)

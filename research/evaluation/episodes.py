@@ -1,7 +1,8 @@
 """A report on reinforcement learning: pictures of an episode."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,26 +24,26 @@ FRAMES = 12
 """Frames shown in episode.png."""
 
 
-def episode(name: str, environment: VectorEnv, outputs: Callable[[State, jax.Array], jax.Array]) -> Report:
+def episode(name: str, environment: VectorEnv, act: Callable[[State, jax.Array], jax.Array]) -> Report:
     """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return.
 
-    outputs  (State, observations [1, ...]) -> [1, actions], whose largest one is the greedy action
+    act  (state, observations [1, ...]) -> actions [1, ...]; the state is that of one seed, without its world
     """
     reset = jax.jit(lambda key: environment.reset(key[None]))
 
     @jax.jit
     def step(state: State, key: jax.Array, time: int, states: Tree, observation: jax.Array) -> tuple[Tree, Timestep]:
-        keys, action = jax.random.fold_in(key, time)[None], outputs(state, observation).argmax(-1)
+        keys, action = jax.random.fold_in(key, time)[None], act(state, observation)
         # The episode ends before the reset, so what the reset gives is never used.
         return environment.step(keys, states, action, (states, observation))
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        state, seed = first_seed(state), int(split.batches[0].index[0])
+        agent, seed = first_seed(state)._replace(world=()), int(split.batches[0].index[0])
         reset_key, key = episode_keys(seed)
         states, observation = reset(reset_key)
         observations, rewards = [np.asarray(observation[0])], []
         for time in range(environment.max_steps):
-            states, timestep = step(state, key, time, states, observation)
+            states, timestep = step(agent, key, time, states, observation)
             observation = timestep.observation
             observations.append(np.asarray(timestep.next_observation[0]))
             rewards.append(float(timestep.reward[0]))
@@ -57,7 +58,12 @@ def episode(name: str, environment: VectorEnv, outputs: Callable[[State, jax.Arr
 
 def _draw_episode(name: str, observations: np.ndarray, title: str, path: Path) -> None:
     """Draws `FRAMES` frames of environments whose frames can be drawn, and the observations over time of others."""
-    drawers: dict[str, Callable[[Axes, np.ndarray], None]] = {"CartPole-v1": _draw_cartpole}
+    drawers: dict[str, Callable[[Axes, np.ndarray], None]] = {
+        "CartPole-v1": _draw_cartpole,
+        "Pendulum-v1": _draw_pendulum,
+        "Acrobot-v1": _draw_acrobot,
+        "Reacher-misc": _draw_reacher,
+    }
     draw = drawers.get(name, _draw_channels if observations.ndim == 4 else None)
     figure = Figure(figsize=(10, 2.5 if draw is _draw_cartpole else 4), dpi=130, layout="constrained")
     figure.suptitle(title, fontsize=11)
@@ -83,6 +89,39 @@ def _draw_cartpole(ax: Axes, observation: np.ndarray) -> None:
     ax.add_patch(Rectangle((x - 0.25, -0.15), 0.5, 0.3, color=plot.COLOURS[0]))
     ax.plot([x, x + np.sin(angle)], [0.15, 0.15 + np.cos(angle)], color=plot.COLOURS[1], lw=3)
     ax.set(xlim=(-3, 3), ylim=(-0.4, 1.4), aspect="equal")
+
+
+def _draw_pendulum(ax: Axes, observation: np.ndarray) -> None:
+    """The pendulum, of length 1. Its angle is 0 where it stands upright, which costs nothing."""
+    cos, sin, _ = observation
+    _draw_arm(ax, [(0, 0), (sin, cos)])
+
+
+def _draw_acrobot(ax: Axes, observation: np.ndarray) -> None:
+    """Two links of length 1, both angles 0 where they hang; the episode ends where the tip is above the line."""
+    first = np.arctan2(observation[1], observation[0])
+    second = first + np.arctan2(observation[3], observation[2])
+    joint = np.array([np.sin(first), -np.cos(first)])
+    ax.plot([-2, 2], [1, 1], color="#bbbbbb", lw=1, zorder=0)
+    tip = joint + np.array([np.sin(second), -np.cos(second)])
+    _draw_arm(ax, [(0, 0), joint, tip])
+
+
+def _draw_reacher(ax: Axes, observation: np.ndarray) -> None:
+    """The arm, whose links have length 1, and its goal. Angles are not relative to the link before."""
+    cos, sin, _ = observation[:-2].reshape(3, -1)
+    steps = np.stack([cos, sin], -1)
+    ax.plot(*observation[-2:], "o", color=plot.COLOURS[2])
+    _draw_arm(ax, [(0, 0), *np.cumsum(steps, 0)])
+
+
+def _draw_arm(ax: Axes, points: Sequence[Any]) -> None:
+    """Links between points, the first of them fixed."""
+    x, y = np.array(points).T
+    ax.plot(x, y, "-", color=plot.COLOURS[1], lw=3, solid_capstyle="round")
+    ax.plot(x[:-1], y[:-1], "o", color=plot.COLOURS[0])
+    reach = 1.2 * (len(x) - 1)
+    ax.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
 
 
 def _draw_channels(ax: Axes, observation: np.ndarray) -> None:

@@ -18,14 +18,15 @@ from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, learner, rng
 from research.core.types import Tree
-from research.core.update import Aux, scan_updates, updater
+from research.core.update import Aux, updater
 from research.learners.q_learning import QLearning, of_action, q_network
 from research.learners.reinforcement import multiple
 from research.nets.q import MLP
+from research.rl.advantages import lambda_returns
 from research.rl.environments import VectorEnv, make
+from research.rl.epochs import scan_epochs
 from research.rl.exploration import probabilities
-from research.rl.rollout import Transition, minibatches, reset
-from research.rl.targets import lambda_returns
+from research.rl.rollout import Transition, reset
 
 
 class Minibatch(NamedTuple):
@@ -107,10 +108,11 @@ def pqn(config: PQN, environment: VectorEnv) -> Learner:
 
     def step(state: State, _: Batch) -> tuple[State, Metrics]:
         actor, transitions, acted = net.act(state, state.world)
-        whole = Minibatch(transitions.observation, transitions.action, targets(state, transitions))
-        batches = minibatches(whole, rng(state, "shuffle"), actor, config.epochs, config.minibatches)
-        state, aux = scan_updates(update, state._replace(world=actor), "q", loss, batches)
-        return state, {**acted, **aux.metrics, "epsilon": mean(net.epsilon(state.step))}
+        rows = Minibatch(transitions.observation, transitions.action, targets(state, transitions))
+        state, learned = scan_epochs(
+            update, state._replace(world=actor), "q", loss, rows, actor.env_id, config.epochs, config.minibatches
+        )
+        return state, {**acted, **learned, "epsilon": mean(net.epsilon(state.step))}
 
     return learner(init, step, net.evaluate)
 

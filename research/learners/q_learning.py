@@ -52,7 +52,8 @@ class QLearning(Reinforcement):
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        return (episode(self.environment.name, make(self.environment.unscaled), self.q()),)
+        q, environment = self.q(), make(self.environment.unscaled)
+        return (episode(self.environment.name, environment, lambda state, x: q(state, x).argmax(-1)),)
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""

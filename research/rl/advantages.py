@@ -1,30 +1,44 @@
-"""Advantages for policy-gradient learners."""
+"""Returns and advantages of rollouts: targets of values, and of policies."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from research.core.devices import summed
 from research.rl.rollout import Transition
 
 
+def lambda_returns(transitions: Transition, next_value: jax.Array, gamma: float, decay: float) -> jax.Array:
+    """The lambda-returns of a rollout, f32[num_envs, length] (Sutton & Barto 2018, section 12.1).
+
+    Each is reward + gamma * ((1 - decay) * next value + decay * next return). What terminated has neither, and what was
+    truncated, or is the last of the rollout, goes on with the whole next value. With the value of the best action it is
+    Peng's Q(lambda).
+
+    transitions  leaves [num_envs, length, ...], as from `rollout`
+    next_value   f32[num_envs, length], of `transitions.next_observation`
+    """
+
+    def one(later: jax.Array, now: tuple[jax.Array, ...]) -> tuple[jax.Array, jax.Array]:
+        reward, terminated, done, value = now
+        follows = jnp.where(done, value, (1 - decay) * value + decay * later)
+        return_ = reward + gamma * jnp.where(terminated, 0, follows)
+        return return_, return_
+
+    by_time = (transitions.reward.T, transitions.terminated.T, transitions.done.T, next_value.T)
+    _, returns = jax.lax.scan(one, next_value[:, -1], by_time, reverse=True)
+    return returns.T
+
+
 def gae(transitions: Transition, value: jax.Array, next_value: jax.Array, gamma: float, gae_lambda: float) -> jax.Array:
     """Generalised advantage estimates (Schulman et al. 2016, arXiv:1506.02438), f32[num_envs, length].
 
-    A truncated episode bootstraps from its true next observation; a terminated one does not.
-
-    transitions        leaves [num_envs, length, ...], as from `rollout`
-    value, next_value  f32[num_envs, length], of `transitions.observation` and `transitions.next_observation`
+    They are what lambda-returns have above the values of `transitions.observation`, f32[num_envs, length].
     """
-    error = transitions.reward + gamma * jnp.where(transitions.terminated, 0, next_value) - value
-    decay = gamma * gae_lambda * ~transitions.done
-
-    def one(later: jax.Array, now: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        error, decay = now
-        advantage = error + decay * later
-        return advantage, advantage
-
-    _, advantages = jax.lax.scan(one, jnp.zeros_like(error[:, 0]), (error.T, decay.T), reverse=True)
-    return advantages.T
+    return lambda_returns(transitions, next_value, gamma, gae_lambda) - value
 
 
 def normalised(advantages: jax.Array) -> jax.Array:
@@ -36,3 +50,30 @@ def normalised(advantages: jax.Array) -> jax.Array:
 
     centred = advantages - mean(advantages)
     return centred / (jnp.sqrt(mean(centred**2)) + 1e-8)
+
+
+class ExplainedVariance(NamedTuple):
+    """The metric 1 - Var(return - value) / Var(return): 1 where values are right, 0 where they are a constant.
+
+    Leaves f32[]: the number of returns, the sums of returns and of errors, and of their squares.
+    """
+
+    number: jax.Array
+    returns: jax.Array
+    squared_returns: jax.Array
+    errors: jax.Array
+    squared_errors: jax.Array
+
+    def compute(self, name: str) -> Mapping[str, Any]:
+        """The number under the metric's own name; NaN where the returns are constant."""
+        variance = lambda total, squares: squares / self.number - (total / self.number) ** 2
+        with np.errstate(divide="ignore", invalid="ignore"):
+            errors = variance(self.errors, self.squared_errors)
+            return {name: 1 - errors / variance(self.returns, self.squared_returns)}
+
+
+def explained_variance(returns: jax.Array, value: jax.Array) -> ExplainedVariance:
+    """Of values and what they should have been, both of one shape."""
+    error = returns - value
+    number = jnp.float32(returns.size)
+    return ExplainedVariance(number, returns.sum(), (returns**2).sum(), error.sum(), (error**2).sum())

@@ -12,6 +12,8 @@ discount g the optimal values are:
     Truncating   Delayed, but truncated, not terminated, after two frames     Q(0) = g / (1 - g), Q(1) = 1 / (1 - g)
     Recalled     x is 1 or -1, then 0; reward 1 for the second frame's        Q(±1, ·) = g, and at 0, 1 or -1 by what x
                  action 1 after 1, 0 after -1, else -1                        was; for an agent without memory all are 0
+    Near         one frame, x is 0.5 or -0.5, reward -(a - x)^2 for a           V(x) = 0 by a = x
+                 continuous action a between -1 and 1
     Counting     x counts the frames, truncated after 7; reward x             (for tests of rollouts and replay)
 
 In Truncating, an agent that treats truncation as termination finds Q(1) = 1, and one that bootstraps from the
@@ -173,6 +175,22 @@ class Recalled(Observed):
     def observed(self, x: jax.Array) -> jax.Array:
         """x at the first frame."""
         return jnp.where(jnp.abs(x) > 1, 0.0, x)
+
+
+class Near(Constant):
+    """See the module's docstring."""
+
+    def start(self, key: jax.Array) -> jax.Array:
+        """0.5 or -0.5."""
+        return 0.5 * jax.random.rademacher(key, (), jnp.float32)
+
+    def reward(self, x: jax.Array, action: jax.Array) -> jax.Array:
+        """0 if the action is x, less the farther it is from it."""
+        return -((action[0] - x) ** 2)
+
+    def action_space(self, params: ProbeParams | None = None) -> spaces.Box:  # type: ignore[override]
+        """One number."""
+        return spaces.Box(-1.0, 1.0, (1,), jnp.float32)
 
 
 class Counting(Truncating):

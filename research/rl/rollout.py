@@ -106,19 +106,3 @@ def rollout(
     actor, (transitions, metrics) = jax.lax.scan(frame, actor, (keys[length:-1], uniform, starts))
     by_env = jax.tree.map(lambda x: x.swapaxes(0, 1), transitions)
     return actor, by_env, jax.tree.map(lambda x: x.sum(0), metrics)
-
-
-def minibatches(tree: Tree, key: jax.Array, actor: ActorState, epochs: int, count: int) -> Tree:
-    """Frames of a rollout, leaves [num_envs, length, ...], shuffled for each epoch and cut into `count` minibatches.
-
-    Leaves [epochs * count, num_envs * length / count, ...]. Every minibatch has as many frames of each environment, in
-    an order of its own, so that no device needs another's.
-    """
-    length = jax.tree.leaves(tree)[0].shape[1]
-
-    def one(tree: Tree, key: jax.Array) -> Tree:
-        order = jax.vmap(lambda key: jax.random.permutation(key, length))(jax.random.split(key, epochs))
-        return jax.tree.map(lambda x: x[order.reshape(epochs * count, -1)], tree)
-
-    shuffled = jax.vmap(one, out_axes=1)(tree, example_keys(key, actor.env_id))
-    return jax.tree.map(lambda x: x.reshape(epochs * count, -1, *x.shape[3:]), shuffled)

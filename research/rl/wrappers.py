@@ -120,16 +120,21 @@ def rescaled_actions(environment: VectorEnv) -> VectorEnv:
     box = environment.actions
     if not isinstance(box, Box):
         return environment
-    bounded = np.isfinite(box.low) & np.isfinite(box.high)
-    low, high = np.where(bounded, box.low, -1), np.where(bounded, box.high, 1)
+    ones, bounded = np.ones_like(box.low), np.isfinite(box.low) & np.isfinite(box.high)
 
     def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
-        return environment.step(keys, states, jnp.asarray(low + (actions + 1) / 2 * (high - low)), starts)
+        return environment.step(keys, states, unscaled_actions(box, actions), starts)
 
-    ones = np.ones_like(box.low)
     return environment._replace(
         step=step, actions=Box(np.where(bounded, -ones, box.low), np.where(bounded, ones, box.high))
     )
+
+
+def unscaled_actions(box: Box, actions: jax.Array) -> jax.Array:
+    """Actions [..., *shape] of `rescaled_actions` as those of the environment itself, within its bounds."""
+    bounded = np.isfinite(box.low) & np.isfinite(box.high)
+    low, high = jnp.where(bounded, box.low, -1), jnp.where(bounded, box.high, 1)
+    return jnp.clip(low + (actions + 1) / 2 * (high - low), box.low, box.high)
 
 
 def _done(timestep: Timestep) -> jax.Array:
