@@ -381,7 +381,6 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = given.names or configs.names()
-    jax.config.update("jax_disable_most_optimizations", True)  # as `quickly` does for the tests
     if given.record:
         given.record.write_text(json.dumps({name: record(name) for name in names}))
     elif given.compare:

@@ -6,8 +6,6 @@ import pytest
 
 from research.training import config
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.mark.parametrize("name", config.names())
 def test_golden(name):
