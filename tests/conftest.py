@@ -60,7 +60,7 @@ PARTS = {"test_resume": "whole", "test_laws": "name", "test_golden": "name", "te
 
 @pytest.fixture
 def optimised():
-    """For a test that trains for longer than its program would compile."""
+    """For a test that trains for longer than its program compiles, or that is about what the compiler makes of one."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
