@@ -55,10 +55,9 @@ def test_nets_compute_in_16_bits(net, inputs):
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05 * float(jnp.abs(expected).max()))
     others = jax.eval_shape(net.init, jax.random.key(0), inputs)
     params = others.pop("params")
-    for dtype in ("bfloat16", "float16"):
-        traced = lambda p, o, dtype=dtype: jax.grad(lambda p: trained(p, o, dtype), has_aux=True)(p)
-        gradient, (outputs, moved) = jax.eval_shape(traced, params, others)
-        assert floats(gradient) == {"float32"} and floats(outputs) == {dtype} and floats(moved) <= {"float32"}
+    traced = lambda p, o: jax.grad(lambda p: trained(p, o, "float16"), has_aux=True)(p)
+    gradient, (outputs, moved) = jax.eval_shape(traced, params, others)
+    assert floats(gradient) == {"float32"} and floats(outputs) == {"float16"} and floats(moved) <= {"float32"}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
