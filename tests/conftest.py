@@ -16,6 +16,8 @@ if version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".cache" / "jax"))
+# Tests compile for most of their time, and what they claim holds of unoptimised programs too: see `optimised`.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
@@ -31,30 +33,38 @@ if os.environ.get("SAMESTEP_REQUIRE_TORCH") and find_spec("torch") is None:
     )
 
 LONGEST = (
-    "test_resume",
-    "test_extending",
     "test_gan",
     "test_sequences",
     "test_laws",
+    "test_golden",
     "test_configs",
-    "test_text_runs",
+    "test_extending",
     "test_command_line",
-    "test_checkpoint",
+    "test_text_runs",
+    "test_processes",
+    "test_dqn",
+    "test_steps",
+    "test_samples",
+    "test_export",
+    "test_inception",
+    "test_places",
+    "test_dtypes",
+    "test_resume",
     "test_experiments",
-    "test_nets",
 )
 """Files that are begun first, so that both workers end at about the same time; except in random order."""
 
-PARTS = {"test_resume": "whole", "test_laws": "name", "test_configs": "name"}
+PARTS = {"test_resume": "whole", "test_laws": "name", "test_golden": "name", "test_configs": "name"}
 """Files whose tests need not share a process where this parameter differs."""
 
 
-@pytest.fixture(scope="module")
-def quickly():
-    """For modules that compile for most of their time, and whose claims hold of unoptimised programs too."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def optimised():
+    """For a test that trains for longer than its program compiles, or that is about what the compiler makes of one."""
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module", autouse=True)

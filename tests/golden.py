@@ -385,7 +385,6 @@ def main() -> None:
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     names = given.names or sorted(file.stem for file in FOLDER.glob("*.json"))
-    jax.config.update("jax_disable_most_optimizations", True)  # as `quickly` does for the tests
     if given.record:
         given.record.write_text(json.dumps({name: record(name) for name in names}))
     elif given.compare:

@@ -16,6 +16,7 @@ from research.nets.transformer import LanguageModel, Stack
 from research.training.aot import compiled, lower, operations
 from research.training.topology import NotInstalled, topology
 
+pytestmark = pytest.mark.usefixtures("optimised")  # what is counted is what users get
 CHUNK = 2
 CLOCKED = {"dqn": 2}
 """Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows."""

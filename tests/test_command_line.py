@@ -18,6 +18,7 @@ from learners import EXPERIMENTS
 import research
 from experiments.train import main
 from research.core.errors import RunError, UserError
+from research.learners.classify import Classify
 from research.training import checkpoint, config, provenance, workdir
 from research.training.checks import usable_devices
 
@@ -42,6 +43,14 @@ def filled(value, prefix=""):
         elif dataclasses.is_dataclass(getattr(value, field.name)):
             found |= filled(getattr(value, field.name), f"{prefix}{field.name}.")
     return found
+
+
+@pytest.fixture(autouse=True, scope="module")
+def without_reports():
+    """Their pictures take more than half of the time of a tiny run; test_experiments.py has them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classify, "reports", lambda *_: [])
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -25,15 +25,6 @@ from research.rl.rollout import Transition
 G = 0.5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quick_to_compile():
-    """Numbers matter here, speed doesn't."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 def probe(name: str, **changes) -> DQN:
     small = DQN(
         environment=Environment(f"probes:{name}"),

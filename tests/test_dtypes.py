@@ -10,8 +10,6 @@ from nets import LANGUAGE_MODELS, NETS, TRANSLATORS, WORDS, name
 
 from research.nets import lstm
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def cast(tree, dtype):
     return jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
@@ -40,22 +38,26 @@ def floats(tree):
 @pytest.mark.parametrize("net, inputs", NETS, ids=name)
 def test_nets_compute_in_16_bits(net, inputs):
     """Outputs have the dtype, and in bfloat16 are near those in float32; batch statistics and gradients are float32."""
-    variables = net.init(jax.random.key(0), inputs)
 
-    def trained(params, dtype):
+    def trained(params, others, dtype):
         options = {"train": True, "mutable": ["batch_stats"], "rngs": {"dropout": jax.random.key(1)}}
-        outputs, moved = applied(net, dtype, variables | {"params": params}, inputs, **options)
+        outputs, moved = applied(net, dtype, others | {"params": params}, inputs, **options)
         return outputs.astype(jnp.float32).sum(), (outputs, moved)
 
-    params = variables["params"]
-    found, moved = jax.jit(lambda p: trained(p, "bfloat16")[1])(params)
-    expected, _ = jax.jit(lambda p: trained(p, "float32")[1])(params)
+    @jax.jit
+    def both(key):
+        others = net.init(key, inputs)
+        params = others.pop("params")
+        return [trained(params, others, dtype)[1] for dtype in ("bfloat16", "float32")]
+
+    (found, moved), (expected, _) = both(jax.random.key(0))
     assert floats(found) == {"bfloat16"} and floats(expected) == {"float32"} and floats(moved) <= {"float32"}
     np.testing.assert_allclose(found.astype(jnp.float32), expected, atol=0.05 * float(jnp.abs(expected).max()))
-    for dtype in ("bfloat16", "float16"):
-        traced = lambda p, dtype=dtype: jax.grad(lambda p: trained(p, dtype), has_aux=True)(p)
-        gradient, (outputs, moved) = jax.eval_shape(traced, params)
-        assert floats(gradient) == {"float32"} and floats(outputs) == {dtype} and floats(moved) <= {"float32"}
+    others = jax.eval_shape(net.init, jax.random.key(0), inputs)
+    params = others.pop("params")
+    traced = lambda p, o: jax.grad(lambda p: trained(p, o, "float16"), has_aux=True)(p)
+    gradient, (outputs, moved) = jax.eval_shape(traced, params, others)
+    assert floats(gradient) == {"float32"} and floats(outputs) == {"float16"} and floats(moved) <= {"float32"}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -77,7 +79,7 @@ def test_the_gradient_of_an_embedding_is_summed_in_float32():
     """1,200 occurrences of one token: bfloat16 stops counting at 256."""
     text = jnp.full((100, 12), 7)
     net = lstm.Classifier(width=8, embedding=6, bigram_buckets=16, vocabulary=50, outputs=3)
-    variables = net.init(jax.random.key(0), text)
+    variables = jax.jit(net.init)(jax.random.key(0), text)
     total = lambda params, dtype: applied(net, dtype, {"params": params}, text).astype(jnp.float32).sum()
     found, expected = (
         jax.jit(jax.grad(total), static_argnums=1)(variables["params"], dtype) for dtype in ("bfloat16", "float32")
@@ -95,9 +97,14 @@ def test_weights_of_attention_are_float32(attention):
     """In bfloat16 the weights of a long sentence sum to 1 within float32's digits, and so does the Transformer's."""
     net = lstm.Translator(width=8, attention=attention, outputs=50)
     source = jnp.tile(WORDS[1:], (1, 40))
-    variables = net.init(jax.random.key(0), (source, WORDS[1:]))
-    variables = {"params": jax.tree.map(lambda x: 3 * x, variables["params"])}
-    _, sown = applied(net, "bfloat16", variables, (source, WORDS[1:]), mutable=["intermediates"])
+
+    @jax.jit
+    def attended(key):
+        variables = net.init(key, (source, WORDS[1:]))
+        variables = {"params": jax.tree.map(lambda x: 3 * x, variables["params"])}
+        return applied(net, "bfloat16", variables, (source, WORDS[1:]), mutable=["intermediates"])
+
+    _, sown = attended(jax.random.key(0))
     (weights,) = sown["intermediates"]["decoder"]["attention"]
     assert weights.dtype == jnp.float32
     np.testing.assert_allclose(weights.sum(-1), 1, atol=1e-5)

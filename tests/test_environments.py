@@ -15,8 +15,6 @@ from research.rl.environments import Box, Environment, make
 from research.rl.rollout import reset, rollout
 from research.training import config
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.mark.parametrize("name", sorted({*gymnax.registered_envs} - {"MNISTBandit-bsuite"}))
 def test_every_environment_of_gymnax_has_the_shapes_that_it_states(name, monkeypatch):

@@ -22,7 +22,6 @@ from research.core.state import Batch
 from research.training import export as programs
 from research.training.leaves import named, plain
 
-pytestmark = pytest.mark.usefixtures("quickly")
 PLATFORMS = ("cpu", "cuda", "tpu")
 
 SIGNATURES = {

@@ -29,8 +29,6 @@ from research.nets import gan as nets
 from research.nets.conv import BatchNorm, _lax_transposed, convolve_transposed, recomputed_statistics
 from research.training import checkpoint, config, run
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.fixture(scope="module")
 def torch():
@@ -38,14 +36,6 @@ def torch():
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)
     return torch
-
-
-@pytest.fixture
-def optimised():
-    """For a test that trains."""
-    jax.config.update("jax_disable_most_optimizations", False)
-    yield
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 TINY = EXPERIMENTS["gan"]
@@ -246,42 +236,48 @@ def shape_of(net, inputs):
     return jax.eval_shape(lambda p, c: network(net).apply(p, c, inputs)[0], params, collections).shape
 
 
-@pytest.mark.parametrize("side, channels, halvings", [(8, 1, 2), (28, 1, 2), (32, 3, 3), (64, 3, 4)])
-def test_nets_make_and_read_images_of_the_datas_size(side, channels, halvings):
+def compiled(net):
+    """(init, apply)"""
+    return tuple(map(jax.jit, network(net)))
+
+
+@pytest.mark.parametrize(
+    "side, channels, halvings, classes", [(8, 1, 2, 10), (28, 1, 2, 0), (32, 3, 3, 10), (64, 3, 4, 0)]
+)
+def test_nets_make_and_read_images_of_the_datas_size(side, channels, halvings, classes):
     shape, labels = (side, side, channels), jnp.zeros(2, jnp.int32)
-    for classes in (0, 10):
-        for generator in (dcgan.DCGANGenerator, residual.ResidualGenerator, nets.DenseGenerator):
-            net = generator((4,) * halvings, shape=shape, classes=classes)
-            assert shape_of(net, (jnp.zeros((2, 5)), labels)) == (2, *shape)
-        for net in (
-            dcgan.DCGANDiscriminator((4,) * halvings, classes=classes),
-            residual.ResidualDiscriminator((4,) * 4, classes=classes),
-            nets.DenseDiscriminator((4,), classes=classes),
-        ):
-            assert shape_of(net, (jnp.zeros((2, *shape)), labels)) == (2,)
+    for generator in (dcgan.DCGANGenerator, residual.ResidualGenerator, nets.DenseGenerator):
+        net = generator((4,) * halvings, shape=shape, classes=classes)
+        assert shape_of(net, (jnp.zeros((2, 5)), labels)) == (2, *shape)
+    for net in (
+        dcgan.DCGANDiscriminator((4,) * halvings, classes=classes),
+        residual.ResidualDiscriminator((4,) * 4, classes=classes),
+        nets.DenseDiscriminator((4,), classes=classes),
+    ):
+        assert shape_of(net, (jnp.zeros((2, *shape)), labels)) == (2,)
 
 
 def test_dcgans_dense_layers_by_hand():
     """With 1x1 of an image left, by NumPy: noise -> dense -> image; image -> dense -> score."""
     labels, image = jnp.zeros(3, jnp.int32), normal(0, 3, 2, 2, 1)
-    net = dcgan.DCGANDiscriminator((4,), hidden=5, norm="layer")
-    params, _ = network(net).init(jax.random.key(1), (image, labels))
+    init, apply = compiled(dcgan.DCGANDiscriminator((4,), hidden=5, norm="layer"))
+    params, _ = jax.device_get(init(jax.random.key(1), (image, labels)))
     rectified = lambda x: np.maximum(0.2 * x, x)
     kernel = np.asarray(params["stem"]["Weight_0"]["kernel"])[1:3, 1:3]  # the rest meets the padding
     x = rectified(np.einsum("bhwc,hwcd->bd", np.asarray(image), kernel) + params["stem"]["bias"])
     x = x @ params["Dense_0"]["Weight_0"]["kernel"] + params["Dense_0"]["bias"]
     x = rectified((x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5))
     score = x @ params["head"]["Dense_0"]["Weight_0"]["kernel"]
-    np.testing.assert_allclose(network(net).apply(params, {}, (image, labels))[0], score[:, 0], atol=1e-5)
+    np.testing.assert_allclose(apply(params, {}, (image, labels))[0], score[:, 0], atol=1e-5)
 
     z = normal(2, 3, 6)
-    net = dcgan.DCGANGenerator((4,), hidden=5, norm="none", shape=(2, 2, 1))
-    params, _ = network(net).init(jax.random.key(3), (z, labels))
+    init, apply = compiled(dcgan.DCGANGenerator((4,), hidden=5, norm="none", shape=(2, 2, 1)))
+    params, _ = jax.device_get(init(jax.random.key(3), (z, labels)))
     dense = lambda x, p: np.maximum(x @ p["Weight_0"]["kernel"] + p["bias"], 0)
     x = dense(dense(np.asarray(z), params["stem"]), params["ProjectAndReshape_0"]["Dense_0"])
     kernel = np.asarray(params["head"]["Weight_0"]["kernel"])[1:3, 1:3]
     images = np.tanh(np.einsum("bc,hwcd->bhwd", x, kernel) + params["head"]["bias"])
-    np.testing.assert_allclose(network(net).apply(params, {}, (z, labels))[0], images, atol=1e-5)
+    np.testing.assert_allclose(apply(params, {}, (z, labels))[0], images, atol=1e-5)
 
 
 def test_sizes_are_the_papers():
@@ -299,14 +295,14 @@ def test_sizes_are_the_papers():
 
 
 def test_instance_norms_do_not_see_brightness_and_layer_norms_do():
-    image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3), minval=-0.5, maxval=0.5)
+    image = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 16, 16, 3)).astype(np.float32)
     for norm, least, most in (("instance", 0, 1e-4), ("layer", 1e-3, 2)):
-        net = cyclegan.CycleGenerator(4, 1, 3, norm)
-        params, _ = network(net).init(jax.random.key(1), image)
-        params = jax.tree.map(lambda x: 10 * x, params)  # first values are small, and so what a net makes of them
-        change = jnp.abs(
-            network(net).apply(params, {}, image + 0.3)[0] - network(net).apply(params, {}, image)[0]
-        ).max()
+        init, apply = compiled(cyclegan.CycleGenerator(4, 1, 3, norm))
+        params, _ = init(jax.random.key(1), image)
+        # First values are small, and so what a net makes of them.
+        params = jax.tree.map(lambda x: 10 * np.asarray(x), params)
+        before, after = (np.asarray(apply(params, {}, x)[0]) for x in (image, image + np.float32(0.3)))
+        change = np.abs(after - before).max()
         assert least <= change <= most, norm
 
 
@@ -446,7 +442,7 @@ def test_the_averaged_generator_has_batch_statistics_of_its_own():
     keys = example_keys(jax.random.key(0), jnp.arange(STATISTICS))
     inputs = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys), jnp.arange(STATISTICS) % 10
     noise, labels = latent_inputs(5, 6, 4, 10)
-    expected, _ = network(module).apply(average, {"batch_stats": unflatten_dict(statistics(average))}, (noise, labels))
+    expected, _ = compiled(module)[1](average, {"batch_stats": unflatten_dict(statistics(average))}, (noise, labels))
     np.testing.assert_allclose(TINY.samples(state, noise, labels), expected, atol=1e-4)
     evaluate = jax.jit(learner.evaluate)
     ruined = state._replace(
@@ -468,8 +464,9 @@ class SpectralGenerator(nn.Module):
 def test_recomputed_statistics_leave_singular_vectors():
     noise, keys, net = normal(0, 50, 4) + 1, jax.random.split(jax.random.key(0), 50), network(SpectralGenerator())
     params, own = net.init(jax.random.key(1), noise)
+    apply = jax.jit(net.apply)
     for _ in range(150):  # until singular vectors and running means stand still
-        _, own = net.apply(params, own, noise, rng=keys)
+        _, own = apply(params, own, noise, rng=keys)
     found = recomputed_statistics(net, params, own, noise, keys)["batch_stats"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-2, atol=1e-3), found, own["batch_stats"])
 

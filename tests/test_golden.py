@@ -7,7 +7,6 @@ import pytest
 from research.training import config
 
 RECORDED = sorted(file.stem for file in golden.FOLDER.glob("*.json"))
-pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.mark.parametrize("name", RECORDED)

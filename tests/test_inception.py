@@ -21,7 +21,7 @@ torch = pytest.importorskip("torch")
 functional = torch.nn.functional
 
 
-pytestmark = pytest.mark.usefixtures("quickly", "one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,12 @@ from research.core.transformations import per_seed, scan_steps, with_feed
 from research.core.update import Dtype, LossScale
 from research.data.feed import prefetched
 
-pytestmark = [pytest.mark.parametrize("name", EXPERIMENTS, scope="module"), pytest.mark.usefixtures("quickly")]
+pytestmark = pytest.mark.parametrize("name", EXPERIMENTS, scope="module")
 KEY = 20
-ALIKE = ("transformer", "lstm", "masked", "sentences", "translator", "wgan_gp", "cyclegan", "pqn", "ppo_continuous")
-"""Learners whose States are of a kind with another's: cnn's, dqn's and ppo's with a world, gan's with two."""
+KINDS = ("cnn", "dqn", "gan")
+"""A learner of each kind of State: one net, with a world, two nets. The others are compiled for fewer places."""
+TENSOR = ("transformer", "translator")
+"""Learners whose nets have every entry of the table of tensor shardings."""
 N = 4
 MESHES = {
     "fsdp": ("replica=2,data=4", "fsdp"),
@@ -37,6 +39,13 @@ def made(name: str, seeded: bool = False):
     """(learner, feeds) of an experiment."""
     learner = EXPERIMENTS[name].build()
     return per_seed(learner) if seeded else learner, EXPERIMENTS[name].feeds()
+
+
+@functools.cache
+def batches(name: str):
+    """step -> its batch, from one program where the feed is resident."""
+    feed = made(name)[1].train
+    return jax.jit(feed.batch_at) if feed.resident else feed.batch_at
 
 
 def start(name: str, seeded: bool = False):
@@ -77,17 +86,24 @@ def data(name: str, target, begin: int = 0):
     feed = made(name)[1].train
     if feed.resident:
         return target.put_data(feed, None)
-    return target.put_data(jax.tree.map(lambda *x: np.stack(x), *(feed.batch_at(begin + k) for k in range(N))), 1)
+    return target.put_data(stacked([feed.batch_at(begin + k) for k in range(N)]), 1)
 
 
 @functools.cache
 def run(name: str, where: str = "one", seeded: bool = False):
     """(state, metrics, evaluation) after N scanned steps at a place, on the host."""
     target = at(where, seeded, EXPERIMENTS[name].tensor_axes())
-    learner, feeds = made(name, seeded)
     state, metrics = scanned(name, where, seeded)[0](target.put(start(name, seeded)), data(name, target))
-    judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
-    return host(state), host(metrics), host(judged)
+    return host(state), host(metrics), host(evaluation(name, where, seeded)(state))
+
+
+@functools.cache
+def evaluation(name: str, where: str = "one", seeded: bool = False):
+    """State -> metrics of the first validation batch, compiled for a place."""
+    target = at(where, seeded, EXPERIMENTS[name].tensor_axes())
+    learner, feeds = made(name, seeded)
+    evaluate = target.evaluate(learner.evaluate, 0)
+    return lambda state: evaluate(state, target.put_data(feeds.validation[0], 0))
 
 
 @functools.cache
@@ -100,7 +116,7 @@ def stepped(name: str):
 def released(name):
     """After the tests of one learner, its compiled programs are dropped: they would add up to gigabytes."""
     yield
-    for cached in (made, scanned, run, stepped, losses):
+    for cached in (made, batches, scanned, run, evaluation, stepped, losses):
         cached.cache_clear()
     jax.clear_caches()
 
@@ -109,6 +125,16 @@ def host(tree):
     """The tree as NumPy arrays; keys by their data."""
     data = lambda x: jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
     return jax.tree.map(lambda x: np.asarray(data(x)), tree)
+
+
+def stacked(trees):
+    """Trees as one, on the host, with an axis in front."""
+    return jax.tree.map(lambda *x: np.stack(x), *map(host, trees))
+
+
+def value(mean):
+    """A mean on the host, and 0 where nothing was counted."""
+    return mean.total / np.where(mean.count == 0, 1, mean.count)
 
 
 def assert_close(a, b, rtol=2e-4, atol=2e-5):
@@ -124,9 +150,9 @@ def assert_same(a, b):
 
 
 def test_endomorphism(name):
-    learner, feeds = made(name)
+    learner, _ = made(name)
     state = jax.eval_shape(learner.init, jax.random.key(0))
-    after, _ = jax.eval_shape(learner.step, state, feeds.train.batch_at(0))
+    after, _ = jax.eval_shape(learner.step, state, batches(name)(0))
     assert jax.tree.structure(state) == jax.tree.structure(after)
     for (path, x), y in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(after), strict=True):
         facts = [(z.shape, z.dtype, z.weak_type) for z in (x, y)]
@@ -142,32 +168,34 @@ def test_step_counts_and_learning_moves(name):
         not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)
     ]
     assert all(moved)
-    norms = [x.value[-1] for key, x in metrics.items() if key.endswith("gradient_norm")]
+    norms = [value(x)[-1] for key, x in metrics.items() if key.endswith("gradient_norm")]
     assert norms and min(norms) > 0
 
 
 def test_scan_is_loop(name):
-    feed, state, metrics = made(name)[1].train, start(name), []
+    state, metrics = start(name), []
     for k in range(N):
-        state, new = stepped(name)(state, feed.batch_at(k))
+        state, new = stepped(name)(state, batches(name)(k))
         metrics.append(new)
     scanned_state, scanned_metrics, _ = run(name)
     assert_close(host(state), scanned_state)
-    assert_close(jax.tree.map(lambda *x: np.stack(x), *metrics), scanned_metrics)
+    assert_close(stacked(metrics), scanned_metrics)
 
 
 def test_streamed_is_resident(name):
+    """The batches are the same, and so is what one learner of them makes of them; see test_scan_is_loop too."""
     if not hasattr(getattr(EXPERIMENTS[name], "data", None), "feed"):
         pytest.skip("its data live in one place alone")
     stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="host"))
     target = place("shard_map")
-    learner = stream.build()
-    state = target.put(start(name))
-    steps = target.train(scan_steps(learner.step, N), 1)
     with prefetched(stream.feeds().train, 0, N, N, target.put_rows) as chunks:
-        state, metrics = steps(state, next(chunks))
-    assert_close(host(state), run(name)[0])
-    assert_close(host(metrics), run(name, "shard_map")[1])
+        chunk = next(chunks)
+    assert_same(host(chunk), stacked([batches(name)(k) for k in range(N)]))
+    if name in KINDS:
+        steps = target.train(scan_steps(stream.build().step, N), 1)
+        state, metrics = steps(target.put(start(name)), chunk)
+        assert_close(host(state), run(name)[0])
+        assert_close(host(metrics), run(name, "shard_map")[1])
 
 
 def test_traced_once_donated_and_without_transfers(name):
@@ -212,8 +240,8 @@ def test_seeds(name):
     + [(where, True) for where in ("shard_map", "jit", "seed")],
 )
 def test_placement(name, where, seeded):
-    if (seeded or where == "pmap") and name in ALIKE:
-        pytest.skip("compiled for one State of each kind: it takes long; experiments.places has pmap for all")
+    if not (name in KINDS or (where, seeded) == ("shard_map", False) or (where == "tensor" and name in TENSOR)):
+        pytest.skip("compiled for one State of each kind: it takes long; experiments.places has all places for all")
     if where == "tensor" and not EXPERIMENTS[name].tensor_axes():
         with pytest.raises(UserError, match="--shard tensor: the net has no table"):
             at(where)
@@ -221,7 +249,7 @@ def test_placement(name, where, seeded):
     one, one_metrics, one_judged = run(name, seeded=seeded)
     eight, eight_metrics, eight_judged = run(name, where, seeded)
     assert_close(eight, one)
-    means = lambda metrics: {key: m.value for key, m in metrics.items() if isinstance(m, Mean)}
+    means = lambda metrics: {key: value(m) for key, m in metrics.items() if isinstance(m, Mean)}
     assert_close(means(eight_metrics), means(one_metrics))
     assert_close(means(eight_judged), means(one_judged))
 
@@ -236,7 +264,7 @@ def test_microbatches(name):
         step = stepped(name) if parts == experiment else jax.jit(parts.build().step)
         state = start(name)
         for k in range(N):
-            batch = made(name)[1].train.batch_at(k)
+            batch = batches(name)(k)
             if jax.tree.leaves(batch):  # not of those that make their own data
                 batch = batch._replace(mask=(np.arange(batch.mask.size) < 11).astype(np.float32))
             state, _ = step(state, batch)
@@ -256,20 +284,22 @@ def losses(name: str, dtype: str):
     else:
         learner = dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, dtype=dtype)).build()
         step = jax.jit(learner.step)
-    feeds, target, metrics = made(name)[1], at("one"), []
-    state = start(name)
+    state, metrics = start(name), []
     if dtype == "float16":  # a loss scale at which no update is skipped, so that the same ones are compared
         scale = LossScale(jnp.float32(64), jnp.int32(0), jnp.int32(0))
         state = state._replace(opt_state={key: x._replace(scale=scale) for key, x in state.opt_state.items()})
     for k in range(STEPS):
-        state, found = step(state, feeds.train.batch_at(k))
+        state, found = step(state, batches(name)(k))
         metrics.append(found)
-    metrics = jax.tree.map(lambda *x: np.stack(x), *metrics)
-    judged = target.evaluate(learner.evaluate, 0)(state, target.put_data(feeds.validation[0], 0))
+    metrics = stacked(metrics)
+    if dtype == "float32":
+        judged = host(evaluation(name)(at("one").put(state)))
+    else:
+        judged = host(jax.jit(learner.evaluate)(state, made(name)[1].validation[0]))
     leaves = jax.tree.leaves((state, metrics, judged))
     assert {x.dtype.name for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)} == {"float32"}
     assert not any(x.total.any() for key, x in metrics.items() if key.endswith("skipped_updates"))
-    values = lambda found: {key: np.asarray(m.value) for key, m in found.items() if key.endswith("loss")}
+    values = lambda found: {key: value(m) for key, m in found.items() if key.endswith("loss")}
     return values(metrics), values(judged)
 
 

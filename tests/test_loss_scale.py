@@ -14,7 +14,6 @@ from research.core.state import Batch, owned
 from research.core.update import Aux, UpdateConfig, updater
 from research.training.checks import check_finite
 
-pytestmark = pytest.mark.usefixtures("quickly")
 SCHEDULED = Optimizer(name="sgd", learning_rate=0.1, momentum=0.5, nesterov=False, schedule="linear")
 
 

@@ -15,7 +15,6 @@ from research.nets import conv
 from research.nets.cnn import CNN, ResNet
 from research.nets.q import MinAtarNet
 
-pytestmark = pytest.mark.usefixtures("quickly")
 CASES = [
     # channels, height, width, batch, features, kernel, stride, padding
     (8, 12, 12, 3, 5, 3, 1, "SAME"),
@@ -38,44 +37,47 @@ def by_scipy(x, w, stride, padding):
     return np.moveaxis(np.array(found), 1, -1)
 
 
+def drawn(seed, *shape):
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def of_a_convolution(case):
+    """Its images, its kernel, and a cotangent of what it gives."""
+    c, h, w_, n, f, k, stride, padding = case
+    x, w = drawn(0, c, h, w_, n), drawn(1, k, k, c, f) / np.float32(k * c**0.5)
+    return x, w, drawn(2, *jax.eval_shape(lambda x, w: conv._lax(x, w, stride, padding), x, w).shape)
+
+
+def both_ways(case):
+    """The compiled values and gradients of the convolution of this platform, and of XLA's own in float32."""
+
+    def values(convolution, x, w, cotangent):
+        y, pull = jax.vjp(lambda x, w: convolution(x, w, *case[-2:]), x, w)
+        return y, *pull(cotangent)
+
+    wide = lambda arrays: [a.astype(jnp.float32) for a in arrays]
+    return jax.jit(lambda *arrays: (values(conv.convolve, *arrays), values(conv._lax, *wide(arrays))))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_convolution(case):
-    c, h, w_, n, f, k, stride, padding = case
-    x = jax.random.normal(jax.random.key(0), (c, h, w_, n))
-    w = jax.random.normal(jax.random.key(1), (k, k, c, f)) / (k * c**0.5)
-    np.testing.assert_allclose(conv.convolve(x, w, stride, padding), by_scipy(x, w, stride, padding), atol=1e-4)
+    x, w, cotangent = of_a_convolution(case)
+    (y, *mine), (_, *theirs) = both_ways(case)(x, w, cotangent)
+    np.testing.assert_allclose(y, by_scipy(x, w, *case[-2:]), atol=1e-4)
     # The gradient, on the CPU, against that of XLA's own convolution, which other platforms take.
-    cotangent = jax.random.normal(jax.random.key(2), conv._lax(x, w, stride, padding).shape)
-    gradients = [
-        jax.jit(lambda x, w, f=f: jax.vjp(lambda x, w: f(x, w, stride, padding), x, w)[1](cotangent))(x, w)
-        for f in (conv.convolve, conv._lax)
-    ]
-    for mine, theirs in zip(*gradients, strict=True):
-        np.testing.assert_allclose(mine, theirs, atol=1e-4 * float(jnp.abs(theirs).max()))
+    for a, b in zip(mine, theirs, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4 * float(np.abs(b).max()))
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case, dtype", [(case, "bfloat16") for case in CASES] + [(CASES[0], "float16")])
 def test_convolution_in_16_bits(case, dtype):
     """Forward and backward within a rounding or two of XLA's convolution of the same numbers in float32."""
-    c, h, w_, n, f, k, stride, padding = case
-    x = jax.random.normal(jax.random.key(0), (c, h, w_, n)).astype(dtype)
-    w = (jax.random.normal(jax.random.key(1), (k, k, c, f)) / (k * c**0.5)).astype(dtype)
-    cotangent = jax.random.normal(jax.random.key(2), conv._lax(x, w, stride, padding).shape).astype(dtype)
-
-    def values(convolution, *arrays):
-        def both(x, w, cotangent):
-            y, pull = jax.vjp(lambda x, w: convolution(x, w, stride, padding), x, w)
-            return y, *pull(cotangent)
-
-        return jax.jit(both)(*arrays)
-
-    found = values(conv.convolve, x, w, cotangent)
-    expected = values(conv._lax, *(a.astype(jnp.float32) for a in (x, w, cotangent)))
+    found, expected = both_ways(case)(*(x.astype(jnp.dtype(dtype)) for x in of_a_convolution(case)))
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == dtype
-        scale = float(jnp.abs(theirs).max())
-        np.testing.assert_allclose(mine.astype(jnp.float32), theirs, atol=2 * float(jnp.finfo(dtype).eps) * scale)
+        scale = float(np.abs(theirs).max())
+        atol = 2 * float(jnp.finfo(dtype).eps) * scale
+        np.testing.assert_allclose(np.asarray(mine).astype(np.float32), theirs, atol=atol)
 
 
 @pytest.mark.parametrize("kernel", [3, 4])
@@ -125,8 +127,8 @@ def test_max_pool():
 def test_batch_norm():
     x = np.random.default_rng(0).normal(2, 3, (3, 4, 5, 6)).astype(np.float32)
     norm = conv.BatchNorm()
-    variables = norm.init(jax.random.key(0), x, False)
-    y, moved = norm.apply(variables, x, True, mutable=["batch_stats"])
+    variables = jax.jit(lambda x: norm.init(jax.random.key(0), x, False))(x)
+    y, moved = jax.jit(lambda x: norm.apply(variables, x, True, mutable=["batch_stats"]))(x)
     mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
     np.testing.assert_allclose(y, (x - mean) / np.sqrt(var + 1e-5), atol=1e-4)
     (stats,) = moved["batch_stats"].values()
@@ -137,12 +139,12 @@ def test_batch_norm():
 
 @pytest.mark.parametrize("how", ["jit", "pmap", "shard_map"])
 def test_batch_norm_is_over_all_devices(how):
-    x = jax.random.normal(jax.random.key(0), (4, 2, 3, 3, 2)) * jnp.arange(1.0, 5.0)[:, None, None, None, None]
-    whole = jnp.concatenate(list(x), 3)
+    x = drawn(0, 4, 2, 3, 3, 2) * np.arange(1, 5, dtype=np.float32)[:, None, None, None, None]
+    whole = np.concatenate(list(x), 3)
     norm = conv.BatchNorm()
-    variables = norm.init(jax.random.key(0), whole, False)
+    variables = jax.jit(lambda x: norm.init(jax.random.key(0), x, False))(whole)
     f = lambda x: norm.apply(variables, x, True, mutable=["batch_stats"])
-    expected, moved = f(whole)
+    expected, moved = jax.jit(f)(whole)
     mesh = jax.make_mesh((4,), (AXIS,), axis_types=(AxisType.Auto,), devices=jax.devices()[:4])
     match how:
         case "jit":
@@ -174,17 +176,23 @@ def test_sizes_are_the_papers():
     "net", [CNN(widths=(4, 8), hidden=6, dropout=0.5, outputs=3), ResNet((4, 8), (1, 1), outputs=3)]
 )
 def test_nets_shape_dtype_and_modes(net):
-    x = jax.random.normal(jax.random.key(0), (5, 8, 8, 2))
     init, apply = network(net)
-    params, collections = init(jax.random.key(1), x)
-    plain, same_collections = apply(params, collections, x)
-    trained, moved = apply(params, collections, x, rng=jax.random.split(jax.random.key(2), 5))
+
+    @jax.jit
+    def called(x, keys):
+        params, collections = init(jax.random.key(1), x)
+        plain, same_collections = apply(params, collections, x)
+        assert same_collections is collections
+        trained, moved = apply(params, collections, x, rng=keys)
+        half, _ = network(net, "bfloat16").apply(params, collections, x)
+        return plain, trained, collections, moved, apply(params, collections, x[:2])[0], half
+
+    keys = jax.random.split(jax.random.key(2), 5)
+    plain, trained, collections, moved, two, half = called(drawn(0, 5, 8, 8, 2), keys)
     assert plain.shape == trained.shape == (5, 3) and plain.dtype == jnp.float32
-    assert same_collections is collections
     assert not np.array_equal(*(jax.tree.leaves(c)[0] for c in (collections, moved)))
     # Examples do not see each other in evaluation, and do, through the batch statistics, in training.
-    np.testing.assert_allclose(apply(params, collections, x[:2])[0], plain[:2], atol=1e-5)
-    half, _ = network(net, "bfloat16").apply(params, collections, x)
+    np.testing.assert_allclose(two, plain[:2], atol=1e-5)
     assert half.dtype == jnp.float32
     np.testing.assert_allclose(half, plain, atol=0.2)
 
@@ -193,13 +201,14 @@ def test_classification_by_hand():
     logits = np.array([[2.0, 0.0, 0.0], [0.0, 1.0, 0.0], [5.0, 0.0, 0.0]], np.float32)
     labels, mask = np.array([0, 2, 1]), np.array([1.0, 1.0, 0.0])
     log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    plain, metrics = classification()(logits, labels, mask)
+    classify = jax.jit(classification())
+    plain, metrics = classify(logits, labels, mask)
     assert plain.value == pytest.approx(-(log_p[0, 0] + log_p[1, 2]) / 2, rel=1e-5)
     assert metrics["accuracy"].value == 0.5 and metrics["accuracy"].count == 2
-    two, metrics = classification()(np.stack([logits, -3 * logits], 1), labels, mask)
-    other, _ = classification()(-3 * logits, labels, mask)
+    two, metrics = classify(np.stack([logits, -3 * logits], 1), labels, mask)
+    other, _ = classify(-3 * logits, labels, mask)
     assert two.value == pytest.approx(float(plain.value + other.value) / 2, rel=1e-5) and two.count == 2
     assert metrics["accuracy"].value == 0  # the mean logits are (-2, 0, 0) and (0, -1, 0), the labels 0 and 2
-    smooth, _ = classification(0.3)(logits, labels, mask)
+    smooth, _ = jax.jit(classification(0.3))(logits, labels, mask)
     targets = np.full((3, 3), 0.1) + 0.7 * np.eye(3)[labels]
     assert smooth.value == pytest.approx(-(targets * log_p)[:2].sum() / 2, rel=1e-5)

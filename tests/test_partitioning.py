@@ -8,8 +8,6 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from nets import NETS, name, with_keys
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 @pytest.mark.parametrize("net, inputs", NETS, ids=name)
 def test_gradients_are_summed_and_nothing_is_gathered(net, inputs, monkeypatch):

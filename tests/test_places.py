@@ -2,11 +2,7 @@
 
 import json
 
-import pytest
-
 from experiments import places
-
-pytestmark = pytest.mark.usefixtures("quickly")
 
 
 def test_the_table_of_a_learner(tmp_path, capsys):

@@ -24,7 +24,6 @@ from research.rl.distributions import Categorical, Gaussian
 from research.rl.environments import Environment
 from research.rl.normalisation import discounted_rewards, merged, no_moments, normalised, scaled
 
-pytestmark = pytest.mark.usefixtures("quickly")
 G = 0.5
 
 

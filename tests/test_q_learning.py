@@ -29,7 +29,6 @@ from research.rl.rollout import Transition, reset, rollout
 from research.rl.wrappers import remembering
 
 G = 0.5
-pytestmark = pytest.mark.usefixtures("quickly")
 
 # Of each probe, observations and the values of its actions, see research/rl/probes.py.
 KNOWN = {

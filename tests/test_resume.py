@@ -1,4 +1,4 @@
-"""Real processes, killed at random moments and started again, end as if nothing had happened."""
+"""Real processes, killed at random moments, whose runs another process goes on with, end as if nothing had happened."""
 
 import json
 import os
@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import research
+from experiments.train import main
 from research.training.log import read
 
 RUNS = {
@@ -23,16 +24,16 @@ RUNS = {
 }
 
 
-def start(name: str, workdir: Path, *more: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "experiments.train", name, "--workdir", str(workdir), *RUNS[name].split(), *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ)
+def arguments(name: str, workdir: Path) -> list[str]:
+    return [name, "--workdir", str(workdir), *RUNS[name].split()]
 
 
-def finish(name: str, workdir: Path, *more: str) -> str:
-    process = start(name, workdir, *more)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    return output
+def start(name: str, workdir: Path) -> subprocess.Popen:
+    """The run in a process of its own, which compiles what this one does."""
+    command = [sys.executable, "-m", "experiments.train", *arguments(name, workdir)]
+    alike = {"JAX_NUM_CPU_DEVICES": "8", "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env={**os.environ, **alike}, **pipes)
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -50,16 +51,18 @@ def state(workdir: Path) -> list[np.ndarray]:
 @pytest.fixture(scope="module", params=RUNS)
 def whole(request, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole") / request.param
-    finish(request.param, workdir)
+    assert main(arguments(request.param, workdir)) == 0
     return request.param, workdir
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_killed_and_resumed_is_the_run_never_stopped(whole, number, tmp_path):
+    """A torn last line, of one killed while it wrote, is dropped."""
     name, reference = whole
     process = start(name, tmp_path / "run")
-    metrics = tmp_path / "run" / "metrics.jsonl"
-    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size):
+    metrics, summary = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "summary.json"
+    saved = lambda: number == signal.SIGTERM or list((tmp_path / "run" / "checkpoints").glob("*.json"))
+    while process.poll() is None and not (metrics.exists() and metrics.stat().st_size and saved()):
         time.sleep(0.02)
     time.sleep(random.uniform(0, 0.5))
     process.send_signal(number)
@@ -68,7 +71,10 @@ def test_killed_and_resumed_is_the_run_never_stopped(whole, number, tmp_path):
     if number == signal.SIGTERM and process.returncode:
         assert "the same command resumes" in output
         assert list((tmp_path / "run" / "checkpoints").glob("*.json"))
-    finish(name, tmp_path / "run")
+    if number == signal.SIGKILL and not summary.exists():
+        with metrics.open("a") as file:
+            file.write('{"step": 55, "split": "tr')
+    assert main(arguments(name, tmp_path / "run")) == 0
 
     assert lines(tmp_path / "run") == lines(reference)
     for a, b in zip(state(tmp_path / "run"), state(reference), strict=True):
@@ -77,25 +83,10 @@ def test_killed_and_resumed_is_the_run_never_stopped(whole, number, tmp_path):
     assert test(tmp_path / "run") == test(reference)
 
 
-def test_a_finished_run_prints_its_summary(whole):
+def test_a_finished_run_prints_its_summary(whole, capsys):
     name, workdir = whole
     before = (workdir / "summary.json").stat().st_mtime_ns
     began = time.monotonic()
-    assert "test" in finish(name, workdir)
+    assert main(arguments(name, workdir)) == 0 and "test" in capsys.readouterr().out
     assert (workdir / "summary.json").stat().st_mtime_ns == before
     assert time.monotonic() - began < 60
-
-
-def test_a_torn_last_line_is_dropped(whole, tmp_path):
-    name, reference = whole
-    workdir = tmp_path / "run"
-    process = start(name, workdir)
-    while process.poll() is None and not list((workdir / "checkpoints").glob("*.json")):
-        time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    if not (workdir / "summary.json").exists():
-        with (workdir / "metrics.jsonl").open("a") as file:
-            file.write('{"step": 55, "split": "tr')
-    finish(name, workdir)
-    assert lines(workdir) == lines(reference)

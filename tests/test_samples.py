@@ -23,8 +23,6 @@ from research.evaluation.samples import classifier_metrics
 from research.learners.gan import GAN
 from research.training import config, run
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 STATE = State(jnp.int32(0), jax.random.key(0), {}, {}, {}, ())
 """Of nets without parameters."""
 

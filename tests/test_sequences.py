@@ -25,7 +25,6 @@ from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
 from research.nets.transformer import Stack
 
-pytestmark = pytest.mark.usefixtures("quickly")
 SMALL = Stack(layers=2, width=16, heads=4)
 REMAT = "none", "dots", "full"
 LANGUAGE_MODEL = transformer.LanguageModel | lstm.LanguageModel
@@ -39,14 +38,12 @@ CHUNKED = [
 def params_of(net, *inputs, scale=3.0):
     """Random parameters, large enough for every token to matter, biases too."""
     shapes = jax.eval_shape(net.init, jax.random.key(0), *inputs)["params"]
-    leaves, structure = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    values = [scale * 0.1 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, values)
+    random = np.random.default_rng(1)
+    return jax.tree.map(lambda x: jnp.asarray(scale * 0.1 * random.normal(size=x.shape), jnp.float32), shapes)
 
 
 def words(key, batch=3, time=12, low=5, high=50):
-    return jax.random.randint(jax.random.key(key), (batch, time), low, high)
+    return jnp.asarray(np.random.default_rng(key).integers(low, high, (batch, time)), jnp.int32)
 
 
 def test_lstm_against_numpy():

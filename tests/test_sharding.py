@@ -24,8 +24,6 @@ from research.nets.transformer import LanguageModel, Stack
 from research.training import checkpoint, config
 from research.training.run import layout, load
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 
 def devices_and_mesh(text: str):
     count = math.prod(mesh_shape(text).values())

@@ -27,8 +27,6 @@ from research.learners.cyclegan import cyclegan
 from research.learners.gan import gan
 from research.learners.masked import hide
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
 RATE = 0.05
 SGD = Optimizer(name="sgd", learning_rate=RATE, momentum=0.0, nesterov=False)
 BATCH, PIXELS, LATENT, CLASSES = 4, 6, 3, 2

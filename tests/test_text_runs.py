@@ -28,14 +28,7 @@ def said(capsys):
 
 
 @pytest.fixture(scope="module")
-def quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def language(tmp_path_factory, quickly):
+def language(tmp_path_factory):
     """A run on a text that says the same again and again."""
     folder = tmp_path_factory.mktemp("language")
     (folder / "text.txt").write_text("the sun, the moon and the stars; " * 60)
@@ -48,7 +41,7 @@ def language(tmp_path_factory, quickly):
 
 
 @pytest.fixture(scope="module")
-def translator(tmp_path_factory, quickly):
+def translator(tmp_path_factory):
     """A run on sentences whose translations are spelt in capitals."""
     folder, random = tmp_path_factory.mktemp("pairs"), np.random.default_rng(0)
     for split, size in (("train", 300), ("validation", 8), ("test", 12)):

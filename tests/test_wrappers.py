@@ -10,7 +10,6 @@ from research.rl import wrappers
 from research.rl.environments import Box, Environment, Timestep, VectorEnv, make
 from research.rl.rollout import reset, rollout
 
-pytestmark = pytest.mark.usefixtures("quickly")
 COUNTING = "probes:Counting"
 
 

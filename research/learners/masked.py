@@ -130,7 +130,9 @@ def hide(
 
 def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
-    stack = transformer.Stack(layers=2, width=8, heads=2, num_kv_heads=1, positions="rotary", dropout=0.1)
+    stack = transformer.Stack(
+        layers=2, width=8, heads=2, num_kv_heads=1, positions="rotary", dropout=0.1, scan_unroll=1
+    )
     return {
         "masked": Masked(
             data=ToySentences(),
