@@ -33,6 +33,9 @@ from research.training.profiling import profiled
 from research.training.reader import MetricsReader
 from research.training.signals import Interrupted, on_signal
 
+LARGE = 2**30
+"""Bytes of a checkpoint from which on a run says how long it takes to save."""
+
 
 def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     """Trains the config called `name`, or goes on where it was left, and returns the content of summary.json.
@@ -178,6 +181,8 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
     intervals = [run.evaluate_every, run.save_every, *(report.every for report in job.reports if report.every)]
     with saved, lines, bar, signals, ahead as advance, ExitStack() as stack:
+        if job.group.size > 1 or checkpoint.total_bytes(state) >= LARGE:
+            say(saved.cost(state))
         if job.command.profile:
             advance = stack.enter_context(profiled(advance, directory / "profile"))
         while step < run.steps and not exhausted(scores, run):
