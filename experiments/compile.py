@@ -124,8 +124,10 @@ def _largest(name: str, arguments: tuple[str, ...], where: Topology, directory: 
         except UserError:  # more than there are examples, or than a config takes
             return False
 
-    found = fit.largest(fits, unit, fit.batch(command.config))
-    return f"the largest batch that fits: {' '.join(options(found))} ({found // len(where.devices)} a device)"
+    examples = made_up.available(command.config, directory)[0].feeds().train.size
+    found = fit.largest(fits, unit, fit.batch(command.config), examples or 2**31)
+    capped = f"; there are {examples} training examples" if found == examples // unit * unit else ""
+    return f"the largest batch that fits: {' '.join(options(found))} ({found // len(where.devices)} a device{capped})"
 
 
 def _nearest(name: str, arguments: tuple[str, ...], where: Topology, directory: Path) -> str:

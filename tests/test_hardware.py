@@ -78,13 +78,20 @@ def test_collectives_have_the_bytes_of_their_results():
 @pytest.mark.parametrize("most, unit, start", [(1000, 8, 64), (24, 8, 64), (7, 8, 64), (4096, 1, 1), (100, 4, 100)])
 def test_the_largest_batch_that_fits(most, unit, start):
     tried = []
-    found = fit.largest(lambda size: tried.append(size) or size <= most, unit, start)
+    found = fit.largest(lambda size: tried.append(size) or size <= most, unit, start, 2**31)
     best = most // unit * unit
     assert best - max(unit, best // 8) <= found <= best and found % unit == 0
     assert len(tried) <= 18 and all(size % unit == 0 for size in tried)
 
 
 def test_alternatives_begin_with_what_changes_least():
+@pytest.mark.parametrize("examples, start, best", [(1003, 64, 1000), (50, 64, 48), (7, 64, 0)])
+def test_the_largest_batch_is_no_more_than_there_are_examples(examples, start, best):
+    tried = []
+    assert fit.largest(lambda size: tried.append(size) or True, 8, start, examples) == best
+    assert max(tried, default=0) == best and len(tried) == len(set(tried))
+
+
     options = [" ".join(each) for each in fit.alternatives(config.load("gpt2"), 4, "replicated", "jit")]
     assert options[:2] == ["--shard fsdp", "--net.stack.remat full"], "gpt2 has dots"
     assert "--net.stack.remat full --update.grad-accum-steps 2" in options
