@@ -69,6 +69,13 @@ def test_compiles(name, where, how, dtype):
         assert facts.convolutions > 0
 
 
+def test_an_axis_of_a_mesh_may_be_a_part_of_one_of_the_slice():
+    """Here a quarter of a row of chips, which are neighbours."""
+    mesh = make_mesh(devices("v5e:16x16").devices, "data=64,model=4").devices
+    assert mesh.shape == (1, 1, 64, 4)
+    assert all([chip.coords[0] % 4 for chip in group] == [0, 1, 2, 3] for group in mesh.reshape(64, 4))
+
+
 @pytest.mark.parametrize("where", ["v5e:2x4", "h100"])
 def test_the_platform_compiled_for_decides(where):
     """A convolution is one where it is to run, though the CPU that lowers it would make a matrix product of it."""
