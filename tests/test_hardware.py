@@ -62,6 +62,7 @@ ENTRY main {
   %b = (bf16[3]{0}, pred[5]{0}) all-reduce(%y, %z), channel_id=2
   %c = (f32[2]{0}, f32[16]{0:T(256)}) all-gather-start(%v), channel_id=3
   %d = f32[16]{0} all-gather-done(%c)
+  %d.1 = f32[16]{0} all-gather(%v), channel_id=3
   ROOT %e = s32[] collective-permute(%w)
 }
 """

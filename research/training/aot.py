@@ -139,15 +139,19 @@ def operations(hlo: str) -> Counter[str]:
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
-    """The collectives of each kind in a program."""
-    found: dict[str, list[int]] = {}
-    for shape, kind, start in re.findall(
-        rf"^ *(?:ROOT )?%?[\w.-]+ = (.*?[\]}})]) ({'|'.join(COLLECTIVES)})(-start)?\(", hlo, re.MULTILINE
+    """The collectives of each kind in a program.
+
+    A TPU's compiler may write one as several steps between others' work, all of them on the same channel: one counts.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for line, shape, kind, start in re.findall(
+        rf"^( *(?:ROOT )?%?[\w.-]+ = (.*?[\]}})]) ({'|'.join(COLLECTIVES)})(-start)?\(.*)", hlo, re.MULTILINE
     ):
         # What starts an all-gather or a permute gives its operands too, before the results.
         both = start and kind in ("all-gather", "collective-permute")
-        found.setdefault(kind, []).append(_bytes(_parts(shape)[1] if both else shape))
-    return {kind: Collective(len(each), sum(each)) for kind in COLLECTIVES if (each := found.get(kind))}
+        channel = re.search(r"channel_id=\d+", line)
+        found.setdefault(kind, {})[channel[0] if channel else line] = _bytes(_parts(shape)[1] if both else shape)
+    return {kind: Collective(len(each), sum(each.values())) for kind in COLLECTIVES if (each := found.get(kind))}
 
 
 def _parts(shape: str) -> list[str]:
