@@ -28,6 +28,18 @@ Mesh = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,…", help_behavior_h
 
 
 @dataclasses.dataclass(frozen=True)
+class LogOptions:
+    """Where the metrics of a run go, besides metrics.jsonl and TensorBoard.
+
+    Attributes:
+        wandb: log to Weights & Biases too (pip install -e .[wandb]); its environment variables hold, such as
+            WANDB_PROJECT and WANDB_MODE=offline
+    """
+
+    wandb: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Command(Generic[Config]):
     """The options of `experiments.train`.
 
@@ -48,6 +60,7 @@ class Command(Generic[Config]):
         process: with a number of processes, the number of this one, from 0
         profile: write a trace of the second to fourth dispatch to the directory `profile` of the workdir, to open with
             TensorBoard or Perfetto
+        log: where the metrics go, besides metrics.jsonl and TensorBoard
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
     """
@@ -64,6 +77,7 @@ class Command(Generic[Config]):
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
     process: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="")] = None
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
+    log: LogOptions = LogOptions()
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
 
     def __post_init__(self) -> None:

@@ -261,7 +261,7 @@ def _resolved(path: Path | str | None) -> Path | None:
 
 def _clear(directory: Path) -> None:
     """Delete the run in `directory`."""
-    for part in ("checkpoints", "tensorboard", "history", "profile", "export"):
+    for part in ("checkpoints", "tensorboard", "history", "profile", "export", "wandb"):
         shutil.rmtree(directory / part, ignore_errors=True)
     for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):
         for path in directory.glob(pattern):
