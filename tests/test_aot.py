@@ -13,7 +13,7 @@ from research.core.placement import place
 from research.core.update import UpdateConfig
 from research.nets.cnn import CNN, ResNet
 from research.nets.transformer import LanguageModel, Stack
-from research.training.aot import compiled, lower, operations
+from research.training.aot import collectives, compiled, operations, trace
 from research.training.topology import NotInstalled, topology
 
 CHUNK = 2
@@ -81,7 +81,7 @@ def test_the_platform_compiled_for_decides(where):
     """A convolution is one where it is to run, though the CPU that lowers it would make a matrix product of it."""
     resnet = dataclasses.replace(EXPERIMENTS["cnn"], net=ResNet(widths=(4, 8), blocks=(1, 1), shortcut="project"))
     count = lambda devices: (
-        lower(resnet, place("jit", Layout(make_mesh(devices))), CHUNK).as_text().count(".convolution(")
+        trace(resnet, place("jit", Layout(make_mesh(devices))), CHUNK).lower().as_text().count(".convolution(")
     )
     assert count(devices(where).devices) > 0 == count(jax.devices("cpu"))
 
