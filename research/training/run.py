@@ -44,6 +44,7 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     Raises UserError and RunError, whose texts say what to do, and Interrupted when it was asked to stop.
     """
     directory = command.workdir or Path("runs") / name
+    workdir.check_local(directory)
     if command.log.wandb:
         check_installed()
     with (
