@@ -95,6 +95,14 @@ def test_the_largest_batch_is_no_more_than_there_are_examples(examples, start, b
     assert max(tried, default=0) == best and len(tried) == len(set(tried))
 
 
+def test_what_ends_the_search_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(compile, "_tried", lambda *_: True)
+    said = compile._largest("digits_cnn", (), Topology("v5e:2x4", [None] * 8, 2**34), tmp_path)
+    assert said.endswith(
+        "--data.batch 1288 --data.evaluation-batch 1288 (161 a device; there are 1294 training examples)"
+    )
+
+
 def test_alternatives_begin_with_what_changes_least():
     options = [" ".join(each) for each in fit.alternatives(config.load("gpt2"), 4, "replicated", "jit")]
     assert options[:2] == ["--shard fsdp", "--net.stack.remat full"], "gpt2 has dots"
