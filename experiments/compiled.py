@@ -107,7 +107,7 @@ def table(
             say(f"{key}: {found[key]}")
             options = [*(["--large"] if large else []), *(["--quick"] if quick else []), f"--limit {limit}"]
             about = provenance(" ".join(["python -m experiments.compiled", *options]), "cpu")
-            about["rows"] = ["parameters", "layout"] if large else ["config", "dtype"]
+            about |= {"rows": ["parameters", "layout"] if large else ["config", "dtype"], "code": code}
             write_json(output, {"about": about, "compiled": dict(sorted(found.items()))})
 
 

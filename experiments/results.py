@@ -170,23 +170,26 @@ def compiled(record: Record) -> str:
     columns = list(dict.fromkeys(key.split()[2] for key in sorted(cells)))
     rows = dict.fromkeys(tuple(key.split()[:2]) for key in cells)
     lines = [
-        (f"`{name}`", dtype, *(program(cells.get(f"{name} {dtype} {column}")) for column in columns))
+        (f"`{name}`", dtype, *(program(cells.get(f"{name} {dtype} {column}"), about["code"]) for column in columns))
         for name, dtype in rows
     ]
     said = f"`{about['command']}`, {about['date']}, {about['machine']}."
     return f"{said}\n\n{markdown((*about['rows'], *columns), lines)}"
 
 
-def program(cell: Record | None) -> str:
-    """A cell of that table."""
+def program(cell: Record | None, code: str) -> str:
+    """A cell of that table; `code`: that of the newest cells."""
     if cell is None:
         return "not run"
+    older = ["by older code"] if cell["code"] != code else []
     if "failed" in cell:
-        return cell["failed"].replace("|", "/")
+        return "; ".join([cell["failed"].replace("|", "/"), *older])
     moved = [f"{count} {kind} ({size(total)})" for kind, (count, total) in cell["collectives"].items()]
     seconds = f"{cell['seconds']:.0f} s{', quick' if cell['effort'] == 'quick' else ''}"
     bound = [f"{cell['bound']:.2g} s a step at the peak"] if (cell.get("bound") or 0) >= 0.01 else []
-    return "; ".join([size(cell["memory"]) + ("" if cell["fits"] else ", does not fit"), *moved, *bound, seconds])
+    return "; ".join(
+        [size(cell["memory"]) + ("" if cell["fits"] else ", does not fit"), *moved, *bound, seconds, *older]
+    )
 
 
 def moved(collectives: Mapping[str, int]) -> str:

@@ -142,13 +142,13 @@ def test_sizes_are_raised_to_what_the_devices_divide():
 
 def test_a_cell_of_the_table():
     cell = {"memory": 2**30, "fits": True, "collectives": {"all-reduce": [2, 2**20]}, "seconds": 3.4, "effort": "quick"}
-    assert results.program(cell) == "1.00 GiB; 2 all-reduce (1.00 MiB); 3 s, quick"
-    assert results.program({**cell, "fits": False, "effort": "full"}).startswith("1.00 GiB, does not fit; 2 all-")
-    timed = results.program({**cell, "bound": 0.128})
-    assert timed == "1.00 GiB; 2 all-reduce (1.00 MiB); 0.13 s a step at the peak; 3 s, quick"
-    assert results.program({**cell, "bound": None}) == results.program(cell)
-    assert results.program(None) == "not run"
-    assert results.program({"failed": "crashed: a|b"}) == "crashed: a/b"
+    shown = lambda cell, **more: results.program({**cell, "code": "new", **more}, "new")
+    assert shown(cell) == shown(cell, bound=None) == "1.00 GiB; 2 all-reduce (1.00 MiB); 3 s, quick"
+    assert shown(cell, fits=False, effort="full").startswith("1.00 GiB, does not fit; 2 all-")
+    assert shown(cell, bound=0.128) == "1.00 GiB; 2 all-reduce (1.00 MiB); 0.13 s a step at the peak; 3 s, quick"
+    assert shown(cell, code="old").endswith("3 s, quick; by older code")
+    assert results.program(None, "new") == "not run"
+    assert shown({"failed": "crashed: a|b"}) == "crashed: a/b"
 
 
 @pytest.mark.parametrize("devices", compiled.LARGE_TOPOLOGIES.values())
