@@ -124,8 +124,10 @@ def _largest(name: str, arguments: tuple[str, ...], where: Topology, directory: 
         except UserError:  # more than there are examples, or than a config takes
             return False
 
-    found = fit.largest(fits, unit, fit.batch(command.config))
-    return f"the largest batch that fits: {' '.join(options(found))} ({found // len(where.devices)} a device)"
+    examples = made_up.available(command.config, directory)[0].feeds().train.size
+    found = fit.largest(fits, unit, fit.batch(command.config), examples or 2**31)
+    capped = f"; there are {examples} training examples" if examples and found == examples // unit * unit else ""
+    return f"the largest batch that fits: {' '.join(options(found))} ({found // len(where.devices)} a device{capped})"
 
 
 def _nearest(name: str, arguments: tuple[str, ...], where: Topology, directory: Path) -> str:
@@ -151,6 +153,7 @@ def show(name: str, where: Topology, facts: aot.Compiled) -> None:
         "  outputs besides": size(facts.outputs),
         "  temporaries": size(facts.temporaries),
         **{kind: f"{found.count}, {size(found.bytes)}" for kind, found in facts.collectives.items()},
+        "a step at the peak": f"{aot.bound(facts, where):.2g} s, in bfloat16: a bound, not a speed",
         "seconds to compile": f"{facts.seconds:.1f}",
     }
     table = Table(title=f"{name}, compiled for {where.name}", title_justify="left", show_header=False)

@@ -1,22 +1,26 @@
 """Does every config compile for devices that aren't here? python -m experiments.compiled [NAME ...] [options].
 
-Each cell is a config's training, in its own dtype or in bfloat16, compiled for some devices by their own compiler, in a
-process of its own. Cells of compilers that are not installed are left: run it once in each environment that has one.
+Each cell is a command line of `experiments.compile`: a config's training in its own dtype or in bfloat16, or a large
+Transformer in one of several layouts, compiled for some devices by their own compiler, in a process of its own. Cells
+of compilers that are not installed are left: run it once in each environment that has one.
 Cells that are in the file already, of the same code, are kept.
 """
 
 import dataclasses
 import hashlib
 import json
+import math
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import tyro
 
+from experiments.compile import Command
 from experiments.console import status
 from experiments.results import ROOT, provenance
 from research.core.console import say
@@ -29,6 +33,25 @@ from research.training.checks import check_dtype
 from research.training.topology import NotInstalled, parse, topology
 
 TOPOLOGIES = ("v5e:2x4", "h100", "h100:8", "v6e:2x4")
+LARGE_TOPOLOGIES = {"v5e:16x16": 256, "v5p:4x4x8": 128}
+"""Of the Transformers, with the number of devices."""
+
+LLAMA = (
+    "--net.stack.activation swiglu --net.stack.positions rotary --net.stack.remat full --data.context 2048 "
+    "--loss-chunk 1024"
+)
+TRANSFORMERS = {
+    "1B": "--net.stack.layers 16 --net.stack.width 2048 --net.stack.heads 32 --net.stack.num-kv-heads 8 "
+    "--net.stack.mlp-dim 8192 --data.vocabulary 128256",
+    "8B": "--net.stack.layers 32 --net.stack.width 4096 --net.stack.heads 32 --net.stack.num-kv-heads 8 "
+    "--net.stack.mlp-dim 14336 --data.vocabulary 128256 --net.no-tied",
+    "30B": "--net.stack.layers 60 --net.stack.width 6656 --net.stack.heads 52 --net.stack.mlp-dim 17920 "
+    "--data.vocabulary 32000 --net.no-tied",
+}
+"""Options of `gpt2`, with the sizes of Llama 3.2 1B, of Llama 3 8B (Grattafiori et al. 2024, arXiv:2407.21783) and of
+LLaMA 33B (Touvron et al. 2023, arXiv:2302.13971)."""
+
+LAYOUTS = {"replicated": "", "fsdp": "--shard fsdp", "data-x-model": "--shard tensor --mesh data={data},model=4"}
 
 
 def main(arguments: list[str]) -> int:
@@ -42,83 +65,110 @@ def main(arguments: list[str]) -> int:
 def table(
     names: tyro.conf.Positional[tuple[str, ...]] = (),
     topologies: tuple[str, ...] = TOPOLOGIES,
+    dtypes: tuple[Literal["own", "bfloat16"], ...] = ("own", "bfloat16"),
     limit: int = 600,
     quick: tyro.conf.FlagCreatePairsOff[bool] = False,
     fresh: tyro.conf.FlagCreatePairsOff[bool] = False,
-    output: Path = ROOT / "docs" / "results" / "compiled.json",
+    large: tyro.conf.FlagCreatePairsOff[bool] = False,
+    output: Path | None = None,
 ) -> None:
     """Fills the file.
 
     Args:
         names: configs; default: all
-        topologies: devices to compile for, as `experiments.compile --topology` has them
+        topologies: devices to compile for, as `experiments.compile --topology` has them; not of --large
+        dtypes: own: the one that a config says
         limit: seconds after which a compilation is ended; it is then tried with the least effort
         quick: compile with the least effort at once; the memory is then an estimate from above
         fresh: compile the cells again that are in the file
-        output: JSON file with the cells, for `experiments.results`
+        large: compile Transformers of 1B, 8B and 30B parameters in place of the configs, each replicated, by FSDP, and
+            over data and model, for slices of 256 and 128 chips; one sequence of 2,048 tokens a chip
+        output: JSON file with the cells, for `experiments.results`; default: compiled.json or compiled_large.json
+            there
     """
+    output = output or ROOT / "docs" / "results" / f"compiled{'_large' if large else ''}.json"
     jax.config.update("jax_platforms", "cpu")
     for name in names:
         config.load(name)
     found: dict[str, Any] = json.loads(output.read_text())["compiled"] if output.exists() else {}
     code = digest()
-    for where in topologies:
+    for where in LARGE_TOPOLOGIES if large else topologies:
         try:
             topology(where)
         except NotInstalled as reason:
             say(str(reason))
             continue
-        for own in (True, False):
-            for name in names or config.names():
-                dtype = config.load(name).update.dtype
-                if not own and dtype == "bfloat16":
-                    continue
-                key = f"{name} {dtype if own else 'bfloat16'} {where}"
-                if not fresh and found.get(key, {}).get("code") == code:
-                    continue
-                found[key] = {**compiled(key, limit, quick), "code": code}
-                say(f"{key}: {found[key]}")
-                options = [*(["--quick"] if quick else []), f"--limit {limit}"]
-                about = provenance(" ".join(["python -m experiments.compiled", *options]), "cpu")
-                write_json(output, {"about": about, "compiled": dict(sorted(found.items()))})
+        rows = transformers(LARGE_TOPOLOGIES[where]) if large else configs(names or config.names(), dtypes)
+        for row, arguments in rows.items():
+            key = f"{row} {where}"
+            if not fresh and found.get(key, {}).get("code") == code:
+                continue
+            found[key] = {**compiled([*arguments, "--topology", where], limit, quick), "code": code}
+            say(f"{key}: {found[key]}")
+            options = [*(["--large"] if large else []), *(["--quick"] if quick else []), f"--limit {limit}"]
+            about = provenance(" ".join(["python -m experiments.compiled", *options]), "cpu")
+            about |= {"rows": ["parameters", "layout"] if large else ["config", "dtype"], "code": code}
+            write_json(output, {"about": about, "compiled": dict(sorted(found.items()))})
+
+
+def configs(names: Iterable[str], dtypes: Iterable[str]) -> dict[str, list[str]]:
+    """The command lines of the configs by row, "NAME DTYPE"."""
+    pairs = [(name, config.load(name).update.dtype if dtype == "own" else dtype) for dtype in dtypes for name in names]
+    return {f"{name} {dtype}": [name, "--dtype", dtype] for name, dtype in pairs}
+
+
+def transformers(devices: int) -> dict[str, list[str]]:
+    """The command lines of the Transformers by row, "SIZE LAYOUT"."""
+    same = f"gpt2 {LLAMA} --data.batch {devices} --data.evaluation-batch {devices} --run.steps-per-dispatch 1"
+    return {
+        f"{size} {layout}": f"{same} {options} {places.format(data=devices // 4)}".split()
+        for size, options in TRANSFORMERS.items()
+        for layout, places in LAYOUTS.items()
+    }
 
 
 def digest() -> str:
     """The state of the code that a program is made of."""
-    files = sorted(path for folder in ("research", "configs") for path in (ROOT / folder).rglob("*.py"))
+    folders = *(ROOT / "research" / name for name in ("core", "nets", "data", "rl", "learners")), ROOT / "configs"
+    others = [ROOT / "research" / "training" / name for name in ("aot.py", "dispatch.py", "topology.py")]
+    files = sorted([path for folder in folders for path in folder.rglob("*.py")] + others)
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
 
 
-def compiled(key: str, limit: int, quick: bool) -> dict[str, Any]:
+def compiled(arguments: list[str], limit: int, quick: bool) -> dict[str, Any]:
     """The content of a cell; a compiler that crashes or takes too long is one too."""
-    command = [sys.executable, "-m", "experiments.compiled", "--cell", *key.split(), "quick" if quick else "full"]
+    options = ["--quick"] if quick else []
+    command = [sys.executable, "-m", "experiments.compiled", "--cell", *arguments, *options]
     try:
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit)
     except subprocess.TimeoutExpired:
-        return {"failed": f"more than {limit} s"} if quick else compiled(key, limit, True)
+        return {"failed": f"more than {limit} s"} if quick else compiled(arguments, limit, True)
     if ran.returncode:
         last = (ran.stderr.strip().splitlines() or [""])[-1]
         return {"failed": f"crashed: {last[:200] or f'exit status {ran.returncode}'}"}
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def cell(name: str, dtype: str, where: str, effort: str) -> dict[str, Any]:
-    """A cell, compiled in this process."""
+def cell(name: str, *arguments: str) -> dict[str, Any]:
+    """A cell, compiled in this process: of a command line of `experiments.compile`, its sizes raised by `divided`."""
     jax.config.update("jax_platforms", "cpu")
-    experiment: Any = config.load(name)
-    experiment = dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, dtype=dtype))
-    devices = topology(where)
+    command = config.parse(name, list(arguments), Command, "compiled")
+    devices, effort = topology(command.topology), "quick" if command.quick else "full"
     try:
-        check_dtype(experiment, parse(where).platform)
+        check_dtype(command.config, parse(command.topology).platform)
         with tempfile.TemporaryDirectory() as directory:
-            experiment, _ = made_up.available(divided(experiment, len(devices.devices)), Path(directory))
-            facts = aot.compiled(experiment, devices, quick=effort == "quick")
+            experiment, _ = made_up.available(divided(command.config, len(devices.devices)), Path(directory))
+            facts = aot.compiled(
+                experiment, devices, command.place, mesh=command.mesh, shard=command.shard, quick=command.quick
+            )
     except (RunError, UserError) as error:
         return {"failed": str(error)[:200], "effort": effort}
+    bound = aot.bound(facts, devices)
     return {
         "memory": facts.memory,
         "fits": facts.memory <= devices.memory,
         "collectives": facts.collectives,
+        "bound": bound if experiment.update.dtype == "bfloat16" and math.isfinite(bound) else None,
         "seconds": round(facts.seconds, 1),
         "effort": effort,
     }

@@ -66,8 +66,8 @@ def records(directory: Path) -> list[Record]:
 
 
 def tables(found: list[Record]) -> dict[str, str]:
-    """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement, places and
-    compiled."""
+    """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement, places, compiled
+    and compiled_large."""
     trained = [record for record in found if "runs" in record]
     return {
         "families": markdown(
@@ -88,7 +88,9 @@ def tables(found: list[Record]) -> dict[str, str]:
             [agreement(record) for record in found if "largest_difference" in record],
         ),
         "places": "".join(places(record) for record in found if "places" in record),
-        "compiled": "".join(compiled(record) for record in found if "compiled" in record),
+        "compiled": "",
+        "compiled_large": "",
+        **{record["name"]: compiled(record) for record in found if "compiled" in record},
     }
 
 
@@ -162,27 +164,32 @@ def place_cell(cell: Record) -> str:
 
 
 def compiled(record: Record) -> str:
-    """The table of what compiles: a line for each config and dtype, a column for each kind of devices."""
+    """The table of what compiles: a line for each config and dtype, or Transformer and layout, and a column for each
+    kind of devices."""
     cells, about = record["compiled"], record["about"]
     columns = list(dict.fromkeys(key.split()[2] for key in sorted(cells)))
     rows = dict.fromkeys(tuple(key.split()[:2]) for key in cells)
     lines = [
-        (f"`{name}`", dtype, *(program(cells.get(f"{name} {dtype} {column}")) for column in columns))
+        (f"`{name}`", dtype, *(program(cells.get(f"{name} {dtype} {column}"), about["code"]) for column in columns))
         for name, dtype in rows
     ]
     said = f"`{about['command']}`, {about['date']}, {about['machine']}."
-    return f"{said}\n\n{markdown(('config', 'dtype', *columns), lines)}"
+    return f"{said}\n\n{markdown((*about['rows'], *columns), lines)}"
 
 
-def program(cell: Record | None) -> str:
-    """A cell of that table."""
+def program(cell: Record | None, code: str) -> str:
+    """A cell of that table; `code`: that of the newest cells."""
     if cell is None:
         return "not run"
+    older = ["by older code"] if cell["code"] != code else []
     if "failed" in cell:
-        return cell["failed"].replace("|", "/")
+        return "; ".join([cell["failed"].replace("|", "/"), *older])
     moved = [f"{count} {kind} ({size(total)})" for kind, (count, total) in cell["collectives"].items()]
     seconds = f"{cell['seconds']:.0f} s{', quick' if cell['effort'] == 'quick' else ''}"
-    return "; ".join([size(cell["memory"]) + ("" if cell["fits"] else ", does not fit"), *moved, seconds])
+    bound = [f"{cell['bound']:.2g} s a step at the peak"] if (cell.get("bound") or 0) >= 0.01 else []
+    return "; ".join(
+        [size(cell["memory"]) + ("" if cell["fits"] else ", does not fit"), *moved, *bound, seconds, *older]
+    )
 
 
 def moved(collectives: Mapping[str, int]) -> str:

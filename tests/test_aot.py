@@ -5,15 +5,17 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import pytest
 from learners import EXPERIMENTS
+from nets import NETS, name
 
 from research.core.layout import Layout, make_mesh
 from research.core.placement import place
 from research.core.update import UpdateConfig
 from research.nets.cnn import CNN, ResNet
 from research.nets.transformer import LanguageModel, Stack
-from research.training.aot import compiled, lower, operations
+from research.training.aot import collectives, compiled, operations, trace
 from research.training.topology import NotInstalled, topology
 
 pytestmark = pytest.mark.usefixtures("optimised")  # what is counted is what users get
@@ -58,7 +60,7 @@ PROGRAMS = [
 def test_compiles(name, where, how, dtype):
     update = dataclasses.replace(EXPERIMENTS[name].update, dtype=dtype)
     experiment = dataclasses.replace(EXPERIMENTS[name], update=update)
-    facts = compiled(experiment, devices(where), how, CHUNK)
+    facts = compiled(experiment, devices(where), how, CHUNK, quick=True)
     assert facts.devices == (8 if where == "v5e:2x4" else 1)
     assert 0 < facts.arguments < facts.memory < devices(where).memory
     assert facts.outputs < 2**16  # metrics: the State takes the place of the one donated
@@ -70,12 +72,45 @@ def test_compiles(name, where, how, dtype):
         assert facts.convolutions > 0
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("where", ["v5e:2x4", "h100"])
+@pytest.mark.parametrize("net, inputs", NETS, ids=name)
+def test_every_net_compiles(net, inputs, where, dtype):
+    """Its gradient, with the quick effort: learners' tiny settings have but some of the nets."""
+    layout = Layout(make_mesh(devices(where).devices))
+    cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape[1:]), x.dtype), inputs)
+    variables = jax.eval_shape(net.init, jax.random.key(0), inputs)
+
+    def loss(params, collections, inputs, key):
+        variables = {"params": cast(params), **collections}
+        outputs, moved = net.apply(variables, cast(inputs), train=True, mutable=["batch_stats"], rngs={"dropout": key})
+        return (outputs.astype("float32") ** 2).mean(), moved
+
+    arguments = (variables.pop("params"), variables, inputs, jax.eval_shape(jax.random.key, 0))
+    whole, split = layout.at(), layout.batch(0)
+    step = jax.jit(jax.grad(loss, has_aux=True), in_shardings=(whole, whole, split, whole), out_shardings=whole)
+    options = {"exec_time_optimization_effort": -1.0}
+    if where == "h100":  # without a card, Triton's tiles can't be tuned
+        options["xla_gpu_enable_triton_gemm"] = False
+    program = step.lower(*arguments).compile(compiler_options=options)
+    assert 0 < program.memory_analysis().argument_size_in_bytes < devices(where).memory
+    assert set(collectives(program.as_text())) == ({"all-reduce"} if where == "v5e:2x4" else set())
+
+
+def test_an_axis_of_a_mesh_may_be_a_part_of_one_of_the_slice():
+    """Here a quarter of a row of chips, which are neighbours."""
+    mesh = make_mesh(devices("v5e:16x16").devices, "data=64,model=4").devices
+    assert mesh.shape == (1, 1, 64, 4)
+    assert all([chip.coords[0] % 4 for chip in group] == [0, 1, 2, 3] for group in mesh.reshape(64, 4))
+
+
 @pytest.mark.parametrize("where", ["v5e:2x4", "h100"])
 def test_the_platform_compiled_for_decides(where):
     """A convolution is one where it is to run, though the CPU that lowers it would make a matrix product of it."""
     resnet = dataclasses.replace(EXPERIMENTS["cnn"], net=ResNet(widths=(4, 8), blocks=(1, 1), shortcut="project"))
     count = lambda devices: (
-        lower(resnet, place("jit", Layout(make_mesh(devices))), CHUNK).as_text().count(".convolution(")
+        trace(resnet, place("jit", Layout(make_mesh(devices))), CHUNK).lower().as_text().count(".convolution(")
     )
     assert count(devices(where).devices) > 0 == count(jax.devices("cpu"))
 

@@ -254,6 +254,18 @@ def test_a_sharded_state_comes_back_on_the_host(tmp_path):
     assert isinstance(found.world["frames"], np.ndarray)
 
 
+def test_the_cost_of_a_checkpoint(tmp_path, monkeypatch):
+    """A replica is not counted, a replay is, and the slowest process's seconds are said."""
+    mesh = Mesh(np.array(jax.devices()).reshape(2, 4), ("replica", "data"))
+    split = jax.device_put(jnp.zeros((1024, 512)), NamedSharding(mesh, PartitionSpec("data")))  # 2 MiB
+    state = State(jnp.int32(0), jax.random.key(0), {"net": split}, {}, {}, jnp.zeros((4, 2**18), jnp.uint8))
+    assert checkpoint.total_bytes(state) == checkpoint.own_bytes(state) == 3 * 2**20 + 4 + 8
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        assert 2**20 < checkpoint._speed(tmp_path, 2**20) < 2**40 and not list(tmp_path.iterdir())
+        monkeypatch.setattr(checkpoint, "_speed", lambda _: 2**19)
+        assert checkpoints.cost(state).startswith("A checkpoint has 3.00 MiB, which takes at least 6 s on this disk: ")
+
+
 def test_leftovers_of_killed_saves_go(copy):
     (copy / "300.orbax-checkpoint-tmp" / "default").mkdir(parents=True)
     (copy / ".300.tmp.json").write_text("{")

@@ -199,6 +199,13 @@ def test_a_directory_of_something_else_is_left_alone(there, capsys, tmp_path):
     assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.name != ".lock"} == there
 
 
+def test_a_bucket_is_no_directory(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, said = run(capsys, "digits_cnn", "--workdir", "gs://bucket/run", *TINY)
+    assert status == 2 and "mount the bucket" in said and "\n" not in said
+    assert not list(tmp_path.iterdir())
+
+
 def owned(directory, *arguments, name="digits_cnn"):
     """Claims the directory for this command, and returns its config.json."""
     with workdir.owned(directory, name, config.parse(name, list(arguments))):

@@ -3,17 +3,20 @@
 import dataclasses
 import math
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import compile, compiled, results
 from research.core.errors import UserError
 from research.core.hardware import KINDS, PEAKS
+from research.core.layout import mesh_shape
 from research.data import made_up
 from research.data.images import Images
 from research.data.text import Text
-from research.training import config, fit
+from research.training import aot, config, fit
 from research.training.aot import Collective, collectives
-from research.training.topology import Name, cloud_names, parse, target_config
+from research.training.topology import Name, Topology, cloud_names, parse, target_config
 
 
 @pytest.mark.parametrize(
@@ -62,6 +65,7 @@ ENTRY main {
   %b = (bf16[3]{0}, pred[5]{0}) all-reduce(%y, %z), channel_id=2
   %c = (f32[2]{0}, f32[16]{0:T(256)}) all-gather-start(%v), channel_id=3
   %d = f32[16]{0} all-gather-done(%c)
+  %d.1 = f32[16]{0} all-gather(%v), channel_id=3
   ROOT %e = s32[] collective-permute(%w)
 }
 """
@@ -78,10 +82,25 @@ def test_collectives_have_the_bytes_of_their_results():
 @pytest.mark.parametrize("most, unit, start", [(1000, 8, 64), (24, 8, 64), (7, 8, 64), (4096, 1, 1), (100, 4, 100)])
 def test_the_largest_batch_that_fits(most, unit, start):
     tried = []
-    found = fit.largest(lambda size: tried.append(size) or size <= most, unit, start)
+    found = fit.largest(lambda size: tried.append(size) or size <= most, unit, start, 2**31)
     best = most // unit * unit
     assert best - max(unit, best // 8) <= found <= best and found % unit == 0
     assert len(tried) <= 18 and all(size % unit == 0 for size in tried)
+
+
+@pytest.mark.parametrize("examples, start, best", [(1003, 64, 1000), (50, 64, 48), (7, 64, 0)])
+def test_the_largest_batch_is_no_more_than_there_are_examples(examples, start, best):
+    tried = []
+    assert fit.largest(lambda size: tried.append(size) or True, 8, start, examples) == best
+    assert max(tried, default=0) == best and len(tried) == len(set(tried))
+
+
+def test_what_ends_the_search_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(compile, "_tried", lambda *_: True)
+    said = compile._largest("digits_cnn", (), Topology("v5e:2x4", [None] * 8, 2**34), tmp_path)
+    assert said.endswith(
+        "--data.batch 1288 --data.evaluation-batch 1288 (161 a device; there are 1294 training examples)"
+    )
 
 
 def test_alternatives_begin_with_what_changes_least():
@@ -123,12 +142,37 @@ def test_sizes_are_raised_to_what_the_devices_divide():
 
 def test_a_cell_of_the_table():
     cell = {"memory": 2**30, "fits": True, "collectives": {"all-reduce": [2, 2**20]}, "seconds": 3.4, "effort": "quick"}
-    assert results.program(cell) == "1.00 GiB; 2 all-reduce (1.00 MiB); 3 s, quick"
-    assert results.program({**cell, "fits": False, "effort": "full"}).startswith("1.00 GiB, does not fit; 2 all-")
-    assert results.program(None) == "not run"
-    assert results.program({"failed": "crashed: a|b"}) == "crashed: a/b"
+    shown = lambda cell, **more: results.program({**cell, "code": "new", **more}, "new")
+    assert shown(cell) == shown(cell, bound=None) == "1.00 GiB; 2 all-reduce (1.00 MiB); 3 s, quick"
+    assert shown(cell, fits=False, effort="full").startswith("1.00 GiB, does not fit; 2 all-")
+    assert shown(cell, bound=0.128) == "1.00 GiB; 2 all-reduce (1.00 MiB); 0.13 s a step at the peak; 3 s, quick"
+    assert shown(cell, code="old").endswith("3 s, quick; by older code")
+    assert results.program(None, "new") == "not run"
+    assert shown({"failed": "crashed: a|b"}) == "crashed: a/b"
+
+
+@pytest.mark.parametrize("devices", compiled.LARGE_TOPOLOGIES.values())
+def test_large_transformers_are_command_lines(devices):
+    rows = compiled.transformers(devices)
+    assert len(rows) == 9
+    for row, (name, *arguments) in rows.items():
+        command = config.parse(name, arguments, compile.Command, "compile")
+        net, data = command.config.net, command.config.data
+        assert data.batch == devices and math.prod(mesh_shape(command.mesh or f"data={devices}").values()) == devices
+        if command.shard != "replicated" or devices == 256:
+            continue
+        model = net.clone(context=data.context, outputs=data.vocabulary)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8), jnp.int32))
+        count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+        published = {"1B": 1.24e9, "8B": 8.03e9, "30B": 32.5e9}  # Llama's have RMSNorm, and none of our few biases
+        assert abs(count / published[row.split()[0]] - 1) < 0.005
+
+
+def test_the_bound_is_the_work_at_the_peak():
+    facts = aot.Compiled(256, 0, 0, 0, {}, 256 * 197e12 * 0.25, 1.0, "")
+    assert aot.bound(facts, Topology("v5e:16x16", [], 2**34)) == pytest.approx(0.25)
 
 
 def test_a_crash_is_a_cell(monkeypatch):
-    assert compiled.compiled("no_such_config float32 h100", 60, True)["failed"].startswith("crashed: ")
-    assert compiled.compiled("digits_cnn float32 h100", 0, True)["failed"] == "more than 0 s"
+    assert compiled.compiled(["no_such_config"], 60, True)["failed"].startswith("crashed: ")
+    assert compiled.compiled(["digits_cnn"], 0, True)["failed"] == "more than 0 s"

@@ -1,8 +1,11 @@
 import errno
+import importlib.util
 import io
 import json
 import math
 import os
+import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from research.core import console as people
-from research.core.errors import RunError
+from research.core.errors import RunError, UserError
 from research.evaluation import plots as plot
-from research.training import log
+from research.training import config, log, run
 
 
 def events(directory):
@@ -208,3 +211,65 @@ def test_on_a_terminal_progress_is_a_bar(monkeypatch):
         people.warn("careful")
     for text in ("1,234 steps/s", "50/100", "train loss 0.5", "careful"):
         assert text in file.getvalue()
+
+
+class FakeWandb:
+    """The calls that a run makes of the package."""
+
+    Error, Image, Settings = RuntimeError, staticmethod(lambda path: f"image {path}"), staticmethod(dict)
+    id = "made"
+
+    def __init__(self):
+        self.begun, self.logged, self.finished = [], [], 0
+
+    def init(self, **options):
+        self.begun.append(options)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.finished += 1
+
+
+def test_weights_and_biases_get_the_same_and_go_on_with_one_run(tmp_path, monkeypatch):
+    fake, grid = FakeWandb(), tmp_path / "grid.png"
+    plot.image_grid(np.zeros((1, 4, 6, 3), np.uint8), None, grid)
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    log.write_json(tmp_path / "config.json", {"name": "digits_cnn"})
+    for step in (1, 2):
+        with log.Log(tmp_path, wandb=True) as lines:
+            lines.line(step, "train", {"loss": [1.0, 3.0, None], "none": None}, {"steps_per_second": 2.0})
+            lines.picture(step, grid)
+    values = {"train/loss": 2.0, "train/loss/spread": 1.0, "time/steps_per_second": 2.0}
+    assert (
+        fake.logged == [(step, x) for step in (1, 2) for x in (values, {"grid": f"image {grid}"})]
+        and fake.finished == 2
+    )
+    assert [(x["id"], x["resume"]) for x in fake.begun] == [(None, "allow"), ("made", "allow")]
+    assert fake.begun[0]["config"] == {"name": "digits_cnn"}
+    fake.init = lambda **_: (_ for _ in ()).throw(RuntimeError("no\nlogin"))
+    with pytest.raises(UserError, match=r"can't start \(no login\): run `wandb login`"), log.Log(tmp_path, wandb=True):
+        pass
+
+
+def test_weights_and_biases_are_an_extra(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    options = config.LogOptions(wandb=True)
+    with pytest.raises(UserError, match=r"pip install -e \.\[wandb\]"):
+        run.train("digits_cnn", config.Command(config.load("digits_cnn"), workdir=tmp_path / "run", log=options))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="the extra wandb is not installed")
+def test_weights_and_biases_offline(tmp_path, monkeypatch):
+    assert "wandb" not in sys.modules, "it is not imported unless it is asked for"
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    with log.Log(tmp_path, wandb=True) as lines:
+        lines.line(1, "train", {"loss": 0.28125})
+    (path,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
+    end = time.monotonic() + 60
+    while not (b"train/loss" in (content := path.read_bytes()) and b"0.28125" in content):
+        assert time.monotonic() < end
+        time.sleep(0.1)

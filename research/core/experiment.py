@@ -19,12 +19,16 @@ class Feed(Protocol):
     """Training data, a pure function of the step.
 
     batch     the size of the global batch, and 0 where a learner makes its own data
+    size      the number of training examples, and 0 likewise
     resident  True: a pytree whose arrays live on the device; `batch_at` is traced inside the step.
               False: it lives on the host, which puts the batches of the next dispatch on the device while one runs
     """
 
     batch: int
     resident: bool
+
+    @property
+    def size(self) -> int: ...
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step; with `rows` (i32[rows], positions within it), these examples of it alone."""

@@ -65,9 +65,11 @@ def make_mesh(devices: Sequence[jax.Device], text: str | None = None) -> Mesh:
     if slices > 1 and shape["replica"] % slices == 0:
         inner, outer = (shape["replica"] // slices, *sizes[1:]), (slices, *(1,) * (len(AXES) - 1))
         by_process = not hasattr(devices[0], "slice_index")
-        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, process_is_granule=by_process)
+        grid = mesh_utils.create_hybrid_device_mesh(
+            inner, outer, devices, process_is_granule=by_process, allow_split_physical_axes=True
+        )
     else:
-        grid = mesh_utils.create_device_mesh(sizes, devices)
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     return Mesh(np.asarray(grid), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -65,6 +65,11 @@ class BucketFeed:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=False)
 
+    @property
+    def size(self) -> int:
+        """The number of training examples."""
+        return sum(len(bucket.index) for bucket in self.buckets)
+
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step, leaves [batch, ...], or the given rows of it."""
         block, at = divmod(int(step), self.steps_per_dispatch)

@@ -44,10 +44,14 @@ class DeviceFeed:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=True)
 
+    @property
+    def size(self) -> int:
+        """The number of training examples."""
+        return size_of(self.examples if self.places is None else self.places)
+
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step, leaves [batch, ...], or the given rows of it; both arguments may be traced."""
-        size = size_of(self.examples if self.places is None else self.places)
-        index = indices(step, self.batch, size, self.seed, jnp, rows)
+        index = indices(step, self.batch, self.size, self.seed, jnp, rows)
         gather = lambda x, at: jnp.asarray(x).at[at].get(mode="promise_in_bounds")
         places = index if self.places is None else gather(self.places, index)
         leaves, structure = jax.tree.flatten(self.examples)
@@ -87,10 +91,14 @@ class HostFeed:
     places: Any = None
     resident: bool = struct.field(pytree_node=False, default=False)
 
+    @property
+    def size(self) -> int:
+        """The number of training examples."""
+        return size_of(self.inputs if self.places is None else self.places)
+
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step, leaves [batch, ...], or the given rows of it."""
-        size = size_of(self.inputs if self.places is None else self.places)
-        index = indices(step, self.batch, size, self.seed, np, rows)
+        index = indices(step, self.batch, self.size, self.seed, np, rows)
         examples = take((self.inputs, self.targets), self.places, index)
         return Batch(index.astype(np.int32), np.ones(index.shape, np.float32), *examples)
 
@@ -101,6 +109,11 @@ class Empty:
 
     batch: int = struct.field(pytree_node=False, default=0)
     resident: bool = struct.field(pytree_node=False, default=True)
+
+    @property
+    def size(self) -> int:
+        """0: there are none."""
+        return 0
 
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """`NO_BATCH`, at every step."""

@@ -140,13 +140,18 @@ class Windows:
     seed: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False, default=True)
 
+    @property
+    def size(self) -> int:
+        """The number of training examples."""
+        return len(self.tokens) - self.context
+
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step, i32[batch, context], or the given rows of it.
 
         `Batch.index` is the position of a window's first token; with more than 2**31 tokens, its low 32 bits.
         """
         xp = jnp if self.resident else np
-        index = indices(step, self.batch, len(self.tokens) - self.context, self.seed, xp, rows)
+        index = indices(step, self.batch, self.size, self.seed, xp, rows)
         # On the host, where there may be more than 2**31 tokens, the sum has 64 bits.
         places = index[:, None] + xp.arange(self.context + 1)
         tokens: Any = xp.asarray(self.tokens)

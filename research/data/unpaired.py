@@ -111,6 +111,11 @@ class UnpairedFeed:
     batch: int = struct.field(pytree_node=False)
     resident: bool = struct.field(pytree_node=False)
 
+    @property
+    def size(self) -> int:
+        """The number of training examples of the smaller set."""
+        return min(self.x.size, self.y.size)
+
     def batch_at(self, step: Any, rows: Any = None) -> Batch:
         """The global batch of a step, or the given rows of it; `Batch.index` is that of X."""
         return side_by_side(self.x.batch_at(step, rows), self.y.batch_at(step, rows))

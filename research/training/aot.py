@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from research.core.errors import RunError
 from research.core.experiment import Experiment
+from research.core.flops import flops
+from research.core.hardware import KINDS
 from research.core.layout import Layout, Shard, make_mesh
 from research.core.placement import Place, PlaceName, place
 from research.core.types import Tree
@@ -47,6 +49,7 @@ class Compiled(NamedTuple):
     outputs      bytes of what it returns, less what takes the place of an argument (the State is donated)
     temporaries  bytes it needs besides while it runs
     collectives  by kind
+    flops        of a step on all devices, see `core.flops`
     seconds      compiling took
     hlo          the program
     """
@@ -56,6 +59,7 @@ class Compiled(NamedTuple):
     outputs: int
     temporaries: int
     collectives: dict[str, Collective]
+    flops: float
     seconds: float
     hlo: str
 
@@ -89,7 +93,9 @@ def compiled(
     """
     target = place(how, Layout(make_mesh(where.devices, mesh), shard, tensor_axes=experiment.tensor_axes()))
     check_divisible(experiment, target)
-    lowered = lower(experiment, target, steps or experiment.run.steps_per_dispatch)
+    steps = steps or experiment.run.steps_per_dispatch
+    traced = trace(experiment, target, steps)
+    lowered = traced.lower()
     options: dict[str, Any] = {"exec_time_optimization_effort": -1.0} if quick else {}
     if parse(where.name).platform == "cuda":
         # Without a card Triton's tiles can't be tuned, and for some products the compiler finds none.
@@ -111,12 +117,18 @@ def compiled(
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         collectives=collectives(hlo),
+        flops=flops(traced.jaxpr) / steps,
         seconds=seconds,
         hlo=hlo,
     )
 
 
-def lower(experiment: Experiment, target: Place, steps: int) -> jax.stages.Lowered:
+def bound(facts: Compiled, where: Topology) -> float:
+    """Seconds of a step if all devices computed at their published peak in bfloat16: a bound, not a speed."""
+    return facts.flops / (facts.devices * KINDS[parse(where.name).kind].bfloat16)
+
+
+def trace(experiment: Experiment, target: Place, steps: int) -> jax.stages.Traced:
     """A dispatch of the experiment's training at a place of which only the devices' kind need be known."""
     learner, feed = experiment.build(), experiment.feeds().train
     state, compiled = jax.eval_shape(learner.init, jax.random.key(0)), dispatch(learner, target, feed, steps)
@@ -125,7 +137,7 @@ def lower(experiment: Experiment, target: Place, steps: int) -> jax.stages.Lower
     else:
         stacked = lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype)
         data = target.put_data(jax.tree.map(stacked, shapes(feed.batch_at(0))), 1)
-    return compiled.lower(target.put(state), data)
+    return compiled.trace(target.put(state), data)
 
 
 def shapes(tree: Tree) -> Tree:
@@ -139,15 +151,19 @@ def operations(hlo: str) -> Counter[str]:
 
 
 def collectives(hlo: str) -> dict[str, Collective]:
-    """The collectives of each kind in a program."""
-    found: dict[str, list[int]] = {}
-    for shape, kind, start in re.findall(
-        rf"^ *(?:ROOT )?%?[\w.-]+ = (.*?[\]}})]) ({'|'.join(COLLECTIVES)})(-start)?\(", hlo, re.MULTILINE
+    """The collectives of each kind in a program.
+
+    A TPU's compiler may write one as several steps between others' work, all of them on the same channel: one counts.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for line, shape, kind, start in re.findall(
+        rf"^( *(?:ROOT )?%?[\w.-]+ = (.*?[\]}})]) ({'|'.join(COLLECTIVES)})(-start)?\(.*)", hlo, re.MULTILINE
     ):
         # What starts an all-gather or a permute gives its operands too, before the results.
         both = start and kind in ("all-gather", "collective-permute")
-        found.setdefault(kind, []).append(_bytes(_parts(shape)[1] if both else shape))
-    return {kind: Collective(len(each), sum(each)) for kind in COLLECTIVES if (each := found.get(kind))}
+        channel = re.search(r"channel_id=\d+", line)
+        found.setdefault(kind, {})[channel[0] if channel else line] = _bytes(_parts(shape)[1] if both else shape)
+    return {kind: Collective(len(each), sum(each.values())) for kind in COLLECTIVES if (each := found.get(kind))}
 
 
 def _parts(shape: str) -> list[str]:

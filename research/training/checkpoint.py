@@ -12,9 +12,12 @@ is asked for, each device its part.
 import hashlib
 import json
 import logging
+import os
 import re
 import shutil
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -27,6 +30,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from research.core import console
 from research.core.errors import RunError, UserError
 from research.core.files import failing, reason, replacing
 from research.core.state import State
@@ -106,6 +110,16 @@ class Checkpoints:
         """The steps that are saved, oldest first."""
         self.wait()
         return _steps(self._directory)[0]
+
+    def cost(self, state: State) -> str:
+        """How large a checkpoint of `state` is, and how long it takes at least to write and hash it, in a sentence."""
+        with failing("save to", self._directory):
+            seconds = own_bytes(state) / _speed(self._directory)
+        longest = max(map(float, self._group.all_gather("cost", str(seconds)).values()))
+        return (
+            f"A checkpoint has {console.size(total_bytes(state))}, which takes at least {longest:.0f} s on this disk: "
+            "a run that is stopped by SIGTERM needs this time, and that of a dispatch, before SIGKILL (often 30 s)"
+        )
 
     def described(self) -> str:
         """Which checkpoint a run can go on from, in a sentence."""
@@ -251,6 +265,30 @@ def _source(name: str, there: dict[str, str]) -> str | None:
 
 def _under(prefix: str, leaves: dict[str, T]) -> dict[str, T]:
     return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
+
+
+def total_bytes(state: State) -> int:
+    """The bytes of a checkpoint of `state`, before they are compressed."""
+    return sum(leaf.nbytes for leaf in plain(named(state)).values())
+
+
+def own_bytes(state: State) -> int:
+    """Those of them that this process writes."""
+    shards = (shard for leaf in plain(named(state)).values() for shard in leaf.addressable_shards)
+    return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
+
+
+def _speed(directory: Path, count: int = 2**26) -> float:
+    """Bytes a second that `directory` takes, and that are then hashed, as those of a checkpoint are."""
+    content = os.urandom(count)
+    with tempfile.TemporaryFile(dir=directory) as file:
+        began = time.monotonic()
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+        file.seek(0)
+        hashlib.file_digest(file, "sha256")
+        return count / (time.monotonic() - began)
 
 
 def any_saved(directory: Path) -> bool:

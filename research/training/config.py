@@ -35,6 +35,18 @@ Over = tuple[tuple[str, tuple[float, ...]], ...]
 
 
 @dataclasses.dataclass(frozen=True)
+class LogOptions:
+    """Where the metrics of a run go, besides metrics.jsonl and TensorBoard.
+
+    Attributes:
+        wandb: log to Weights & Biases too (pip install -e .[wandb]); its environment variables hold, such as
+            WANDB_PROJECT and WANDB_MODE=offline
+    """
+
+    wandb: tyro.conf.FlagCreatePairsOff[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Command(Generic[Config]):
     """The options of `experiments.train`.
 
@@ -55,6 +67,7 @@ class Command(Generic[Config]):
         process: with a number of processes, the number of this one, from 0
         profile: write a trace of the second to fourth dispatch to the directory `profile` of the workdir, to open with
             TensorBoard or Perfetto
+        log: where the metrics go, besides metrics.jsonl and TensorBoard
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
         over: what `experiments.sweep` varies within one program: every combination of the values is trained, each with
@@ -73,6 +86,7 @@ class Command(Generic[Config]):
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT", help_behavior_hint="")] = None
     process: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="")] = None
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
+    log: LogOptions = LogOptions()
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
     over: tyro.conf.Suppress[Over] = ()
 

@@ -7,15 +7,14 @@ from research.core.experiment import Experiment
 from research.training import config
 
 
-def largest(fits: Callable[[int], bool], unit: int, start: int) -> int:
-    """The largest multiple of `unit` for which `fits`, found from `start` on by doubling or halving, then by bisection;
-    0 where there is none. It ends at a sixteenth of the number: each question is a program to compile.
+def largest(fits: Callable[[int], bool], unit: int, start: int, most: int) -> int:
+    """The largest multiple of `unit`, up to `most`, for which `fits`: found from `start` on by doubling, then by
+    bisection; 0 where there is none. It ends at a sixteenth of the number: each question is a program to compile.
     """
-    low, high = 0, max(1, start // unit)
-    if fits(high * unit):
-        while fits(2 * high * unit):
-            high *= 2
-        low, high = high, 2 * high
+    low, top = 0, most // unit
+    high = min(max(1, start // unit), top)
+    while low < high and fits(high * unit):
+        low, high = high, min(2 * high, top)
     while high - low > max(1, low // 16):
         middle = (low + high) // 2
         low, high = (middle, high) if fits(middle * unit) else (low, middle)

@@ -1,4 +1,4 @@
-"""The metrics of a run: metrics.jsonl, the same numbers for TensorBoard, and a progress bar."""
+"""The metrics of a run: metrics.jsonl, the same numbers for TensorBoard and others, and a progress bar."""
 
 import json
 import math
@@ -22,6 +22,7 @@ from rich.table import Column
 from research.core.console import console
 from research.core.files import failing, replacing
 from research.core.files import write_json as write_json
+from research.training.weights_and_biases import WeightsAndBiases
 
 # tensorboardX imports PyTorch where it is installed, which is slow and not needed here.
 hidden = "torch" not in sys.modules
@@ -113,19 +114,23 @@ def _whole(path: Path) -> Iterator[bytes]:
 class Log:
     """A context manager that appends to metrics.jsonl in `directory` and writes the same for TensorBoard.
 
+    wandb  whether Weights & Biases gets it too, see `weights_and_biases`
+
     Call `cut` before, where a run resumes. TensorBoard's events are rebuilt from metrics.jsonl on entering, so that
     none is there twice. Call `flush` before each checkpoint, so that the lines of all its steps are on the disk.
     """
 
-    def __init__(self, directory: Path | str) -> None:
-        self._directory = Path(directory)
+    def __init__(self, directory: Path | str, wandb: bool = False) -> None:
+        self._directory, self._wandb = Path(directory), wandb
 
     def __enter__(self) -> Self:
         lines = read(self._directory)
         last = max((line["step"] for line in lines), default=0)
         with failing("write to", self._directory):
             self._file = (self._directory / METRICS).open("a")
-            self._events = _Events(self._directory / TENSORBOARD, lines, last)
+            self._sinks: list[_Events | WeightsAndBiases] = [_Events(self._directory / TENSORBOARD, lines, last)]
+            if self._wandb:
+                self._sinks.append(WeightsAndBiases(self._directory))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
@@ -135,7 +140,7 @@ class Log:
             if error is None:
                 raise
         finally:
-            for file in (self._file, self._events):
+            for file in (self._file, *self._sinks):
                 try:
                     file.close()
                 except OSError:  # flush has raised it
@@ -147,19 +152,37 @@ class Log:
         with failing("write to", self._directory):
             self._file.write(json.dumps(line, allow_nan=False) + "\n")
             self._file.flush()
-            self._events.scalars(line)
+            for sink in self._sinks:
+                sink.numbers(step, line["time"]["unix"], numbers(line))
 
     def picture(self, step: int, path: Path) -> None:
-        """Write a PNG for TensorBoard, under the name of its file."""
+        """Write a PNG, under the name of its file."""
         with failing("write to", self._directory):
-            self._events.picture(step, path.stem, path.read_bytes())
+            for sink in self._sinks:
+                sink.picture(step, path.stem, path)
 
     def flush(self) -> None:
         """Write all lines through to the disk."""
         with failing("write to", self._directory):
             self._file.flush()
             os.fsync(self._file.fileno())
-            self._events.flush()
+            for sink in self._sinks:
+                sink.flush()
+
+
+def numbers(line: dict[str, Any]) -> dict[str, float]:
+    """All numbers of a line of metrics.jsonl by name, "train/loss"; with several seeds, their mean and spread."""
+    named = {f"{line['split']}/{name}": x for name, x in line.items() if name not in ("step", "split", "time")}
+    named |= {f"time/{name}": value for name, value in line["time"].items() if name != "unix"}
+    found: dict[str, float] = {}
+    for name, number in named.items():
+        if isinstance(number, list):
+            each = [x for x in number if x is not None]
+            if each:
+                found |= {name: float(np.mean(each)), f"{name}/spread": float(np.std(each))}
+        elif isinstance(number, int | float):
+            found[name] = number
+    return found
 
 
 class _Events:
@@ -184,34 +207,24 @@ class _Events:
         self._writer = RecordWriter(str(new / name))
         self._write(Event(wall_time=time.time(), file_version="brain.Event:2"))
         for line in lines:
-            self.scalars(line)
+            self.numbers(line["step"], line["time"]["unix"], numbers(line))
         for picture in pictures.values():
             self._writer.write(picture)
         self.flush()
         shutil.rmtree(directory, ignore_errors=True)
         new.rename(directory)  # the file stays open
 
-    def scalars(self, line: dict[str, Any]) -> None:
-        """Write all numbers of a line of metrics.jsonl."""
-        timing = line["time"]
-        numbers = {f"{line['split']}/{name}": x for name, x in line.items() if name not in ("step", "split", "time")}
-        numbers |= {f"time/{name}": value for name, value in timing.items() if name != "unix"}
-        values = []
-        for name, number in numbers.items():
-            if isinstance(number, list):
-                each = [x for x in number if x is not None]
-                if each:
-                    values += tensorboard.scalar(name, np.mean(each)).value
-                    values += tensorboard.scalar(f"{name}/spread", np.std(each)).value
-            elif isinstance(number, int | float):
-                values += tensorboard.scalar(name, number).value
-        if values:
-            self._write(Event(wall_time=timing["unix"], step=line["step"], summary=tensorboard.Summary(value=values)))
+    def numbers(self, step: int, unix: float, values: Mapping[str, float]) -> None:
+        """Write the values of a step, by name."""
+        found = [value for name, x in values.items() for value in tensorboard.scalar(name, x).value]
+        if found:
+            self._write(Event(wall_time=unix, step=step, summary=tensorboard.Summary(value=found)))
 
-    def picture(self, step: int, tag: str, png: bytes) -> None:
+    def picture(self, step: int, tag: str, path: Path) -> None:
         """Write a PNG, unless it was written before the run resumed."""
         if (step, tag) in self._pictured:
             return
+        png = path.read_bytes()
         width, height = struct.unpack(">II", png[16:24])
         image = tensorboard.Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
         summary = tensorboard.Summary(value=[tensorboard.Summary.Value(tag=tag, image=image)])

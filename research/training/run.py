@@ -33,6 +33,10 @@ from research.training.processes import ProcessGroup, joined
 from research.training.profiling import profiled
 from research.training.reader import MetricsReader
 from research.training.signals import Interrupted, on_signal
+from research.training.weights_and_biases import check_installed
+
+LARGE = 2**30
+"""Bytes of a checkpoint from which on a run says how long it takes to save."""
 
 
 def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
@@ -41,6 +45,9 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     Raises UserError and RunError, whose texts say what to do, and Interrupted when it was asked to stop.
     """
     directory = command.workdir or Path("runs") / name
+    workdir.check_local(directory)
+    if command.log.wandb:
+        check_installed()
     with (
         joined(command.processes, command.coordinator, command.process) as group,
         workdir.shared(directory, name, command, group) as own,
@@ -173,7 +180,7 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     validation = (line for line in log.read(directory) if line["split"] == "validation" and run.metric in line)
     scores = [score(line, run) for line in validation]
     saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step, job.group)
-    lines, bar, asked = log.Log(directory), log.Progress(run.steps, step), list[int]()
+    lines, bar, asked = _log(job), log.Progress(run.steps, step), list[int]()
     units_per_step = job.experiment.units_per_step(job.feeds.train.batch)
     reader = MetricsReader(job.experiment, step, units_per_step, peak(job.where.devices), lines, bar, saved.described)
 
@@ -186,6 +193,8 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     ahead = dispatches(job.learner, job.where, job.feeds.train, run.steps_per_dispatch, step, run.steps)
     intervals = [run.evaluate_every, run.save_every, *(report.every for report in job.reports if report.every)]
     with saved, lines, bar, signals, ahead as advance, ExitStack() as stack:
+        if job.group.size > 1 or checkpoint.total_bytes(state) >= LARGE:
+            say(saved.cost(state))
         if job.command.profile:
             advance = stack.enter_context(profiled(advance, directory / "profile"))
         while step < run.steps and not exhausted(scores, run):
@@ -214,6 +223,10 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
                 raise Interrupted(stop)
         saved.wait()
     return step, state
+
+
+def _log(job: Job) -> log.Log:
+    return log.Log(job.directory, job.command.log.wandb and job.group.primary)
 
 
 def validate(job: Job, step: int, state: State) -> Values:
@@ -259,7 +272,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             "published": dict(run.published),
         }
         plots.curves({directory.name: history}, directory / "curves.png")
-        with log.Log(directory) as lines:
+        with _log(job) as lines:
             for picture in sorted(directory.glob("*.png")):
                 lines.picture(step, picture)
         log.write_json(directory / "summary.json", result)

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,14 @@ from research.training.processes import ProcessGroup
 
 FORMAT = 2
 """The format of a run's directory. Directories of other formats are refused."""
+
+
+def check_local(directory: Path) -> None:
+    """Raises UserError for a bucket: as a path, gs://bucket/run would be a local directory called gs:."""
+    if re.match(r"[a-z0-9]+:/", str(directory)):
+        raise UserError(
+            f"--workdir {directory} is no local directory: mount the bucket, and give the path of the mount"
+        )
 
 
 @contextlib.contextmanager
@@ -266,7 +275,7 @@ def _resolved(path: Path | str | None) -> Path | None:
 
 def _clear(directory: Path) -> None:
     """Delete the run in `directory`."""
-    for part in ("checkpoints", "tensorboard", "history", "profile", "export"):
+    for part in ("checkpoints", "tensorboard", "history", "profile", "export", "wandb"):
         shutil.rmtree(directory / part, ignore_errors=True)
     for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):
         for path in directory.glob(pattern):
