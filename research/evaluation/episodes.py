@@ -15,6 +15,7 @@ from research.core.files import failing, replacing
 from research.core.state import State
 from research.core.transformations import first_seed
 from research.core.types import Tree
+from research.evaluation import highway
 from research.evaluation import plots as plot
 from research.rl.environments import Timestep, VectorEnv
 from research.rl.evaluation import episode_keys
@@ -26,33 +27,46 @@ FRAMES = 12
 def episode(name: str, environment: VectorEnv, q: Callable[[Tree, jax.Array], jax.Array]) -> Report:
     """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return.
 
-    q  (params, observations [1, ...]) -> values [1, actions]
+    Of a highway also episode.gif, and what `highway.compared` measures on all test seeds.
+
+    q  (params, observations [num_envs, ...]) -> values [num_envs, actions]
     """
     reset = jax.jit(lambda key: environment.reset(key[None]))
+    is_highway = name == "highway:Highway"
 
     @jax.jit
-    def step(params: Tree, key: jax.Array, time: int, states: Tree, observation: jax.Array) -> tuple[Tree, Timestep]:
+    def step(
+        params: Tree, key: jax.Array, time: int, states: Tree, observation: jax.Array
+    ) -> tuple[Tree, Timestep, jax.Array]:
         keys, action = jax.random.fold_in(key, time)[None], q(params, observation).argmax(-1)
         # The episode ends before the reset, so what the reset gives is never used.
-        return environment.step(keys, states, action, (states, observation))
+        return *environment.step(keys, states, action, (states, observation)), action[0]
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         params, seed = first_seed(state).params["q"], int(split.batches[0].index[0])
         reset_key, key = episode_keys(seed)
-        states, observation = reset(reset_key)
-        observations, rewards = [np.asarray(observation[0])], []
+        states, observation = start = reset(reset_key)
+        observations, rewards, actions = [np.asarray(observation[0])], [], []
         for time in range(environment.max_steps):
-            states, timestep = step(params, key, time, states, observation)
+            states, timestep, action = step(params, key, time, states, observation)
+            actions.append(int(action))
             observation = timestep.observation
             observations.append(np.asarray(timestep.next_observation[0]))
             rewards.append(float(timestep.reward[0]))
             if timestep.terminated[0] or timestep.truncated[0]:
                 break
         title = f"{name}, greedy episode of seed {seed}: return {sum(rewards):g} after {len(rewards)} frames"
+        returned = {"episode_return": sum(rewards)}
+        if is_highway:
+            first = jax.tree.map(lambda x: x[0], start[0])
+            highway.pictures(environment.max_steps, first, actions, title, directory)
+            seeds = np.concatenate([batch.index[batch.mask > 0] for batch in split.batches])
+            policy = lambda observation, uniform: q(params, observation).argmax(-1)
+            return returned | highway.compared(environment.max_steps, policy, seeds)
         _draw_episode(name, np.stack(observations), title, directory / "episode.png")
-        return {"episode_return": sum(rewards)}
+        return returned
 
-    return Report(run, metrics=("episode_return",))
+    return Report(run, metrics=("episode_return", *(highway.NAMES if is_highway else ())))
 
 
 def _draw_episode(name: str, observations: np.ndarray, title: str, path: Path) -> None:
