@@ -368,9 +368,11 @@ def test_observations_are_in_range(driven):
 def test_it_follows_the_interface():
     env = make(Environment("highway:Highway"))
     assert (env.observation_shape, env.num_actions, env.max_steps) == ((11, 5), 5, 40)
-    for cars_, lanes, substeps in ((0, 4, 5), (20, 0, 5), (20, 4, 0)):
-        with pytest.raises(UserError, match="at least 1 car, lane and sub-step"):
-            Highway(cars_, lanes, substeps)
+    for wrong in ({"cars": 0}, {"cars": 201}, {"lanes": 0}, {"substeps": 0}):
+        with pytest.raises(UserError, match="1 to 200 cars, 1 to 30 lanes and at least 1 sub-step"):
+            Highway(**wrong)
+    with pytest.raises(UserError, match="kinematics or grid, not 'pixels'"):
+        Highway(observation="pixels")
 
 
 # The report.

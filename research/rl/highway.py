@@ -270,8 +270,10 @@ class Highway(environment.Environment[HighwayState, HighwayParams]):
         substeps: int = 5,
         observation: Literal["kinematics", "grid"] = "kinematics",
     ) -> None:
-        if min(cars, lanes, substeps) < 1 or observation not in ("kinematics", "grid"):
-            raise UserError("a highway has at least 1 car, lane and sub-step, and observations kinematics or grid")
+        if not 1 <= cars <= 200 or not 1 <= lanes <= 30 or substeps < 1:  # whole numbers of 32 bits hold no more
+            raise UserError("a highway has 1 to 200 cars, 1 to 30 lanes and at least 1 sub-step")
+        if observation not in ("kinematics", "grid"):
+            raise UserError(f"a highway is seen by observation kinematics or grid, not {observation!r}")
         self.cars, self.lanes, self.substeps, self.observation = cars, lanes, substeps, observation
         self.rows = -(-cars // lanes)
 
