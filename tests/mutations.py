@@ -846,6 +846,121 @@ RL = [
     ),
 ]
 
+HIGHWAY = [
+    Mutation(
+        "rl/highway.py",
+        "jnp.maximum(0, speed * HEADWAY",
+        "(speed * HEADWAY",
+        "tests/test_highway.py -k 'idm'",
+        "a leader that runs away pulls",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "- (wanted / jnp.maximum(gap, 0.1)) ** 2",
+        "- wanted / jnp.maximum(gap, 0.1)",
+        "tests/test_highway.py -k 'idm or equilibrium'",
+        "the gap is not squared",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "(before(then) > -SAFE) & (lead(then) > -SAFE)",
+        "lead(then) > -SAFE",
+        "tests/test_highway.py -k mobil",
+        "the new follower may have to brake as hard as it can",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "+ (without(now) - before(now))",
+        "",
+        "tests/test_highway.py -k mobil",
+        "what the old follower gains does not count",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "POLITENESS * others > THRESHOLD",
+        "POLITENESS * others > 0",
+        "tests/test_highway.py -k mobil",
+        "any advantage is enough",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "course = cars.heading + turn / 2 + slip",
+        "course = cars.heading + turn / 2",
+        "tests/test_highway.py -k circle",
+        "the centre of mass goes where the car points",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "distance < -1 / TICKS",
+        "distance < 0",
+        "tests/test_highway.py -k side_by_side",
+        "a car beside another one is a whole turn away",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "ahead = jnp.where(ahead < 0, ahead + jnp.int32(ring * TICKS), ahead)\n    return",
+        "return",
+        "tests/test_highway.py -k neighbours",
+        "nobody is seen across the seam of the ring",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "jnp.where(left, bits << 1, bits >> 1) & ((1 << lanes) - 1)",
+        "jnp.where(left, bits << 1, bits >> 1)",
+        "tests/test_highway.py -k 'overtakes or conserved'",
+        "cars leave the road",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "left, turn = count % 2 == 0,",
+        "left, turn = numbers < 3,",
+        "tests/test_highway.py -k two_sides",
+        "two cars take one gap from two sides",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "return meet(ego.heading) & meet(others.heading)",
+        "return meet(ego.heading)",
+        "tests/test_highway.py -k rectangles",
+        "cars collide with the corners of others' boxes",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "dx = dx - ring * jnp.round(dx / ring)",
+        "dx = dx",
+        "tests/test_highway.py -k rectangles",
+        "no collision is seen across the seam of the ring",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "jnp.where(state.crashed, old, new)",
+        "new",
+        "tests/test_highway.py -k conserved",
+        "cars drive on after a crash",
+    ),
+    Mutation(
+        "rl/highway.py",
+        "(sign * ahead[which] >= 0)",
+        "True",
+        "tests/test_highway.py -k 'kinematics or range'",
+        "what is far behind is seen ahead",
+    ),
+    Mutation(
+        "evaluation/highway.py",
+        "if at_most > 1 - level",
+        "if at_most > (1 - level) / 2",
+        "tests/test_highway.py -k bound",
+        "the bound is that of another level",
+    ),
+    Mutation(
+        "evaluation/highway.py",
+        "jnp.where(state.crashed, 0, DT * env.substeps)",
+        "DT * env.substeps",
+        "tests/test_highway.py -k drivers",
+        "the time after a collision lowers the speed",
+    ),
+]
+
 CORE = [
     Mutation(
         "core/update.py",
@@ -1074,7 +1189,7 @@ CORE = [
     ),
 ]
 
-MUTATIONS = [*CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN, *DQN, *RL, *CORE]
+MUTATIONS = [*CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN, *DQN, *RL, *HIGHWAY, *CORE]
 
 
 def mutated(mutation: Mutation, root: Path = ROOT) -> str:

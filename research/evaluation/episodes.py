@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,34 +24,76 @@ FRAMES = 12
 """Frames shown in episode.png."""
 
 
-def episode(name: str, environment: VectorEnv, act: Callable[[State, jax.Array], jax.Array]) -> Report:
-    """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return.
+Act = Callable[[State, jax.Array], jax.Array]
+"""(state, observations [n, ...]) -> actions [n, ...]; the state is that of one seed, without its world."""
 
-    act  (state, observations [1, ...]) -> actions [1, ...]; the state is that of one seed, without its world
+
+class Episode(NamedTuple):
+    """A greedy episode.
+
+    Attributes:
+        seed: its seed
+        start: the environment's state at its start
+        observations: [frames + 1, ...]
+        actions: [frames, ...]
+        rewards: f32[frames]
     """
+
+    seed: int
+    start: Tree
+    observations: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+
+    def title(self, name: str) -> str:
+        """A line about it."""
+        frames = len(self.rewards)
+        return f"{name}, greedy episode of seed {self.seed}: return {self.rewards.sum():g} after {frames} frames"
+
+
+def player(environment: VectorEnv, act: Act) -> Callable[[State, int], Episode]:
+    """(state, seed) -> the episode of that seed."""
     reset = jax.jit(lambda key: environment.reset(key[None]))
 
     @jax.jit
-    def step(state: State, key: jax.Array, time: int, states: Tree, observation: jax.Array) -> tuple[Tree, Timestep]:
+    def step(
+        state: State, key: jax.Array, time: int, states: Tree, observation: jax.Array
+    ) -> tuple[Tree, Timestep, jax.Array]:
         keys, action = jax.random.fold_in(key, time)[None], act(state, observation)
         # The episode ends before the reset, so what the reset gives is never used.
-        return environment.step(keys, states, action, (states, observation))
+        return *environment.step(keys, states, action, (states, observation)), action[0]
 
-    def run(state: State, split: Split, directory: Path) -> Numbers:
-        agent, seed = first_seed(state)._replace(world=()), int(split.batches[0].index[0])
+    def played(state: State, seed: int) -> Episode:
         reset_key, key = episode_keys(seed)
-        states, observation = reset(reset_key)
-        observations, rewards = [np.asarray(observation[0])], []
+        states, observation = start = reset(reset_key)
+        observations, rewards, actions = [np.asarray(observation[0])], [], []
         for time in range(environment.max_steps):
-            states, timestep = step(agent, key, time, states, observation)
+            states, timestep, action = step(state, key, time, states, observation)
             observation = timestep.observation
+            actions.append(np.asarray(action))
             observations.append(np.asarray(timestep.next_observation[0]))
-            rewards.append(float(timestep.reward[0]))
+            rewards.append(np.asarray(timestep.reward[0]))
             if timestep.terminated[0] or timestep.truncated[0]:
                 break
-        title = f"{name}, greedy episode of seed {seed}: return {sum(rewards):g} after {len(rewards)} frames"
-        _draw_episode(name, np.stack(observations), title, directory / "episode.png")
-        return {"episode_return": sum(rewards)}
+        first = jax.tree.map(lambda x: x[0], start[0])
+        return Episode(seed, first, np.stack(observations), np.stack(actions), np.stack(rewards))
+
+    return played
+
+
+def agent(state: State) -> State:
+    """What acts: the first seed's State, without its world."""
+    return first_seed(state)._replace(world=())
+
+
+def episode(name: str, environment: VectorEnv, act: Act) -> Report:
+    """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return."""
+    play = player(environment, act)
+
+    def run(state: State, split: Split, directory: Path) -> Numbers:
+        found = play(agent(state), int(split.batches[0].index[0]))
+        _draw_episode(name, found.observations, found.title(name), directory / "episode.png")
+        return {"episode_return": float(found.rewards.sum())}
 
     return Report(run, metrics=("episode_return",))
 

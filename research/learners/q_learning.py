@@ -13,8 +13,7 @@ from research.core.metrics import Metrics
 from research.core.modules import bind, network
 from research.core.state import Batch, State, evaluated, example_keys, rng
 from research.core.types import Tree
-from research.evaluation.episodes import episode
-from research.learners.reinforcement import Reinforcement
+from research.learners.reinforcement import Reinforcement, pictured
 from research.nets.q import MLP
 from research.rl.environments import VectorEnv, make
 from research.rl.evaluation import episode_keys, play
@@ -53,7 +52,7 @@ class QLearning(Reinforcement):
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         q, environment = self.q(), make(self.environment.unscaled)
-        return (episode(self.environment.name, environment, lambda state, x: q(state, x).argmax(-1)),)
+        return pictured(self.environment.name, environment, lambda state, observation: q(state, observation).argmax(-1))
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""

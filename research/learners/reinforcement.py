@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Feeds, Run, multiples
+from research.core.experiment import Experiment, Feeds, Report, Run, multiples
 from research.core.optimizers import Optimizer
 from research.data.feed import Empty, episodes
+from research.evaluation import highway
+from research.evaluation.episodes import Act, episode
 from research.rl.environments import Environment
+from research.rl.vector import VectorEnv
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +59,11 @@ class Reinforcement(Experiment):
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
         return {"num_envs": self.num_envs, "episodes": self.episodes}
+
+
+def pictured(name: str, environment: VectorEnv, act: Act) -> tuple[Report, ...]:
+    """The reports of an agent: pictures of an episode, and what else is measured in the environment called `name`."""
+    return (highway.report(environment, act) if name == "highway:Highway" else episode(name, environment, act),)
 
 
 def multiple(config: Reinforcement, name: str, unit: int, units: str) -> None:
