@@ -11,7 +11,7 @@ import pytest
 from research.core.experiment import Run
 from research.core.modules import network
 from research.core.optimizers import Optimizer
-from research.core.state import NO_BATCH
+from research.core.state import NO_BATCH, rng
 from research.core.transformations import scan_steps
 from research.learners.dqn import DQN
 from research.learners.drqn import DRQN
@@ -301,3 +301,107 @@ def test_noise_is_each_examples_own_and_of_its_scale():
     np.testing.assert_allclose(np.mean(noisy - quiet, 0), np.zeros(3), atol=0.03)
     alone, _ = net.apply(params, {}, x[7:8], rng=keys[7:8])
     np.testing.assert_allclose(alone[0], noisy[7], rtol=1e-5)
+
+
+def test_importance_weights_and_new_priorities_as_in_numpy():
+    """The net stays as it is (a learning rate of 0), so that both minibatches of a step are valued by it."""
+    num_envs, rollout_length, slots, updates, alpha, gamma, step = 4, 2, 8, 2, 0.7, 0.9, 9
+    config = DQN(
+        environment=Environment("probes:ChosenLater"),
+        net=MLP(widths=()),
+        num_envs=num_envs,
+        rollout_length=rollout_length,
+        buffer_size=num_envs * slots,
+        learning_starts=0,
+        batch=num_envs * 2,
+        updates=updates,
+        gamma=gamma,
+        priority_exponent=alpha,
+        importance_exponent=0.4,
+        optimizer=Optimizer(name="sgd", learning_rate=0.0),
+        run=Run(steps=20, steps_per_dispatch=10, metric="return"),
+    )
+    learner, random = config.build(), np.random.default_rng(0)
+    state = jax.jit(learner.init)(jax.random.key(0))
+    array = lambda *shape: jnp.array(random.normal(size=shape), jnp.float32)
+    net, target = ({"head": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
+    ended = jnp.array(random.random((num_envs, slots)) < 0.3)
+    action = jnp.array(random.integers(0, 2, (num_envs, slots)), jnp.int32)
+    buffer = Transition(
+        array(num_envs, slots, 1), action, array(num_envs, slots), ended, ended, array(num_envs, slots, 1)
+    )
+    all_slots = jnp.tile(jnp.arange(slots), (num_envs, 1))
+    trees = priorities.update(state.world.priorities, all_slots, jnp.abs(array(num_envs, slots)), alpha)
+    world = state.world._replace(buffer=buffer, priorities=trees)
+    state = state._replace(step=jnp.int32(step), params={"q": net}, collections={"target": target}, world=world)
+    after, metrics = jax.jit(learner.step)(state, NO_BATCH)
+
+    buffer = jax.tree.map(np.asarray, after.world.buffer)
+    trees = priorities.write(trees, jnp.int32(step), rollout_length, slots, 1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng(state, "sample"), jnp.arange(num_envs))
+    drawn, probability = map(np.asarray, priorities.sample(trees, keys, (updates, 2)))
+    q = lambda net, x: np.asarray(x @ net["head"]["kernel"] + net["head"]["bias"])
+    losses, weights = [], []
+    expected = np.asarray(trees[:, slots:]).copy()  # the leaves: slots is a power of two
+    new: dict[tuple[int, int], float] = {}
+    for e, u, k in np.ndindex(num_envs, updates, 2):
+        at = drawn[e, u, k]
+        y = (
+            buffer.reward[e, at]
+            + gamma * (not buffer.terminated[e, at]) * q(target, buffer.next_observation[e, at]).max()
+        )
+        error = y - q(net, buffer.observation[e, at])[buffer.action[e, at]]
+        weight = (slots * probability[e, u, k]) ** -(0.4 + 0.6 * step / 20)
+        losses.append(weight * error**2)
+        weights.append(weight)
+        new[e, at] = max(new.get((e, at), 0), (abs(error) + 1e-6) ** alpha)
+    for place, value in new.items():
+        expected[place] = value
+    np.testing.assert_allclose(metrics["loss"].value, sum(losses) / sum(weights), rtol=1e-4)
+    np.testing.assert_allclose(after.world.priorities[:, slots:], expected, rtol=1e-4)
+
+
+def test_a_recurrent_net_unrolls_from_the_memory_that_was_stored():
+    """The loss of a step, by a loop over the frames of each sequence; the net stays as it is."""
+    config = DRQN(
+        environment=Environment("probes:Recalled"),
+        net=RecurrentQ(width=4),
+        num_envs=4,
+        rollout_length=5,
+        buffer_size=4 * 20,
+        learning_starts=0,
+        batch=4,
+        sequence=4,
+        burn_in=1,
+        updates=1,
+        gamma=G,
+        optimizer=Optimizer(name="sgd", learning_rate=0.0),
+        run=Run(steps=20, steps_per_dispatch=10, metric="return"),
+    )
+    learner = config.build()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    target = jax.jit(learner.init)(jax.random.key(1)).params["q"]
+    step = jax.jit(learner.step)
+    for _ in range(4):
+        state = state._replace(collections={"target": target})
+        before, (state, metrics) = state, step(state, NO_BATCH)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(rng(before, "sample"), jnp.arange(4))
+    slots = replay.uniform(keys, before.step, 5, 20, (1, 1), 5)
+    (frames,) = zip(*jax.tree.map(np.asarray, replay.sequences(state.world.buffer, slots, 5)), strict=True)
+    observation, action, reward, terminated, done, following = frames
+    assert done[:, :-1].any() and observation[:, 0, 1:].any()  # episodes end within, and some begin before
+    apply = jax.jit(lambda params, x: config.net.clone(outputs=2).apply({"params": params}, x))
+    losses = []
+    for b in range(4):
+        memory = ours = jnp.array(observation[b, :1, 1:])
+        for t in range(5):
+            with_memory = lambda x, memory: jnp.concatenate([jnp.array([[x]]), memory], 1)
+            ours, values = apply(state.params["q"], with_memory(observation[b, t, 0], ours))
+            memory, _ = apply(target, with_memory(observation[b, t, 0], memory))
+            _, next_values = apply(target, with_memory(following[b, t, 0], memory))
+            y = reward[b, t] + G * (not terminated[b, t]) * float(next_values.max())
+            if t >= 1:
+                losses.append((y - float(values[0, action[b, t]])) ** 2)
+            if done[b, t]:
+                memory, ours = jnp.zeros((1, 8)), jnp.zeros((1, 8))
+    np.testing.assert_allclose(metrics["loss"].value, np.mean(losses), rtol=1e-4)
