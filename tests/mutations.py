@@ -713,13 +713,6 @@ RL = [
     ),
     Mutation(
         "learners/ppo.py",
-        "order = jax.vmap(lambda key: jax.random.permutation(key, config.rollout_length))(keys)",
-        "order = jax.vmap(lambda key: jnp.arange(config.rollout_length))(keys)",
-        PPO_STEP,
-        "frames are not shuffled",
-    ),
-    Mutation(
-        "learners/ppo.py",
         "error = jnp.maximum(error, optax.l2_loss(near, batch.return_))",
         "error = jnp.minimum(error, optax.l2_loss(near, batch.return_))",
         PPO_STEP,
