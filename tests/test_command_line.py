@@ -155,7 +155,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["mnist_cnn", "--data.dir", "nowhere"], "--data.name digits needs nothing"),
         (["digits_cnn", "--place", "pmap", "--data.batch", "12"], "data.batch=12 (the nearest: 8 or 16): choose"),
         (["cartpole_dqn", "--environment.name", "CartPole-v9"], "CartPole-v1"),
-        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of num_envs=10: the nearest are 60 or 70"),
+        (["cartpole_dqn", "--batch", "61"], "batch=61 is not a multiple of num_envs=8: the nearest are 56 or 64"),
         (["digits_cnn", "--init-from", "nowhere", *TINY], "nowhere"),
     ],
 )
@@ -354,7 +354,7 @@ def test_what_an_extension_changes_is_told_and_what_is_none_is_refused(copy, cap
     said = " ".join(capsys.readouterr().err.split())
     assert "extended from 4 to 8 steps" in said
     assert "warning: schedules are now computed for 8 steps (optimizer.schedule=one_cycle)" in said
-    assert config.scheduled(config.load("cartpole_dqn")) == ["epsilon_fraction=0.3", "optimizer.schedule=linear"]
+    assert config.scheduled(config.load("cartpole_dqn")) == ["optimizer.schedule=linear", "epsilon_fraction=0.3"]
 
 
 def test_a_run_that_stopped_early_is_not_extended(copy):

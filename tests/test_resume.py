@@ -19,7 +19,7 @@ from research.training.log import read
 RUNS = {
     "digits_cnn": "--net.widths 4 8 --net.depth 1 --steps 60 --run.steps-per-dispatch 5 --run.evaluate-every 10 "
     "--run.save-every 10",
-    "cartpole_dqn": "--buffer-size 2000 --learning-starts 400 --episodes 8 --test-episodes 8 --steps 60 "
+    "cartpole_dqn": "--buffer-size 2048 --learning-starts 512 --episodes 8 --test-episodes 8 --steps 60 "
     "--run.steps-per-dispatch 5 --run.evaluate-every 20 --run.save-every 10",
 }
 

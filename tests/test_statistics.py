@@ -41,7 +41,7 @@ TINY = (
 
 
 def swept(directory, *more: str) -> list[dict]:
-    over = ["--over", "optimizer.learning-rate", "1e-3", "3e-2", "--over", "data.batch", "16", "32"]
+    over = ["--over", "optimizer.learning-rate", "1e-4", "1e-2", "--over", "data.batch", "16", "32"]
     assert sweep.main(["digits_cnn", *over, "--seeds", "2", "--workdir", str(directory), *TINY.split(), *more]) == 0
     return json.loads((directory / "sweep.json").read_text())
 
@@ -53,16 +53,16 @@ def test_a_sweep_equals_its_runs(tmp_path, capsys):
     found = swept(tmp_path / "sweep")
     assert len(found) == 4 and all(len(one["each"]) == 2 for one in found)
     assert [one["accuracy"] for one in found] == sorted((one["accuracy"] for one in found), reverse=True)
-    alone = ["--optimizer.learning-rate", "3e-2", "--data.batch", "16", "--run.seed", "1", *TINY.split()]
+    alone = ["--optimizer.learning-rate", "1e-2", "--data.batch", "16", "--run.seed", "1", *TINY.split()]
     assert train.main(["digits_cnn", "--workdir", str(tmp_path / "alone"), *alone]) == 0
-    (one,) = (x for x in found if x["optimizer.learning_rate"] == "3e-2" and x["data.batch"] == "16")
+    (one,) = (x for x in found if x["optimizer.learning_rate"] == "1e-2" and x["data.batch"] == "16")
     lines = [line for line in read(tmp_path / "sweep" / "data.batch=16") if line["split"] == "train"]
     expected = [line["loss"] for line in read(tmp_path / "alone") if line["split"] == "train"]
     # Of two settings with two seeds each, the last one.
-    np.testing.assert_allclose([line["loss"][3] for line in lines], expected, rtol=1e-4)
+    np.testing.assert_allclose([line["loss"][3] for line in lines], expected, rtol=5e-3)
     test = json.loads((tmp_path / "alone" / "summary.json").read_text())["test"]["accuracy"]["each"][0]
     np.testing.assert_allclose(one["each"][1], test, atol=0.01)
-    assert abs(lines[-1]["loss"][0] - lines[-1]["loss"][2]) > 1e-3  # the settings differ
+    assert abs(lines[-1]["loss"][0] - lines[-1]["loss"][2]) > 0.02  # the settings differ
     assert (tmp_path / "sweep" / "sweep.png").exists()
     assert swept(tmp_path / "sweep") == found
 

@@ -105,7 +105,7 @@ def test_actions_are_rescaled_to_their_bounds():
     keys = jax.random.split(jax.random.key(0), 1)
     starts = environment.reset(keys)
     _, timestep = environment.step(keys, starts[0], jnp.array([[0.5, -1.0, 7.0]]), starts)
-    np.testing.assert_allclose(timestep.reward, [[1, 0, 7]], atol=1e-6)
+    np.testing.assert_allclose(timestep.reward, [[1, 0, 5]], atol=1e-6)
     assert wrappers.rescaled_actions(echo(5)).actions == 1000
 
 

@@ -117,19 +117,23 @@ def _interceptor(dtype: str, rng: jax.Array | None) -> Callable:
 
 
 class RandomByExample(nn.Module):
-    """A layer that draws random numbers for each example, by keys that its `__call__` takes as `keys`."""
+    """A layer that draws random numbers for each example, by keys [batch] that its `__call__` takes as `keys`.
 
-    def example_keys(self, batch: int, keys: jax.Array | None) -> jax.Array:
-        """One key for each example [batch], of this layer's own: a number from the rng stream "dropout" is folded in.
+    Where it is given None, keys are derived by the example's place in this batch, see `own_keys`.
+    """
 
-        keys: typed PRNG keys [batch]. None: they are derived from that stream by the example's place in this batch
-        """
-        layer_key = self.make_rng("dropout")
-        if keys is None:
-            return jax.vmap(jax.random.fold_in, (None, 0))(layer_key, jnp.arange(batch))
-        if keys.shape != (batch,):
-            raise ValueError(f"{type(self).__name__} of {batch} examples was given keys of shape {keys.shape}")
-        return jax.vmap(jax.random.fold_in, (0, None))(keys, jax.random.bits(layer_key))
+
+def own_keys(layer_key: jax.Array, batch: int, keys: jax.Array | None) -> jax.Array:
+    """One key for each example [batch], of one layer's own.
+
+    layer_key: of the layer, from its rng stream "dropout"
+    keys: typed PRNG keys [batch], into which a number of the layer is folded
+    """
+    if keys is None:
+        return jax.vmap(jax.random.fold_in, (None, 0))(layer_key, jnp.arange(batch))
+    if keys.shape != (batch,):
+        raise ValueError(f"a layer of {batch} examples was given keys of shape {keys.shape}")
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, jax.random.bits(layer_key))
 
 
 class Dropout(RandomByExample):
@@ -153,11 +157,11 @@ class Dropout(RandomByExample):
     def __call__(self, x: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:
         """`x` with dropout in training; `x` itself in evaluation, or where the rate is 0.
 
-        keys: as for `example_keys`
+        keys: typed PRNG keys [batch], see `RandomByExample`
         """
         if not train or self.rate == 0:
             return x
-        keys = self.example_keys(x.shape[self.batch_axis], keys)
+        keys = own_keys(self.make_rng("dropout"), x.shape[self.batch_axis], keys)
         shape = [1 if axis in self.shared else size for axis, size in enumerate(x.shape)]
         del shape[self.batch_axis]
         dropped = round(256 * self.rate)

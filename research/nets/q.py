@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.modules import FromData, RandomByExample
+from research.core.modules import FromData, RandomByExample, own_keys
 from research.nets.conv import Conv
 
 
@@ -128,7 +128,7 @@ class NoisyDense(RandomByExample):
         outputs = x @ kernel + bias
         if not train:
             return outputs
-        keys = self.example_keys(len(x), keys)
+        keys = own_keys(self.make_rng("dropout"), len(x), keys)
         normal = jax.vmap(lambda key: jax.random.normal(key, (x.shape[-1] + self.width,)))(keys).astype(x.dtype)
         noise = jnp.sign(normal) * jnp.sqrt(jnp.abs(normal))
         of_inputs, of_outputs = noise[:, : x.shape[-1]], noise[:, x.shape[-1] :]
