@@ -1,11 +1,14 @@
 """CartPole by parallelised Q-learning: no replay buffer, no target net.
 
-Method: Gallici et al. 2025, arXiv:2407.04811, whose own code reports a return of 500 within 500,000 frames (their
-setting: 32 environments, 64 frames a step, 4 epochs of 16 minibatches, RAdam).
+Method: Gallici et al. 2025, arXiv:2407.04811, in the setting of their code (32 environments, 64 frames a step, 4 epochs
+of 16 minibatches) but for the optimizer (theirs is RAdam at 2.5e-4), epsilon, and averaged weights for evaluation.
 
     python -m experiments.train cartpole_pqn --seeds 10
 
-Expected: a mean greedy return of 475 or more over 100 fresh episodes, by the last State.
+Expected: a mean greedy return of 475 or more over 100 fresh episodes, by the averaged weights of the last State, for at
+least 29 of 30 seeds, after 409,600 frames. Measured, seeds 0 to 29 in each of three roundings (the default,
+XLA_FLAGS=--xla_cpu_max_isa=AVX2 and SSE4_2): 500.0 for 90 of 90. The setting is the first that was tried, on seeds 100
+to 109.
 """
 
 from research.core.experiment import Run
@@ -38,6 +41,5 @@ def config() -> PQN:
             evaluate_every=20,
             save_every=100,
             metric="return",
-            published=(("return", 500.0),),
         ),
     )

@@ -20,7 +20,7 @@ from research.training.topology import NotInstalled, topology
 
 pytestmark = pytest.mark.usefixtures("optimised")  # what is counted is what users get
 CHUNK = 2
-CLOCKED = {"dqn": 2}
+CLOCKED = dict.fromkeys(("dqn", "drqn", "rainbow"), 2)
 """Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows."""
 
 GATHERED = {"cyclegan": {"all-gather"}}
