@@ -1,14 +1,19 @@
 """CartPole by parallelised Q-learning: no replay buffer, no target net.
 
 Method: Gallici et al. 2025, arXiv:2407.04811, in the setting of their code (32 environments, 64 frames a step, 4 epochs
-of 16 minibatches) but for the optimizer (theirs is RAdam at 2.5e-4), epsilon, and averaged weights for evaluation.
+of 16 minibatches, epsilon 0.2 at the end) but for the optimizer (theirs is RAdam at 2.5e-4) and averaged weights for
+evaluation.
 
-    python -m experiments.train cartpole_pqn --seeds 10
+    python -m experiments.train cartpole_pqn --seeds 30
 
 Expected: a mean greedy return of 475 or more over 100 fresh episodes, by the averaged weights of the last State, for at
-least 29 of 30 seeds, after 409,600 frames. Measured, seeds 0 to 29 in each of three roundings (the default,
-XLA_FLAGS=--xla_cpu_max_isa=AVX2 and SSE4_2): 500.0 for 90 of 90. The setting is the first that was tried, on seeds 100
-to 109.
+least 29 of 30 seeds, after 409,600 frames. Measured by the command in each of three roundings (the default,
+XLA_FLAGS=--xla_cpu_max_isa=AVX2 and SSE4_2): 500.0 for all seeds.
+
+The setting was chosen on seeds 100 to 129, by the evaluations below 475 from step 80 on: none of 210. With epsilon 0.1
+at the end there are up to 3 of 30 at a time, at any learning rate that was tried (1e-3, 5e-4): an agent that hardly
+errs sees no falls, and forgets what they are worth. So it was with a learning rate of 1e-3 and an average of 0.998,
+which was tried first: one of seeds 0 to 29 ended at 255.
 """
 
 from research.core.experiment import Run
@@ -30,10 +35,10 @@ def config() -> PQN:
         minibatches=16,
         gamma=0.99,
         q_lambda=0.95,
-        average=0.998,
-        epsilon_end=0.1,
+        average=0.9995,
+        epsilon_end=0.2,
         epsilon_fraction=0.3,
-        optimizer=Optimizer(name="adamw", learning_rate=1e-3, schedule="linear"),
+        optimizer=Optimizer(name="adamw", learning_rate=5e-4, schedule="linear"),
         update=UpdateConfig(clip=10.0),
         run=Run(
             steps=200,
