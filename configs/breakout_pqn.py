@@ -5,6 +5,8 @@ in place of RAdam). As gymnax has the game: minimal actions, at most 1,000 frame
 greedy return of the first whole episode of each of 128 environments.
 
     python -m experiments.train breakout_pqn
+
+It has not been trained yet, nor have those of the other games.
 """
 
 from research.core.experiment import Run

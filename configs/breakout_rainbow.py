@@ -3,6 +3,8 @@
 Method: Hessel et al. 2018, arXiv:1710.02298, with the net and the frames of breakout_dqn.
 
     python -m experiments.train breakout_rainbow
+
+It has not been trained yet.
 """
 
 from dataclasses import replace

@@ -3,7 +3,10 @@
 Method: Hessel et al. 2018, arXiv:1710.02298: double Q-learning, prioritised replay, dueling streams, n-step returns,
 distributions of returns and noisy nets, which explore in place of epsilon.
 
-    python -m experiments.train cartpole_rainbow --seeds 10
+    python -m experiments.train cartpole_rainbow
+
+Expected: a greedy return of 475 or more. Measured, seed 100: 500.0 over 100 fresh episodes, after 256,000 frames, in
+123 s on 2 cores that had other work to do. No other seed or setting was tried.
 """
 
 from dataclasses import replace
