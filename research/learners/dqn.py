@@ -12,37 +12,22 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Run, microbatch
+from research.core.experiment import Experiment, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
-from research.core.state import Batch, Learner, State, example_keys, learner, rng
+from research.core.state import Learner, State, example_keys, learner, rng
 from research.core.types import Tree
-from research.core.update import Aux, scan_updates, updater
-from research.learners.q_learning import QLearning, of_action, q_network
-from research.learners.reinforcement import multiple
+from research.core.update import Aux, scan_updates
+from research.learners.q_learning import of_action, q_network
+from research.learners.replayed import Replayed, World, alternate
 from research.nets.q import MLP
 from research.rl import priorities, replay
 from research.rl.environments import VectorEnv, make
 from research.rl.replay import Sample
 from research.rl.returns import Distribution, categorical, expectation, quantiles
-from research.rl.rollout import ActorState, Transition, reset
-
-
-class World(NamedTuple):
-    """What devices split by environments.
-
-    Attributes:
-        actor: the environments, leaves [num_envs, ...]
-        buffer: the replay buffer, leaves [num_envs, slots, ...]
-        priorities: sum trees of the transitions' priorities, f32[num_envs, 2 * leaves]; () for uniform replay
-    """
-
-    actor: ActorState
-    buffer: Transition
-    priorities: jax.Array | tuple[()] = ()
+from research.rl.rollout import reset
 
 
 class Minibatch(NamedTuple):
@@ -60,17 +45,11 @@ class Minibatch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQN(QLearning):
-    """An experiment in deep Q-learning. A step acts `rollout_length` frames in every environment, then learns.
+class DQN(Replayed):
+    """An experiment in deep Q-learning.
 
     Attributes:
-        buffer_size: number of transitions in the replay buffer, of all environments together
         buffer_dtype: dtype of the observations in the replay buffer; uint8 is for whole numbers from 0 to 255
-        learning_starts: number of frames before learning starts, of all environments together
-        batch: number of samples per update, the same number from each environment
-        updates: number of updates per step
-        target_update_interval: number of steps between updates of the target net
-        tau: how far an update moves the target net towards the net; 1 resets it to the net
         n_step: number of rewards in a return before it bootstraps
         double: whether the net chooses the action that the target net values (double Q-learning)
         returns: what the net says of returns: their expectation, their distribution by categories (C51), or by
@@ -83,13 +62,7 @@ class DQN(QLearning):
         importance_exponent: exponent of importance weights at the start; it rises to 1 by the end of the run
     """
 
-    buffer_size: int = 10_240
     buffer_dtype: Literal["float32", "uint8"] = "float32"
-    learning_starts: int = 10_240
-    batch: int = 128
-    updates: int = 10
-    target_update_interval: int = 5
-    tau: float = 1.0
     n_step: int = 1
     double: bool = False
     returns: Literal["expectation", "categorical", "quantiles"] = "expectation"
@@ -101,28 +74,17 @@ class DQN(QLearning):
     importance_exponent: float = 0.4
 
     def __post_init__(self) -> None:
-        positive(self, "", "buffer_size", "batch", "updates", "target_update_interval", "n_step", "atoms")
+        positive(self, "", "n_step", "atoms")
         super().__post_init__()
-        multiple(self, "batch", self.num_envs, "num_envs")
-        multiple(self, "buffer_size", self.num_envs * self.rollout_length, "num_envs * rollout_length")
-        if self.n_step > self.slots:
-            raise UserError(
-                f"n_step={self.n_step} is more than the {self.slots} transitions of an environment's buffer"
-            )
         if self.returns == "categorical" and (self.atoms < 2 or self.v_min >= self.v_max):
             raise UserError("returns=categorical needs at least 2 atoms, and a v_min below v_max")
         if self.priority_exponent < 0:
             raise UserError(f"priority_exponent must be at least 0, not {self.priority_exponent}")
 
     @property
-    def slots(self) -> int:
-        """Number of transitions in the replay buffer of each environment."""
-        return self.buffer_size // self.num_envs
-
-    @property
-    def warmup_steps(self) -> int:
-        """Number of steps that act without learning."""
-        return max(-(-self.learning_starts // self.frames), -(-self.n_step // self.rollout_length)) - 1
+    def window(self) -> tuple[str, int]:
+        """See `Replayed`."""
+        return "n_step", self.n_step
 
     def build(self) -> Learner:
         """See `Experiment`."""
@@ -138,10 +100,6 @@ class DQN(QLearning):
             case "quantiles":
                 return quantiles(self.atoms)
 
-    def divisible(self) -> dict[str, int]:
-        """See `Experiment`."""
-        return {**super().divisible(), "batch": microbatch(self.batch, self.update)}
-
 
 def dqn(config: DQN, environment: VectorEnv) -> Learner:
     """The learner: Algorithm 1 of Mnih et al. 2015.
@@ -149,9 +107,7 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
     Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
     """
     net, distribution = q_network(config, environment), config.distribution()
-    updates = max((config.run.steps - config.warmup_steps) * config.updates, 1)
-    init_state, update = updater(config.update, {"q": (config.optimizer, updates)}, {"q": config.average})
-    prioritised, share = config.priority_exponent > 0, config.batch // config.num_envs
+    (init_state, update), prioritised = config.updater(), config.priority_exponent > 0
 
     def init(key: jax.Array) -> State:
         params = net.init(key)
@@ -173,7 +129,7 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
     def sample(state: State) -> tuple[jax.Array, Minibatch]:
         """The minibatches of a step, leaves [updates, batch, ...], and their slots [num_envs, updates, share]."""
         actor, buffer, trees = state.world
-        keys, shape = example_keys(rng(state, "sample"), actor.env_id), (config.updates, share)
+        keys, shape = example_keys(rng(state, "sample"), actor.env_id), (config.updates, config.share)
         if prioritised:
             slots, probability = priorities.sample(trees, keys, shape)
             valid = replay.filled(state.step + 1, config.rollout_length, config.slots) - config.n_step + 1
@@ -207,30 +163,12 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
         after, aux = scan_updates(update, state, "q", td_loss, batches)
         trees = state.world.priorities
         if prioritised:
-            surprise = aux.rows.reshape(config.updates, -1, share).swapaxes(0, 1)
+            surprise = aux.rows.reshape(config.updates, -1, config.share).swapaxes(0, 1)
             flat = lambda x: x.reshape(len(x), -1)
             trees = priorities.update(trees, flat(slots), flat(surprise), config.priority_exponent)
         return after._replace(world=trees), dict(aux.metrics)
 
-    def wait(state: State) -> tuple[State, Metrics]:
-        """In place of `learn` before learning starts: nothing changes, and the metrics have a count of 0."""
-        _, metrics = jax.eval_shape(learn, state)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-        return state._replace(world=state.world.priorities), zeros
-
-    def step(state: State, _: Batch) -> tuple[State, Metrics]:
-        state, acted = act(state)
-        # The branches leave the buffer out of what they return, or they would copy it.
-        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
-        state = learned._replace(world=state.world._replace(priorities=learned.world))
-        # Every C steps reset Q̂ = Q, or move it there by a part tau
-        target = state.collections["target"]
-        moved = optax.incremental_update(state.params["q"], target, config.tau)
-        target = optax.periodic_update(moved, target, state.step + 1, config.target_update_interval)
-        state = state._replace(collections=state.collections | {"target": target})
-        return state, {**acted, **metrics, "epsilon": mean(net.epsilon(state.step))}
-
-    return learner(init, step, net.evaluate)
+    return learner(init, alternate(config, act, learn, net.epsilon), net.evaluate)
 
 
 def tiny() -> dict[str, Experiment]:

@@ -6,7 +6,6 @@ update unrolls the net from it; the first frames of a sequence only bring that m
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -14,82 +13,49 @@ import jax.numpy as jnp
 import optax
 
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Run, microbatch
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import bind, network
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, rng
 from research.core.types import Tree
-from research.core.update import Aux, scan_updates, updater
-from research.learners.reinforcement import Reinforcement, multiple
+from research.core.update import Aux, scan_updates
+from research.learners.replayed import Replayed, World, alternate
 from research.nets.recurrent_q import RecurrentQ
 from research.rl import replay
 from research.rl.environments import VectorEnv, make
 from research.rl.evaluation import play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
-from research.rl.rollout import ActorState, Transition, reset, rollout
+from research.rl.rollout import Transition, reset, rollout
 from research.rl.wrappers import remembering
 
 
-class World(NamedTuple):
-    """What devices split by environments.
-
-    Attributes:
-        actor: the environments, leaves [num_envs, ...]
-        buffer: the replay buffer, leaves [num_envs, slots, ...]; observations end in the agent's memory
-    """
-
-    actor: ActorState
-    buffer: Transition
-
-
 @dataclass(frozen=True, kw_only=True)
-class DRQN(Reinforcement):
-    """An experiment in recurrent Q-learning. A step acts `rollout_length` frames in every environment, then learns.
+class DRQN(Replayed):
+    """An experiment in recurrent Q-learning.
 
     Attributes:
         net: a recurrent net from flat observations that end in its memory, of 2 * net.width numbers, to the memory
             after them and the values of the actions
-        buffer_size: number of transitions in the replay buffer, of all environments together
-        learning_starts: number of frames before learning starts, of all environments together
-        batch: number of sequences per update, the same number from each environment
-        sequence: number of frames of a sequence that are learned from
+        sequence: number of frames of a sample that are learned from
         burn_in: number of frames before them, which bring the stored memory up to date
-        updates: number of updates per step
-        target_update_interval: number of steps between updates of the target net
-        epsilon_start: initial epsilon, the probability of a random action
-        epsilon_end: final epsilon
-        epsilon_fraction: fraction of the run over which epsilon decays linearly
     """
 
     net: nn.Module = field(default_factory=RecurrentQ)
-    buffer_size: int = 10_240
     learning_starts: int = 1024
     batch: int = 32
     sequence: int = 8
     burn_in: int = 4
     updates: int = 4
     target_update_interval: int = 10
-    epsilon_start: float = 1.0
-    epsilon_end: float = 0.05
-    epsilon_fraction: float = 0.5
+
+    dtypes = ("float32", "bfloat16")
 
     def __post_init__(self) -> None:
-        positive(self, "", "buffer_size", "batch", "sequence", "updates", "target_update_interval")
-        super().__post_init__()
+        positive(self, "", "sequence")
         if self.burn_in < 0:
             raise UserError(f"burn_in must be at least 0, not {self.burn_in}")
-        multiple(self, "batch", self.num_envs, "num_envs")
-        multiple(self, "buffer_size", self.frames, "num_envs * rollout_length")
-        if self.length > self.slots:
-            raise UserError(
-                f"burn_in + sequence={self.length} is more than the {self.slots} transitions of an environment's buffer"
-            )
-
-    @property
-    def slots(self) -> int:
-        """Number of transitions in the replay buffer of each environment."""
-        return self.buffer_size // self.num_envs
+        super().__post_init__()
 
     @property
     def length(self) -> int:
@@ -97,17 +63,21 @@ class DRQN(Reinforcement):
         return self.burn_in + self.sequence
 
     @property
-    def warmup_steps(self) -> int:
-        """Number of steps that act without learning."""
-        return max(-(-self.learning_starts // self.frames), -(-self.length // self.rollout_length)) - 1
+    def window(self) -> tuple[str, int]:
+        """See `Replayed`."""
+        return "burn_in + sequence", self.length
+
+    def reports(self, load: Load) -> tuple[Report, ...]:
+        """None: what the agent does hangs on a memory that no picture shows."""
+        return ()
+
+    def inference(self, state: State) -> dict[str, Inference]:
+        """None yet: the memory would have to go in and out."""
+        return {}
 
     def build(self) -> Learner:
         """See `Experiment`."""
         return drqn(self)
-
-    def divisible(self) -> dict[str, int]:
-        """See `Experiment`."""
-        return {**super().divisible(), "batch": microbatch(self.batch, self.update)}
 
 
 def drqn(config: DRQN) -> Learner:
@@ -116,8 +86,7 @@ def drqn(config: DRQN) -> Learner:
     net = network(bind(config.net, outputs=plain.num_actions), config.update.dtype)
     size = 2 * config.net.width
     flat = remembering(plain, lambda observation: observation[:, -size:], size)  # for its shapes
-    updates = max((config.run.steps - config.warmup_steps) * config.updates, 1)
-    init_state, update = updater(config.update, {"q": (config.optimizer, updates)}, {"q": config.average})
+    init_state, update = config.updater()
     epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
     def forward(params: Tree, observation: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -160,12 +129,13 @@ def drqn(config: DRQN) -> Learner:
             forward(params, observation)[1], uniform, epsilon(state.step)
         )
         actor, transitions, metrics = rollout(environment, policy, state.world.actor, key, config.rollout_length)
-        return state._replace(world=World(actor, replay.write(state.world.buffer, transitions, state.step))), metrics
+        buffer = replay.write(state.world.buffer, transitions, state.step)
+        return state._replace(world=World(actor, buffer)), metrics
 
     def sample(state: State) -> tuple[Transition, jax.Array]:
         """The sequences of a step, leaves [updates, batch, length, ...], and the best values of Q̂ that follow them."""
         keys = example_keys(rng(state, "sample"), state.world.actor.env_id)
-        shape = (config.updates, config.batch // config.num_envs)
+        shape = (config.updates, config.share)
         slots = replay.uniform(keys, state.step, config.rollout_length, config.slots, shape, config.length)
         found = replay.sequences(state.world.buffer, slots, config.length)
         _, next_values = jax.vmap(unrolled, (None, 0))(state.collections["target"], found)
@@ -185,28 +155,13 @@ def drqn(config: DRQN) -> Learner:
         after, aux = scan_updates(update, state, "q", td_loss, sample(state))
         return after._replace(world=()), dict(aux.metrics)
 
-    def wait(state: State) -> tuple[State, Metrics]:
-        """In place of `learn` before learning starts: nothing changes, and the metrics have a count of 0."""
-        _, metrics = jax.eval_shape(learn, state)
-        return state._replace(world=()), jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
-
-    def step(state: State, _: Batch) -> tuple[State, Metrics]:
-        state, acted = act(state)
-        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
-        state = learned._replace(world=state.world)
-        target = optax.periodic_update(
-            state.params["q"], state.collections["target"], state.step + 1, config.target_update_interval
-        )
-        state = state._replace(collections=state.collections | {"target": target})
-        return state, {**acted, **metrics, "epsilon": mean(epsilon(state.step))}
-
     def evaluate(state: State, batch: Batch) -> Metrics:
         """One whole greedy episode for each seed of `batch.index`."""
         params = evaluated(state, "q")
         environment = remembered(make(config.environment.unscaled), params)
         return play(environment, lambda observation: forward(params, observation)[1].argmax(-1), batch)
 
-    return learner(init, step, evaluate)
+    return learner(init, alternate(config, act, learn, epsilon), evaluate)
 
 
 def tiny() -> dict[str, Experiment]:

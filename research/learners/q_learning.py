@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import flax.linen as nn
 import jax
@@ -13,6 +13,7 @@ from research.core.metrics import Metrics
 from research.core.modules import bind, network
 from research.core.state import Batch, State, evaluated, example_keys, rng
 from research.core.types import Tree
+from research.core.update import Dtype
 from research.learners.reinforcement import Reinforcement, pictured
 from research.nets.q import MLP
 from research.rl.environments import VectorEnv, make
@@ -38,7 +39,7 @@ class QLearning(Reinforcement):
     epsilon_end: float = 0.05
     epsilon_fraction: float = 0.5
 
-    dtypes = ("float32", "bfloat16", "float16")
+    dtypes: ClassVar[tuple[Dtype, ...]] = ("float32", "bfloat16", "float16")
 
     def distribution(self) -> Distribution:
         """How the net's outputs are read."""

@@ -1,0 +1,129 @@
+"""What Q-learners with experience replay have in common (Mnih et al. 2015, doi:10.1038/nature14236).
+
+`alternate` is the outer loop of their Algorithm 1: act, store, learn from samples, and every C steps reset Q̂ to Q.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from research.core.errors import UserError, positive
+from research.core.experiment import microbatch
+from research.core.metrics import Metrics, mean
+from research.core.state import Batch, State, Step
+from research.core.update import Updater, updater
+from research.learners.q_learning import QLearning
+from research.learners.reinforcement import multiple
+from research.rl.rollout import ActorState, Transition
+
+
+class World(NamedTuple):
+    """What devices split by environments.
+
+    Attributes:
+        actor: the environments, leaves [num_envs, ...]
+        buffer: the replay buffer, leaves [num_envs, slots, ...]
+        priorities: sum trees of the transitions' priorities, f32[num_envs, 2 * leaves]; () for uniform replay
+    """
+
+    actor: ActorState
+    buffer: Transition
+    priorities: jax.Array | tuple[()] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replayed(QLearning):
+    """An experiment with experience replay. A step acts `rollout_length` frames in every environment, then learns.
+
+    Attributes:
+        buffer_size: number of transitions in the replay buffer, of all environments together
+        learning_starts: number of frames before learning starts, of all environments together
+        batch: number of samples per update, the same number from each environment
+        updates: number of updates per step
+        target_update_interval: number of steps between updates of the target net
+        tau: how far an update moves the target net towards the net; 1 resets it to the net
+    """
+
+    buffer_size: int = 10_240
+    learning_starts: int = 10_240
+    batch: int = 128
+    updates: int = 10
+    target_update_interval: int = 5
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, "", "buffer_size", "batch", "updates", "target_update_interval")
+        super().__post_init__()
+        multiple(self, "batch", self.num_envs, "num_envs")
+        multiple(self, "buffer_size", self.frames, "num_envs * rollout_length")
+        name, length = self.window
+        if length > self.slots:
+            raise UserError(f"{name}={length} is more than the {self.slots} transitions of an environment's buffer")
+
+    @property
+    @abstractmethod
+    def window(self) -> tuple[str, int]:
+        """The number of transitions that a sample spans, and what it is called."""
+
+    @property
+    def slots(self) -> int:
+        """Number of transitions in the replay buffer of each environment."""
+        return self.buffer_size // self.num_envs
+
+    @property
+    def share(self) -> int:
+        """Number of samples per update of each environment."""
+        return self.batch // self.num_envs
+
+    @property
+    def warmup_steps(self) -> int:
+        """Number of steps that act without learning."""
+        return max(-(-self.learning_starts // self.frames), -(-self.window[1] // self.rollout_length)) - 1
+
+    def updater(self) -> Updater:
+        """`init` and `update` of one net, called "q"."""
+        updates = max((self.run.steps - self.warmup_steps) * self.updates, 1)
+        return updater(self.update, {"q": (self.optimizer, updates)}, {"q": self.average})
+
+    def divisible(self) -> dict[str, int]:
+        """See `Experiment`."""
+        return {**super().divisible(), "batch": microbatch(self.batch, self.update)}
+
+
+def alternate(
+    config: Replayed,
+    act: Callable[[State], tuple[State, Metrics]],
+    learn: Callable[[State], tuple[State, Metrics]],
+    epsilon: Callable[[jax.Array], jax.Array],
+) -> Step:
+    """The step that acts, and learns once there is enough to learn from.
+
+    act      stores what it has seen in the world
+    learn    moves Q, and returns the State with the world's priorities in place of the world
+    epsilon  step -> the probability of a random action, for the log
+    """
+
+    def wait(state: State) -> tuple[State, Metrics]:
+        """In place of `learn` before learning starts: nothing changes, and the metrics have a count of 0."""
+        _, metrics = jax.eval_shape(learn, state)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+        return state._replace(world=state.world.priorities), zeros
+
+    def step(state: State, _: Batch) -> tuple[State, Metrics]:
+        state, acted = act(state)
+        # The branches leave the buffer out of what they return, or they would copy it.
+        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
+        state = learned._replace(world=state.world._replace(priorities=learned.world))
+        # Every C steps reset Q̂ = Q, or move it there by a part tau
+        target = state.collections["target"]
+        moved = optax.incremental_update(state.params["q"], target, config.tau)
+        target = optax.periodic_update(moved, target, state.step + 1, config.target_update_interval)
+        state = state._replace(collections=state.collections | {"target": target})
+        return state, {**acted, **metrics, "epsilon": mean(epsilon(state.step))}
+
+    return step
