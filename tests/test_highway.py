@@ -394,8 +394,8 @@ def test_a_replay_shows_the_substeps_of_the_decisions():
 
 def test_drivers_are_measured_and_drawn(tmp_path):
     """A policy that always keeps its lane and speed is the baseline "constant"."""
-    environment = make(Environment("highway:Highway", max_steps=16))
-    made = report.report(environment, lambda state, observation: jnp.full(len(observation), KEEP))
+    config = Environment("highway:Highway", max_steps=16, params=(("lanes", 3),))
+    made = report.report(config, make(config), lambda state, observation: jnp.full(len(observation), KEEP))
     batches = [Batch(np.arange(4 * i, 4 * i + 4), np.array([1, 1, 1, i == 0], np.float32), (), ()) for i in (0, 1)]
     state = State(jnp.int32(0), jax.random.key(0), {"q": {}}, {}, {}, ())
     numbers = made.run(state, Split("test", batches), tmp_path)
@@ -412,4 +412,4 @@ def test_drivers_are_measured_and_drawn(tmp_path):
     )
     assert imread(tmp_path / "episode.png").std() > 0.05
     with Image.open(tmp_path / "episode.gif") as film:
-        assert film.n_frames > 20 and film.size == (1000, 90)
+        assert film.n_frames > 20 and film.size == (1000, 70)

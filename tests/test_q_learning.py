@@ -26,7 +26,7 @@ from research.rl.epochs import minibatches
 from research.rl.exploration import probabilities
 from research.rl.returns import categorical, quantiles
 from research.rl.rollout import Transition, reset, rollout
-from research.rl.wrappers import remembering
+from research.rl.wrappers import append_memory
 
 G = 0.5
 
@@ -112,7 +112,7 @@ def test_a_recurrent_net_recalls_what_it_has_seen(burn_in):
 
 def test_sequences_are_those_that_were_stored():
     """The memory that an observation ends in is of the frames before it in the episode: here, how many they are."""
-    environment = remembering(make(Environment("probes:Counting")), lambda x: x[:, -1:] + 1, 1)
+    environment = append_memory(make(Environment("probes:Counting")), lambda x: x[:, -1:] + 1, 1)
     policy = lambda observation, uniform: (uniform * 2).astype(jnp.int32)
     actor, buffer = reset(environment, jax.random.key(0), 2), replay.empty(2, 20, (2,))
     for step in range(4):
@@ -215,10 +215,10 @@ def test_a_distribution_is_projected_as_by_hand():
     found = categorical(3, -1.0, 1.0)
     logits, next_ = jnp.log(jnp.array([[0.2, 0.3, 0.5]] * 2)), jnp.log(jnp.array([[0.1, 0.6, 0.3]] * 2))
     np.testing.assert_allclose(found.mean(logits), [0.3, 0.3], rtol=1e-5)
-    loss, surprise = found.error(logits, jnp.array([0.5, 3.0]), jnp.array([0.5, 0.0]), next_)
+    loss, td_error = found.error(logits, jnp.array([0.5, 3.0]), jnp.array([0.5, 0.0]), next_)
     target = np.array([[0, 0.1 + 0.3, 0.3 + 0.3], [0, 0, 1]])
     np.testing.assert_allclose(loss, -(target * np.log([0.2, 0.3, 0.5])).sum(-1), rtol=1e-5)
-    np.testing.assert_array_equal(loss, surprise)
+    np.testing.assert_array_equal(loss, td_error)
     gradient = jax.grad(lambda x: found.error(logits, jnp.zeros(2), jnp.ones(2), x)[0].sum())(next_)
     assert not gradient.any()
 
@@ -227,13 +227,13 @@ def test_quantiles_as_by_hand():
     """Quantiles at 1/4 and 3/4, of a return of 1 + 0.5 * {0, 4}."""
     found = quantiles(2)
     predicted, next_ = jnp.array([[0.0, 2.5]]), jnp.array([[0.0, 4.0]])
-    loss, surprise = found.error(predicted, jnp.array([1.0]), jnp.array([0.5]), next_)
+    loss, td_error = found.error(predicted, jnp.array([1.0]), jnp.array([0.5]), next_)
     huber = lambda u: u**2 / 2 if abs(u) <= 1 else abs(u) - 0.5
     expected = sum(
         abs(tau - (y - q < 0)) * huber(y - q) / 2 for q, tau in ((0.0, 0.25), (2.5, 0.75)) for y in (1.0, 3.0)
     )
     np.testing.assert_allclose(loss, [expected], rtol=1e-6)
-    np.testing.assert_allclose(surprise, [0.75])
+    np.testing.assert_allclose(td_error, [0.75])
     np.testing.assert_allclose(found.mean(predicted), [1.25])
     gradient = jax.grad(lambda x: found.error(predicted, jnp.ones(1), jnp.ones(1), x)[0].sum())(next_)
     assert not gradient.any()

@@ -17,7 +17,7 @@ from research.core.state import State
 from research.core.transformations import first_seed
 from research.core.types import Tree
 from research.evaluation import plots as plot
-from research.rl.environments import Timestep, VectorEnv
+from research.rl.environments import Environment, Timestep, VectorEnv
 from research.rl.evaluation import episode_keys
 
 FRAMES = 12
@@ -86,13 +86,13 @@ def agent(state: State) -> State:
     return first_seed(state)._replace(world=())
 
 
-def episode(name: str, environment: VectorEnv, act: Act) -> Report:
+def episode(config: Environment, environment: VectorEnv, act: Act) -> Report:
     """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return."""
     play = player(environment, act)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         found = play(agent(state), int(split.batches[0].index[0]))
-        _draw_episode(name, found.observations, found.title(name), directory / "episode.png")
+        _draw_episode(config.name, found.observations, found.title(config.name), directory / "episode.png")
         return {"episode_return": float(found.rewards.sum())}
 
     return Report(run, metrics=("episode_return",))

@@ -12,9 +12,9 @@ from PIL import Image, ImageDraw
 from research.core.experiment import Numbers, Report, Split
 from research.core.files import failing, replacing
 from research.core.state import State
-from research.evaluation.episodes import Act, agent, player
+from research.evaluation.episodes import Act, Episode, agent, episode, player
 from research.evaluation.plots import COLOURS
-from research.rl.environments import VectorEnv
+from research.rl.environments import Environment, VectorEnv, unwrapped
 from research.rl.evaluation import episode_keys
 from research.rl.highway import DT, IDM_MOBIL, KEEP, LANE, LENGTH, WIDTH, Highway, HighwayParams, HighwayState
 from research.rl.rollout import Policy
@@ -92,24 +92,29 @@ def drives(env: Highway, params: HighwayParams, policy: Policy, seeds: jax.Array
     return Drives(state.distance, seconds, state.crashed)
 
 
-def report(environment: VectorEnv, act: Act) -> Report:
-    """episode.png and episode.gif, of the greedy episode of the first test seed; its return; and `compared`, of all."""
-    play = player(environment, act)
+def report(config: Environment, environment: VectorEnv, act: Act) -> Report:
+    """episode.png and episode.gif, of the greedy episode of the first test seed; its return; and `compared`, of all.
+
+    In wrappers that change what an agent sees or does, `episode` alone.
+    """
+    plain = Environment(config.name, config.max_steps, config.params)
+    if config.unscaled != plain:
+        return episode(config, environment, act)
+    play, (env, params) = player(environment, act), unwrapped(plain)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        driver, steps = agent(state), environment.max_steps
+        driver = agent(state)
         found = play(driver, int(split.batches[0].index[0]))
-        pictures(steps, found.start, found.actions, found.title("highway"), directory)
+        pictures(env, params, found, directory)
         seeds = np.concatenate([batch.index[batch.mask > 0] for batch in split.batches])
         policy = lambda observation, uniform: act(driver, observation)
-        return {"episode_return": float(found.rewards.sum()), **compared(steps, policy, seeds)}
+        return {"episode_return": float(found.rewards.sum()), **compared(env, params, policy, seeds)}
 
     return Report(run, metrics=("episode_return", *NAMES))
 
 
-def compared(max_steps: int, policy: Policy, seeds: np.ndarray) -> dict[str, float]:
+def compared(env: Highway, params: HighwayParams, policy: Policy, seeds: np.ndarray) -> dict[str, float]:
     """What is measured of a policy by the names of `METRICS`, and of each baseline by NAME_METRIC, with these seeds."""
-    env, params = highway(max_steps)
     policies = (policy, *BASELINES.values())
 
     @jax.jit
@@ -122,17 +127,11 @@ def compared(max_steps: int, policy: Policy, seeds: np.ndarray) -> dict[str, flo
     return {name + metric: x for name, of in zip(names, numbers, strict=True) for metric, x in of.items()}
 
 
-def highway(max_steps: int) -> tuple[Highway, HighwayParams]:
-    """The environment, with episodes of so many decisions."""
-    env = Highway()
-    return env, env.default_params.replace(max_steps_in_episode=max_steps)
-
-
-def pictures(max_steps: int, start: HighwayState, actions: np.ndarray, title: str, directory: Path) -> None:
-    """episode.png and episode.gif, of an episode from its start."""
-    env, params = highway(max_steps)
-    states = jax.device_get(jax.jit(lambda *given: replayed(env, params, *given))(start, jnp.array(actions)))
-    sheet(states, params.ring, env.lanes, title, directory / "episode.png")
+def pictures(env: Highway, params: HighwayParams, found: Episode, directory: Path) -> None:
+    """episode.png and episode.gif, of an episode."""
+    states = jax.jit(lambda *given: replayed(env, params, *given))(found.start, jnp.array(found.actions))
+    states = jax.device_get(states)
+    sheet(states, params.ring, env.lanes, found.title("highway"), directory / "episode.png")
     film(states, params.ring, env.lanes, directory / "episode.gif")
 
 

@@ -21,7 +21,7 @@ from research.core.state import Learner, State, example_keys, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates
 from research.learners.q_learning import of_action, q_network
-from research.learners.replayed import Replayed, World, alternate
+from research.learners.replay_learning import ReplayLearning, World, act_and_learn
 from research.nets.q import MLP
 from research.rl import priorities, replay
 from research.rl.environments import VectorEnv, make
@@ -45,7 +45,7 @@ class Minibatch(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DQN(Replayed):
+class DQN(ReplayLearning):
     """An experiment in deep Q-learning.
 
     Attributes:
@@ -83,7 +83,7 @@ class DQN(Replayed):
 
     @property
     def window(self) -> tuple[str, int]:
-        """See `Replayed`."""
+        """See `ReplayLearning`."""
         return "n_step", self.n_step
 
     def build(self) -> Learner:
@@ -153,9 +153,9 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
         else:
             best = distribution.mean(next_).argmax(-1)
         predicted = of_action(net.outputs(params, sample.observation, rng), sample.action)
-        loss, surprise = distribution.error(predicted, sample.return_, sample.discount, of_action(next_, best))
+        loss, td_error = distribution.error(predicted, sample.return_, sample.discount, of_action(next_, best))
         # A mean by weight: its gradient needs no greatest weight to divide by.
-        return mean(loss, weight), Aux({"q": mean(distribution.mean(predicted))}, rows=surprise)
+        return mean(loss, weight), Aux({"q": mean(distribution.mean(predicted))}, rows=td_error)
 
     def learn(state: State) -> tuple[State, Metrics]:
         """A gradient descent step on each minibatch; of the world, its priorities are returned."""
@@ -163,12 +163,12 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
         after, aux = scan_updates(update, state, "q", td_loss, batches)
         trees = state.world.priorities
         if prioritised:
-            surprise = aux.rows.reshape(config.updates, -1, config.share).swapaxes(0, 1)
+            td_error = aux.rows.reshape(config.updates, -1, config.share).swapaxes(0, 1)
             flat = lambda x: x.reshape(len(x), -1)
-            trees = priorities.update(trees, flat(slots), flat(surprise), config.priority_exponent)
+            trees = priorities.update(trees, flat(slots), flat(td_error), config.priority_exponent)
         return after._replace(world=trees), dict(aux.metrics)
 
-    return learner(init, alternate(config, act, learn, net.epsilon), net.evaluate)
+    return learner(init, act_and_learn(config, act, learn, net.epsilon), net.evaluate)
 
 
 def tiny() -> dict[str, Experiment]:

@@ -20,18 +20,18 @@ from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates
-from research.learners.replayed import Replayed, World, alternate
+from research.learners.replay_learning import ReplayLearning, World, act_and_learn
 from research.nets.recurrent_q import RecurrentQ
 from research.rl import replay
 from research.rl.environments import VectorEnv, make
 from research.rl.evaluation import play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
 from research.rl.rollout import Transition, reset, rollout
-from research.rl.wrappers import remembering
+from research.rl.wrappers import append_memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class DRQN(Replayed):
+class DRQN(ReplayLearning):
     """An experiment in recurrent Q-learning.
 
     Attributes:
@@ -64,7 +64,7 @@ class DRQN(Replayed):
 
     @property
     def window(self) -> tuple[str, int]:
-        """See `Replayed`."""
+        """See `ReplayLearning`."""
         return "burn_in + sequence", self.length
 
     def reports(self, load: Load) -> tuple[Report, ...]:
@@ -85,7 +85,7 @@ def drqn(config: DRQN) -> Learner:
     plain = make(config.environment)
     net = network(bind(config.net, outputs=plain.num_actions), config.update.dtype)
     size = 2 * config.net.width
-    flat = remembering(plain, lambda observation: observation[:, -size:], size)  # for its shapes
+    flat = append_memory(plain, lambda observation: observation[:, -size:], size)  # for its shapes
     init_state, update = config.updater()
     epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
@@ -94,7 +94,7 @@ def drqn(config: DRQN) -> Learner:
         return net.apply(params, {}, observation)[0]
 
     def remembered(environment: VectorEnv, params: Tree) -> VectorEnv:
-        return remembering(environment, lambda observation: forward(params, observation)[0], size)
+        return append_memory(environment, lambda observation: forward(params, observation)[0], size)
 
     def unrolled(params: Tree, sequences: Transition) -> tuple[jax.Array, jax.Array]:
         """The values f32[batch, length, actions] at the frames of sequences, and those at what followed each."""
@@ -161,7 +161,7 @@ def drqn(config: DRQN) -> Learner:
         environment = remembered(make(config.environment.unscaled), params)
         return play(environment, lambda observation: forward(params, observation)[1].argmax(-1), batch)
 
-    return learner(init, alternate(config, act, learn, epsilon), evaluate)
+    return learner(init, act_and_learn(config, act, learn, epsilon), evaluate)
 
 
 def tiny() -> dict[str, Experiment]:

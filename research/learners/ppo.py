@@ -22,7 +22,7 @@ from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, UpdateConfig, updater
-from research.learners.reinforcement import Reinforcement, multiple, pictured
+from research.learners.reinforcement import Reinforcement, episode_reports, multiple
 from research.nets.actor_critic import ActorCritic
 from research.rl.advantages import explained_variance, gae, normalised
 from research.rl.distributions import Categorical, Gaussian
@@ -120,7 +120,7 @@ class PPO(Reinforcement):
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         environment, act = evaluation_environment(self), actor(self)
-        return pictured(self.environment.name, environment, lambda state, x: act(state, x).mode())
+        return episode_reports(self.environment, environment, lambda state, x: act(state, x).mode())
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""

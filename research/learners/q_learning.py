@@ -14,7 +14,7 @@ from research.core.modules import bind, network
 from research.core.state import Batch, State, evaluated, example_keys, rng
 from research.core.types import Tree
 from research.core.update import Dtype
-from research.learners.reinforcement import Reinforcement, pictured
+from research.learners.reinforcement import Reinforcement, episode_reports
 from research.nets.q import MLP
 from research.rl.environments import VectorEnv, make
 from research.rl.evaluation import episode_keys, play
@@ -53,7 +53,7 @@ class QLearning(Reinforcement):
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         q, environment = self.q(), make(self.environment.unscaled)
-        return pictured(self.environment.name, environment, lambda state, observation: q(state, observation).argmax(-1))
+        return episode_reports(self.environment, environment, lambda state, x: q(state, x).argmax(-1))
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
@@ -82,7 +82,7 @@ class QNetwork(NamedTuple):
     init      key -> params
     outputs   f32[batch, actions, atoms], what the net says of each action's return
     q         f32[batch, actions], the expected returns
-    act       (state, actor, num_frames) -> as `rollout`: acts epsilon-greedily
+    act       (state, actor) -> what `rollout` returns: act epsilon-greedily for a rollout
     epsilon   step i32[] -> f32[], the probability of a random action
     evaluate  (state, batch) -> Metrics: one whole greedy episode for each seed of `batch.index`
     """

@@ -1,6 +1,8 @@
 """What reinforcement learners have in common: environments that act in parallel, and greedy episodes to evaluate by."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from research.core.errors import UserError, positive
 from research.core.experiment import Experiment, Feeds, Report, Run, multiples
@@ -61,9 +63,15 @@ class Reinforcement(Experiment):
         return {"num_envs": self.num_envs, "episodes": self.episodes}
 
 
-def pictured(name: str, environment: VectorEnv, act: Act) -> tuple[Report, ...]:
-    """The reports of an agent: pictures of an episode, and what else is measured in the environment called `name`."""
-    return (highway.report(environment, act) if name == "highway:Highway" else episode(name, environment, act),)
+REPORTS: Mapping[str, Callable[[Environment, VectorEnv, Act], Report]] = MappingProxyType(
+    {"highway:Highway": highway.report}
+)
+"""The reports of environments that have one of their own."""
+
+
+def episode_reports(config: Environment, environment: VectorEnv, act: Act) -> tuple[Report, ...]:
+    """The report on an agent in an environment: pictures of an episode, or what `REPORTS` has for it."""
+    return (REPORTS.get(config.name, episode)(config, environment, act),)
 
 
 def multiple(config: Reinforcement, name: str, unit: int, units: str) -> None:

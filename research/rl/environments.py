@@ -90,6 +90,11 @@ def make(config: Environment) -> VectorEnv:
     return environment
 
 
+def unwrapped(config: Environment) -> tuple[Any, Any]:
+    """The environment that `config` names, as an object with gymnax's interface, and its parameters."""
+    return _made(config.name, config.max_steps, dict(config.params))
+
+
 @lru_cache
 def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ...]) -> VectorEnv:
     """The environments called `name`, without wrappers."""

@@ -64,7 +64,7 @@ def sample(trees: jax.Array, keys: jax.Array, shape: tuple[int, int]) -> tuple[j
     return jax.vmap(one)(trees, keys)
 
 
-def update(trees: jax.Array, slots: jax.Array, surprise: jax.Array, exponent: float) -> jax.Array:
-    """The trees with priorities surprise ** exponent at slots; both [num_envs, n]."""
-    priorities = (surprise + 1e-6) ** exponent
+def update(trees: jax.Array, slots: jax.Array, td_error: jax.Array, exponent: float) -> jax.Array:
+    """The trees with priorities td_error ** exponent at slots; td_error f32 and slots i32 [num_envs, n]."""
+    priorities = (td_error + 1e-6) ** exponent
     return jax.vmap(put)(trees, slots, priorities)

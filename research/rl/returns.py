@@ -14,8 +14,8 @@ class Distribution(NamedTuple):
     atoms  their number
     mean   f32[..., atoms] -> f32[...], the expected return
     error  (predicted f32[batch, atoms], return_ f32[batch], discount f32[batch], next f32[batch, atoms])
-           -> (loss f32[batch], surprise f32[batch]): of the distribution of return_ + discount * next, in which no
-           gradient flows; the surprise is what replay is prioritised by
+           -> (loss f32[batch], td_error f32[batch]): of the distribution of return_ + discount * next, in which no
+           gradient flows; the td_error, never negative, is what replay is prioritised by
     """
 
     atoms: int
@@ -39,8 +39,8 @@ def expectation(huber: bool) -> Distribution:
 def categorical(atoms: int, v_min: float, v_max: float) -> Distribution:
     """Logits of `atoms` returns, evenly from v_min to v_max (C51; Bellemare, Dabney & Munos 2017, arXiv:1707.06887).
 
-    The loss, and the surprise, is the cross-entropy to the target's distribution, projected onto these returns
-    (Algorithm 1).
+    The loss, which serves as the td_error too, is the cross-entropy to the target's distribution, projected onto these
+    returns (Algorithm 1).
     """
     support, gap = jnp.linspace(v_min, v_max, atoms), (v_max - v_min) / (atoms - 1)
 
@@ -65,7 +65,7 @@ def quantiles(atoms: int) -> Distribution:
     """Its quantiles at (i + 1/2) / atoms (QR-DQN; Dabney, Rowland, Bellemare & Munos 2018, arXiv:1710.10044).
 
     The loss is the quantile Huber loss of Algorithm 1 with kappa 1: summed over the predicted quantiles, a mean over
-    the target's. The surprise is the difference of the means.
+    the target's. The td_error is the absolute difference of the means.
     """
     tau = (jnp.arange(atoms) + 0.5) / atoms
 

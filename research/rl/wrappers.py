@@ -89,7 +89,7 @@ def frame_stack(environment: VectorEnv, frames: int) -> VectorEnv:
     return environment._replace(reset=reset, step=step, observation_shape=(*shape, size * frames))
 
 
-def remembering(environment: VectorEnv, recall: Callable[[jax.Array], jax.Array], size: int) -> VectorEnv:
+def append_memory(environment: VectorEnv, recall: Callable[[jax.Array], jax.Array], size: int) -> VectorEnv:
     """Observations are flat, and end in the memory of what an agent has seen before in the episode, at first 0.
 
     recall  such observations f32[num_envs, features + size] -> the memory f32[num_envs, size] after them

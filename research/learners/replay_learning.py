@@ -1,6 +1,6 @@
 """What Q-learners with experience replay have in common (Mnih et al. 2015, doi:10.1038/nature14236).
 
-`alternate` is the outer loop of their Algorithm 1: act, store, learn from samples, and every C steps reset Q̂ to Q.
+`act_and_learn` is the outer loop of their Algorithm 1: act, store, learn from samples, and every C steps reset Q̂ to Q.
 """
 
 from abc import abstractmethod
@@ -37,7 +37,7 @@ class World(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Replayed(QLearning):
+class ReplayLearning(QLearning):
     """An experiment with experience replay. A step acts `rollout_length` frames in every environment, then learns.
 
     Attributes:
@@ -95,8 +95,8 @@ class Replayed(QLearning):
         return {**super().divisible(), "batch": microbatch(self.batch, self.update)}
 
 
-def alternate(
-    config: Replayed,
+def act_and_learn(
+    config: ReplayLearning,
     act: Callable[[State], tuple[State, Metrics]],
     learn: Callable[[State], tuple[State, Metrics]],
     epsilon: Callable[[jax.Array], jax.Array],
