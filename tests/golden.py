@@ -1,6 +1,4 @@
-"""What configs did when they were last recorded, in golden/NAME.json, at a tiny setting with made-up data.
-
-A new config needs no such file: record one where a change must not move its numbers.
+"""What every config did when it was last recorded, in golden/NAME.json, at a tiny setting with made-up data.
 
     python tests/golden.py [NAME ...]                 records again: runs at several roundings, and writes the files
     python tests/golden.py --compare [NAME ...]       compares the code with the files strictly, within 1e-5
@@ -379,12 +377,12 @@ def renew(names: list[str]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", metavar="NAME", help="configs; default: those that have a file")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="configs; default: all")
     parser.add_argument("--compare", action="store_true", help="compare with the files, and write nothing")
     parser.add_argument("--rename", action="append", default=[], metavar="PATTERN=TEXT", help="of names in the files")
     parser.add_argument("--record", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    names = given.names or sorted(file.stem for file in FOLDER.glob("*.json"))
+    names = given.names or configs.names()
     if given.record:
         given.record.write_text(json.dumps({name: record(name) for name in names}))
     elif given.compare:
