@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -47,7 +48,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
     several = len(runs) > 1
     found = {split for by_run in panels.values() for _, split in by_run}
     splits = [*(s for s in SPLITS if s in found), *sorted(found - set(SPLITS))]
-    colours = {key: COLOURS[i % len(COLOURS)] for i, key in enumerate(runs if several else splits)}
+    colours = dict(zip(runs if several else splits, _colours(len(runs if several else splits)), strict=True))
     seeds = max(curve.values.shape[1] for by_run in panels.values() for curve in by_run.values())
 
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -73,7 +74,8 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
     above = partial(figure.legend, loc="outside upper center", frameon=False, title_fontsize=12)
     if several:
         run_handles = [handle(label, colours[label], _style("", False)) for label in runs]
-        above(handles=run_handles, ncols=min(len(runs), 2 * columns))
+        across = int(4.6 * columns / (0.7 + 0.09 * max(map(len, runs))))  # labels side by side, in inches
+        above(handles=run_handles, ncols=max(1, min(len(runs), 2 * columns, across)))
         figure.legend(handles=split_handles, ncols=len(splits), title=note, loc="outside lower center", frameon=False)
     else:
         above(handles=split_handles, ncols=len(splits), title=next(iter(runs)))
@@ -148,6 +150,7 @@ def profiles(
         ax.plot(thresholds, share, color=colour, lw=1.8, label=label)
         ax.fill_between(thresholds, low, high, color=colour, alpha=0.2, lw=0)
     ax.set(xlabel=metric.replace("_", " "), ylabel="share of runs above", ylim=(-0.02, 1.02))
+    ax.ticklabel_format(useOffset=False)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
@@ -166,6 +169,11 @@ def _panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[t
                 if all(x is None or isinstance(x, int | float) for x in each):
                     points.setdefault(name, {}).setdefault((label, line["split"]), []).append((line["step"], each))
     return {name: {key: _curve(pairs) for key, pairs in by_run.items()} for name, by_run in points.items()}
+
+
+def _colours(count: int) -> list[Any]:
+    """So many colours: those of the palette, or of a scale from blue to red where it has too few."""
+    return list(COLOURS[:count] if count <= len(COLOURS) else colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
 
 def _curve(points: list[tuple[int, list[Any]]]) -> Curve:
