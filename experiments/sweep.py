@@ -1,6 +1,5 @@
 """Train a config with many values of its fields: python -m experiments.sweep NAME --over FIELD VALUE VALUE ..."""
 
-import difflib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from experiments.console import measured, number, status
 from research.core.console import say
-from research.core.errors import UserError
+from research.core.errors import UserError, nearest
 from research.core.experiment import Experiment
 from research.core.files import write_json
 from research.evaluation import plots, statistics
@@ -40,7 +39,7 @@ def main(arguments: list[str]) -> int:
     return status(lambda: sweep(*arguments))
 
 
-class Found(NamedTuple):
+class Result(NamedTuple):
     """What came out with one setting.
 
     setting  the values as they were typed, by field
@@ -67,10 +66,10 @@ def sweep(name: str, *arguments: str) -> None:
     if alone := over.keys() - together:
         say(f"one after another: {', '.join(sorted(alone))}; at once: {', '.join(sorted(together)) or 'nothing'}")
 
-    found: list[Found] = []
-    for outer in _combinations({field: over[field] for field in over if field not in together}):
+    results: list[Result] = []
+    settings = lambda chosen: config.settings([(field, over[field]) for field in over if chosen(field)])
+    for outer in settings(lambda field: field not in together):
         options = [option for field, text in outer.items() for option in (f"--{field}", text)]
-        inner = _combinations({field: over[field] for field in over if field in together})
         workdir = directory / (",".join(f"{field}={text}" for field, text in outer.items()) or "all")
         one = replace(
             config.parse(name, [*rest, *options], script="sweep"),
@@ -80,10 +79,10 @@ def sweep(name: str, *arguments: str) -> None:
         )
         result, history, metric = train(name, one), log.read(workdir), command.config.run.metric
         scores = np.array([np.nan if x is None else x for x in measured(result)[metric]["each"]], float)
-        for k, setting in enumerate(inner):
+        for k, setting in enumerate(settings(lambda field: field in together)):
             seeds = slice(k * command.seeds, (k + 1) * command.seeds)
-            found.append(Found({**outer, **setting}, scores[seeds], [_of(line, seeds) for line in history]))
-    _report(found, command.config, directory)
+            results.append(Result({**outer, **setting}, scores[seeds], [_seeds_of(line, seeds) for line in history]))
+    _report(results, command.config, directory)
 
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
@@ -109,14 +108,6 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     return over, rest
 
 
-def _combinations(over: dict[str, list[str]]) -> list[dict[str, str]]:
-    """Every combination of the values, by field; one without fields."""
-    combinations: list[dict[str, str]] = [{}]
-    for field, texts in over.items():
-        combinations = [{**one, field: text} for one in combinations for text in texts]
-    return combinations
-
-
 def _path(experiment: Experiment, field: str) -> str:
     """The dotted name of a field that is given as on the command line. Raises UserError where there is none."""
     known = config.leaves(experiment)
@@ -124,9 +115,7 @@ def _path(experiment: Experiment, field: str) -> str:
         return field
     ends = [path for path in known if path.endswith(f".{field}")]
     if len(ends) != 1:
-        near = ends or difflib.get_close_matches(field, known, 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-        raise UserError(f"--over: there is no field {field!r}: {hint}")
+        raise UserError(f"--over: there is no field {field!r}: {nearest(field, known, ends)}")
     return ends[0]
 
 
@@ -142,17 +131,17 @@ def _traceable(experiment: Experiment, path: str, values: Sequence[Any]) -> bool
     return True
 
 
-def _of(line: dict[str, Any], seeds: slice) -> dict[str, Any]:
+def _seeds_of(line: dict[str, Any], seeds: slice) -> dict[str, Any]:
     """A line of metrics.jsonl, of some of its seeds alone."""
     return {name: value[seeds] if isinstance(value, list) else value for name, value in line.items()}
 
 
-def _report(found: Sequence[Found], experiment: Experiment, directory: Path) -> None:
+def _report(results: Sequence[Result], experiment: Experiment, directory: Path) -> None:
     """Prints the settings from the best to the worst, and writes sweep.json and sweep.png."""
     run = experiment.run
     sign: Callable[[float], float] = (lambda x: -x) if run.mode == "max" else (lambda x: x)
     mean = lambda one: float(np.nanmean(one.scores)) if not np.isnan(one.scores).all() else np.nan
-    ordered = sorted(found, key=lambda one: (np.isnan(mean(one)), sign(mean(one))))
+    ordered = sorted(results, key=lambda one: (np.isnan(mean(one)), sign(mean(one))))
     fields = list(ordered[0].setting)
     table = Table(*fields, run.metric, "95 % interval", "diverged", title=f"{run.metric} on test data, the best first")
     rows = []
@@ -168,7 +157,7 @@ def _report(found: Sequence[Found], experiment: Experiment, directory: Path) -> 
     Console().print(table)
     write_json(directory / "sweep.json", rows)
     label = lambda one: ", ".join(f"{field.rpartition('.')[2]} {text}" for field, text in one.setting.items())
-    plots.curves({label(one): one.history for one in found}, directory / "sweep.png")
+    plots.curves({label(one): one.history for one in results}, directory / "sweep.png")
     print(directory / "sweep.png")
 
 

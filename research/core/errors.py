@@ -1,5 +1,7 @@
 """What goes wrong, in one clear message each."""
 
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -9,6 +11,16 @@ class UserError(ValueError):
 
 class RunError(RuntimeError):
     """Something went wrong on the way: one clear message that names the mend; exit status 1."""
+
+
+def nearest(name: str, names: Iterable[str], near: Sequence[str] = ()) -> str:
+    """The names nearest to a wrong one, as the end of a message: "did you mean …?", or else all of them.
+
+    near  those that are known to be nearest
+    """
+    known = list(names)
+    near = near or difflib.get_close_matches(name, known, 3, 0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known) or 'none'}"
 
 
 def positive(config: Any, prefix: str, *names: str) -> None:

@@ -1,6 +1,5 @@
 """Two unpaired sets of images to translate between: two classes of labelled images, or a data set of CycleGAN's."""
 
-import difflib
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax import struct
 
-from research.core.errors import UserError
+from research.core.errors import UserError, nearest
 from research.core.experiment import Feed, Feeds
 from research.core.state import Batch
 from research.data import images, tfds
@@ -147,9 +146,7 @@ def labelled(
     data = images.checked(images.read(name, dir, limit, image, label), f"data.name {name}", limit)
     for wanted in classes:
         if wanted not in data.names:
-            near = difflib.get_close_matches(wanted, data.names, 1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(data.names)}"
-            raise UserError(f"data.classes: {name} has no class {wanted}: {hint}")
+            raise UserError(f"data.classes: {name} has no class {wanted}: {nearest(wanted, data.names)}")
     x, y = (data.names.index(wanted) for wanted in classes)
     train = [data.train_images[data.train_labels == label] for label in (x, y)]
     found = Domains(*train, *(data.test_images[data.test_labels == label] for label in (x, y)))

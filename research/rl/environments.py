@@ -6,10 +6,9 @@ A new environment is one file: a class in research/rl/mine.py, and in the config
 
 import ast
 import dataclasses
-import difflib
 import importlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.errors import RunError, UserError, positive
+from research.core.errors import RunError, UserError, nearest, positive
 from research.core.types import Tree
 from research.rl import wrappers
 from research.rl.vector import Box as Box
@@ -184,7 +183,7 @@ def _made(kind: str, max_steps: int | None, given: dict[str, Value]) -> tuple[An
         if name == "max_steps_in_episode":
             raise UserError("environment.params: max_steps_in_episode is the option environment.max_steps")
         if name not in defaults:
-            hint = _nearest(name, {**arguments, **defaults})
+            hint = nearest(name, {**arguments, **defaults})
             raise UserError(f"environment.params: {kind} has no parameter {name!r}: {hint}")
     params = params.replace(**{name: _typed(name, value, defaults[name]) for name, value in given.items()})
     return env, params if max_steps is None else params.replace(max_steps_in_episode=max_steps)
@@ -201,12 +200,6 @@ def _typed(name: str, value: Value, default: Value) -> Value:
 _KINDS = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
-def _nearest(name: str, names: Iterable[str]) -> str:
-    """A hint at the nearest of `names`, or at all of them."""
-    near = difflib.get_close_matches(name, list(names), 3, 0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names) or 'none'}"
-
-
 def _find(name: str) -> Callable[..., Any]:
     """What makes the environment called `name`: a class of gymnax or of this package."""
     file, colon, kind = name.partition(":")
@@ -221,7 +214,7 @@ def _find(name: str) -> Callable[..., Any]:
         names = [f"{file}:{kind}" for kind in sorted(classes)] or [f"{file}:…" for file in paths if file != "__init__"]
     else:
         names = list(_gymnax().registered_envs)
-    raise UserError(f"environment.name: there is no environment {name!r}: {_nearest(name, names)}")
+    raise UserError(f"environment.name: there is no environment {name!r}: {nearest(name, names)}")
 
 
 def _gymnax() -> Any:

@@ -3,23 +3,23 @@
 import contextlib
 import copy
 import dataclasses
-import difflib
 import importlib
 import io
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Generic, TypeVar
 
 import flax.linen as nn
 import tyro
 
-from research.core.errors import UserError
+from research.core.errors import UserError, nearest
 from research.core.experiment import Experiment
 from research.core.layout import Shard
 from research.core.placement import PlaceName
 from research.training.processes import check as check_processes
 
+T = TypeVar("T")
 Config = TypeVar("Config")
 
 MAY_CHANGE = ("run.keep",)
@@ -107,9 +107,7 @@ def names() -> list[str]:
 def load(name: str) -> Experiment:
     """The config called `name`. Raises UserError where it does not exist."""
     if name not in names():
-        near = difflib.get_close_matches(name, names(), 3, 0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
-        raise UserError(f"there is no config {name!r}: {hint}")
+        raise UserError(f"there is no config {name!r}: {nearest(name, names())}")
     return importlib.import_module(f"configs.{name}").config()
 
 
@@ -176,10 +174,10 @@ def as_over(values: Any) -> Over:
     return tuple((name, tuple(found)) for name, found in values)
 
 
-def settings(over: Over) -> list[dict[str, float]]:
-    """Every combination of the values of a sweep, by field."""
-    names = [name for name, _ in over]
-    return [dict(zip(names, found, strict=True)) for found in itertools.product(*(values for _, values in over))]
+def settings(over: Iterable[tuple[str, Sequence[T]]]) -> list[dict[str, T]]:
+    """Every combination of the values of fields, by field; the last field changes first."""
+    each = [[(name, value) for value in values] for name, values in over]
+    return [dict(found) for found in itertools.product(*each)]
 
 
 def fields(config: Any) -> list[dataclasses.Field]:
