@@ -6,9 +6,15 @@
     transformer  tokens/s of training in nanoGPT's setting for a CPU
     lstm         characters/s of training in char-rnn's setting, 2 layers of 128
     gpt2         tokens/s of training GPT-2 of 124 M parameters in bfloat16, for a GPU, and how much of it that uses
-    dqn          frames/s of DQN on CartPole, beside purejaxrl's: --purejaxrl DIR, a clone of it (needs flashbax, chex)
+    dqn          frames/s of DQN on CartPole, beside purejaxrl's
+    ppo          frames/s of PPO on CartPole, beside purejaxrl's
+    pqn          frames/s of PQN on CartPole, beside purejaxql's
+    pqn_minatar  frames/s of PQN on MinAtar's Breakout, beside purejaxql's
+    cartpole     steps/s of CartPole alone, 1,024 environments (or --num-envs), beside Gymnasium's vector environment
 
-All but dqn are beside the same net in PyTorch (pip install -e .[bench]).
+The nets are beside the same ones in PyTorch (pip install -e .[bench]). Those of reinforcement learning are beside
+another codebase where --clone names a clone of it, run by --python, a Python with the versions that it pins; see
+`experiments.peers`.
 
 Each contender is a process of its own. They take turns, round by round, since machines are noisy; what counts are the
 medians and their ratios.
@@ -21,7 +27,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
 from rich.console import Console
@@ -31,12 +37,12 @@ from experiments.contenders import (
     CORES,
     DCGAN,
     TEXT,
-    purejaxrl_dqn,
     pytorch,
     pytorch_dcgan,
     samestep,
+    samestep_cartpole,
     samestep_dcgan,
-    samestep_dqn,
+    samestep_rl,
 )
 from experiments.results import provenance
 from research.core.files import write_json
@@ -53,8 +59,33 @@ WORK = {
     "lstm": ("characters/s", "an LSTM, 2 layers of 128"),
     "gpt2": ("tokens/s", "GPT-2 of 124 M parameters in bfloat16"),
     "dqn": ("frames/s", "DQN on CartPole in purejaxrl's setting"),
+    "ppo": ("frames/s", "PPO on CartPole in purejaxrl's setting"),
+    "pqn": ("frames/s", "PQN on CartPole in purejaxql's setting"),
+    "pqn_minatar": ("frames/s", "PQN on MinAtar's Breakout in purejaxql's setting"),
+    "cartpole": ("steps/s", "CartPole alone"),
 }
-"""The unit of each benchmark, and what is trained."""
+"""The unit of each benchmark, and what is measured."""
+
+PEERS = {"dqn": "purejaxrl", "ppo": "purejaxrl", "pqn": "purejaxql", "pqn_minatar": "purejaxql"}
+"""The codebase that each benchmark of reinforcement learning is beside."""
+
+
+class Contender(NamedTuple):
+    """One side of a benchmark.
+
+    make     what makes its round, in a process of ours; None for one of `experiments.peers`
+    flags    XLA_FLAGS of its process
+    command  the command of its process, where it is not ours
+    """
+
+    make: Callable[[], Callable[[], float]] | None
+    flags: str = ""
+    command: tuple[str, ...] = ()
+
+
+What = Literal[
+    "cnn", "dcgan28", "dcgan64", "transformer", "lstm", "gpt2", "dqn", "ppo", "pqn", "pqn_minatar", "cartpole"
+]
 
 
 @dataclass(frozen=True)
@@ -64,48 +95,55 @@ class Options:
     Attributes:
         what: training whose speed is measured
         rounds: number of measurements of each contender
-        purejaxrl: directory of a clone of purejaxrl, for dqn
+        clone: directory of a clone of the other codebase
+        python: a Python that has what the other codebase pins, or Gymnasium
+        num_envs: number of environments, for cartpole
         output: JSON file that the figures are written to, for `experiments.results`
         contender: name of the contender that this process is; the benchmark itself sets it
     """
 
-    what: Annotated[Literal["cnn", "dcgan28", "dcgan64", "transformer", "lstm", "gpt2", "dqn"], tyro.conf.Positional]
+    what: Annotated[What, tyro.conf.Positional]
     rounds: int = 7
-    purejaxrl: Path | None = None
+    clone: Path | None = None
+    python: Path | None = None
+    num_envs: int = 1024
     output: Path | None = None
     contender: str = ""
 
 
-def contenders(options: Options) -> dict[str, tuple[Callable[[], Callable[[], float]], str]]:
-    """By name: what makes the round, and the XLA_FLAGS of its process. The first is compared with the others."""
+def contenders(options: Options) -> dict[str, Contender]:
+    """By name. The first is compared with the others."""
     what = options.what
-    if what != "dqn":
-        ours = lambda place_name: lambda: (samestep_dcgan if what in DCGAN else samestep)(what, place_name)
-        theirs = lambda how: lambda: (pytorch_dcgan if what in DCGAN else pytorch)(what, how)
-        tuned = (
-            ("channels last", "channels_last") if what == "cnn" or what in DCGAN else ("compiled, fused AdamW", "best")
-        )
-        split = {} if what == "gpt2" else {f"samestep, {CORES} devices": (ours("shard_map"), SPLIT)}
-        return split | {
-            "samestep, 1 device": (ours("jit"), ""),
-            "PyTorch as installed": (theirs("eager"), ""),
-            f"PyTorch, {tuned[0]}": (theirs(tuned[1]), ""),
-        }
-    found: dict[str, tuple[Callable[[], Callable[[], float]], str]] = {"samestep": (samestep_dqn, "")}
-    if options.purejaxrl is not None:
-        clone = options.purejaxrl
-        found["purejaxrl"] = (lambda: purejaxrl_dqn(clone), "")
-    return found
+    if what == "cartpole":
+        peer = {"Gymnasium": _peer(options, "gymnasium_cartpole", options.num_envs)} if options.python else {}
+        ours = lambda fresh: Contender(lambda: samestep_cartpole(options.num_envs, fresh))
+        return {"samestep": ours(True), "samestep, the same starts": ours(False)} | peer
+    if what in PEERS:
+        peer = {PEERS[what]: _peer(options, f"{PEERS[what]}_{what}", options.clone)} if options.clone else {}
+        return {"samestep": Contender(lambda: samestep_rl(what))} | peer
+    net = lambda place_name: lambda: (samestep_dcgan if what in DCGAN else samestep)(what, place_name)
+    theirs = lambda how: lambda: (pytorch_dcgan if what in DCGAN else pytorch)(what, how)
+    tuned = ("channels last", "channels_last") if what == "cnn" or what in DCGAN else ("compiled, fused AdamW", "best")
+    split = {} if what == "gpt2" else {f"samestep, {CORES} devices": Contender(net("shard_map"), SPLIT)}
+    return split | {
+        "samestep, 1 device": Contender(net("jit")),
+        "PyTorch as installed": Contender(theirs("eager")),
+        f"PyTorch, {tuned[0]}": Contender(theirs(tuned[1])),
+    }
+
+
+def _peer(options: Options, name: str, where: Any) -> Contender:
+    return Contender(None, "", (str(options.python or sys.executable), "-m", "experiments.peers", name, str(where)))
 
 
 def compete(options: Options, arguments: list[str]) -> dict[str, list[float]]:
     """The figures of each contender, by round; they take turns."""
     processes = {}
-    for name, (_, flags) in contenders(options).items():
-        command = [sys.executable, "-m", "experiments.benchmark", *arguments, "--contender", name]
-        environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()}
+    for name, contender in contenders(options).items():
+        ours = (sys.executable, "-m", "experiments.benchmark", *arguments, "--contender", name)
+        environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {contender.flags}".strip()}
         processes[name] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+            contender.command or ours, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
     def turn(process: subprocess.Popen) -> float:
@@ -126,9 +164,10 @@ def compete(options: Options, arguments: list[str]) -> dict[str, list[float]]:
 def record(options: Options, figures: dict[str, list[float]]) -> dict[str, Any]:
     """What is written to `--output`: the figures of each contender, and where they come from."""
     unit, title = WORK[options.what]
-    clone = "" if options.purejaxrl is None else " --purejaxrl DIR"
+    peer = (" --clone DIR" if options.clone else "") + (" --python PYTHON" if options.python else "")
+    size = f" --num-envs {options.num_envs}" if options.what == "cartpole" else ""
     ours = next(iter(figures.values()))
-    command = f"python -m experiments.benchmark {options.what} --rounds {options.rounds}{clone}"
+    command = f"python -m experiments.benchmark {options.what} --rounds {options.rounds}{size}{peer}"
     return {
         "about": {"title": title, **provenance(command, device())},
         "unit": unit,
@@ -155,7 +194,9 @@ def main(arguments: list[str]) -> None:
     """Prints the table, or is a contender: plays a round for each line of standard input."""
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.benchmark", description=__doc__)
     if options.contender:
-        once = contenders(options)[options.contender][0]()
+        make = contenders(options)[options.contender].make
+        assert make is not None
+        once = make()
         for _ in sys.stdin:
             print(once(), flush=True)
         return

@@ -11,6 +11,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments import scores
 from experiments.console import measured, number, status
 from research.core.errors import UserError
 from research.core.files import read_json
@@ -34,15 +35,16 @@ def compare(
 ) -> None:
     """Print and draw how the finished runs compare with others, by the interquartile mean and its likes.
 
-    Runs of several directories of one environment (or one config) are seeds of one task; of several environments,
-    tasks. Both sets need the same tasks. A seed that has diverged has the worst score of its task.
+    Runs of several directories of one environment (or one config) are seeds of one task; of several environments, or of
+    one with other parameters, tasks. Both sets need the same tasks. A seed that has diverged has the worst score of its
+    task.
 
     Args:
         runs: directories of finished runs
         against: directories of finished runs to compare them with
         metric: test metric to compare by; by default run.metric of the first run
-        reference: JSON of {task: [score of a random agent, score to reach]}; scores are normalised by it. Several tasks
-            need it
+        reference: JSON of {task: {"random": score of a random agent, "reach": score to reach}}, as docs/scores.json;
+            scores are normalised by it. Several tasks need it
         output: file of the picture, which ends in .png
     """
     if output.suffix != ".png":
@@ -62,19 +64,19 @@ def compare(
     print(output)
 
 
-def show(scores: Sequence[np.ndarray], metric: str, minimised: bool, normalised: bool) -> None:
+def show(found: Sequence[np.ndarray], metric: str, minimised: bool, normalised: bool) -> None:
     """Prints the aggregates of both sets, [runs, tasks] each, with their intervals."""
     aggregates: dict[str, statistics.Aggregate] = {
         "interquartile mean": statistics.iqm,
         "mean": statistics.mean,
-        **({"median": statistics.median} if scores[0].shape[1] > 1 else {}),
+        **({"median": statistics.median} if found[0].shape[1] > 1 else {}),
         **({"optimality gap": statistics.optimality_gap} if normalised else {}),
     }
     table = Table("", "runs", "against", title=f"{metric}, with 95 % bootstrap intervals", title_justify="left")
-    table.add_row("number of runs", *(str(x.size) for x in scores))
+    table.add_row("number of runs", *(str(x.size) for x in found))
     for name, aggregate in aggregates.items():
-        table.add_row(name, *(_with_interval(aggregate, x) for x in scores))
-    ordered = scores[::-1] if minimised else scores
+        table.add_row(name, *(_with_interval(aggregate, x) for x in found))
+    ordered = found[::-1] if minimised else found
     table.add_row("probability of improvement", _with_interval(statistics.probability_of_improvement, *ordered), "")
     Console().print(table)
 
@@ -101,7 +103,7 @@ def _about(directory: Path) -> dict[str, Any]:
     return about
 
 
-def _scores(directories: Sequence[Path], metric: str, scales: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+def _scores(directories: Sequence[Path], metric: str, scales: Mapping[str, Any]) -> dict[str, list[float]]:
     """The scores of all seeds by task, which is an environment or the name of a config."""
     found: dict[str, list[float]] = {}
     for directory in directories:
@@ -111,12 +113,13 @@ def _scores(directories: Sequence[Path], metric: str, scales: Mapping[str, Seque
         test = measured(read_json(directory / "summary.json"))
         if metric not in test:
             raise UserError(f"{directory} has no test metric {metric!r}: it has {', '.join(test)}")
-        task = about["config"].get("environment", {}).get("name") or about["name"]
+        environment = about["config"].get("environment")
+        task = scores.task(environment) if environment else about["name"]
         each = [np.nan if x is None else x for x in test[metric]["each"]]
         if scales:
             if task not in scales:
                 raise UserError(f"--reference has no scores of {task}: it has {', '.join(scales)}")
-            low, high = scales[task]
+            low, high = scales[task]["random"], scales[task]["reach"]
             each = [(x - low) / (high - low) for x in each]
         found.setdefault(task, []).extend(each)
     return dict(sorted(found.items()))

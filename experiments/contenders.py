@@ -3,18 +3,16 @@
 What only one contender needs is imported in its function: another's process does without.
 """
 
-import importlib.util
 import os
-import sys
 import time
-import types
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 CORES = os.cpu_count() or 1
 BATCH, STEPS = 128, 10
 FRAMES = 250_000
+"""Frames of a round of reinforcement learning."""
 
 
 class Reading(NamedTuple):
@@ -223,23 +221,48 @@ def pytorch_dcgan(what: str, how: str) -> Callable[[], float]:
     return once
 
 
-def samestep_dqn() -> Callable[[], float]:
-    """Frames/s of a run in purejaxrl's setting; the batch is 130, the next multiple of 10 environments above 128."""
+def samestep_rl(what: str) -> Callable[[], float]:
+    """Frames/s of learning in the setting of purejaxrl (dqn, ppo) or purejaxql (pqn, pqn_minatar).
+
+    A round is a whole run without its evaluations; DQN's batch is 130, the next multiple of 10 environments above 128.
+    """
     import jax
 
+    from configs.breakout_pqn import config as breakout_pqn
     from research.core.experiment import Run
     from research.core.optimizers import Optimizer
     from research.core.state import NO_BATCH
     from research.core.transformations import scan_steps
+    from research.core.update import UpdateConfig
     from research.learners.dqn import DQN
+    from research.learners.ppo import PPO
+    from research.learners.pqn import PQN
+    from research.learners.reinforcement import Reinforcement
+    from research.nets.q import MLP
 
-    chunk = 500
-    config = DQN(
-        batch=130,
-        optimizer=Optimizer(learning_rate=2.5e-4),
-        run=Run(steps=FRAMES // 100, steps_per_dispatch=chunk, metric="return"),
-    )
-    learner = config.build()
+    run = lambda frames: Run(steps=FRAMES // frames // 10 * 10, steps_per_dispatch=10, metric="return")
+    linear = lambda rate: Optimizer(learning_rate=rate, schedule="linear", eps=1e-5)
+    settings: dict[str, Callable[[], Reinforcement]] = {
+        "dqn": lambda: DQN(
+            num_envs=10,
+            rollout_length=10,
+            batch=130,
+            optimizer=Optimizer(learning_rate=2.5e-4),
+            run=replace(run(100), steps_per_dispatch=500),
+        ),
+        "ppo": lambda: PPO(num_envs=4, value_clip=0.2, entropy_coef=0.01, optimizer=linear(2.5e-4), run=run(4 * 128)),
+        "pqn": lambda: PQN(
+            net=MLP(widths=(256, 256), layer_norm=True),
+            epsilon_end=0.2,
+            epsilon_fraction=0.2,
+            optimizer=linear(1e-4),
+            update=UpdateConfig(clip=10.0),
+            run=run(32 * 64),
+        ),
+        "pqn_minatar": lambda: replace(breakout_pqn(), run=run(128 * 32)),
+    }
+    config = settings[what]()
+    learner, chunk = config.build(), config.run.steps_per_dispatch
     init, steps = jax.jit(learner.init), jax.jit(scan_steps(learner.step, chunk), donate_argnums=0)
 
     def once() -> float:
@@ -248,55 +271,42 @@ def samestep_dqn() -> Callable[[], float]:
         for _ in range(config.run.steps // chunk):
             state, _ = steps(state, NO_BATCH)
         jax.block_until_ready(state)
-        return FRAMES / (time.perf_counter() - began)
+        return config.run.steps * config.frames / (time.perf_counter() - began)
 
     return once
 
 
-def purejaxrl_dqn(clone: Path) -> Callable[[], float]:
-    """Frames/s of the clone's own DQN in its own setting, one seed; what today's packages have renamed is put back."""
-    import gymnax.wrappers.purerl as wrappers
+def samestep_cartpole(num_envs: int, fresh: bool) -> Callable[[], float]:
+    """Steps/s of CartPole alone, by random actions; episodes begin by starts of their own, or by the same one each."""
     import jax
+    import jax.numpy as jnp
 
-    class LogWrapper(wrappers.LogWrapper):  # steps gave five values before gymnax 1.0
-        def step(self, *arguments: Any) -> Any:
-            observation, state, reward, terminated, truncated, info = super().step(*arguments)
-            return observation, state, reward, terminated | truncated, info
+    from research.rl.environments import Environment, make
+    from research.rl.rollout import reset
 
-    wrappers.LogWrapper = LogWrapper
-    sys.modules["wandb"] = types.ModuleType("wandb")
-    vars(jax)["tree_map"] = jax.tree.map
-    spec = importlib.util.spec_from_file_location("purejaxrl_dqn", clone / "purejaxrl" / "dqn.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = {
-        "NUM_ENVS": 10,
-        "BUFFER_SIZE": 10_000,
-        "BUFFER_BATCH_SIZE": 128,
-        "TOTAL_TIMESTEPS": FRAMES,
-        "EPSILON_START": 1.0,
-        "EPSILON_FINISH": 0.05,
-        "EPSILON_ANNEAL_TIME": FRAMES // 2,
-        "TARGET_UPDATE_INTERVAL": 500,
-        "LR": 2.5e-4,
-        "LEARNING_STARTS": 10_000,
-        "TRAINING_INTERVAL": 10,
-        "LR_LINEAR_DECAY": False,
-        "GAMMA": 0.99,
-        "TAU": 1.0,
-        "ENV_NAME": "CartPole-v1",
-        "SEED": 0,
-        "NUM_SEEDS": 1,
-        "WANDB_MODE": "disabled",
-        "ENTITY": "",
-        "PROJECT": "",
-    }
-    train, keys = jax.jit(jax.vmap(module.make_train(config))), jax.random.split(jax.random.PRNGKey(0), 1)
+    environment, steps = make(Environment("CartPole-v1")), 4_000_000 // num_envs // 100
+    keys = jax.random.split(jax.random.key(0), num_envs)
+
+    @jax.jit
+    def play(states: Any, key: jax.Array) -> tuple[Any, jax.Array]:
+        actions = (jax.random.bits(key, (100, num_envs), jnp.uint8) % 2).astype(jnp.int32)
+        starts = jax.vmap(environment.reset)(jax.random.split(key, (100, num_envs))) if fresh else None
+        same = environment.reset(keys)
+
+        def step(states: Any, now: Any) -> tuple[Any, jax.Array]:
+            action, start = now
+            states, timestep = environment.step(keys, states, action, start or same)
+            return states, timestep.terminated.sum()
+
+        return jax.lax.scan(step, states, (actions, starts))
+
+    first = reset(environment, jax.random.key(0), num_envs).env_state
 
     def once() -> float:
-        began = time.perf_counter()
-        jax.block_until_ready(train(keys))
-        return FRAMES / (time.perf_counter() - began)
+        states, began = first, time.perf_counter()
+        for i in range(steps):
+            states, done = play(states, jax.random.key(i))
+        jax.block_until_ready(done)
+        return steps * 100 * num_envs / (time.perf_counter() - began)
 
     return once

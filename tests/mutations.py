@@ -598,8 +598,8 @@ DQN = [
     ),
     Mutation(
         "learners/pqn.py",
-        "value = q.max(-1) if",
-        "value = q.min(-1) if",
+        "value = q.max(-1)",
+        "value = q.min(-1)",
         PQN_STEP,
         "the target takes the worst action",
     ),

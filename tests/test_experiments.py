@@ -19,10 +19,7 @@ import research
 from experiments import console, demo, evaluate, plot, reproduce, train
 from research.core.errors import RunError
 from research.core.experiment import Report, Split
-from research.core.state import Batch
-from research.evaluation import episodes
 from research.learners.classify import Classify
-from research.rl.environments import Environment
 from research.training import config
 
 
@@ -200,34 +197,6 @@ def test_reports_judge_the_averaged_weights(tmp_path):
     assert report.run(state, Split("test", feeds.test), tmp_path) == {
         "mistakes": sum(round(float(x.count - x.total)) for x in judged)
     }
-
-
-@pytest.mark.parametrize(
-    ("name", "environment"),
-    [("dqn", Environment("CartPole-v1", 60)), ("ppo_continuous", Environment("Pendulum-v1", 20, reward_scale=0.1))],
-)
-def test_the_episode_is_the_one_that_is_judged(name, environment, tmp_path):
-    experiment = dataclasses.replace(EXPERIMENTS[name], environment=environment)
-    learner, feeds = experiment.build(), experiment.feeds()
-    state = jax.jit(learner.init)(jax.random.key(0))
-    first = Batch(feeds.test[0].index[:1], np.ones(1, np.float32), (), ())
-    (report,) = experiment.reports(None)
-    returned = float(jax.jit(learner.evaluate)(state, first)["return"].value)
-    assert report.run(state, Split("test", feeds.test), tmp_path) == {"episode_return": pytest.approx(returned)}
-    if name == "ppo_continuous":  # the rewards of evaluation are the environment's own
-        assert -20 * 16.3 < returned < -20
-    assert imread(tmp_path / "episode.png").std() > 0.01
-
-
-@pytest.mark.parametrize(
-    ("name", "shape", "frames"),
-    [(f"mine:{frames}", shape, frames) for shape in ((10, 10, 4), (6,)) for frames in (2, 100)]
-    + [("CartPole-v1", (4,), 9), ("Pendulum-v1", (3,), 9), ("Acrobot-v1", (6,), 9), ("Reacher-misc", (8,), 9)],
-)
-def test_episodes_of_every_kind_can_be_drawn(name, shape, frames, tmp_path):
-    seen = np.random.default_rng(0).integers(0, 2, (frames, *shape)).astype(np.float32)
-    episodes._draw_episode(name, seen, "title", tmp_path / "episode.png")
-    assert imread(tmp_path / "episode.png").std() > 0.01
 
 
 def test_a_script_starts_from_the_command_line(finished):

@@ -11,7 +11,7 @@ import pytest
 from research.core.experiment import Run
 from research.core.modules import network
 from research.core.optimizers import Optimizer
-from research.core.state import NO_BATCH, rng
+from research.core.state import NO_BATCH, example_keys, rng
 from research.core.transformations import scan_steps
 from research.learners.dqn import DQN
 from research.learners.drqn import DRQN
@@ -126,9 +126,9 @@ def test_sequences_are_those_that_were_stored():
     np.testing.assert_array_equal(found.next_observation, found.observation + 1)
 
 
-@pytest.mark.parametrize("bootstrap", ["best", "expected"])
+@pytest.mark.parametrize("bootstrap", ["best", "next", "expected"])
 def test_a_table_learns_as_by_hand(bootstrap):
-    """With lambda 0 and one minibatch a step is the update of tabular Q-learning, or of expected SARSA."""
+    """With lambda 0 and one minibatch a step is the update of tabular Q-learning, of SARSA, or of expected SARSA."""
     rate, epsilon, gamma, num_envs = 0.3, 0.4, 0.9, 4
     config = PQN(
         environment=Environment("FrozenLake-misc"),
@@ -154,10 +154,19 @@ def test_a_table_learns_as_by_hand(bootstrap):
     _, frames, _ = jax.tree.map(np.asarray, act(state, state.world))
     expected = table.copy()
     assert frames.terminated.any() and not frames.terminated.all()
+    keys = example_keys(rng(state, "next action"), jnp.arange(num_envs))
+    uniform = np.stack([jax.random.uniform(key, (6,)) for key in keys])
     for e, t in np.ndindex(num_envs, 6):
         s, a, following = frames.observation[e, t].argmax(), frames.action[e, t], frames.next_observation[e, t].argmax()
         q = table[following]
-        value = q.max() if bootstrap == "best" else (1 - epsilon) * q.max() + epsilon * q.mean()
+        # SARSA's is the action that came next; after the last frame and after an episode it is drawn as actions are.
+        drawn = q.argmax() if uniform[e, t] >= epsilon else int(uniform[e, t] / epsilon * 4)
+        values = {
+            "best": q.max(),
+            "next": q[drawn if t == 5 or frames.done[e, t] else frames.action[e, t + 1]],
+            "expected": (1 - epsilon) * q.max() + epsilon * q.mean(),
+        }
+        value = values[bootstrap]
         y = frames.reward[e, t] + gamma * value * (not frames.terminated[e, t])
         expected[s, a] += rate * (y - table[s, a])
     after, _ = jax.jit(learner.step)(state, NO_BATCH)

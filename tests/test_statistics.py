@@ -1,13 +1,18 @@
 """The statistics of few runs by hand, and the two scripts that use them."""
 
+import dataclasses
 import json
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from experiments import compare, sweep
+from experiments import compare, scores, sweep
 from research.evaluation import statistics
+from research.rl.environments import Environment
+from research.training import workdir
 from research.training.log import read
 
 SCORES = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0], [9.0, 7.0]])
@@ -84,3 +89,86 @@ def test_a_sweep_equals_its_runs(tmp_path, capsys):
 def test_mistakes_of_a_sweep_name_the_mend(arguments, message, tmp_path, capsys):
     assert sweep.main(["digits_cnn", *arguments, "--workdir", str(tmp_path)]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_task_is_an_environment_and_what_differs_from_its_defaults():
+    named = lambda environment: scores.task(dataclasses.asdict(environment))
+    assert named(Environment("CartPole-v1", reward_scale=0.1, reward_clip=1.0)) == "CartPole-v1"
+    changed = Environment("Freeway-MinAtar", 2500, (("player_speed", 2),), sticky_actions=0.1, limit_terminates=True)
+    assert named(changed) == "Freeway-MinAtar player_speed=2 max_steps=2500 sticky_actions=0.1 limit_terminates=True"
+    # Every field of an environment is either a part of its task, or changes rewards in training alone.
+    fields = {field.name for field in dataclasses.fields(Environment)}
+    known = {"name", "params", "max_steps", "sticky_actions", "frame_stack", "time_limit", "limit_terminates"}
+    assert fields == known | {"reward_scale", "reward_clip"}
+
+
+def test_scores_are_those_of_random_actions(tmp_path, monkeypatch, capsys):
+    # Of two actions one gives 1 and the other -1; and the mean of -(a - 0.5)^2, a between -1 and 1, is -1/3 - 1/4.
+    assert scores.random_score(Environment("probes:Chosen"), 4000) == pytest.approx(0, abs=0.06)
+    assert scores.random_score(Environment("probes:Near"), 4000) == pytest.approx(-7 / 12, abs=0.04)
+    monkeypatch.setattr(scores, "environments", lambda: {"CartPole-v1": Environment("CartPole-v1"), "x": Environment()})
+    assert scores.main(["--output", str(tmp_path / "scores.json"), "--episodes", "200"]) == 0
+    (found,) = [json.loads((tmp_path / "scores.json").read_text())["CartPole-v1"]]
+    assert 20 < found["random"] < 26 and found["reach"] == 500  # Gymnasium's documentation has about 22
+    assert "x: no score to reach is known" in capsys.readouterr().out
+
+
+def test_the_scores_are_of_all_environments_that_have_one():
+    found = json.loads((Path(scores.__file__).parent.parent / "docs" / "scores.json").read_text())
+    assert found.keys() == scores.REACH.keys() <= scores.environments().keys()
+    assert all(x["reach"] == scores.REACH[task].value > x["random"] for task, x in found.items())
+
+
+def test_runs_of_several_tasks_are_compared_by_their_scores(tmp_path, capsys):
+    def run(name, environment, returns):
+        (tmp_path / name).mkdir()
+        config = {"environment": dataclasses.asdict(environment), "run": {"metric": "return", "mode": "max"}}
+        about = {"format": workdir.FORMAT, "name": name, "config": config, "seeds": 1}
+        (tmp_path / name / "config.json").write_text(json.dumps(about))
+        measured = {"mean": np.mean(returns), "spread": None, "each": returns}
+        (tmp_path / name / "summary.json").write_text(json.dumps({"test": {"return": measured}}))
+        return str(tmp_path / name)
+
+    small, large = Environment("CartPole-v1"), Environment("CartPole-v1", max_steps=1000)
+    ours = [run("a", small, [60.0, 100.0]), run("b", large, [600.0, 1000.0])]
+    theirs = [run("c", small, [20.0, 20.0]), run("d", large, [0.0, 200.0])]
+    reference = {
+        "CartPole-v1": {"random": 20, "reach": 100},
+        "CartPole-v1 max_steps=1000": {"random": 0, "reach": 1000},
+    }
+    (tmp_path / "scores.json").write_text(json.dumps(reference))
+    output = ["--output", str(tmp_path / "compare.png")]
+    assert compare.main([*ours, "--against", *theirs, "--reference", str(tmp_path / "scores.json"), *output]) == 0
+    said = capsys.readouterr().out
+    # Ours are 0.5, 1, 0.6 and 1; theirs 0, 0, 0 and 0.2.
+    assert re.search(r"mean +│ 0.775 .*│ 0.05 ", said) and re.search(r"interquartile mean +│ 0.8 ", said), said
+    assert compare.main([*ours, "--against", *theirs, *output]) == 2
+    assert "2 tasks, whose scores have different units" in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.filterwarnings("ignore:random_state:FutureWarning")
+def test_rliable_says_the_same():
+    """Agarwal et al.'s own package, on scores of 7 runs of 3 tasks."""
+    library = pytest.importorskip("rliable.library", reason="rliable is in the extra bench")
+    metrics = pytest.importorskip("rliable.metrics")
+    random = np.random.default_rng(1)
+    ours, theirs = random.normal(0.6, 0.3, (7, 3)), random.normal(0.5, 0.3, (7, 3))
+    pairs = {
+        statistics.mean: metrics.aggregate_mean,
+        statistics.median: metrics.aggregate_median,
+        statistics.iqm: metrics.aggregate_iqm,
+        statistics.optimality_gap: metrics.aggregate_optimality_gap,
+    }
+    for own, reference in pairs.items():
+        np.testing.assert_allclose(own(ours), reference(ours), rtol=1e-12)
+        estimate = lambda scores, reference=reference: np.array([reference(scores)])
+        draws = np.random.RandomState(0)
+        _, intervals = library.get_interval_estimates({"ours": ours}, estimate, reps=4000, random_state=draws)
+        # Both are percentiles of resampled runs, by other draws: each end is within a twentieth of the width.
+        low, high = intervals["ours"][:, 0]
+        np.testing.assert_allclose(statistics.interval(own, ours), [low, high], atol=(high - low) / 20)
+    improvement = metrics.probability_of_improvement(ours, theirs)
+    np.testing.assert_allclose(statistics.probability_of_improvement(ours, theirs), improvement, rtol=1e-12)
+    thresholds = np.linspace(-0.5, 1.5, 21)
+    profiles, _ = library.create_performance_profile({"ours": ours}, thresholds, reps=10)
+    np.testing.assert_allclose(statistics.profile(ours, thresholds), profiles["ours"], rtol=1e-12)

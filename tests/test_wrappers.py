@@ -51,6 +51,12 @@ def test_a_time_limit_truncates_and_starts_anew():
     assert make(Environment("probes:Constant", time_limit=1)).max_steps == 1
 
 
+def test_a_limit_may_terminate():
+    found = acted(make(Environment(COUNTING, time_limit=3, limit_terminates=True)), 8)
+    np.testing.assert_array_equal(found.terminated, np.tile(np.arange(8) % 3 == 2, (2, 1)))
+    np.testing.assert_array_equal(found.done, found.terminated)
+
+
 def echo(done_every: int) -> VectorEnv:
     """Its reward is the action that it was given; an episode has `done_every` frames."""
 

@@ -1,4 +1,4 @@
-"""A report on reinforcement learning: pictures of an episode."""
+"""A report on reinforcement learning: pictures and a film of an episode."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from research.core.experiment import Numbers, Report, Split
 from research.core.files import failing, replacing
@@ -23,6 +25,11 @@ from research.rl.evaluation import episode_keys
 FRAMES = 12
 """Frames shown in episode.png."""
 
+FILM = 100
+"""Frames that episode.gif has at most; of longer episodes it has every second one, every third one, ..."""
+
+Draw = Callable[[Axes, np.ndarray], None]
+"""Draws an observation on axes."""
 
 Act = Callable[[State, jax.Array], jax.Array]
 """(state, observations [n, ...]) -> actions [n, ...]; the state is that of one seed, without its world."""
@@ -87,26 +94,37 @@ def agent(state: State) -> State:
 
 
 def episode(config: Environment, environment: VectorEnv, act: Act) -> Report:
-    """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return."""
+    """episode.png, pictures of the greedy episode of the first test seed; and episode_return, its return.
+
+    Where frames can be drawn there is episode.gif besides, a film of it.
+    """
     play = player(environment, act)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         found = play(agent(state), int(split.batches[0].index[0]))
-        _draw_episode(config.name, found.observations, found.title(config.name), directory / "episode.png")
+        draw = drawer(config.name, found.observations)
+        _sheet(draw, found.observations, found.title(config.name), directory / "episode.png")
+        if draw is not None:
+            _film(draw, found.observations, directory / "episode.gif")
         return {"episode_return": float(found.rewards.sum())}
 
     return Report(run, metrics=("episode_return",))
 
 
-def _draw_episode(name: str, observations: np.ndarray, title: str, path: Path) -> None:
-    """Draws `FRAMES` frames of environments whose frames can be drawn, and the observations over time of others."""
-    drawers: dict[str, Callable[[Axes, np.ndarray], None]] = {
+def drawer(name: str, observations: np.ndarray) -> Draw | None:
+    """What draws a frame of the environment `name`, whose observations are [frames, ...]; None where nothing does."""
+    drawers: dict[str, Draw] = {
         "CartPole-v1": _draw_cartpole,
         "Pendulum-v1": _draw_pendulum,
         "Acrobot-v1": _draw_acrobot,
+        "MountainCar-v0": _draw_mountain_car,
         "Reacher-misc": _draw_reacher,
     }
-    draw = drawers.get(name, _draw_channels if observations.ndim == 4 else None)
+    return drawers.get(name, _draw_channels if observations.ndim == 4 else None)
+
+
+def _sheet(draw: Draw | None, observations: np.ndarray, title: str, path: Path) -> None:
+    """Draws `FRAMES` frames, or the observations over time where frames can't be drawn."""
     figure = Figure(figsize=(10, 2.5 if draw is _draw_cartpole else 4), dpi=130, layout="constrained")
     figure.suptitle(title, fontsize=11)
     if draw is None:
@@ -122,6 +140,23 @@ def _draw_episode(name: str, observations: np.ndarray, title: str, path: Path) -
             ax.set_title(f"frame {time}", fontsize=8)
     with failing("write", path), replacing(path) as temporary:
         figure.savefig(temporary)
+
+
+def _film(draw: Draw, observations: np.ndarray, path: Path) -> None:
+    """A GIF of an episode, ten frames a second, which stays for a second on the last one."""
+    figure = Figure(figsize=(3, 3), dpi=80)
+    canvas, ax = FigureCanvasAgg(figure), figure.add_axes((0.02, 0.02, 0.96, 0.9))
+    pictures = []
+    for time in range(0, len(observations), -(-len(observations) // FILM)):
+        ax.clear()
+        draw(ax, observations[time])
+        ax.set(xticks=[], yticks=[])
+        ax.set_title(f"frame {time}", fontsize=9)
+        canvas.draw()
+        pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("P", palette=Image.Palette.ADAPTIVE))
+    durations = [100] * (len(pictures) - 1) + [1000]
+    with failing("write", path), replacing(path) as temporary:
+        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
 
 
 def _draw_cartpole(ax: Axes, observation: np.ndarray) -> None:
@@ -147,6 +182,15 @@ def _draw_acrobot(ax: Axes, observation: np.ndarray) -> None:
     ax.plot([-2, 2], [1, 1], color="#bbbbbb", lw=1, zorder=0)
     tip = joint + np.array([np.sin(second), -np.cos(second)])
     _draw_arm(ax, [(0, 0), joint, tip])
+
+
+def _draw_mountain_car(ax: Axes, observation: np.ndarray) -> None:
+    """The car on its hill, whose height is sin(3 x); the flag is at 0.5."""
+    x = np.linspace(-1.2, 0.6, 100)
+    ax.plot(x, np.sin(3 * x), color="#bbbbbb", lw=1, zorder=0)
+    ax.plot([0.5, 0.5], [np.sin(1.5), np.sin(1.5) + 0.3], color=plot.COLOURS[2], lw=3)
+    ax.plot(observation[0], np.sin(3 * observation[0]), "o", color=plot.COLOURS[0])
+    ax.set(xlim=(-1.25, 0.65), ylim=(-1.2, 1.5))
 
 
 def _draw_reacher(ax: Axes, observation: np.ndarray) -> None:

@@ -2,8 +2,8 @@
 
 `pqn` follows their Algorithm 1: act epsilon-greedily in many environments, make Q(lambda) targets with the same net,
 and take gradient steps on the minibatches of a few epochs. Layer normalisation keeps the net stable. With a table for a
-net, one epoch, one minibatch and lambda 0 it is tabular Q-learning (Watkins & Dayan 1992), or expected SARSA (van
-Seijen, van Hasselt, Whiteson & Wiering 2009).
+net, one epoch, one minibatch and lambda 0 it is tabular Q-learning (Watkins & Dayan 1992), SARSA (Rummery & Niranjan
+1994) or expected SARSA (van Seijen, van Hasselt, Whiteson & Wiering 2009).
 """
 
 from dataclasses import dataclass, field
@@ -11,12 +11,13 @@ from typing import Literal, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from research.core.errors import UserError, positive
 from research.core.experiment import Experiment, Run, microbatch
 from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
-from research.core.state import Batch, Learner, State, learner, rng
+from research.core.state import Batch, Learner, State, example_keys, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.learners.q_learning import QLearning, of_action, q_network
@@ -25,7 +26,7 @@ from research.nets.q import MLP
 from research.rl.advantages import lambda_returns
 from research.rl.environments import VectorEnv, make
 from research.rl.epochs import scan_epochs
-from research.rl.exploration import probabilities
+from research.rl.exploration import epsilon_greedy, probabilities
 from research.rl.rollout import Transition, reset
 
 
@@ -51,8 +52,8 @@ class PQN(QLearning):
         epochs: number of times that a step learns from each of its frames
         minibatches: number of updates per epoch; it divides rollout_length, and each takes as much of each environment
         q_lambda: weight of longer returns in Q(lambda); 0 is the one-step return
-        bootstrap: what follows a return: the best action's value (Q-learning), or the mean value of the actions as they
-            are chosen, by epsilon (expected SARSA)
+        bootstrap: what follows a return: the best action's value (Q-learning), that of the next action (SARSA), or the
+            mean value of the actions as they are chosen, by epsilon (expected SARSA)
     """
 
     net: nn.Module = field(default_factory=lambda: MLP(layer_norm=True))
@@ -61,7 +62,7 @@ class PQN(QLearning):
     epochs: int = 4
     minibatches: int = 16
     q_lambda: float = 0.95
-    bootstrap: Literal["best", "expected"] = "best"
+    bootstrap: Literal["best", "next", "expected"] = "best"
 
     def __post_init__(self) -> None:
         positive(self, "", "epochs", "minibatches")
@@ -97,9 +98,22 @@ def pqn(config: PQN, environment: VectorEnv) -> Learner:
     def targets(state: State, transitions: Transition) -> jax.Array:
         """The Q(lambda) targets of a rollout, f32[num_envs, length]."""
         q = jax.vmap(net.q, (None, 0))(state.params["q"], transitions.next_observation)
-        chosen = probabilities(q, net.epsilon(state.step)) if config.bootstrap == "expected" else None
-        value = q.max(-1) if chosen is None else (chosen * q).sum(-1)
+        match config.bootstrap:
+            case "best":
+                value = q.max(-1)
+            case "next":
+                value = jnp.take_along_axis(q, next_action(state, transitions, q)[..., None], -1)[..., 0]
+            case "expected":
+                value = (probabilities(q, net.epsilon(state.step)) * q).sum(-1)
         return lambda_returns(transitions, value, config.gamma, config.q_lambda)
+
+    def next_action(state: State, transitions: Transition, q: jax.Array) -> jax.Array:
+        """The action after each frame, i32[num_envs, length]; where none followed in its episode yet, one is drawn."""
+        keys = example_keys(rng(state, "next action"), state.world.env_id)
+        uniform = jax.vmap(lambda key: jax.random.uniform(key, q.shape[1:2]))(keys)
+        drawn = jax.vmap(epsilon_greedy, (0, 0, None))(q, uniform, net.epsilon(state.step))
+        follows = ~transitions.done & (jnp.arange(q.shape[1]) < q.shape[1] - 1)
+        return jnp.where(follows, jnp.roll(transitions.action, -1, 1), drawn)
 
     def loss(params: Tree, state: State, batch: Minibatch, rng: jax.Array) -> tuple[Mean, Aux]:
         """Half the squared difference between the target and Q(observation, action)."""

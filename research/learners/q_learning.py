@@ -14,6 +14,7 @@ from research.core.modules import bind, network
 from research.core.state import Batch, State, evaluated, example_keys, rng
 from research.core.types import Tree
 from research.core.update import Dtype
+from research.evaluation.values import value_map
 from research.learners.reinforcement import Reinforcement, episode_reports
 from research.nets.q import MLP
 from research.rl.environments import VectorEnv, make
@@ -53,7 +54,8 @@ class QLearning(Reinforcement):
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         q, environment = self.q(), make(self.environment.unscaled)
-        return episode_reports(self.environment, environment, lambda state, x: q(state, x).argmax(-1))
+        yield from episode_reports(self.environment, environment, lambda state, x: q(state, x).argmax(-1))
+        yield from value_map(self.environment, q)
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""

@@ -42,6 +42,8 @@ class Environment:
         frame_stack: number of the last frames that an observation has, joined along its last axis, the newest last
         time_limit: number of frames after which an episode is truncated besides; unlike max_steps it is none of the
             environment's own parameters, which some observations are scaled by
+        limit_terminates: whether episodes that reach their limit of frames terminate, so that targets do not bootstrap
+            there; else they are truncated
         reward_scale: factor of rewards in training
         reward_clip: magnitude that rewards are clipped to in training, after they are scaled; None for no clipping
     """
@@ -52,6 +54,7 @@ class Environment:
     sticky_actions: float = 0.0
     frame_stack: int = 1
     time_limit: int | None = None
+    limit_terminates: bool = False
     reward_scale: float = 1.0
     reward_clip: float | None = None
 
@@ -84,6 +87,8 @@ def make(config: Environment) -> VectorEnv:
         environment = wrappers.sticky_actions(environment, config.sticky_actions)
     if config.time_limit is not None:
         environment = wrappers.time_limit(environment, config.time_limit)
+    if config.limit_terminates:
+        environment = wrappers.terminal_limit(environment)
     if config.frame_stack > 1:
         environment = wrappers.frame_stack(environment, config.frame_stack)
     return environment

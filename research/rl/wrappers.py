@@ -67,6 +67,16 @@ def time_limit(environment: VectorEnv, max_steps: int) -> VectorEnv:
     return environment._replace(reset=reset, step=step, max_steps=min(max_steps, environment.max_steps))
 
 
+def terminal_limit(environment: VectorEnv) -> VectorEnv:
+    """Episodes that would be truncated terminate instead (what that costs: Pardo et al. 2018, arXiv:1712.00378)."""
+
+    def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
+        states, timestep = environment.step(keys, states, actions, starts)
+        return states, timestep._replace(terminated=_done(timestep), truncated=jnp.zeros_like(timestep.truncated))
+
+    return environment._replace(step=step)
+
+
 def frame_stack(environment: VectorEnv, frames: int) -> VectorEnv:
     """Observations are the last `frames` ones, joined along the last axis, the newest last (Mnih et al. 2015).
 

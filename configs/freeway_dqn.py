@@ -1,0 +1,18 @@
+"""MinAtar's Freeway by deep Q-learning, in the setting of breakout_dqn.
+
+Published: Young & Tian 2019 (arXiv:1903.03176), about 50, read off their figure. Its episodes terminate after
+2,500 frames.
+
+    python -m experiments.train freeway_dqn
+
+It has not been trained yet.
+"""
+
+from configs.breakout_dqn import minatar
+from research.learners.dqn import DQN
+from research.rl.environments import Environment
+
+
+def config() -> DQN:
+    """The experiment: 32 frames and 32 updates per step."""
+    return minatar(Environment("Freeway-MinAtar", max_steps=2500, limit_terminates=True), published=50.0)

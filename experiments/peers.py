@@ -1,0 +1,176 @@
+"""Other codebases' learners as contenders of `experiments.benchmark`, each in a Python with the versions that it pins.
+
+    PYTHON -m experiments.peers NAME [DIR]
+
+NAME is a function below and DIR a clone of its repository. Nothing of ours is imported. A line of standard input plays
+a round, and its frames/s are printed.
+"""
+
+import importlib.util
+import sys
+import time
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FRAMES = 250_000
+
+
+def module(path: Path, *absent: str) -> Any:
+    """The module in a file. Modules called `absent`, which what is measured does not use, are empty."""
+    for name in absent:
+        sys.modules.setdefault(name, types.ModuleType(name))
+    sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    found = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(found)
+    return found
+
+
+def training(make_train: Callable[[dict], Callable], config: dict[str, Any], frames: int) -> Callable[[], float]:
+    """Frames/s of a whole run of one seed."""
+    import jax
+
+    train, keys = jax.jit(jax.vmap(make_train(config))), jax.random.split(jax.random.PRNGKey(0), 1)
+
+    def once() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(train(keys))
+        return frames / (time.perf_counter() - began)
+
+    return once
+
+
+def purejaxrl_dqn(clone: Path) -> Callable[[], float]:
+    """Its DQN on CartPole, as its own script sets it."""
+    import jax
+
+    vars(jax).setdefault("tree_map", jax.tree.map)  # as it was called before jax 0.4.26
+    config = {
+        "NUM_ENVS": 10,
+        "BUFFER_SIZE": 10_000,
+        "BUFFER_BATCH_SIZE": 128,
+        "TOTAL_TIMESTEPS": FRAMES,
+        "EPSILON_START": 1.0,
+        "EPSILON_FINISH": 0.05,
+        "EPSILON_ANNEAL_TIME": FRAMES // 2,
+        "TARGET_UPDATE_INTERVAL": 500,
+        "LR": 2.5e-4,
+        "LEARNING_STARTS": 10_000,
+        "TRAINING_INTERVAL": 10,
+        "LR_LINEAR_DECAY": False,
+        "GAMMA": 0.99,
+        "TAU": 1.0,
+        "ENV_NAME": "CartPole-v1",
+        "SEED": 0,
+        "NUM_SEEDS": 1,
+        "WANDB_MODE": "disabled",
+        "ENTITY": "",
+        "PROJECT": "",
+    }
+    return training(module(clone / "purejaxrl" / "dqn.py", "wandb").make_train, config, FRAMES)
+
+
+def purejaxrl_ppo(clone: Path) -> Callable[[], float]:
+    """Its PPO on CartPole, as its own script sets it."""
+    for name, members in {
+        "brax.envs": ("wrappers",),
+        "brax.envs.wrappers.training": ("EpisodeWrapper", "AutoResetWrapper"),
+    }.items():
+        parts = name.split(".")
+        for i in range(len(parts)):
+            sys.modules.setdefault(".".join(parts[: i + 1]), types.ModuleType(name))
+        vars(sys.modules[name]).update(dict.fromkeys(members, object))
+    vars(sys.modules["brax"])["envs"] = sys.modules["brax.envs"]
+    frames = FRAMES // 512 * 512
+    config = {
+        "LR": 2.5e-4,
+        "NUM_ENVS": 4,
+        "NUM_STEPS": 128,
+        "TOTAL_TIMESTEPS": frames,
+        "UPDATE_EPOCHS": 4,
+        "NUM_MINIBATCHES": 4,
+        "GAMMA": 0.99,
+        "GAE_LAMBDA": 0.95,
+        "CLIP_EPS": 0.2,
+        "ENT_COEF": 0.01,
+        "VF_COEF": 0.5,
+        "MAX_GRAD_NORM": 0.5,
+        "ACTIVATION": "tanh",
+        "ENV_NAME": "CartPole-v1",
+        "ANNEAL_LR": True,
+    }
+    return training(module(clone / "purejaxrl" / "ppo.py", "navix").make_train, config, frames)
+
+
+def purejaxql_pqn(clone: Path) -> Callable[[], float]:
+    """Its PQN on CartPole, as its configuration sets it, without tests while it trains."""
+    return _purejaxql(clone, "gymnax", "cartpole", "CartPole-v1")
+
+
+def purejaxql_pqn_minatar(clone: Path) -> Callable[[], float]:
+    """Its PQN on MinAtar's Breakout, as its configuration sets it, without tests while it trains."""
+    return _purejaxql(clone, "minatar", "minatar", "Breakout-MinAtar")
+
+
+def _purejaxql(clone: Path, script: str, setting: str, environment: str) -> Callable[[], float]:
+    import jax
+    from omegaconf import OmegaConf
+
+    vars(jax).setdefault("tree_map", jax.tree.map)
+    path = clone / "purejaxql" / "config" / "alg" / f"pqn_{setting}.yaml"
+    config = {key: _number(x) for key, x in OmegaConf.to_container(OmegaConf.load(path)).items()}
+    rollout = config["NUM_ENVS"] * config["NUM_STEPS"]
+    frames = FRAMES // rollout * rollout
+    config |= {
+        "ENV_NAME": environment,
+        "TOTAL_TIMESTEPS": frames,
+        "TOTAL_TIMESTEPS_DECAY": frames,
+        "TEST_DURING_TRAINING": False,
+        "WANDB_MODE": "disabled",
+    }
+    return training(module(clone / "purejaxql" / f"pqn_{script}.py", "wandb").make_train, config, frames)
+
+
+def _number(x: Any) -> Any:
+    """What YAML takes for text: 1e7."""
+    try:
+        return float(x) if isinstance(x, str) else x
+    except ValueError:
+        return x
+
+
+def gymnasium_cartpole(num_envs: int) -> Callable[[], float]:
+    """Steps/s of Gymnasium's vector CartPole alone, by random actions that are drawn beforehand."""
+    import gymnasium
+    import numpy as np
+
+    steps = 2_000_000 // num_envs if num_envs > 1 else 50_000
+    environment = gymnasium.make_vec("CartPole-v1", num_envs, vectorization_mode="vector_entry_point")
+    environment.reset(seed=0)
+    actions = np.random.default_rng(0).integers(0, 2, (1000, num_envs))
+
+    def once() -> float:
+        began = time.perf_counter()
+        for i in range(steps):
+            environment.step(actions[i % 1000])
+        return steps * num_envs / (time.perf_counter() - began)
+
+    return once
+
+
+def main(arguments: list[str]) -> None:
+    """Plays a round for each line of standard input."""
+    name, where = arguments
+    peers: dict[str, Callable[[Any], Callable[[], float]]] = {
+        f.__name__: f for f in (purejaxrl_dqn, purejaxrl_ppo, purejaxql_pqn, purejaxql_pqn_minatar)
+    }
+    once = gymnasium_cartpole(int(where)) if name == "gymnasium_cartpole" else peers[name](Path(where))
+    for _ in sys.stdin:
+        print(once(), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

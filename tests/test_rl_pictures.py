@@ -1,0 +1,99 @@
+"""Reports on reinforcement learning: an episode's pictures and its film, and maps of values."""
+
+import dataclasses
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from gymnax.environments.bsuite.deep_sea import DeepSea
+from gymnax.environments.misc.frozen_lake import _DIRECTIONS as DIRECTIONS
+from gymnax.environments.misc.frozen_lake import FrozenLake
+from learners import EXPERIMENTS
+from matplotlib.image import imread
+from PIL import Image
+
+from research.core.experiment import Split
+from research.core.state import Batch
+from research.evaluation import episodes, values
+from research.rl.environments import Environment
+
+
+@pytest.mark.parametrize(
+    ("name", "environment"),
+    [("dqn", Environment("CartPole-v1", 60)), ("ppo_continuous", Environment("Pendulum-v1", 20, reward_scale=0.1))],
+)
+def test_the_episode_is_the_one_that_is_judged(name, environment, tmp_path):
+    experiment = dataclasses.replace(EXPERIMENTS[name], environment=environment)
+    learner, feeds = experiment.build(), experiment.feeds()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    first = Batch(feeds.test[0].index[:1], np.ones(1, np.float32), (), ())
+    (report,) = experiment.reports(None)
+    returned = float(jax.jit(learner.evaluate)(state, first)["return"].value)
+    assert report.run(state, Split("test", feeds.test), tmp_path) == {"episode_return": pytest.approx(returned)}
+    if name == "ppo_continuous":  # the rewards of evaluation are the environment's own
+        assert -20 * 16.3 < returned < -20
+    assert imread(tmp_path / "episode.png").std() > 0.01
+    film = Image.open(tmp_path / "episode.gif")
+    assert film.n_frames == frames_of(returned, name)
+
+
+def frames_of(returned: float, name: str) -> int:
+    """The frames of the film: the start, and one after each action; CartPole gives 1 for each."""
+    return 1 + (int(returned) if name == "dqn" else 20)
+
+
+VECTORS = {"CartPole-v1": 4, "Pendulum-v1": 3, "Acrobot-v1": 6, "Reacher-misc": 8, "MountainCar-v0": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "frames"),
+    [("mine:", (6,), 2), ("mine:", (10, 10, 4), 2), *((name, (size,), 9) for name, size in VECTORS.items())],
+)
+def test_episodes_of_every_kind_can_be_drawn(name, shape, frames, tmp_path):
+    seen = np.random.default_rng(0).integers(0, 2, (frames, *shape)).astype(np.float32)
+    draw = episodes.drawer(name, seen)
+    assert (draw is None) == (shape == (6,) and name == "mine:")
+    episodes._sheet(draw, seen, "title", tmp_path / "episode.png")
+    assert imread(tmp_path / "episode.png").std() > 0.01
+
+
+def test_a_film_has_every_few_frames_of_a_long_episode(tmp_path):
+    seen = np.zeros((201, 2, 2, 1), np.float32)
+    seen[200] = 1  # the last of 0, 3, 6, ... is 198
+    episodes._film(episodes.drawer("mine:", seen), seen, tmp_path / "episode.gif")
+    film = Image.open(tmp_path / "episode.gif")
+    # Frames that look alike would be merged, but each has its number.
+    assert film.n_frames == 67 and film.info["duration"] == 100
+    film.seek(66)
+    assert film.info["duration"] == 1000
+
+
+def test_a_map_of_values_has_an_arrow_for_the_best_action():
+    lake, sea = FrozenLake(), DeepSea(3)
+    grid = values._frozen_lake(lake)
+    assert [*grid.marks[3]] == ["hole", "", "", "goal"]
+    for action, direction in enumerate(np.asarray(DIRECTIONS)):  # gymnax's are (rows, columns)
+        np.testing.assert_array_equal(grid.moves[1, 2, action], direction[::-1])
+    grid = values._deep_sea(sea)
+    np.testing.assert_array_equal(grid.marks == "", np.tri(3, dtype=bool))
+    key, params = jax.random.key(0), sea.default_params
+    _, start = sea.reset_env(key, params)
+    for row, column, action in np.ndindex(3, 3, 2):
+        _, after, *_ = sea.step_env(key, start.replace(row=row, column=column), action, params)
+        right, down = grid.moves[row, column, action]
+        assert (after.row, after.column) == (row + down, np.clip(column + right, 0, 2))
+
+
+def test_values_of_a_grid_are_drawn(tmp_path):
+    config = Environment("DeepSea-bsuite", params=(("size", 3),))
+    given = np.arange(18, dtype=np.float32).reshape(9, 2)  # of each cell, by its observation
+    q = lambda state, observation: observation.reshape(-1, 9) @ given
+    (report,) = values.value_map(config, q)
+    drawn = {}
+    with mock.patch.object(values, "draw", lambda found, grid, title, path: drawn.update(found=found, path=path)):
+        assert report.run(jax.jit(EXPERIMENTS["dqn"].build().init)(jax.random.key(0)), None, tmp_path) == {}
+    np.testing.assert_array_equal(drawn["found"], given.reshape(3, 3, 2))
+    values.draw(drawn["found"], values._deep_sea(DeepSea(3)), "title", drawn["path"])
+    assert imread(tmp_path / "values.png").std() > 0.01
+    assert not [*values.value_map(Environment("CartPole-v1"), q)]
