@@ -124,13 +124,13 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     array = lambda *shape: random.normal(size=shape).astype(np.float32)
     net, target = ({"head": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
     ended, done = random.random((2, num_envs, slots)) < [[[0.2]], [[0.3]]]
-    buffer = Transition(
+    buffer = jax.tree.map(np.array, state.world.buffer)._replace(
         observation=array(num_envs, slots, 1),
         action=random.integers(0, 2, (num_envs, slots)).astype(np.int32),
         reward=array(num_envs, slots),
         terminated=ended,
         done=ended | done,
-        next_observation=array(num_envs, slots, 1),
+        final=array(num_envs, 1, 1),
     )
     world = state.world._replace(buffer=jax.tree.map(jnp.array, buffer))
     state = state._replace(step=jnp.int32(step), params={"q": net}, collections={"target": target}, world=world)
@@ -148,8 +148,9 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
             action = int(uniform[k] / epsilon * 2) if uniform[k] < epsilon else greedy
             reward = x * (1 if action == 1 else -1)
             slot = step % 3 * rollout_length + k
-            for field, value in zip(buffer, ([x], action, reward, x == 1, x == 1, [1]), strict=True):
+            for field, value in zip(buffer[:5], ([x], action, reward, x == 1, x == 1), strict=True):
                 field[e, slot] = value
+            buffer.newest[e], buffer.newest_slot[e], buffer.final_place[e, slot] = [1], slot, 0
             if x == 1:
                 expected["return"].append(reward)
                 expected["length"].append(2)
@@ -166,7 +167,11 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
                 return_, discount = return_ + gamma * buffer.reward[e, last], gamma**2
             discount *= not buffer.terminated[e, last]
             x, action = buffer.observation[e, first], buffer.action[e, first]
-            batches[u].append((x, action, return_, discount, buffer.next_observation[e, last]))
+            if buffer.done[e, last]:  # where it is terminated, what follows is worth nothing
+                next_x = buffer.final[e, 0]
+            else:
+                next_x = [1] if last == buffer.newest_slot[e] else buffer.observation[e, (last + 1) % slots]
+            batches[u].append((x, action, return_, discount, np.asarray(next_x)))
     for batch in batches:
         gradient = {"kernel": np.zeros((1, 2)), "bias": np.zeros(2)}
         for x, action, return_, discount, next_x in batch:
@@ -195,14 +200,23 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     close(metrics["learning_rate"].value, 0.1)
 
 
+def shaped(shape, least_truncated=7):
+    """What the buffer asks of an environment."""
+    return VectorEnv(None, None, shape, 2, 1000, least_truncated=least_truncated)
+
+
 def simulated(frames: int, num_envs: int = 3, slots: int = 20, rollout_length: int = 5):
-    """Buffers of episodes of 7 frames, and all frames, [environment][number] of (identity, reward, done)."""
+    """Buffers of episodes of 7 frames, and all frames, [environment][number] of (identity, reward, done).
+
+    A frame leads to the next one; the last of an episode, which is truncated, to its identity and a half.
+    """
     history = [[] for _ in range(num_envs)]
     for number in range(frames):
         for e in range(num_envs):
             x = (number + e) % 7
             history[e].append((1000 * e + number, x, x == 6))
-    buffer = replay.empty(num_envs, slots, (1,))
+    buffer = replay.empty(shaped((1,)), num_envs, slots)
+    assert buffer.final.shape == (3, 3, 1)  # 20 frames have the ends of 3 episodes of 7 at most
     for step in range(frames // rollout_length):
         part = np.array([h[step * rollout_length : (step + 1) * rollout_length] for h in history])
         done = jnp.array(part[..., 2], bool)
@@ -213,7 +227,7 @@ def simulated(frames: int, num_envs: int = 3, slots: int = 20, rollout_length: i
             jnp.array(part[..., 1], jnp.float32),
             done & False,
             done,
-            observation + 0.5,
+            observation + jnp.where(done[..., None], 0.5, 1.0),
         )
         buffer = replay.write(buffer, written, jnp.int32(step))
     return buffer, history, frames // rollout_length - 1
@@ -242,7 +256,8 @@ def test_windows_stay_within_what_is_remembered(frames, n):
                     break
             np.testing.assert_allclose(samples.return_[batch, i], rewards, rtol=1e-5)
             np.testing.assert_allclose(samples.discount[batch, i], 0.9 ** (last - first + 1), rtol=1e-5)
-            assert float(samples.next_observation[batch, i, 0]) == 1000 * e + last + 0.5
+            led_to = 0.5 if history[e][last][2] else 1
+            assert float(samples.next_observation[batch, i, 0]) == 1000 * e + last + led_to
             started.add((e, first))
     assert len(started) == 3 * (min(frames, 20) - n + 1)  # every window there is
 
@@ -273,22 +288,59 @@ def test_termination_ends_the_return():
     buffer = buffer._replace(terminated=buffer.done)
     slots = replay.uniform(jax.random.split(jax.random.key(1), 3), jnp.int32(step), 5, 20, (1, 100), 3)
     samples = replay.windows(buffer, slots, 3, 0.9)
-    ended = (
-        (np.asarray(samples.next_observation[0, :, 0]) - 0.5) % 1000 + np.asarray(samples.observation[0, :, 0]) // 1000
-    ) % 7 == 6
+    environment, first = np.divmod(np.asarray(samples.observation[0, :, 0]), 1000)
+    ended = (first + environment) % 7 >= 4  # one of the frames first, first + 1 and first + 2 is the last one
     np.testing.assert_array_equal(np.asarray(samples.discount[0]) == 0, ended)
     assert 0 < ended.sum() < 300
+
+
+def test_a_buffer_holds_most_observations_once():
+    """Of environments that are truncated at their limit alone, as gymnax's are, it has room for those ends."""
+    bytes_of = lambda buffer: sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(buffer))
+
+    def empty(name, **how):
+        environment = vector.make(Environment(name, **how))
+        return jax.eval_shape(lambda: replay.empty(environment, 4, 4000, jnp.uint8))
+
+    buffer = empty("Breakout-MinAtar")
+    assert buffer.observation.shape == (4, 4000, 10, 10, 4) and buffer.final.shape == (4, 4, 10, 10, 4)
+    assert bytes_of(buffer) < 1.05 * bytes_of(buffer.observation)
+    assert empty("Breakout-MinAtar", time_limit=50).final.shape[1] == 80
+    # Whose episodes may be truncated at any time, may be at every frame.
+    assert empty("probes:Counting").final.shape[1] == 4000
+
+
+def test_ends_that_are_remembered_are_those_of_truncated_episodes():
+    """Three environments, whose episodes of 2 frames are all terminated, all truncated, and each in turn."""
+    buffer = replay.empty(shaped((1,), 2), 3, 8)
+    assert buffer.final.shape == (3, 4, 1)
+    frames = np.arange(24)
+    for step in range(6):
+        now = frames[4 * step : 4 * step + 4]
+        done = np.tile(now % 2 == 1, (3, 1))
+        terminated = done & np.stack([now >= 0, now < 0, now % 4 == 1])
+        x = jnp.array(np.tile(now, (3, 1))[..., None], jnp.float32)
+        zeros = jnp.zeros((3, 4))
+        transitions = Transition(x, zeros, zeros, jnp.array(terminated), jnp.array(done), x + 100)
+        buffer = replay.write(buffer, transitions, jnp.int32(step))
+    np.testing.assert_array_equal(buffer.cuts, [0, 12, 6])
+    last = 16 + np.array([0, 1, 2, 3, 4, 5, 6, 7])  # slot 0 holds frame 16
+    led_to = np.asarray(jax.vmap(replay.following, (0, None))(buffer, jnp.arange(8)))[..., 0]
+    np.testing.assert_array_equal(led_to[:, ::2], np.tile(last[::2] + 1, (3, 1)))  # the next frame's
+    np.testing.assert_array_equal(led_to[1, 1::2], last[1::2] + 100)
+    np.testing.assert_array_equal(led_to[2, 3::4], last[3::4] + 100)
 
 
 def test_buffer_holds_the_true_next_observation():
     config = probe("Counting", run=Run(steps=10, steps_per_dispatch=10, metric="return"))
     state, metrics = trained(config)
     buffer = jax.tree.map(np.asarray, state.world.buffer)
+    led_to = np.asarray(jax.vmap(replay.following, (0, None))(state.world.buffer, jnp.arange(50)))
     # The next observation is never 0, that of the reset.
-    np.testing.assert_array_equal(buffer.next_observation[:, :50], buffer.observation[:, :50] + 1)
-    np.testing.assert_array_equal(buffer.done[:, :50], buffer.next_observation[:, :50, 0] == 7)
+    np.testing.assert_array_equal(led_to, buffer.observation[:, :50] + 1)
+    np.testing.assert_array_equal(buffer.done[:, :50], led_to[..., 0] == 7)
     assert not buffer.terminated.any()
-    assert not buffer.next_observation[:, 50:].any()  # not yet written
+    assert not buffer.observation[:, 50:].any()  # not yet written
     assert float(metrics["return"].total.sum()) == 4 * 7 * 21  # 50 frames hold 7 whole episodes of 0 + 1 + ... + 6
     assert float(metrics["return"].count.sum()) == 4 * 7
 

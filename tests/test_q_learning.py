@@ -114,7 +114,7 @@ def test_sequences_are_those_that_were_stored():
     """The memory that an observation ends in is of the frames before it in the episode: here, how many they are."""
     environment = append_memory(make(Environment("probes:Counting")), lambda x: x[:, -1:] + 1, 1)
     policy = lambda observation, uniform: (uniform * 2).astype(jnp.int32)
-    actor, buffer = reset(environment, jax.random.key(0), 2), replay.empty(2, 20, (2,))
+    actor, buffer = reset(environment, jax.random.key(0), 2), replay.empty(environment, 2, 20)
     for step in range(4):
         actor, frames, _ = rollout(environment, policy, actor, jax.random.key(step), 5)
         buffer = replay.write(buffer, frames, jnp.int32(step))
@@ -338,8 +338,12 @@ def test_importance_weights_and_new_priorities_as_in_numpy():
     net, target = ({"head": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
     ended = jnp.array(random.random((num_envs, slots)) < 0.3)
     action = jnp.array(random.integers(0, 2, (num_envs, slots)), jnp.int32)
-    buffer = Transition(
-        array(num_envs, slots, 1), action, array(num_envs, slots), ended, ended, array(num_envs, slots, 1)
+    buffer = state.world.buffer._replace(
+        observation=array(num_envs, slots, 1),
+        action=action,
+        reward=array(num_envs, slots),
+        terminated=ended,
+        done=ended,
     )
     all_slots = jnp.tile(jnp.arange(slots), (num_envs, 1))
     trees = priorities.update(state.world.priorities, all_slots, jnp.abs(array(num_envs, slots)), alpha)
@@ -357,10 +361,9 @@ def test_importance_weights_and_new_priorities_as_in_numpy():
     new: dict[tuple[int, int], float] = {}
     for e, u, k in np.ndindex(num_envs, updates, 2):
         at = drawn[e, u, k]
-        y = (
-            buffer.reward[e, at]
-            + gamma * (not buffer.terminated[e, at]) * q(target, buffer.next_observation[e, at]).max()
-        )
+        newest = at == buffer.newest_slot[e]
+        next_x = buffer.newest[e] if newest else buffer.observation[e, (at + 1) % slots]
+        y = buffer.reward[e, at] + gamma * (not buffer.terminated[e, at]) * q(target, next_x).max()
         error = y - q(net, buffer.observation[e, at])[buffer.action[e, at]]
         weight = (slots * probability[e, u, k]) ** -(0.4 + 0.6 * step / 20)
         losses.append(weight * error**2)

@@ -113,7 +113,7 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
         params = net.init(key)
         state = init_state(key, {"q": (params, {})}, {"target": jax.tree.map(jnp.copy, params)})
         actor = reset(environment, rng(state, "first"), config.num_envs)
-        buffer = replay.empty(config.num_envs, config.slots, environment.observation_shape, config.buffer_dtype)
+        buffer = replay.empty(environment, config.num_envs, config.slots, config.buffer_dtype)
         trees = priorities.empty(config.num_envs, config.slots) if prioritised else ()
         return state._replace(world=World(actor, buffer, trees))
 

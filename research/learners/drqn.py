@@ -118,7 +118,7 @@ def drqn(config: DRQN) -> Learner:
         params, _ = net.init(key, jnp.zeros((1, *flat.observation_shape)))
         state = init_state(key, {"q": (params, {})}, {"target": jax.tree.map(jnp.copy, params)})
         actor = reset(flat, rng(state, "first"), config.num_envs)
-        buffer = replay.empty(config.num_envs, config.slots, flat.observation_shape)
+        buffer = replay.empty(flat, config.num_envs, config.slots)
         return state._replace(world=World(actor, buffer))
 
     def act(state: State) -> tuple[State, Metrics]:

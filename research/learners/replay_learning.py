@@ -19,7 +19,8 @@ from research.core.state import Batch, State, Step
 from research.core.update import Updater, updater
 from research.learners.q_learning import QLearning
 from research.learners.reinforcement import multiple
-from research.rl.rollout import ActorState, Transition
+from research.rl.replay import Buffer
+from research.rl.rollout import ActorState
 
 
 class World(NamedTuple):
@@ -27,12 +28,12 @@ class World(NamedTuple):
 
     Attributes:
         actor: the environments, leaves [num_envs, ...]
-        buffer: the replay buffer, leaves [num_envs, slots, ...]
+        buffer: the replay buffer, leaves [num_envs, ...]
         priorities: sum trees of the transitions' priorities, f32[num_envs, 2 * leaves]; () for uniform replay
     """
 
     actor: ActorState
-    buffer: Transition
+    buffer: Buffer
     priorities: jax.Array | tuple[()] = ()
 
 

@@ -105,7 +105,8 @@ def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ..
     env, params = _made(name, max_steps, dict(given))
     categories = check(name, env, params)
     box = _actions(env.action_space(params))
-    default_step = type(env).step is _gymnax().environments.environment.Environment.step
+    plain = _gymnax().environments.environment.Environment
+    default_step, at_limit = type(env).step is plain.step, type(env).is_truncated is plain.is_truncated
 
     def encoded(x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) if categories is None else jax.nn.one_hot(x, categories)
@@ -149,6 +150,7 @@ def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ..
         actions=box,
         max_steps=int(params.max_steps_in_episode),
         name=name,
+        least_truncated=int(params.max_steps_in_episode) if default_step and at_limit else 1,
     )
 
 

@@ -52,6 +52,7 @@ class VectorEnv(NamedTuple):
         actions: the number of actions, or the box of continuous ones
         max_steps: number of frames of the longest episode
         name: the environment's name, for messages
+        least_truncated: number of frames of the shortest episode that can be truncated
     """
 
     reset: Callable[[jax.Array], tuple[Tree, jax.Array]]
@@ -60,6 +61,7 @@ class VectorEnv(NamedTuple):
     actions: int | Box
     max_steps: int
     name: str = ""
+    least_truncated: int = 1
 
     @property
     def num_actions(self) -> int:

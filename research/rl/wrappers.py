@@ -64,7 +64,12 @@ def time_limit(environment: VectorEnv, max_steps: int) -> VectorEnv:
         timestep = timestep._replace(observation=_where(done, observation, timestep.observation))
         return _where(done, (first, zero), (inner, time + 1)), timestep
 
-    return environment._replace(reset=reset, step=step, max_steps=min(max_steps, environment.max_steps))
+    return environment._replace(
+        reset=reset,
+        step=step,
+        max_steps=min(max_steps, environment.max_steps),
+        least_truncated=min(max_steps, environment.least_truncated),
+    )
 
 
 def terminal_limit(environment: VectorEnv) -> VectorEnv:

@@ -19,7 +19,7 @@ from research.core.files import failing, replacing
 from research.training import checkpoint, config, log, provenance
 from research.training.processes import ProcessGroup
 
-FORMAT = 2
+FORMAT = 3
 """The format of a run's directory. Directories of other formats are refused."""
 
 
