@@ -55,7 +55,7 @@ PPO_STEP = "tests/test_ppo.py -k equals_one_in_numpy"
 PPO_VALUES = "tests/test_ppo.py -k 'Truncating or evaluation'"
 STATISTICS = "tests/test_ppo.py -k 'running or discounted'"
 WRAPPERS = "tests/test_wrappers.py"
-REPLAY = "tests/test_dqn.py -k 'equals_one_in_numpy or windows or termination_ends or buffer_holds'"
+REPLAY = "tests/test_dqn.py -k 'equals_one_in_numpy or windows or termination_ends or buffer_holds or remembered'"
 EXPLORATION = "tests/test_rl.py tests/test_dqn.py -k 'epsilon or actions_are'"
 ROLLOUT = "tests/test_rl.py tests/test_dqn.py -k 'rollout or key or draws or buffer_holds or Truncating'"
 EPISODES = "tests/test_rl.py tests/test_dqn.py -k 'episodes or key_twice'"
@@ -846,8 +846,8 @@ RL = [
     ),
     Mutation(
         "rl/replay.py",
-        "end = slot(last)",
-        "end = slot(n - 1)",
+        "following(buffer, slot(last))",
+        "following(buffer, slot(n - 1))",
         REPLAY,
         "the next observation is one of another episode",
     ),
@@ -874,10 +874,46 @@ RL = [
     ),
     Mutation(
         "rl/replay.py",
-        "buffer.next_observation[end])",
-        "buffer.observation[(end + 1) % len(buffer.reward)])",
+        "return jnp.where(along(buffer.done[slot]), buffer.final[buffer.final_place[slot]], found)",
+        "return found",
         REPLAY,
         "the next observation is that after the reset",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "found = jnp.where(along(slot == buffer.newest_slot), buffer.newest, found)",
+        "",
+        REPLAY,
+        "the newest transition leads to the oldest one's observation",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "cut = transitions.done & ~transitions.terminated",
+        "cut = transitions.done",
+        REPLAY,
+        "the ends of terminated episodes take the room of truncated ones",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "place = (number - 1) % cuts",
+        "place = number % cuts",
+        REPLAY,
+        "a ring begins with its second place",
+        equivalent="where a ring begins does not matter",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "number = buffer.cuts[:, None] + jnp.cumsum(cut, 1)",
+        "number = jnp.cumsum(cut, 1)",
+        REPLAY,
+        "every step writes the same ends over",
+    ),
+    Mutation(
+        "rl/replay.py",
+        "cuts = (slots - 1) // environment.least_truncated + 1",
+        "cuts = (slots - 1) // environment.least_truncated",
+        REPLAY,
+        "there is room for one end too few",
     ),
     Mutation(
         "rl/replay.py",
