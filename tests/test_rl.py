@@ -10,7 +10,7 @@ from research.core.devices import AXIS
 from research.core.state import Batch
 from research.rl.advantages import gae, normalised
 from research.rl.environments import Environment, Timestep, VectorEnv, make
-from research.rl.evaluation import play
+from research.rl.evaluation import Prediction, episode_keys, play
 from research.rl.exploration import categorical, epsilon_greedy
 from research.rl.rollout import Transition, reset, rollout
 
@@ -90,6 +90,19 @@ def test_episodes_end_for_themselves():
     for name in ("return", "length"):  # a frame's reward is 1
         assert float(play(environment, right, batch(range(4), [1, 1, 1, 1]))[name].total) == sum(alone)
         assert float(play(environment, right, batch(range(4), [1, 1, 1, 0]))[name].value) == sum(alone[:3]) / 3
+
+
+def test_overestimation_is_what_is_predicted_less_what_is_realised():
+    environment, seeds = make(Environment("CartPole-v1")), jnp.arange(4)
+    learned = Environment("CartPole-v1", reward_scale=3.0, reward_clip=2.0).learned  # 2 for each frame
+    right = lambda observation: jnp.ones(len(observation), jnp.int32)
+    predicted = Prediction(lambda observation: 20 + observation[:, 0], 0.9, learned)
+    alone = [play(environment, right, Batch(seeds[i : i + 1], jnp.ones(1), (), ())) for i in range(4)]
+    lengths = np.array([float(metrics["length"].value) for metrics in alone])
+    first = environment.reset(jax.vmap(lambda seed: episode_keys(seed)[0])(seeds))[1][:, 0]
+    expected = 20 + np.asarray(first) - 2 * (1 - 0.9**lengths) / (1 - 0.9)
+    found = play(environment, right, Batch(seeds, jnp.array([1.0, 1, 1, 0]), (), ()), predicted)
+    assert float(found["overestimation"].value) == pytest.approx(expected[:3].mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.7, 1.0])

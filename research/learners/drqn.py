@@ -20,11 +20,11 @@ from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates
+from research.learners.q_learning import greedy_episodes
 from research.learners.replay_learning import ReplayLearning, World, act_and_learn
 from research.nets.recurrent_q import RecurrentQ
 from research.rl import replay
 from research.rl.environments import VectorEnv, make
-from research.rl.evaluation import play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
 from research.rl.rollout import Transition, reset, rollout
 from research.rl.wrappers import append_memory
@@ -159,7 +159,7 @@ def drqn(config: DRQN) -> Learner:
         """One whole greedy episode for each seed of `batch.index`."""
         params = evaluated(state, "q")
         environment = remembered(make(config.environment.unscaled), params)
-        return play(environment, lambda observation: forward(params, observation)[1].argmax(-1), batch)
+        return greedy_episodes(config, environment, lambda observation: forward(params, observation)[1], batch)
 
     return learner(init, act_and_learn(config, act, learn, epsilon), evaluate)
 

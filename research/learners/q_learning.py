@@ -18,7 +18,7 @@ from research.evaluation.values import value_map
 from research.learners.reinforcement import Reinforcement, episode_reports
 from research.nets.q import MLP
 from research.rl.environments import VectorEnv, make
-from research.rl.evaluation import episode_keys, play
+from research.rl.evaluation import Prediction, episode_keys, play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
 from research.rl.returns import Distribution, expectation
 from research.rl.rollout import ActorState, Transition, rollout
@@ -126,9 +126,20 @@ def q_network(config: QLearning, environment: VectorEnv) -> QNetwork:
         return rollout(environment, policy, actor, rng(state, "act"), config.rollout_length)
 
     def evaluate(state: State, batch: Batch) -> Metrics:
-        return play(unscaled, lambda observation: q(evaluated(state, "q"), observation).argmax(-1), batch)
+        return greedy_episodes(config, unscaled, lambda observation: q(evaluated(state, "q"), observation), batch)
 
     return QNetwork(init, outputs, q, act, epsilon, evaluate)
+
+
+def greedy_episodes(
+    config: QLearning, environment: VectorEnv, q: Callable[[jax.Array], jax.Array], batch: Batch
+) -> Metrics:
+    """One whole greedy episode for each seed of `batch.index`, and how far `q` overestimates them; see `play`.
+
+    q  observations f32[batch, ...] -> the actions' values f32[batch, actions]
+    """
+    prediction = Prediction(lambda observation: q(observation).max(-1), config.gamma, config.environment.learned)
+    return play(environment, lambda observation: q(observation).argmax(-1), batch, prediction)
 
 
 def of_action(outputs: jax.Array, action: jax.Array) -> jax.Array:

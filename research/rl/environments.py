@@ -45,7 +45,8 @@ class Environment:
         limit_terminates: whether episodes that reach their limit of frames terminate, so that targets do not bootstrap
             there; else they are truncated
         reward_scale: factor of rewards in training
-        reward_clip: magnitude that rewards are clipped to in training, after they are scaled; None for no clipping
+        reward_clip: magnitude that rewards are clipped to in training, after they are scaled (1 in Mnih et al. 2015);
+            None for no clipping
     """
 
     name: str = "CartPole-v1"
@@ -70,6 +71,11 @@ class Environment:
         """The same, with the rewards that the environment gives: to report returns by."""
         return dataclasses.replace(self, reward_scale=1.0, reward_clip=None)
 
+    def learned(self, reward: jax.Array) -> jax.Array:
+        """Rewards as they are in training: scaled, and then clipped."""
+        scaled = reward * self.reward_scale
+        return scaled if self.reward_clip is None else jnp.clip(scaled, -self.reward_clip, self.reward_clip)
+
 
 @lru_cache
 def make(config: Environment) -> VectorEnv:
@@ -82,7 +88,7 @@ def make(config: Environment) -> VectorEnv:
     """
     environment = _vector(config.name, config.max_steps, config.params)
     if config.reward_scale != 1 or config.reward_clip is not None:
-        environment = wrappers.rewards(environment, config.reward_scale, config.reward_clip)
+        environment = wrappers.rewards(environment, config.learned)
     if config.sticky_actions:
         environment = wrappers.sticky_actions(environment, config.sticky_actions)
     if config.time_limit is not None:

@@ -17,13 +17,12 @@ from research.rl.vector import Box, Timestep, VectorEnv
 Starts = tuple[Tree, jax.Array]
 
 
-def rewards(environment: VectorEnv, scale: float = 1.0, clip: float | None = None) -> VectorEnv:
-    """Rewards times `scale`, and then clipped to [-clip, clip] (Mnih et al. 2015 clip them to 1)."""
+def rewards(environment: VectorEnv, changed: Callable[[jax.Array], jax.Array]) -> VectorEnv:
+    """Rewards f32[num_envs] as `changed` makes them."""
 
     def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
         states, timestep = environment.step(keys, states, actions, starts)
-        reward = timestep.reward * scale
-        return states, timestep._replace(reward=reward if clip is None else jnp.clip(reward, -clip, clip))
+        return states, timestep._replace(reward=changed(timestep.reward))
 
     return environment._replace(step=step)
 
