@@ -485,6 +485,8 @@ def test_episodes_can_be_cut_shorter():
 def test_mistakes_name_the_mend():
     with pytest.raises(UserError, match="the nearest are 120 or 130"):
         DQN(num_envs=10, batch=128)
+    with pytest.raises(UserError, match="batch=256 is more than the buffer_size=128 of the replay"):
+        DQN(num_envs=8, buffer_size=128, batch=256)
     with pytest.raises(UserError, match="did you mean CartPole-v1"):
         vector.make(Environment("CartPole-v2"))
     with pytest.raises(UserError, match="did you mean probes:Delayed"):

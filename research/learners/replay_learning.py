@@ -62,6 +62,8 @@ class ReplayLearning(QLearning):
         super().__post_init__()
         multiple(self, "batch", self.num_envs, "num_envs")
         multiple(self, "buffer_size", self.frames, "num_envs * rollout_length")
+        if self.batch > self.buffer_size:
+            raise UserError(f"batch={self.batch} is more than the buffer_size={self.buffer_size} of the replay")
         name, length = self.window
         if length > self.slots:
             raise UserError(f"{name}={length} is more than the {self.slots} transitions of an environment's buffer")
