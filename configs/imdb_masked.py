@@ -22,7 +22,7 @@ def config() -> Masked:
     return Masked(
         data=Sentences(name="imdb_reviews", vocabulary=30_000, lengths=(128, 256, 400), batch=64, validation=0.05),
         net=MaskedModel(layers=1, width=256, embedding=128, dropout=0.1),
-        guessed=6000,
+        predicted_tokens=6000,
         optimizer=Optimizer(learning_rate=3e-3, schedule="linear", warmup=100, b2=0.98),
         update=UpdateConfig(clip=1.0),
         run=Run(steps=3600, steps_per_dispatch=20, evaluate_every=400, save_every=200, metric="loss", mode="min"),

@@ -47,10 +47,10 @@ def main(arguments: list[str]) -> int:
 
 def write() -> None:
     """Writes the tables into the pages."""
-    made = tables(records(ROOT / "docs" / "results"))
+    found = tables(records(ROOT / "docs" / "results"))
     for page in PAGES:
         with failing("write", page), replacing(page) as temporary:
-            temporary.write_text(with_tables(page.read_text(), made))
+            temporary.write_text(with_tables(page.read_text(), found))
 
 
 def provenance(command: str, device: str) -> dict[str, Any]:
@@ -94,14 +94,14 @@ def tables(found: list[Record]) -> dict[str, str]:
     }
 
 
-def with_tables(text: str, made: Mapping[str, str]) -> str:
+def with_tables(text: str, content: Mapping[str, str]) -> str:
     """`text` with each of its tables replaced. Raises UserError for a marker that names no table."""
 
     def table(match: re.Match[str]) -> str:
         name = match["name"]
-        if name not in made:
-            raise UserError(f"there is no table {name!r}: the marker must name one of {', '.join(made)}")
-        return f"<!-- table {name} -->\n\n{made[name]}\n<!-- end -->"
+        if name not in content:
+            raise UserError(f"there is no table {name!r}: the marker must name one of {', '.join(content)}")
+        return f"<!-- table {name} -->\n\n{content[name]}\n<!-- end -->"
 
     return re.sub(r"<!-- table (?P<name>\S+) -->\n.*?<!-- end -->", table, text, flags=re.DOTALL)
 

@@ -80,7 +80,7 @@ AT_MOST = {
     # learners
     **{
         "latent": 6,
-        "guessed": 20,
+        "predicted_tokens": 20,
         "num_updates": 2,
         "pool": 12,
         "num_envs": 4,

@@ -168,10 +168,10 @@ SUPERVISED = [
     ),
     Mutation(
         "learners/masked.py",
-        "candidates = (text != PAD) & (text < guessed)",
+        "candidates = (text != PAD) & (text < predicted)",
         "candidates = text != PAD",
         "tests/test_sequences.py -k hidden_tokens",
-        "tokens without a logit are to be guessed",
+        "tokens without a logit are to be predicted",
     ),
     Mutation(
         "learners/masked.py",

@@ -19,7 +19,7 @@ from research.core.modules import Dropout, network, random_bytes
 from research.core.special_tokens import BOS, EOS, PAD
 from research.core.state import Batch, State
 from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
-from research.learners.masked import hide
+from research.learners.masked import mask_tokens
 from research.nets import attention, bag, lstm, recurrence, transformer
 from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
@@ -426,7 +426,9 @@ def test_tokens_criterion_by_hand():
 
 def test_hidden_tokens():
     text = jnp.concatenate([words(0, 1, 30)[0], jnp.zeros(10, jnp.int32)])
-    hidden, places, truth = jax.vmap(lambda k: hide(k, text, 8, 50, 50))(jax.random.split(jax.random.key(0), 500))
+    hidden, places, truth = jax.vmap(lambda k: mask_tokens(k, text, 8, 50, 50))(
+        jax.random.split(jax.random.key(0), 500)
+    )
     chosen = np.asarray(truth) != PAD
     assert set(chosen.sum(1).tolist()) == {6}  # 8 of 40, of the 30 that are there
     np.testing.assert_array_equal(np.asarray(truth)[chosen], np.asarray(text)[np.asarray(places)][chosen])
@@ -434,7 +436,7 @@ def test_hidden_tokens():
     assert abs((shown == 4).mean() - 0.8) < 0.03
     assert abs((shown == np.asarray(truth)[chosen]).mean() - 0.1 - 0.1 / 45) < 0.03
     assert ((np.asarray(hidden) != np.asarray(text)).sum(1) <= 6).all()
-    frequent = jax.vmap(lambda k: hide(k, text, 8, 50, 20))(jax.random.split(jax.random.key(0), 500))[2]
+    frequent = jax.vmap(lambda k: mask_tokens(k, text, 8, 50, 20))(jax.random.split(jax.random.key(0), 500))[2]
     assert set(np.unique(frequent)) == {PAD, *(int(token) for token in text if PAD < token < 20)}
 
 

@@ -25,7 +25,7 @@ from research.data.augment import Augment, augment
 from research.data.images import ImageSpec
 from research.learners.cyclegan import cyclegan
 from research.learners.gan import gan
-from research.learners.masked import hide
+from research.learners.masked import mask_tokens
 
 RATE = 0.05
 SGD = Optimizer(name="sgd", learning_rate=RATE, momentum=0.0, nesterov=False)
@@ -280,7 +280,7 @@ def as_hidden(experiment, batch, key):
     """A share of the tokens hidden, in evaluation always the same ones."""
     key, size = jax.random.key(0) if key is None else key, experiment.data.spec().tokenizer.size
     count = round(experiment.share * batch.inputs.shape[1])
-    one = lambda n, text: hide(jax.random.fold_in(key, n), text, count, size, size)
+    one = lambda n, text: mask_tokens(jax.random.fold_in(key, n), text, count, size, size)
     text, places, targets = jax.vmap(one)(batch.index, batch.inputs)
     return (text, places), targets
 

@@ -179,7 +179,7 @@ def prepared(name: str, dir: str | None, limit: int | None, image: str, label: s
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
         what = f"data.name {name}, split {split}"
-        return _decoded(tfds.source(builder, name, split), what, where, limit, image, label)
+        return decoded(tfds.source(builder, name, split), what, where, limit, image, label)
 
     names = tuple(features[label].names)
     train = read("train")
@@ -187,7 +187,7 @@ def prepared(name: str, dir: str | None, limit: int | None, image: str, label: s
     return without_test(*train, names) if test is None else Arrays(*train, *test, names)
 
 
-def _decoded(
+def decoded(
     source: Any, what: str, where: Any, limit: int | None = None, image: str = "image", label: str = "label"
 ) -> tuple[np.ndarray, np.ndarray]:
     """The images and labels of a data source, decoded in threads: decoders release Python's lock."""

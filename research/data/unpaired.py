@@ -160,7 +160,7 @@ def labelled(
 def splits(name: str, dir: str | None) -> Domains:
     """The splits trainA, trainB, testA and testB of a data set of TensorFlow Datasets."""
     builder = tfds.builder(name, dir, None)
-    read = lambda split: images._decoded(
+    read = lambda split: images.decoded(
         tfds.source(builder, name, split), f"data.name {name}, split {split}", builder.data_path
     )[0]
     found = Domains(*(read(split) for split in ("trainA", "trainB", "testA", "testB")))

@@ -35,40 +35,44 @@ class Masked(Supervised):
         net: a Flax module: (tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs]
         share: fraction of the tokens that the net predicts: 80 % of them are masked, 10 % replaced by random tokens,
             and 10 % left unchanged
-        guessed: number of the most frequent tokens that can be predicted; None for the whole vocabulary. The logits of
+        predicted_tokens: number of the most frequent tokens that can be predicted; None for the whole vocabulary. The logits of
             a large vocabulary cost more than a small net
     """
 
     data: Sentences = field(default_factory=Sentences)
     net: nn.Module = field(default_factory=transformer.MaskedModel)
     share: float = 0.15
-    guessed: int | None = None
+    predicted_tokens: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.guessed is not None and self.guessed <= SPECIAL:
-            raise UserError(f"guessed must be more than the {SPECIAL} special tokens, not {self.guessed}")
+        if self.predicted_tokens is not None and self.predicted_tokens <= SPECIAL:
+            raise UserError(
+                f"predicted_tokens must be more than the {SPECIAL} special tokens, not {self.predicted_tokens}"
+            )
 
     @property
-    def num_guessed(self) -> int:
+    def num_predicted(self) -> int:
         """The number of tokens that can be predicted."""
         size = self.data.spec().tokenizer.size
-        return min(self.guessed or size, size)
+        return min(self.predicted_tokens or size, size)
 
     def model(self) -> nn.Module:
         """The net, with what the data fill in."""
         texts = self.data.spec()
-        return bind(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=self.num_guessed)
+        return bind(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=self.num_predicted)
 
     def build(self) -> Learner:
         """See `Experiment`."""
-        texts, guessed = self.data.spec(), self.num_guessed
+        texts, predicted = self.data.spec(), self.num_predicted
         size = texts.tokenizer.size
         example = (jnp.zeros((1, texts.length), jnp.int32), jnp.zeros((1, 1), jnp.int32))
 
-        def hidden(keys: jax.Array, batch: Batch) -> Batch:
+        def masked(keys: jax.Array, batch: Batch) -> Batch:
             count = max(1, round(self.share * batch.inputs.shape[1]))
-            corrupted, places, targets = jax.vmap(lambda k, t: hide(k, t, count, size, guessed))(keys, batch.inputs)
+            corrupted, places, targets = jax.vmap(lambda k, t: mask_tokens(k, t, count, size, predicted))(
+                keys, batch.inputs
+            )
             return batch._replace(inputs=(corrupted, places), targets=targets)
 
         return supervised(
@@ -77,8 +81,8 @@ class Masked(Supervised):
             example,
             tokens(ignored=PAD),
             eval_criterion=tokens(ignored=PAD),
-            prepare=lambda batch: hidden(example_keys(jax.random.key(0), batch.index), batch),
-            augment=hidden,
+            prepare=lambda batch: masked(example_keys(jax.random.key(0), batch.index), batch),
+            augment=masked,
         )
 
     def feeds(self) -> Feeds:
@@ -99,23 +103,23 @@ class Masked(Supervised):
                 lambda batch: {"tokens": padded(list(batch.inputs), length)},
                 "logits",
                 f"Replace the tokens to predict by the token {MASK}, and fill up a shorter text at its end with the "
-                f"token {PAD}. The logits at each place are those of the first {self.num_guessed} tokens there.",
+                f"token {PAD}. The logits at each place are those of the first {self.num_predicted} tokens there.",
             )
         }
 
 
-def hide(
-    key: jax.Array, text: jax.Array, count: int, size: int, guessed: int
+def mask_tokens(
+    key: jax.Array, text: jax.Array, count: int, size: int, predicted: int
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Chooses `count` tokens of `text` i32[time] to be guessed; of fewer candidates, the same share.
+    """Chooses `count` tokens of `text` i32[time] to be predicted; of fewer candidates, the same share.
 
     size     of the vocabulary
-    guessed  the candidates are the tokens below it, but for PAD
+    predicted  the candidates are the tokens below it, but for PAD
 
     Returns the text as the net sees it, the places i32[count], and the tokens there, PAD where none was chosen.
     """
     where, how, what = jax.random.split(key, 3)
-    candidates = (text != PAD) & (text < guessed)
+    candidates = (text != PAD) & (text < predicted)
     scores = jnp.where(candidates, jax.random.uniform(where, text.shape), -1.0)
     score, places = jax.lax.top_k(scores, count)
     length = candidates.sum()
@@ -123,8 +127,8 @@ def hide(
     truth = text[places]
     uniform = jax.random.uniform(how, (count,))
     other = jax.random.randint(what, (count,), SPECIAL, size)
-    shown = jnp.where(uniform < 0.8, MASK, jnp.where(uniform < 0.9, other, truth))
-    text = text.at[places].set(jnp.where(chosen, shown, truth))
+    replacement = jnp.where(uniform < 0.8, MASK, jnp.where(uniform < 0.9, other, truth))
+    text = text.at[places].set(jnp.where(chosen, replacement, truth))
     return text, places, jnp.where(chosen, truth, PAD)
 
 
