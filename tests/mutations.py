@@ -161,7 +161,7 @@ SUPERVISED = [
     ),
     Mutation(
         "learners/masked.py",
-        "text.at[places].set(jnp.where(chosen, shown, truth))",
+        "text.at[places].set(jnp.where(chosen, replacement, truth))",
         "text.at[places].set(truth)",
         "tests/test_sequences.py -k hidden_tokens",
         "the net sees what it is to guess",

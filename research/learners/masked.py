@@ -35,8 +35,8 @@ class Masked(Supervised):
         net: a Flax module: (tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs]
         share: fraction of the tokens that the net predicts: 80 % of them are masked, 10 % replaced by random tokens,
             and 10 % left unchanged
-        predicted_tokens: number of the most frequent tokens that can be predicted; None for the whole vocabulary. The logits of
-            a large vocabulary cost more than a small net
+        predicted_tokens: number of the most frequent tokens that can be predicted; None for the whole vocabulary. The
+            logits of a large vocabulary cost more than a small net
     """
 
     data: Sentences = field(default_factory=Sentences)
