@@ -70,9 +70,8 @@ class Masked(Supervised):
 
         def masked(keys: jax.Array, batch: Batch) -> Batch:
             count = max(1, round(self.share * batch.inputs.shape[1]))
-            corrupted, places, targets = jax.vmap(lambda k, t: mask_tokens(k, t, count, size, predicted))(
-                keys, batch.inputs
-            )
+            one = lambda key, text: mask_tokens(key, text, count, size, predicted)
+            corrupted, places, targets = jax.vmap(one)(keys, batch.inputs)
             return batch._replace(inputs=(corrupted, places), targets=targets)
 
         return supervised(
