@@ -52,6 +52,8 @@ class VectorEnv(NamedTuple):
         actions: the number of actions, or the box of continuous ones
         max_steps: number of frames of the longest episode
         name: the environment's name, for messages
+        costly_reset: whether resets are so costly that a rollout draws one start for each environment, not one for each
+            of its frames
     """
 
     reset: Callable[[jax.Array], tuple[Tree, jax.Array]]
@@ -60,6 +62,7 @@ class VectorEnv(NamedTuple):
     actions: int | Box
     max_steps: int
     name: str = ""
+    costly_reset: bool = False
 
     @property
     def num_actions(self) -> int:
