@@ -159,7 +159,12 @@ def _actions(space: Any) -> int | Box:
 
 def _strong(tree: Tree) -> Tree:
     """The tree without weak types: the carry of a scan must keep its types."""
-    return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.result_type(x)), tree)
+
+    def strong(x: Any) -> jax.Array:
+        x = jnp.asarray(x)
+        return x if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x.astype(x.dtype)
+
+    return jax.tree.map(strong, tree)
 
 
 def _made(kind: str, max_steps: int | None, given: dict[str, Value]) -> tuple[Any, Any]:
