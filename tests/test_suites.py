@@ -54,10 +54,10 @@ class Walker:
     action_size = 2
 
     def __init__(self, length=5.0, wide=False, **kwargs):
-        self.length, self.one = length, jnp.ones(())
+        self.length, self.zero = length, jnp.arange(2.0)[0]
 
     def reset(self, key):
-        return self.state(jax.random.uniform(key) * 0.5, {"pace": jnp.zeros(())})
+        return self.state(self.zero + jax.random.uniform(key) * 0.5, {"pace": jnp.zeros(())})
 
     def step(self, state, action):
         state.metrics.update(pace=self.one)  # Brax's own write into what they are given
@@ -71,8 +71,13 @@ class Walker:
 @pytest.fixture
 def walker(monkeypatch):
     """`brax:walker` is a `Walker`, made anew."""
+
+    def imported(_):
+        Walker.one = jnp.arange(2.0)[1]  # packages make arrays when they are imported
+        return SimpleNamespace(_envs={"walker": Walker}, get_environment=lambda name, **given: Walker(**given))
+
     package = ModuleType("brax")
-    package.envs = SimpleNamespace(_envs={"walker": Walker}, get_environment=lambda name, **given: Walker(**given))
+    package.__getattr__ = imported
     monkeypatch.setitem(sys.modules, "brax", package)
     anew()
     yield Environment("brax:walker")
