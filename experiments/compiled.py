@@ -24,13 +24,13 @@ from experiments.compile import Command
 from experiments.console import status
 from experiments.results import ROOT, provenance
 from research.core.console import say
-from research.core.errors import RunError, UserError
+from research.core.errors import NotInstalled, RunError, UserError
 from research.core.experiment import Experiment
 from research.core.files import write_json
 from research.data import made_up
 from research.training import aot, config
 from research.training.checks import check_dtype
-from research.training.topology import NotInstalled, parse, topology
+from research.training.topology import parse, topology
 
 TOPOLOGIES = ("v5e:2x4", "h100", "h100:8", "v6e:2x4")
 LARGE_TOPOLOGIES = {"v5e:16x16": 256, "v5p:4x4x8": 128}

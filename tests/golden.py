@@ -34,6 +34,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from research.core.errors import NotInstalled
 from research.core.metrics import computed
 from research.core.state import State
 from research.data import images, pairs, sentences, unpaired
@@ -334,7 +335,11 @@ def compare(names: list[str], renames: list[str]) -> bool:
     fine = True
     for name in names:
         old = renamed(load(name), renames)
-        new = record(name)
+        try:
+            new = record(name)
+        except NotInstalled as missing:
+            print(f"{name:32}  {missing}")
+            continue
         found = differences(old, new)
         print(
             f"{name:32}",

@@ -10,13 +10,14 @@ import pytest
 from learners import EXPERIMENTS
 from nets import NETS, name
 
+from research.core.errors import NotInstalled
 from research.core.layout import Layout, make_mesh
 from research.core.placement import place
 from research.core.update import UpdateConfig
 from research.nets.cnn import CNN, ResNet
 from research.nets.transformer import LanguageModel, Stack
 from research.training.aot import collectives, compiled, operations, trace
-from research.training.topology import NotInstalled, topology
+from research.training.topology import topology
 
 pytestmark = pytest.mark.usefixtures("optimised")  # what is counted is what users get
 CHUNK = 2

@@ -9,6 +9,10 @@ class UserError(ValueError):
     """What the user typed can't be run: one clear message that names the mend; exit status 2."""
 
 
+class NotInstalled(UserError):
+    """What the user typed needs a package that can't be used here; the message says how it could."""
+
+
 class RunError(RuntimeError):
     """Something went wrong on the way: one clear message that names the mend; exit status 1."""
 

@@ -5,7 +5,7 @@ on the device that an environment is on.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,16 +73,18 @@ def rollout(
 ) -> tuple[ActorState, Transition, Metrics]:
     """Act `length` frames in every environment. An episode that is done is followed by a new one.
 
+    Where resets are costly (see `VectorEnv`), episodes of one environment that begin in the same rollout start alike.
+
     Returns the actor state after them, the transitions with leaves [num_envs, length, ...], and the mean "return" and
     "length" of the episodes that were done within them.
     """
 
     def frame(
-        actor: ActorState, random: tuple[jax.Array, jax.Array, tuple[Tree, jax.Array]]
+        actor: ActorState, random: tuple[jax.Array, jax.Array, Any]
     ) -> tuple[ActorState, tuple[Transition, Metrics]]:
         keys, uniform, starts = random
         action = policy(actor.observation, uniform)
-        env_state, timestep = environment.step(keys, actor.env_state, action, starts)
+        env_state, timestep = environment.step(keys, actor.env_state, action, starts if shared is None else shared)
         done = timestep.terminated | timestep.truncated
         transition = Transition(
             actor.observation, action, timestep.reward, timestep.terminated, done, timestep.next_observation
@@ -102,7 +104,8 @@ def rollout(
     keys = jax.vmap(lambda key: jax.random.split(key, 2 * length + 1), out_axes=1)(example_keys(key, actor.env_id))
     draws = (length, *environment.action_shape)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, draws), out_axes=1)(keys[-1])
-    starts = jax.vmap(environment.reset)(keys[:length])
+    shared = environment.reset(keys[0]) if environment.costly_reset else None
+    starts = None if environment.costly_reset else jax.vmap(environment.reset)(keys[:length])
     actor, (transitions, metrics) = jax.lax.scan(frame, actor, (keys[length:-1], uniform, starts))
     by_env = jax.tree.map(lambda x: x.swapaxes(0, 1), transitions)
     return actor, by_env, jax.tree.map(lambda x: x.sum(0), metrics)

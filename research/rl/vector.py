@@ -53,6 +53,8 @@ class VectorEnv(NamedTuple):
         max_steps: number of frames of the longest episode
         name: the environment's name, for messages
         least_truncated: number of frames of the shortest episode that can be truncated
+        costly_reset: whether resets are so costly that a rollout draws one start for each environment, not one for each
+            of its frames
     """
 
     reset: Callable[[jax.Array], tuple[Tree, jax.Array]]
@@ -62,6 +64,7 @@ class VectorEnv(NamedTuple):
     max_steps: int
     name: str = ""
     least_truncated: int = 1
+    costly_reset: bool = False
 
     @property
     def num_actions(self) -> int:

@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from jax.experimental import topologies
 
-from research.core.errors import UserError
+from research.core.errors import NotInstalled, UserError
 from research.core.hardware import KINDS, Card, Device
 
 _LIBTPU = {
@@ -39,10 +39,6 @@ class Topology(NamedTuple):
     name: str
     devices: list[jax.Device]
     memory: int
-
-
-class NotInstalled(UserError):
-    """The compiler for a topology can't be used here; the message says how it could."""
 
 
 class Name(NamedTuple):
