@@ -129,7 +129,7 @@ def test_sequences_are_those_that_were_stored():
 @pytest.mark.parametrize("bootstrap", ["best", "next", "expected"])
 def test_a_table_learns_as_by_hand(bootstrap):
     """With lambda 0 and one minibatch a step is the update of tabular Q-learning, of SARSA, or of expected SARSA."""
-    rate, epsilon, gamma, num_envs = 0.3, 0.4, 0.9, 4
+    rate, epsilon, gamma, num_envs = 0.3, 0.4, 0.9, 16
     config = PQN(
         environment=Environment("FrozenLake-misc", max_steps=4),
         net=Table(),
