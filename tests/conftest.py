@@ -1,16 +1,19 @@
 """Eight fake devices, exact matrix products, programs compiled quickly and kept between runs; groups for xdist."""
 
+import gc
 import os
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 # The suite runs one process a core, and so do the processes it starts: one thread each, and a core of its own.
 worker = os.environ.get("PYTEST_XDIST_WORKER")
 if worker is not None and hasattr(os, "sched_setaffinity"):
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
-FLAGS = "--xla_cpu_multi_thread_eigen=false"
+# A program is compiled in one part: each of 32, for as many threads, would cost its own.
+FLAGS = "--xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1"
 # With the older emitters programs compile in half the time; later releases don't know the flag, and refuse to start.
 if version("jaxlib").startswith("0.10."):
     FLAGS += " --xla_cpu_use_fusion_emitters=false"
@@ -74,6 +77,18 @@ def dropped():
     jax.clear_caches()
 
 
+@pytest.fixture(scope="module")
+def without_pictures():
+    """For files whose runs are about something else: pictures take more than half of the time of a tiny run.
+    test_experiments.py, test_samples.py and test_text_runs.py have them."""
+    from research.training import run
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "reported", lambda *_: {})
+        patch.setattr(run, "plots", SimpleNamespace(curves=lambda *_: None))
+        yield
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config, items):
     """For `--dist loadgroup`: a worker runs a whole file, or the tests of one parameter."""
@@ -84,3 +99,10 @@ def pytest_collection_modifyitems(config, items):
         item.add_marker(pytest.mark.xdist_group(f"{file} {values.get(PARTS.get(file), '')}"))
     if not config.pluginmanager.hasplugin("randomly"):
         items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    """Tracing makes so many small objects that looking for garbage as often as usual takes a tenth of the time. What
+    was imported is never garbage."""
+    gc.freeze()
+    gc.set_threshold(50_000)

@@ -97,7 +97,7 @@ def test_generation_traces_with_cudnn(cuda):
     """Prefixes of even length have a mask of their own for each query."""
     net = bind(Translator(SMALL), context=32, outputs=50)
     words = jnp.ones((4, 16), jnp.int32)
-    params = cast(net.init(jax.random.key(0), (words, words))["params"], jnp.bfloat16)
+    params = cast(jax.jit(net.init)(jax.random.key(0), (words, words))["params"], jnp.bfloat16)
 
     def generate(params):
         carry = net.apply({"params": params}, words, 20, method="start")
@@ -117,8 +117,8 @@ def test_attention_dropout_drops_weights_and_is_off_in_evaluation(causal):
     x, rngs = jax.random.normal(jax.random.key(0), (64, 4, 8)), {"dropout": jax.random.key(2)}
     mask = None if causal else (jnp.arange(4) < 3)[None, None, None, :]
     inputs = AttentionInputs(jnp.arange(4)[None], mask, None)
-    params = attention(0.0, False).init(jax.random.key(1), x, inputs, None)
-    run = lambda rate, train: attention(rate, train).apply(params, x, inputs, None, rngs=rngs)[0]
+    params = jax.jit(lambda key: attention(0.0, False).init(key, x, inputs, None))(jax.random.key(1))
+    run = lambda rate, train: jax.jit(lambda p: attention(rate, train).apply(p, x, inputs, None, rngs=rngs)[0])(params)
     plain = run(0.0, False)
     np.testing.assert_array_equal(run(0.5, False), plain)
     np.testing.assert_allclose(run(1 / 1000, True), plain, rtol=1e-5, atol=1e-6)

@@ -18,9 +18,10 @@ from learners import EXPERIMENTS
 import research
 from experiments.train import main
 from research.core.errors import RunError, UserError
-from research.learners.classify import Classify
 from research.training import checkpoint, config, provenance, workdir
 from research.training.checks import usable_devices
+
+pytestmark = pytest.mark.usefixtures("without_pictures")
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
@@ -45,16 +46,8 @@ def filled(value, prefix=""):
     return found
 
 
-@pytest.fixture(autouse=True, scope="module")
-def without_reports():
-    """Their pictures take more than half of the time of a tiny run; test_experiments.py has them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Classify, "reports", lambda *_: [])
-        yield
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, without_pictures):
     workdir = tmp_path_factory.mktemp("finished") / "digits"
     assert main(["digits_cnn", "--workdir", str(workdir), *TINY]) == 0
     return workdir
@@ -88,7 +81,7 @@ def test_json_and_back(name):
 
 def test_a_run_leaves_what_was_promised(finished):
     names = {path.name for path in finished.iterdir()}
-    assert {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "curves.png", "tensorboard"} <= names
+    assert {"config.json", "metrics.jsonl", "summary.json", "checkpoints", "tensorboard"} <= names
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary["test"]["accuracy"]) == {"mean", "spread", "each"}
     assert summary["state"] == "last" and summary["seconds"] > 0 and summary["steps_per_second"] > 0
@@ -392,7 +385,7 @@ def test_divergence_stops_and_keeps_the_last_good_checkpoint(tmp_path, capsys):
 
 
 def test_debug_stops_at_the_operation_that_makes_a_nan(tmp_path):
-    arguments = ["--augment.shift", "0", "--data.batch", "2", "--optimizer.name", "sgd"]
+    arguments = ["--augment.shift", "0", "--net.no-norm", "--data.batch", "2", "--optimizer.name", "sgd"]
     arguments += ["--optimizer.learning-rate", "1e30", "--steps", "4", "--debug"]
     with pytest.raises(FloatingPointError, match="nan"):
         main(["digits_cnn", "--workdir", str(tmp_path / "n"), *TINY, *arguments])

@@ -1,18 +1,22 @@
-"""One step of every config, with tiny batches; those whose data or environment is not here skip, saying so."""
+"""One step of every config, traced, with tiny batches; those whose data or environment is not here skip, saying so.
+
+What is computed by them, test_golden.py has.
+"""
 
 import dataclasses
 
 import jax
-import numpy as np
 import pytest
 
 from research.core.errors import NotInstalled, UserError
 from research.data.text import Text
 from research.training import config
+from research.training.checks import check_contract
 
 
 @pytest.mark.parametrize("name", config.names())
 def test_one_step(name):
+    """Of the net's real size: it fits the data, and keeps the contract of a learner."""
     experiment = config.load(name)
     if hasattr(experiment, "data"):
         few = {"batch": 2, "limit": 20_000 if isinstance(experiment.data, Text) else 300}
@@ -26,18 +30,8 @@ def test_one_step(name):
     except UserError as missing:
         pytest.skip(str(missing))
     try:
-        learner, feed = experiment.build(), feeds.train
+        learner, key, batch = experiment.build(), jax.random.key(0), feeds.train.batch_at(0)
     except NotInstalled as missing:
         pytest.skip(str(missing))
-
-    @jax.jit
-    def metrics_of_a_step(key, data):
-        """In one program, without the new weights: nobody reads them."""
-        after, metrics = learner.step(learner.init(key), data.batch_at(0) if feed.resident else data)
-        return after.step, metrics
-
-    step, metrics = metrics_of_a_step(jax.random.key(0), feed if feed.resident else feed.batch_at(0))
-    assert step == 1
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(metrics))
-    state = jax.eval_shape(learner.init, jax.random.key(0))
-    assert experiment.run.metric in jax.eval_shape(learner.evaluate, state, feeds.validation[0])
+    state = check_contract(learner, key, batch, feeds.validation[0], experiment, set())
+    assert state.step.shape == () and jax.tree.leaves(state.params)

@@ -43,12 +43,12 @@ def said(capsys):
 
 def test_a_run_stopped_by_a_signal_while_it_is_judged_is_judged_again(tmp_path, monkeypatch, capsys):
     arguments = ["digits_cnn", "--workdir", str(tmp_path), *TINY]
-    with monkeypatch.context() as patched:
-        stop = Report(lambda *_: signal.raise_signal(signal.SIGTERM))
-        patched.setattr(Classify, "reports", lambda *_: [stop])
-        assert train.main(arguments) == 128 + signal.SIGTERM
+    stop = Report(lambda *_: signal.raise_signal(signal.SIGTERM))
+    monkeypatch.setattr(Classify, "reports", lambda *_: [stop])
+    assert train.main(arguments) == 128 + signal.SIGTERM
     assert "stopped by SIGTERM and saved; the same command resumes" in said(capsys)
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and not (tmp_path / "summary.json").exists()
+    monkeypatch.setattr(Classify, "reports", lambda *_: [])
     assert train.main(arguments) == 0 and (tmp_path / "summary.json").exists()
 
 

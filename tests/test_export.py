@@ -93,7 +93,7 @@ def test_each_platform_has_its_own_branch():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, without_pictures):
     directory = tmp_path_factory.mktemp("finished") / "digits"
     assert train.main(["digits_cnn", "--workdir", str(directory), *TINY]) == 0
     return directory

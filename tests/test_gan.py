@@ -41,6 +41,13 @@ def torch():
 TINY = EXPERIMENTS["gan"]
 
 
+@pytest.fixture(scope="module")
+def tiny():
+    """(feeds; init, step and evaluation of TINY, compiled)"""
+    learner = TINY.build()
+    return TINY.feeds(), jax.jit(learner.init), jax.jit(learner.step), jax.jit(learner.evaluate)
+
+
 def normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
@@ -127,7 +134,7 @@ def test_the_discriminators_loss_is_the_sum_of_its_parts():
         average=None,
     )
     learner, feed = experiment.build(), experiment.feeds().train
-    state, batch = learner.init(jax.random.key(1)), feed.batch_at(0)
+    state, batch = jax.jit(learner.init)(jax.random.key(1)), feed.batch_at(0)
     _, metrics = jax.jit(learner.step)(state, batch)
     # The noise and epsilon of an example are drawn by its position in the batch.
     keys = example_keys(rng(state, "discriminator"), jnp.arange(32))
@@ -137,14 +144,20 @@ def test_the_discriminators_loss_is_the_sum_of_its_parts():
     reals = batch.inputs / 127.5 - 1
     critic = network(nets.DenseDiscriminator(widths=(8,)))
     score = lambda x: critic.apply(state.params["discriminator"], {}, (x, batch.targets))[0]
-    parts = (
-        score(made)
-        - score(reals)
-        + 10 * gradient_penalty(score, reals, made, epsilon)
-        + 1.5 * gradient_norm_squared(score, reals)
-    )
-    assert metrics["discriminator_loss"].value == pytest.approx(float(parts.mean()), rel=1e-4)
-    assert metrics["real_score"].value == pytest.approx(float(score(reals).mean()), rel=1e-4)
+
+    @jax.jit
+    def parts(reals, made):
+        return (
+            score(made),
+            score(reals),
+            10 * gradient_penalty(score, reals, made, epsilon),
+            1.5 * gradient_norm_squared(score, reals),
+        )
+
+    of_made, of_reals, penalty, r1 = map(np.asarray, parts(reals, made))
+    loss = (of_made - of_reals + penalty + r1).mean()
+    assert metrics["discriminator_loss"].value == pytest.approx(float(loss), rel=1e-4)
+    assert metrics["real_score"].value == pytest.approx(float(of_reals.mean()), rel=1e-4)
 
 
 # ---- layers
@@ -386,29 +399,27 @@ def test_a_step_reads_a_batch_for_each_critic_update():
     assert experiment.divisible()["data.batch"] == 32
 
 
-def test_the_average_is_what_is_evaluated_and_sampled():
-    experiment = TINY
-    learner, feeds = experiment.build(), experiment.feeds()
-    state = jax.jit(learner.init)(jax.random.key(0))
+def test_the_average_is_what_is_evaluated_and_sampled(tiny):
+    feeds, init, step, evaluate = tiny
+    state = init(jax.random.key(0))
     before = state.collections["average"]["generator"]
-    after, _ = jax.jit(learner.step)(state, feeds.train.batch_at(0))
+    after, _ = step(state, feeds.train.batch_at(0))
     keep = 2 / 11  # of the first update: (1 + 1) / (10 + 1)
     expected = jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, before, after.params["generator"])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.collections["average"]["generator"], expected
     )
     elsewhere = after._replace(params={**after.params, "generator": jax.tree.map(jnp.zeros_like, before)})
-    evaluate = jax.jit(learner.evaluate)
     score = lambda state: evaluate(state, feeds.validation[0])["fake_score"].value
     assert score(elsewhere) == score(after)
     without = {k: v for k, v in elsewhere.collections.items() if k != "average"}
     assert score(elsewhere._replace(collections=without)) != score(after)
 
 
-def test_the_averaged_generator_has_batch_statistics_of_its_own():
+def test_the_averaged_generator_has_batch_statistics_of_its_own(tiny):
     """They are the mean and variance of what each batch norm reads in the averaged net, not in the last one."""
-    learner, feeds = TINY.build(), TINY.feeds()
-    state, step = jax.jit(learner.init)(jax.random.key(0)), jax.jit(learner.step)
+    feeds, init, step, evaluate = tiny
+    state = init(jax.random.key(0))
     for at in range(3):
         state, _ = step(state, feeds.train.batch_at(at))
     images = TINY.data.spec()
@@ -418,21 +429,27 @@ def test_the_averaged_generator_has_batch_statistics_of_its_own():
 
     average, own = evaluated(state, "generator"), state.collections["generator"]
 
-    def statistics(params):
+    @jax.jit
+    def read(params, inputs):
+        """What each batch norm reads."""
         found = {}
 
         def record(call, arguments, options, context):
             if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
-                x = np.asarray(arguments[0])
-                found[context.module.path] = {"mean": x.mean((1, 2, 3)), "var": x.var((1, 2, 3))}
+                found[context.module.path] = arguments[0]
             return call(*arguments, **options)
 
         with nn.intercept_methods(record):
             module.apply({"params": params, **own}, inputs, train=True, mutable=["batch_stats"])
-        return flatten_dict(unflatten_dict(found))
+        return unflatten_dict(found)
 
-    found = flatten_dict(recomputed_statistics(network(module), average, own, inputs, keys)["batch_stats"])
-    of_average, of_last = statistics(average), statistics(state.params["generator"])
+    def statistics(params, inputs):
+        own = lambda x: {"mean": np.asarray(x).mean((1, 2, 3)), "var": np.asarray(x).var((1, 2, 3))}
+        return flatten_dict(jax.tree.map(own, read(params, inputs)))
+
+    recomputed = jax.jit(lambda *given: recomputed_statistics(network(module), *given))
+    found = flatten_dict(recomputed(average, own, inputs, keys)["batch_stats"])
+    of_average, of_last = (statistics(params, inputs) for params in (average, state.params["generator"]))
     assert found.keys() == of_average.keys() and len(found) == 4
     for name, value in found.items():
         np.testing.assert_allclose(value, of_average[name], rtol=1e-3, atol=1e-6)
@@ -442,9 +459,9 @@ def test_the_averaged_generator_has_batch_statistics_of_its_own():
     keys = example_keys(jax.random.key(0), jnp.arange(STATISTICS))
     inputs = jax.vmap(lambda key: jax.random.normal(key, (4,)))(keys), jnp.arange(STATISTICS) % 10
     noise, labels = latent_inputs(5, 6, 4, 10)
-    expected, _ = compiled(module)[1](average, {"batch_stats": unflatten_dict(statistics(average))}, (noise, labels))
+    of_fixed_noise = {"batch_stats": unflatten_dict(statistics(average, inputs))}
+    expected, _ = compiled(module)[1](average, of_fixed_noise, (noise, labels))
     np.testing.assert_allclose(TINY.samples(state, noise, labels), expected, atol=1e-4)
-    evaluate = jax.jit(learner.evaluate)
     ruined = state._replace(
         params=state.params | {"generator": jax.tree.map(jnp.zeros_like, average)},
         collections=state.collections | {"generator": jax.tree.map(lambda x: 9 * x + 1, own)},
@@ -610,7 +627,7 @@ def trained(directory, rate, loss):
         (1e20, "wasserstein", "became NaN or infinite at step 1.", "There is no checkpoint yet."),
     ],
 )
-def test_nets_that_stop_or_diverge_are_a_failure(tmp_path, capsys, rate, loss, message, left):
+def test_nets_that_stop_or_diverge_are_a_failure(tmp_path, capsys, without_pictures, rate, loss, message, left):
     experiment, exit_status = trained(tmp_path, rate, loss)
     directory, shapes = tmp_path / "checkpoints", jax.eval_shape(experiment.build().init, jax.random.key(0))
     found = checkpoint.restore(directory, shapes, print)
@@ -624,5 +641,5 @@ def test_nets_that_stop_or_diverge_are_a_failure(tmp_path, capsys, rate, loss, m
         assert found is None
 
 
-def test_a_game_that_goes_on_is_none(tmp_path):
+def test_a_game_that_goes_on_is_none(tmp_path, without_pictures):
     assert trained(tmp_path, 1e-3, "hinge")[1] == 0

@@ -21,6 +21,8 @@ from research.training import reader, run
 from research.training.dispatch import dispatches
 from research.training.profiling import profiled
 
+pytestmark = pytest.mark.usefixtures("without_pictures")
+
 
 def test_metrics_are_read_one_dispatch_late_but_before_an_evaluation_or_a_save(tmp_path, monkeypatch):
     done = []

@@ -49,7 +49,7 @@ def state(workdir: Path) -> list[np.ndarray]:
 
 
 @pytest.fixture(scope="module", params=RUNS)
-def whole(request, tmp_path_factory):
+def whole(request, tmp_path_factory, without_pictures):
     workdir = tmp_path_factory.mktemp("whole") / request.param
     assert main(arguments(request.param, workdir)) == 0
     return request.param, workdir

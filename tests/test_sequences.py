@@ -195,7 +195,7 @@ def test_language_model_and_its_gradients_against_pytorch(bias):
     def loss(params):
         return tokens(-1)(net.apply({"params": params}, inputs), targets, jnp.ones(3))[0].value
 
-    value, gradient = jax.value_and_grad(loss)(params)
+    value, gradient = jax.jit(jax.value_and_grad(loss))(params)
     theirs = baselines.LanguageModel(stack, 12, 50)
     baselines.copy({"/".join(k): v for k, v in flatten_dict(params).items()}, theirs)
     tensor = lambda x: torch.from_numpy(np.array(x)).long()
@@ -224,8 +224,8 @@ def test_padding_changes_nothing():
         lstm.Classifier(width=8, embedding=8, bigram_buckets=16, vocabulary=50, outputs=3),
     )
     for net in nets:
-        params = {"params": params_of(net, padded)}
-        np.testing.assert_allclose(net.apply(params, text), net.apply(params, padded), atol=1e-5)
+        params, apply = {"params": params_of(net, padded)}, jax.jit(net.apply)
+        np.testing.assert_allclose(apply(params, text), apply(params, padded), atol=1e-5)
     nothing = pool(jnp.ones((1, 3, 2)), jnp.zeros((1, 3), bool))
     np.testing.assert_array_equal(nothing, np.zeros((1, 4)))
 
@@ -247,9 +247,10 @@ def test_a_bag_by_hand_and_beside_the_lstm():
     tree = {"params": params_of(both, text)}
     of_bag = bag.Bag(table, vocabulary=50, outputs=3).apply({"params": tree["params"]["bag"]}, text)
     without = {"params": {name: tree["params"][name] for name in ("encoder", "head")}}
-    np.testing.assert_allclose(both.apply(tree, text), (alone.apply(without, text) + of_bag) / 2, atol=1e-6)
-    readers = both.apply(tree, text, train=True, rngs={"dropout": jax.random.key(0)})
-    assert readers.shape == (1, 2, 3)
+    beside = jax.jit(both.apply)(tree, text)
+    np.testing.assert_allclose(beside, (jax.jit(alone.apply)(without, text) + of_bag) / 2, atol=1e-6)
+    training = lambda tree: both.apply(tree, text, train=True, rngs={"dropout": jax.random.key(0)})
+    assert jax.eval_shape(training, tree).shape == (1, 2, 3)
 
 
 @pytest.mark.parametrize(
@@ -272,12 +273,12 @@ def test_a_masked_model_pre_trains_the_classifiers_encoder(masked, classifier):
     own, shapes = params_of(classifier, text), lambda tree: jax.tree.map(jnp.shape, tree)
     assert params.keys() & own.keys() == {"encoder"}
     assert shapes(params["encoder"]) == shapes(own["encoder"])
-    logits = masked.apply({"params": params}, (text, places))
+    read = jax.jit(lambda text, places: masked.apply({"params": params}, (text, places)))
+    logits = read(text, places)
     assert logits.shape == (2, 2, 30)
-    turned = masked.apply({"params": params}, (text, places[:, ::-1]))
-    np.testing.assert_allclose(logits, turned[:, ::-1], atol=1e-6)
+    np.testing.assert_allclose(logits, read(text, places[:, ::-1])[:, ::-1], atol=1e-6)
     padded = jnp.pad(text, ((0, 0), (0, 5)), constant_values=PAD)
-    np.testing.assert_allclose(logits, masked.apply({"params": params}, (padded, places)), atol=1e-5)
+    np.testing.assert_allclose(logits, read(padded, places), atol=1e-5)
 
 
 TRANSLATORS = [
@@ -305,12 +306,18 @@ def test_cache_changes_nothing(net):
     source = words(2).at[0, 7:].set(PAD)
     inputs = (source, target) if translates else target
     params = {"params": params_of(net, inputs)}
-    whole = net.apply(params, inputs)
-    carry, parts = net.apply(params, source, 20, method="start"), []
-    for start, stop in ((0, 5), (5, 6), (6, 16)):
-        logits, carry = net.apply(params, target[:, start:stop], carry, method="extend")
-        parts.append(logits)
-    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=2e-5)
+
+    @jax.jit
+    def both(params):
+        """The logits all at once, those in pieces, and the last carry."""
+        carry, parts = net.apply(params, source, 20, method="start"), []
+        for start, stop in ((0, 5), (5, 6), (6, 16)):
+            logits, carry = net.apply(params, target[:, start:stop], carry, method="extend")
+            parts.append(logits)
+        return net.apply(params, inputs), jnp.concatenate(parts, 1), carry
+
+    whole, pieces, carry = both(params)
+    np.testing.assert_allclose(pieces, whole, atol=2e-5)
     assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(carry))
     assert float(whole.std()) > 0.1  # the logits say something
 
@@ -414,7 +421,7 @@ def test_beam_search_finds_the_best():
 def test_tokens_criterion_by_hand():
     logits = jnp.log(jnp.array([[[0.5, 0.25, 0.25], [0.1, 0.8, 0.1], [0.2, 0.2, 0.6]]] * 2))
     targets = jnp.array([[0, 2, -1], [1, 1, 1]])
-    loss, metrics = tokens(-1, lengths=np.array([1, 2, 4]))(logits, targets, jnp.array([1.0, 0.0]))
+    loss, metrics = jax.jit(tokens(-1, lengths=np.array([1, 2, 4])))(logits, targets, jnp.array([1.0, 0.0]))
     nats = -np.log(0.5) - np.log(0.1)
     assert (float(loss.total), float(loss.count)) == (pytest.approx(nats, rel=1e-5), 2)
     assert float(metrics["accuracy"].value) == 0.5
@@ -537,6 +544,7 @@ def test_layers_drop_apart():
             return body()((), xs, keys)[1]
 
     x, keys = jnp.ones((3, 40)), jax.random.split(jax.random.key(0), 3)
-    masks = np.asarray(Twice().apply({}, x, keys, rngs={"dropout": jax.random.key(1)}) == 0)
+    apply = jax.jit(lambda x, keys: Twice().apply({}, x, keys, rngs={"dropout": jax.random.key(1)}))
+    masks = np.asarray(apply(x, keys) == 0)
     for a, b in itertools.combinations(masks, 2):
         assert 0.2 < (a == b).mean() < 0.8

@@ -51,7 +51,7 @@ def swept(directory, *more: str) -> list[dict]:
     return json.loads((directory / "sweep.json").read_text())
 
 
-def test_a_sweep_equals_its_runs(tmp_path, capsys):
+def test_a_sweep_equals_its_runs(tmp_path, capsys, without_pictures):
     """The learning rate within one program, the size of the batch one after another; the same command prints again."""
     from experiments import train
 

@@ -49,7 +49,7 @@ def translator(tmp_path_factory):
         (folder / f"{split}.aa").write_text("\n".join(lines) + "\n")
         (folder / f"{split}.bb").write_text("\n".join(lines).upper() + "\n")
     small = (
-        "--data.source aa --data.target bb --data.test test --data.vocabulary 320 --data.lengths 8 16 --data.batch 48 "
+        "--data.source aa --data.target bb --data.test test --data.vocabulary 320 --data.lengths 16 --data.batch 32 "
         "--data.evaluation-batch 8 --net.stack.layers 1 --net.stack.width 32 --net.stack.heads 2 "
         "--net.stack.mlp-dim 64 --net.stack.dropout 0 --steps 200 --run.steps-per-dispatch 10 "
         "--run.evaluate-every 200 --run.save-every 200 "

@@ -187,8 +187,8 @@ def _draw_alignment(net: nn.Module, params: Tree, tokenizer: Tokenizer, batch: B
     source, target = (np.asarray(x[longest]) for x in batch.inputs)
     source, target = source[source != PAD], target[target != PAD]
     inputs = (jnp.asarray(source)[None], jnp.asarray(target)[None])
-    _, collections = net.apply({"params": params}, inputs, mutable=["intermediates"])
-    intermediates = collections["intermediates"]
+    attend = jax.jit(lambda params: net.apply({"params": params}, inputs, mutable=["intermediates"])[1])
+    intermediates = attend(params)["intermediates"]
     if isinstance(net, lstm.Translator):
         maps = np.asarray(intermediates["decoder"]["attention"][0])[None]
     else:

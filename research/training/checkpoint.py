@@ -151,8 +151,11 @@ class Checkpoints:
             return False
         leaves = named(state)
         described = {name: describe(leaf) for name, leaf in leaves.items()}
+        saved = plain(leaves)
+        if self._group.size == 1:
+            saved = jax.tree.map(_one_replica, saved)
         try:
-            started = self._manager.save(step, args=ocp.args.StandardSave(plain(leaves)), force=True)
+            started = self._manager.save(step, args=ocp.args.StandardSave(saved), force=True)
             assert started, f"orbax declined to save step {step}"
         except Exception as error:
             raise self._failure(step, error) from error
@@ -358,6 +361,12 @@ def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:
         raise _Damaged(f"orbax can't read it: {' '.join(str(error).split())[:200]}") from error
     return {name: typed(found[name] if name in shapes else None, leaf) for name, leaf in leaves.items()}
+
+
+def _one_replica(leaf: Any) -> Any:
+    """Of an array that all devices have, one device's. Of all, orbax would save a part of each, cut out by a program
+    that is compiled for it."""
+    return leaf.addressable_data(0) if isinstance(leaf, jax.Array) and leaf.is_fully_replicated else leaf
 
 
 def _restored_as(shape: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
