@@ -272,27 +272,17 @@ def test_microbatches(name):
     assert_close(*states)
 
 
-def floats(tree):
-    """The names of the floating dtypes in a tree of arrays or shapes."""
-    return {x.dtype.name for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}
-
-
 STEPS, DISTANCE = 20, {"bfloat16": 0.1, "float16": 0.01}
-
-
-def computing_in(name: str, dtype: str):
-    """The learner of an experiment in `dtype`."""
-    experiment = EXPERIMENTS[name]
-    return dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, dtype=dtype)).build()
 
 
 @functools.cache
 def losses(name: str, dtype: str):
     """The losses of 20 steps in `dtype` by name, [steps], and the evaluation after them."""
+    experiment = EXPERIMENTS[name]
     if dtype == "float32":
         learner, step = made(name)[0], stepped(name)
     else:
-        learner = computing_in(name, dtype)
+        learner = dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, dtype=dtype)).build()
         step = jax.jit(learner.step)
     state, metrics = start(name), []
     if dtype == "float16":  # a loss scale at which no update is skipped, so that the same ones are compared
@@ -306,7 +296,8 @@ def losses(name: str, dtype: str):
         judged = host(evaluation(name)(at("one").put(state)))
     else:
         judged = host(jax.jit(learner.evaluate)(state, made(name)[1].validation[0]))
-    assert floats((state, metrics, judged)) == {"float32"}
+    leaves = jax.tree.leaves((state, metrics, judged))
+    assert {x.dtype.name for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)} == {"float32"}
     assert not any(x.total.any() for key, x in metrics.items() if key.endswith("skipped_updates"))
     values = lambda found: {key: value(m) for key, m in found.items() if key.endswith("loss")}
     return values(metrics), values(judged)
@@ -318,21 +309,11 @@ def test_precision(name, dtype):
 
     Nets that play against each other go round in circles, so the mean of all their losses is compared, within four
     times as much. A learner that makes its own data is compared by its first updates: later, it has acted otherwise.
-
-    In bfloat16, those that train in float16 too, the narrower of the two, are traced alone, except for `KINDS`.
     """
     experiment = EXPERIMENTS[name]
     if dtype not in experiment.dtypes:
         with pytest.raises(UserError, match=f"does not train in {dtype}: choose --dtype float32 or bfloat16"):
             losses(name, dtype)
-        return
-    if dtype == "bfloat16" and "float16" in experiment.dtypes and name not in KINDS:
-        learner, feeds = computing_in(name, dtype), made(name)[1]
-        state, batch = jax.eval_shape(learner.init, jax.random.key(0)), batches(name)(0)
-        for function, given in ((learner.step, batch), (learner.evaluate, feeds.validation[0])):
-            program, found = jax.make_jaxpr(function, return_shape=True)(state, given)
-            assert floats(found) == {"float32"}
-            assert "bf16[" in str(program), f"it does not compute in {dtype}"
         return
     (full, full_judged), (half, half_judged) = losses(name, "float32"), losses(name, dtype)
     compared = slice(None) if experiment.adversaries else slice(-5, None) if hasattr(experiment, "data") else slice(6)
