@@ -3,6 +3,8 @@
 Method: Gallici et al. 2025, arXiv:2407.04811.
 
     python -m experiments.train seaquest_pqn
+
+It has not been trained yet.
 """
 
 from configs.breakout_pqn import minatar
