@@ -10,6 +10,7 @@
     ppo          frames/s of PPO on CartPole, beside purejaxrl's
     pqn          frames/s of PQN on CartPole, beside purejaxql's
     pqn_minatar  frames/s of PQN on MinAtar's Breakout, beside purejaxql's
+    seeds        frames/s of PQN on CartPole, 1 to 64 seeds in one program; --output draws them too
     cartpole     steps/s of CartPole alone, 1,024 environments (or --num-envs), beside Gymnasium's vector environment
 
 The nets are beside the same ones in PyTorch (pip install -e .[bench]). Those of reinforcement learning are beside
@@ -47,6 +48,7 @@ from experiments.contenders import (
 from experiments.results import provenance
 from research.core.files import write_json
 from research.core.hardware import PEAKS
+from research.evaluation import plots
 
 SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_eigen=false"
 """One XLA device a core, of one thread each: what runs best on a CPU, by --place shard_map."""
@@ -62,12 +64,16 @@ WORK = {
     "ppo": ("frames/s", "PPO on CartPole in purejaxrl's setting"),
     "pqn": ("frames/s", "PQN on CartPole in purejaxql's setting"),
     "pqn_minatar": ("frames/s", "PQN on MinAtar's Breakout in purejaxql's setting"),
+    "seeds": ("frames/s", "PQN on CartPole, all seeds together"),
     "cartpole": ("steps/s", "CartPole alone"),
 }
 """The unit of each benchmark, and what is measured."""
 
 PEERS = {"dqn": "purejaxrl", "ppo": "purejaxrl", "pqn": "purejaxql", "pqn_minatar": "purejaxql"}
 """The codebase that each benchmark of reinforcement learning is beside."""
+
+
+SEEDS = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Contender(NamedTuple):
@@ -84,7 +90,7 @@ class Contender(NamedTuple):
 
 
 What = Literal[
-    "cnn", "dcgan28", "dcgan64", "transformer", "lstm", "gpt2", "dqn", "ppo", "pqn", "pqn_minatar", "cartpole"
+    "cnn", "dcgan28", "dcgan64", "transformer", "lstm", "gpt2", "dqn", "ppo", "pqn", "pqn_minatar", "seeds", "cartpole"
 ]
 
 
@@ -118,6 +124,9 @@ def contenders(options: Options) -> dict[str, Contender]:
         peer = {"Gymnasium": _peer(options, "gymnasium_cartpole", options.num_envs)} if options.python else {}
         ours = lambda fresh: Contender(lambda: samestep_cartpole(options.num_envs, fresh))
         return {"samestep": ours(True), "samestep, the same starts": ours(False)} | peer
+    if what == "seeds":
+        of = lambda seeds: Contender(lambda: samestep_rl("pqn", seeds))
+        return {"1 seed" if n == 1 else f"{n} seeds": of(n) for n in SEEDS}
     if what in PEERS:
         peer = {PEERS[what]: _peer(options, f"{PEERS[what]}_{what}", options.clone)} if options.clone else {}
         return {"samestep": Contender(lambda: samestep_rl(what))} | peer
@@ -215,6 +224,9 @@ def main(arguments: list[str]) -> None:
     print(f"{options.rounds} rounds, {CORES} cores, load {os.getloadavg()[0]:.1f}")
     if options.output is not None:
         write_json(options.output, result)
+        if options.what == "seeds":
+            speeds = [row["median"] for row in result["contenders"]]
+            plots.growth(SEEDS, speeds, "seeds", result["unit"], options.output.with_suffix(".png"))
 
 
 if __name__ == "__main__":

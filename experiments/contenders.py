@@ -221,10 +221,11 @@ def pytorch_dcgan(what: str, how: str) -> Callable[[], float]:
     return once
 
 
-def samestep_rl(what: str) -> Callable[[], float]:
-    """Frames/s of learning in the setting of purejaxrl (dqn, ppo) or purejaxql (pqn, pqn_minatar).
+def samestep_rl(what: str, seeds: int = 1) -> Callable[[], float]:
+    """Frames/s of learning in the setting of purejaxrl (dqn, ppo) or purejaxql (pqn, pqn_minatar), all seeds together.
 
-    A round is a whole run without its evaluations; DQN's batch is 130, the next multiple of 10 environments above 128.
+    A round is a whole run without its evaluations, of several seeds a part of it; DQN's batch is 130, the next multiple
+    of 10 environments above 128.
     """
     import jax
 
@@ -232,7 +233,7 @@ def samestep_rl(what: str) -> Callable[[], float]:
     from research.core.experiment import Run
     from research.core.optimizers import Optimizer
     from research.core.state import NO_BATCH
-    from research.core.transformations import scan_steps
+    from research.core.transformations import per_seed, scan_steps
     from research.core.update import UpdateConfig
     from research.learners.dqn import DQN
     from research.learners.ppo import PPO
@@ -263,15 +264,19 @@ def samestep_rl(what: str) -> Callable[[], float]:
     }
     config = settings[what]()
     learner, chunk = config.build(), config.run.steps_per_dispatch
+    keys = jax.random.key(0)
+    if seeds > 1:
+        learner, keys = per_seed(learner), jax.random.split(keys, seeds)
     init, steps = jax.jit(learner.init), jax.jit(scan_steps(learner.step, chunk), donate_argnums=0)
+    dispatches = max(config.run.steps // chunk // seeds, 1)
 
     def once() -> float:
-        state = jax.block_until_ready(init(jax.random.key(0)))
+        state = jax.block_until_ready(init(keys))
         began = time.perf_counter()
-        for _ in range(config.run.steps // chunk):
+        for _ in range(dispatches):
             state, _ = steps(state, NO_BATCH)
         jax.block_until_ready(state)
-        return config.run.steps * config.frames / (time.perf_counter() - began)
+        return dispatches * chunk * seeds * config.frames / (time.perf_counter() - began)
 
     return once
 

@@ -87,3 +87,8 @@ def test_a_directory_that_is_none_is_a_failure(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"could not write .*curves\.png"):
         plot.curves({"run": list(lines())}, tmp_path / "file" / "curves.png")
+
+
+def test_growth(tmp_path):
+    plot.growth((1, 2, 4), (100.0, 150.0, 160.0), "seeds", "frames/s", tmp_path / "growth.png")
+    drawn(tmp_path / "growth.png")

@@ -157,6 +157,21 @@ def profiles(
     _write(figure, path)
 
 
+def growth(sizes: Sequence[int], values: Sequence[float], size: str, unit: str, path: Path | str) -> None:
+    """Draws how a speed grows with a size, in powers of two, beside the line of the same speed for each."""
+    figure = _figure(4.5, 3.4)
+    ax = figure.subplots()
+    ax.plot(sizes, [values[0] / sizes[0] * n for n in sizes], color="#999999", lw=1, ls="--", label="in proportion")
+    ax.plot(sizes, values, "o-", color=COLOURS[0], lw=1.8, label="measured")
+    ax.set_xscale("log", base=2)
+    ax.set_yscale("log")
+    ax.set(xlabel=size, ylabel=f"{unit}, all {size} together", xticks=sizes, xticklabels=[str(n) for n in sizes])
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False)
+    _write(figure, path)
+
+
 def _panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[tuple[str, str], Curve]]:
     """The curves by metric, then by (run, split); metrics are in the order of their first appearance."""
     points: dict[str, dict[tuple[str, str], list[tuple[int, list[Any]]]]] = {}
