@@ -247,6 +247,8 @@ def samestep_rl(what: str, seeds: int = 1) -> Callable[[], float]:
         "dqn": lambda: DQN(
             num_envs=10,
             rollout_length=10,
+            buffer_size=10_000,
+            learning_starts=10_000,
             batch=130,
             optimizer=Optimizer(learning_rate=2.5e-4),
             run=replace(run(100), steps_per_dispatch=500),
