@@ -221,11 +221,11 @@ def pytorch_dcgan(what: str, how: str) -> Callable[[], float]:
     return once
 
 
-def samestep_rl(what: str, seeds: int = 1) -> Callable[[], float]:
+def samestep_rl(what: str, seeds: int | None = None) -> Callable[[], float]:
     """Frames/s of learning in the setting of purejaxrl (dqn, ppo) or purejaxql (pqn, pqn_minatar), all seeds together.
 
-    A round is a whole run without its evaluations, of several seeds a part of it; DQN's batch is 130, the next multiple
-    of 10 environments above 128.
+    A round is a whole run without its evaluations, or with `seeds` as many frames for any number of them. DQN's batch
+    is 130, the next multiple of 10 environments above 128.
     """
     import jax
 
@@ -266,11 +266,11 @@ def samestep_rl(what: str, seeds: int = 1) -> Callable[[], float]:
     }
     config = settings[what]()
     learner, chunk = config.build(), config.run.steps_per_dispatch
-    keys = jax.random.key(0)
-    if seeds > 1:
+    keys, dispatches = jax.random.key(0), config.run.steps // chunk
+    if seeds is not None:
         learner, keys = per_seed(learner), jax.random.split(keys, seeds)
+        chunk, dispatches = 1, FRAMES // config.frames // seeds
     init, steps = jax.jit(learner.init), jax.jit(scan_steps(learner.step, chunk), donate_argnums=0)
-    dispatches = max(config.run.steps // chunk // seeds, 1)
 
     def once() -> float:
         state = jax.block_until_ready(init(keys))
@@ -278,7 +278,7 @@ def samestep_rl(what: str, seeds: int = 1) -> Callable[[], float]:
         for _ in range(dispatches):
             state, _ = steps(state, NO_BATCH)
         jax.block_until_ready(state)
-        return dispatches * chunk * seeds * config.frames / (time.perf_counter() - began)
+        return dispatches * chunk * (seeds or 1) * config.frames / (time.perf_counter() - began)
 
     return once
 
