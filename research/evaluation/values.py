@@ -51,7 +51,7 @@ def value_map(config: Environment, q: Q) -> Iterator[Report]:
 def draw(values: np.ndarray, grid: Grid, title: str, path: Path) -> None:
     """A map of values f32[rows, columns, actions], with an arrow for the best action of each cell."""
     rows, columns, _ = values.shape
-    best = np.where(grid.marks == "", values.max(-1), np.nan)
+    best, chosen = np.where(grid.marks == "", values.max(-1), np.nan), values.argmax(-1)
     figure = Figure(figsize=(1.2 + 0.8 * columns, 0.8 + 0.8 * rows), dpi=110, layout="constrained")
     ax = figure.subplots()
     ax.set_facecolor("#dddddd")
@@ -63,7 +63,7 @@ def draw(values: np.ndarray, grid: Grid, title: str, path: Path) -> None:
             continue
         colour = "white" if best[row, column] < middle else "black"
         ax.text(column, row + 0.32, f"{best[row, column]:z.2f}", ha="center", va="center", color=colour, fontsize=8)
-        x, y = 0.3 * grid.moves[row, column, values[row, column].argmax()]
+        x, y = 0.3 * grid.moves[row, column, chosen[row, column]]
         head, tail = (column + x, row - 0.1 + y), (column - x, row - 0.1 - y)
         ax.annotate("", head, tail, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.5})
     ax.set(xticks=[], yticks=[])
