@@ -4,14 +4,15 @@ Method: Schulman et al. 2017, arXiv:1707.06347. The task, and what other drivers
 
     python -m experiments.train highway_ppo
 
-Measured over 1,000 fresh episodes, and beside it other seeds; no other setting was tried:
+Expected, over 1,000 fresh episodes: an upper 95 % Poisson bound of collisions per kilometre of at most 0.03, and a
+mean speed of about 28 m/s. Measured, and beside it other seeds; no other setting was tried:
 
     driver                    collisions/km   95 % bound   mean speed, m/s
     highway_ppo               0.0161          0.0239       28.1
     highway_ppo --seed 1      0.0108          0.0175       28.0
     highway_ppo --seed 2      0.0107          0.0173       28.2
 
-It drives faster than highway_dqn, and collides more often.
+It drives faster than highway_dqn, and collides more often. Time: 107 s on 2 cores that other work shared.
 """
 
 from research.core.experiment import Run
