@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
+from experiments.peers import FRAMES
+
 CORES = os.cpu_count() or 1
 BATCH, STEPS = 128, 10
-FRAMES = 250_000
-"""Frames of a round of reinforcement learning."""
 
 
 class Reading(NamedTuple):

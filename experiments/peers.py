@@ -15,12 +15,19 @@ from pathlib import Path
 from typing import Any
 
 FRAMES = 250_000
+"""Frames of a round of reinforcement learning."""
+
+
+class Absent(types.ModuleType):
+    """A module that is imported and not used: whatever is asked of it is `object`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return object
 
 
 def module(path: Path, *absent: str) -> Any:
-    """The module in a file. Modules called `absent`, which what is measured does not use, are empty."""
-    for name in absent:
-        sys.modules.setdefault(name, types.ModuleType(name))
+    """The module in a file. Those called `absent` are imported there, and not used by what is measured."""
+    sys.modules.update({name: Absent(name) for name in absent})
     sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec and spec.loader
@@ -75,15 +82,7 @@ def purejaxrl_dqn(clone: Path) -> Callable[[], float]:
 
 def purejaxrl_ppo(clone: Path) -> Callable[[], float]:
     """Its PPO on CartPole, as its own script sets it."""
-    for name, members in {
-        "brax.envs": ("wrappers",),
-        "brax.envs.wrappers.training": ("EpisodeWrapper", "AutoResetWrapper"),
-    }.items():
-        parts = name.split(".")
-        for i in range(len(parts)):
-            sys.modules.setdefault(".".join(parts[: i + 1]), types.ModuleType(name))
-        vars(sys.modules[name]).update(dict.fromkeys(members, object))
-    vars(sys.modules["brax"])["envs"] = sys.modules["brax.envs"]
+    brax = ("brax", "brax.envs", "brax.envs.wrappers", "brax.envs.wrappers.training")
     frames = FRAMES // 512 * 512
     config = {
         "LR": 2.5e-4,
@@ -102,7 +101,7 @@ def purejaxrl_ppo(clone: Path) -> Callable[[], float]:
         "ENV_NAME": "CartPole-v1",
         "ANNEAL_LR": True,
     }
-    return training(module(clone / "purejaxrl" / "ppo.py", "navix").make_train, config, frames)
+    return training(module(clone / "purejaxrl" / "ppo.py", "navix", *brax).make_train, config, frames)
 
 
 def purejaxql_pqn(clone: Path) -> Callable[[], float]:

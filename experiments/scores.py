@@ -64,9 +64,9 @@ def task(environment: Mapping[str, Any]) -> str:
 
     How rewards are scaled in training is left out, since returns are reported in the environment's own.
     """
-    plain = {"max_steps": None, "sticky_actions": 0.0, "frame_stack": 1, "time_limit": None, "limit_terminates": False}
-    changed = {name: environment[name] for name, x in plain.items() if environment.get(name, x) != x}
-    fields = [f"{name}={value}" for name, value in [*environment.get("params", ()), *changed.items()]]
+    plain, apart = dataclasses.asdict(Environment()), ("name", "params", "reward_scale", "reward_clip")
+    changed = [(name, environment[name]) for name, x in plain.items() if name not in apart and environment[name] != x]
+    fields = [f"{name}={value}" for name, value in [*environment["params"], *changed]]
     return " ".join([environment["name"], *fields])
 
 

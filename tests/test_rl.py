@@ -94,7 +94,7 @@ def test_episodes_end_for_themselves():
 
 def test_overestimation_is_what_is_predicted_less_what_is_realised():
     environment, seeds = make(Environment("CartPole-v1")), jnp.arange(4)
-    learned = Environment("CartPole-v1", reward_scale=3.0, reward_clip=2.0).learned  # 2 for each frame
+    learned = Environment("CartPole-v1", reward_scale=3.0, reward_clip=2.0).training_reward  # 2 for each frame
     right = lambda observation: jnp.ones(len(observation), jnp.int32)
     predicted = Prediction(lambda observation: 20 + observation[:, 0], 0.9, learned)
     alone = [play(environment, right, Batch(seeds[i : i + 1], jnp.ones(1), (), ())) for i in range(4)]

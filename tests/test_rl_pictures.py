@@ -60,13 +60,16 @@ def test_episodes_of_every_kind_can_be_drawn(name, shape, frames, tmp_path):
 
 def test_a_film_has_every_few_frames_of_a_long_episode(tmp_path):
     seen = np.zeros((201, 2, 2, 1), np.float32)
-    seen[200] = 1  # the last of 0, 3, 6, ... is 198
+    seen[200] = 1  # the last frame, which is none of 0, 3, 6, ...
     episodes._film(episodes.drawer("mine:", seen), seen, tmp_path / "episode.gif")
     film = Image.open(tmp_path / "episode.gif")
     # Frames that look alike would be merged, but each has its number.
-    assert film.n_frames == 67 and film.info["duration"] == 100
-    film.seek(66)
+    assert film.n_frames == 68 and film.info["duration"] == 100
+    film.seek(67)
     assert film.info["duration"] == 1000
+    middle = film.convert("RGB").getpixel((120, 130))
+    film.seek(66)
+    assert film.convert("RGB").getpixel((120, 130)) != middle
 
 
 def test_a_map_of_values_has_an_arrow_for_the_best_action():

@@ -14,7 +14,6 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from research.core.experiment import Numbers, Report, Split
-from research.core.files import failing, replacing
 from research.core.state import State
 from research.core.transformations import first_seed
 from research.core.types import Tree
@@ -138,16 +137,15 @@ def _sheet(draw: Draw | None, observations: np.ndarray, title: str, path: Path) 
             draw(ax, observations[time])
             ax.set(xticks=[], yticks=[])
             ax.set_title(f"frame {time}", fontsize=8)
-    with failing("write", path), replacing(path) as temporary:
-        figure.savefig(temporary)
+    plot.write(figure, path)
 
 
 def _film(draw: Draw, observations: np.ndarray, path: Path) -> None:
-    """A GIF of an episode, ten frames a second, which stays for a second on the last one."""
+    """A GIF of an episode, ten frames a second, which ends with its last frame and stays there for a second."""
     figure = Figure(figsize=(3, 3), dpi=80)
     canvas, ax = FigureCanvasAgg(figure), figure.add_axes((0.02, 0.02, 0.96, 0.9))
-    pictures = []
-    for time in range(0, len(observations), -(-len(observations) // FILM)):
+    pictures, last = [], len(observations) - 1
+    for time in (*range(0, last, -(-last // (FILM - 1)) or 1), last):
         ax.clear()
         draw(ax, observations[time])
         ax.set(xticks=[], yticks=[])
@@ -155,8 +153,7 @@ def _film(draw: Draw, observations: np.ndarray, path: Path) -> None:
         canvas.draw()
         pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("P", palette=Image.Palette.ADAPTIVE))
     durations = [100] * (len(pictures) - 1) + [1000]
-    with failing("write", path), replacing(path) as temporary:
-        pictures[0].save(temporary, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    plot.film(pictures, durations, path)
 
 
 def _draw_cartpole(ax: Axes, observation: np.ndarray) -> None:

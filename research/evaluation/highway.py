@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from research.core.experiment import Numbers, Report, Split
 from research.core.files import failing, replacing
 from research.core.state import State
+from research.evaluation import plots
 from research.evaluation.episodes import Act, Episode, agent, episode, player
 from research.evaluation.plots import COLOURS
 from research.rl.environments import Environment, VectorEnv, unwrapped
@@ -195,5 +196,4 @@ def sheet(states: HighwayState, ring: float, lanes: int, title: str, path: Path)
 def film(states: HighwayState, ring: float, lanes: int, path: Path) -> None:
     """A GIF of every sub-step, at the speed of time."""
     frames = [draw(jax.tree.map(lambda x, t=t: x[t], states), ring, lanes) for t in range(len(states.time))]
-    with failing("write", path), replacing(path) as temporary:
-        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=round(1000 * DT), loop=0)
+    plots.film(frames, round(1000 * DT), path)

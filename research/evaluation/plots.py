@@ -14,6 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
+from PIL import Image
 
 from research.core.files import failing, replacing
 
@@ -80,7 +81,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
     else:
         above(handles=split_handles, ncols=len(splits), title=next(iter(runs)))
         figure.supxlabel(note, fontsize=10)
-    _write(figure, path)
+    write(figure, path)
 
 
 def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, columns: int | None = None) -> None:
@@ -110,7 +111,7 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
             ax.imshow(image, cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
             if captions:
                 ax.set_title(captions[i], fontsize=8, pad=2)
-    _write(figure, path)
+    write(figure, path)
 
 
 def confusion(matrix: Any, names: Sequence[str], path: Path | str) -> None:
@@ -134,7 +135,7 @@ def confusion(matrix: Any, names: Sequence[str], path: Path | str) -> None:
     ax.set_xlabel("predicted class")
     ax.set_ylabel("true class")
     ax.set_title(f"{np.trace(matrix) / max(matrix.sum(), 1):.2%} of {matrix.sum():,.0f} correct", fontsize=11)
-    _write(figure, path)
+    write(figure, path)
 
 
 def profiles(
@@ -154,7 +155,7 @@ def profiles(
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
-    _write(figure, path)
+    write(figure, path)
 
 
 def growth(sizes: Sequence[int], values: Sequence[float], size: str, unit: str, path: Path | str) -> None:
@@ -169,7 +170,16 @@ def growth(sizes: Sequence[int], values: Sequence[float], size: str, unit: str, 
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
-    _write(figure, path)
+    write(figure, path)
+
+
+def film(frames: Sequence[Image.Image], duration: int | Sequence[int], path: Path) -> None:
+    """Writes frames to a GIF that begins again at its end; `duration` is that of each frame, or of all, in ms.
+
+    Raises RunError where it can't be written.
+    """
+    with failing("write", path), replacing(path) as temporary:
+        frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=duration, loop=0)
 
 
 def _panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[tuple[str, str], Curve]]:
@@ -243,7 +253,8 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _write(figure: Figure, path: Path | str) -> None:
+def write(figure: Figure, path: Path | str) -> None:
+    """Writes a figure to a file. Raises RunError where it can't be written."""
     path = Path(path)
     with failing("write", path), replacing(path) as temporary:
         figure.savefig(temporary)

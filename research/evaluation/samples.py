@@ -15,7 +15,7 @@ from PIL import Image
 from research.core.console import console
 from research.core.errors import UserError
 from research.core.experiment import Numbers, Report, Split
-from research.core.files import failing, replacing, write_json
+from research.core.files import write_json
 from research.core.state import State
 from research.core.transformations import each_seed, first_seed
 from research.data.images import Images
@@ -76,8 +76,7 @@ def animation() -> Report:
         frames = [Image.open(path) for path in sorted((directory / "history").glob("*/samples.png"))]
         reduced = [frame.convert("RGB").reduce(2) for frame in frames]
         if reduced:
-            with failing("write", directory / "samples.gif"), replacing(directory / "samples.gif") as temporary:
-                reduced[0].save(temporary, save_all=True, append_images=reduced[1:], duration=400, loop=0)
+            plot.film(reduced, 400, directory / "samples.gif")
         return {}
 
     return Report(run)

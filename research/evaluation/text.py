@@ -116,7 +116,7 @@ def _draw_cells(apply: Apply, params: Tree, tokenizer: Tokenizer, tokens: np.nda
             ax.text(*place, label, ha="center", va="center", fontsize=6, family="monospace", color=colour)
         ax.set(xticks=[], yticks=[])
         ax.set_ylabel(f"{cell}", fontsize=7, rotation=0, ha="right", va="center")
-    _save(figure, path)
+    plot.write(figure, path)
 
 
 class Beam(NamedTuple):
@@ -259,12 +259,7 @@ def _draw_maps(maps: np.ndarray, rows: list[str], columns: list[str], title: str
             ax.set_yticks(range(len(rows)), rows, fontsize=5 if layers * heads > 1 else 8)
         if labelled and layer == layers - 1:
             ax.set_xticks(range(len(columns)), columns, fontsize=5 if layers * heads > 1 else 8, rotation=90)
-    _save(figure, path)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with failing("write", path), replacing(path) as temporary:
-        figure.savefig(temporary)
+    plot.write(figure, path)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -11,8 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from research.core.experiment import Numbers, Report, Split
-from research.core.files import failing, replacing
 from research.core.state import State
+from research.evaluation import plots
 from research.evaluation.episodes import agent
 from research.rl.environments import Environment, make, unwrapped
 
@@ -68,8 +68,7 @@ def draw(values: np.ndarray, grid: Grid, title: str, path: Path) -> None:
         ax.annotate("", head, tail, arrowprops={"arrowstyle": "->", "color": colour, "lw": 1.5})
     ax.set(xticks=[], yticks=[])
     ax.set_title(title, fontsize=10)
-    with failing("write", path), replacing(path) as temporary:
-        figure.savefig(temporary)
+    plots.write(figure, path)
 
 
 def _frozen_lake(env: Any) -> Grid:

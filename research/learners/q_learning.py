@@ -138,7 +138,8 @@ def greedy_episodes(
 
     q  observations f32[batch, ...] -> the actions' values f32[batch, actions]
     """
-    prediction = Prediction(lambda observation: q(observation).max(-1), config.gamma, config.environment.learned)
+    reward = config.environment.training_reward
+    prediction = Prediction(lambda observation: q(observation).max(-1), config.gamma, reward)
     return play(environment, lambda observation: q(observation).argmax(-1), batch, prediction)
 
 

@@ -72,7 +72,7 @@ class Environment:
         """The same, with the rewards that the environment gives: to report returns by."""
         return dataclasses.replace(self, reward_scale=1.0, reward_clip=None)
 
-    def learned(self, reward: jax.Array) -> jax.Array:
+    def training_reward(self, reward: jax.Array) -> jax.Array:
         """Rewards as they are in training: scaled, and then clipped."""
         scaled = reward * self.reward_scale
         return scaled if self.reward_clip is None else jnp.clip(scaled, -self.reward_clip, self.reward_clip)
@@ -89,7 +89,7 @@ def make(config: Environment) -> VectorEnv:
     """
     environment = _vector(config.name, config.max_steps, config.params)
     if config.reward_scale != 1 or config.reward_clip is not None:
-        environment = wrappers.rewards(environment, config.learned)
+        environment = wrappers.rewards(environment, config.training_reward)
     if config.sticky_actions:
         environment = wrappers.sticky_actions(environment, config.sticky_actions)
     if config.time_limit is not None:
