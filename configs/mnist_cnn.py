@@ -7,6 +7,7 @@ distortions, 99.2 %, without, 99.05 %.
 
 Expected: a test accuracy of 99.6 % or more, median of 5 seeds, after 6.7 passes over the data.
 Measured: 99.67, 99.64, 99.66, 99.64, 99.68 %.
+On one H200, in float32 and bfloat16: 99.69 and 99.70 %, the means of 5 seeds, in 70 s beside other trainings.
 Time: 190 s for one seed on 2 cores; 40 minutes for the 5 together while they had other work to do; both with
 XLA_FLAGS="--xla_force_host_platform_device_count=2 --xla_cpu_multi_thread_eigen=false" and --place shard_map.
 """

@@ -1,17 +1,19 @@
 """Write the tables of docs/results.md and README.md from docs/results/*.json: python -m experiments.results.
 
-A file of docs/results is one of five kinds:
+A file of docs/results is one of six kinds:
 
     {"about": {...}, "runs": [...]}         training: the summary.json of each run, as it was written
     {"about": {...}, "contenders": [...]}   speed: what `experiments.benchmark --output` writes
     {"about": {...}, "largest_difference"}  agreement with PyTorch: what `experiments.agree --output` writes
     {"about": {...}, "places": {...}}       agreement of places: what `experiments.places --output` writes
     {"about": {...}, "compiled": {...}}     compiled by real compilers: what `experiments.compiled` writes
+    {"about": {...}, "dtypes": {...}}       speed by dtype: what `experiments.dtypes --output` writes
 
 "about" has the command, the date, the machine and the number of its cores that the run used; where the figures are not
 those that the command wrote, also their source. For training it also has the family, the data, the commands to run
-first, a note, and "figures": the metrics to show, each with its label and, where there is one, the published value with
-its citation. A file whose "about" has "readme": true is also a line of the table in README.md.
+first, a note, an accelerator if it used one, and "figures": the metrics to show, each with its label and, where there
+is one, the published value with its citation. A file whose "about" has "readme": true is also a line of the
+table in README.md.
 """
 
 import json
@@ -33,7 +35,10 @@ from research.core.errors import UserError
 from research.core.files import failing, replacing
 
 ROOT = Path(__file__).parent.parent
-PAGES = (ROOT / "docs" / "results.md", ROOT / "docs" / "devices.md", ROOT / "docs" / "compile.md", ROOT / "README.md")
+PAGES = (
+    *(ROOT / "docs" / f"{name}.md" for name in ("results", "devices", "compile", "precision")),
+    ROOT / "README.md",
+)
 """The pages that have tables, each between the markers <!-- table NAME --> and <!-- end -->."""
 
 Record = Mapping[str, Any]
@@ -66,8 +71,8 @@ def records(directory: Path) -> list[Record]:
 
 
 def tables(found: list[Record]) -> dict[str, str]:
-    """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement, places, compiled
-    and compiled_large."""
+    """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement, places, dtypes,
+    compiled and compiled_large."""
     trained = [record for record in found if "runs" in record]
     return {
         "families": markdown(
@@ -88,6 +93,7 @@ def tables(found: list[Record]) -> dict[str, str]:
             [agreement(record) for record in found if "largest_difference" in record],
         ),
         "places": "".join(places(record) for record in found if "places" in record),
+        "dtypes": "".join(dtypes(record) for record in found if "dtypes" in record),
         "compiled": "",
         "compiled_large": "",
         **{record["name"]: compiled(record) for record in found if "compiled" in record},
@@ -163,6 +169,29 @@ def place_cell(cell: Record) -> str:
     return f"{cell['difference']:.1e}; {moved(cell['collectives'])}" if cell else "no table"
 
 
+def dtypes(record: Record) -> str:
+    """The table of speeds in float32 and bfloat16 on a kind of device."""
+    about = record["about"]
+    header, *rows = dtype_rows(record["dtypes"])
+    return f"`{about['command']}`, {about['machine']}, {about['date']}.\n\n{markdown(header, rows)}"
+
+
+def dtype_rows(found: Mapping[str, Mapping[str, Record]]) -> list[tuple[str, ...]]:
+    """The lines of that table, its header first: `found` has what was measured by config and dtype."""
+    columns = ("config", "unit", "float32", "bfloat16", "ratio", "utilisation", "memory", "compile seconds")
+    pair = lambda show, each: ", ".join(show(cell) for cell in each)
+    rows: list[tuple[str, ...]] = [columns]
+    for name, by_dtype in found.items():
+        each = by_dtype["float32"], by_dtype["bfloat16"]
+        speeds = tuple(f"{cell['speed']:,.0f}" for cell in each)
+        ratio = f"{each[1]['speed'] / each[0]['speed']:.2f}"
+        used = pair(lambda cell: "unknown" if cell["utilisation"] is None else f"{cell['utilisation']:.1%}", each)
+        memory = pair(lambda cell: size(cell["memory"]), each)
+        seconds = pair(lambda cell: f"{cell['compile_seconds']:.0f}", each)
+        rows.append((f"`{name}`", f"{each[0]['unit']}/s", *speeds, ratio, used, memory, seconds))
+    return rows
+
+
 def compiled(record: Record) -> str:
     """The table of what compiles: a line for each config and dtype, or Transformer and layout, and a column for each
     kind of devices."""
@@ -222,14 +251,14 @@ def published(figure: Record) -> str:
 
 
 def time(about: Record, runs: list[Record]) -> str:
-    """The seconds of a run, the median of several, and the cores that it used."""
+    """The seconds of a run, the median of several, and the cores, or the "accelerator", that it used."""
     each = [run["seconds"] for run in runs if "seconds" in run]
     if not each:
         return ""
     seconds = median(each)
     duration = f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
     cores = "1 core" if about["cores"] == 1 else f"{about['cores']} cores"
-    return f"{duration}{' a run' if len(runs) > 1 else ''}, {cores}"
+    return f"{duration}{' a run' if len(runs) > 1 else ''}, {about.get('accelerator', cores)}"
 
 
 if __name__ == "__main__":

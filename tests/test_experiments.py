@@ -16,7 +16,7 @@ from learners import EXPERIMENTS
 from matplotlib.image import imread
 
 import research
-from experiments import console, demo, evaluate, plot, reproduce, train
+from experiments import console, demo, dtypes, evaluate, plot, reproduce, train
 from research.core.errors import RunError
 from research.core.experiment import Report, Split
 from research.learners.classify import Classify
@@ -197,6 +197,19 @@ def test_reports_judge_the_averaged_weights(tmp_path):
     assert report.run(state, Split("test", feeds.test), tmp_path) == {
         "mistakes": sum(round(float(x.count - x.total)) for x in judged)
     }
+
+
+def test_both_dtypes_are_measured_and_written(tmp_path, capsys):
+    output = tmp_path / "dtypes.json"
+    assert dtypes.main(["frozenlake_q", "--rounds", "2", "--output", str(output)]) == 0
+    found = json.loads(output.read_text())
+    assert found["about"]["command"] == "python -m experiments.dtypes frozenlake_q --rounds 2"
+    each = found["dtypes"]["frozenlake_q"]
+    assert list(each) == ["float32", "bfloat16"]
+    for cell in each.values():
+        assert cell["unit"] == "frames" and cell["utilisation"] is None  # no peak of a CPU is known
+        assert 0 < cell["least"] <= cell["speed"] <= cell["most"] and cell["memory"] > 0
+    assert "| `frozenlake_q` | frames/s |" in capsys.readouterr().out
 
 
 def test_a_script_starts_from_the_command_line(finished):

@@ -92,6 +92,15 @@ def commands():
     return sorted({line.partition("#")[0].removeprefix(TRAIN).strip() for line in lines})
 
 
+def test_speeds_by_dtype_by_hand():
+    one = {"unit": "images", "speed": 1000.0, "utilisation": 0.1234, "memory": 2**20, "compile_seconds": 3.2}
+    other = {**one, "speed": 2500.0, "utilisation": 0.25}
+    (_, row) = results.dtype_rows({"net": {"float32": one, "bfloat16": other}})
+    assert row == ("`net`", "images/s", "1,000", "2,500", "2.50", "12.3%, 25.0%", "1.00 MiB, 1.00 MiB", "3, 3")
+    (_, row) = results.dtype_rows({"net": {"float32": {**one, "utilisation": None}, "bfloat16": other}})
+    assert row[5] == "unknown, 25.0%"
+
+
 @pytest.mark.parametrize("command", commands())
 def test_commands_can_be_typed(command):
     name, *arguments = command.split()

@@ -82,8 +82,9 @@ def dispatches(
             if jax.config.jax_disable_jit:  # type: ignore[attr-defined]
                 state, metrics = steps(state, batch)
                 return state, Dispatched(metrics, called, waited, 0.0, math.nan)
+            # Compiling may move what a program has as constants, such as the tables of a physics engine.
+            program, operations, seconds = compiled(state, batch)
             with jax.transfer_guard("disallow"):
-                program, operations, seconds = compiled(state, batch)
                 state, metrics = program(state, batch)
             return state, Dispatched(metrics, called, waited, seconds, operations)
 
