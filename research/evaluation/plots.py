@@ -158,6 +158,19 @@ def profiles(
     write(figure, path)
 
 
+def lines(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, path: Path | str) -> None:
+    """Draws a line for each label, (xs, ys) of `found`, y from 0 to 1."""
+    figure = _figure(5.5, 3.6)
+    ax = figure.subplots()
+    for (label, (xs, ys)), colour in zip(found.items(), _colours(len(found)), strict=True):
+        ax.plot(xs, ys, "o-", ms=3, color=colour, lw=1.8, label=label)
+    ax.set(xlabel=x, ylabel=y, ylim=(-0.02, 1.02))
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    write(figure, path)
+
+
 def growth(sizes: Sequence[int], values: Sequence[float], size: str, unit: str, path: Path | str) -> None:
     """Draws how a speed grows with a size, in powers of two, beside the line of the same speed for each."""
     figure = _figure(4.5, 3.4)
