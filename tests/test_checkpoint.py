@@ -212,6 +212,21 @@ def test_init_from_takes_params_and_the_collections_that_match(two):
         init_from(two / "missing", fresh)
 
 
+def test_init_from_takes_the_parameters_of_the_patterns(two):
+    zeros = jnp.zeros_like(at(200).params["dense"]["kernel"])
+    here, taken = at(5)._replace(params={"dense": {"kernel": zeros}, "head": jnp.ones(2)}), at(200).params["dense"]
+    for paths, kernel in ((["dense/*"], taken["kernel"]), (["!head"], taken["kernel"])):
+        told = []
+        found = init_from(two, here, told.append, paths=paths)
+        assert_same(found.params, {"dense": {"kernel": kernel}, "head": jnp.ones(2)})
+        assert told == [told[0]] and "gives params/dense/kernel; --init-paths leaves params/head" in told[0]
+    other_head = here._replace(params={"dense": {"kernel": jnp.zeros((4, 5))}, "head": jnp.ones(2)})
+    with pytest.raises(UserError, match=r"has none of these parameters"):
+        init_from(two, other_head, paths=["head"])
+    with pytest.raises(UserError, match=r"--init-paths: no parameter matches 'dens/\*'"):
+        init_from(two, here, paths=["dens/*"])
+
+
 def test_init_from_takes_averages_where_there_are_any_and_the_best_where_it_is_asked_to(tmp_path):
     def averaged(step, names):
         average = {name: jax.tree.map(lambda x: x + 1, at(step).params[name]) for name in names}

@@ -11,8 +11,11 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from nets import NETS, name
 
 from research.core.errors import UserError
+from research.core.metrics import mean
 from research.core.muon import OUTPUTS, labels, matrices
 from research.core.optimizers import Optimizer, optimizer
+from research.core.state import Batch
+from research.core.update import Aux, UpdateConfig, updater
 
 RATE, DECAY = 0.1, 0.3
 PARAMS = {
@@ -187,3 +190,32 @@ def test_muons_adam_is_no_nadam():
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
         bias -= 0.1 * m / (1 - 0.9**n) / (v / (1 - 0.999**n)) ** 0.5
     assert float(params["bias"][0]) == pytest.approx(bias, rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "muon"])
+def test_frozen_parameters_stay_and_rates_scale_steps(name):
+    """Two updates by a loss whose gradient is 3 everywhere; the norm that is clipped is of what moves alone."""
+    params = {"encoder": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    batch = Batch(jnp.arange(1), jnp.ones(1), jnp.ones((1, 1)), ())
+
+    def loss(params, state, batch, rng):
+        return mean(sum(3 * x.sum() for x in jax.tree.leaves(params))), Aux()
+
+    def trained(**how):
+        how = UpdateConfig(clip=1.0, **how)
+        init, update = updater(how, {"net": (Optimizer(name=name, learning_rate=0.1, weight_decay=0.1), 2)})
+        state = init(jax.random.key(0), {"net": (params, {})})
+        for _ in range(2):
+            state, aux = update(state, "net", loss, batch)
+        return state.params["net"], float(aux.metrics["gradient_norm"].value)
+
+    (plain, norm), (frozen, rest) = trained(), trained(freeze=("encoder/*",))
+    assert norm == pytest.approx(3 * 10**0.5) and rest == pytest.approx(3 * 6**0.5)
+    np.testing.assert_array_equal(frozen["encoder"]["kernel"], params["encoder"]["kernel"])
+    moved = lambda tree: np.abs(np.asarray(tree) - 1).max()
+    assert moved(frozen["head"]["kernel"]) > 0.01 and moved(plain["encoder"]["kernel"]) > 0.01
+    faster, _ = trained(rates=(("*/bias", 0.5),))
+    np.testing.assert_array_equal(faster["encoder"]["kernel"], plain["encoder"]["kernel"])
+    assert moved(faster["head"]["bias"]) == pytest.approx(moved(plain["head"]["bias"]) / 2, rel=1e-4)
+    with pytest.raises(UserError, match=r"--freeze: no parameter matches 'encoders/\*': did you mean encoder/kernel"):
+        trained(freeze=("encoders/*",))

@@ -20,6 +20,7 @@ from research.core.devices import position, summed
 from research.core.errors import UserError
 from research.core.metrics import Mean, Metric, Metrics, added, mean
 from research.core.optimizers import Optimizer, optimizer, schedule
+from research.core.patterns import check_patterns, matching
 from research.core.state import State, example_keys, owned, rng
 from research.core.types import Tree
 
@@ -43,11 +44,16 @@ class UpdateConfig:
         clip: global norm to which gradients are clipped; None for no clipping
         dtype: dtype that nets compute in, in training and evaluation; parameters, optimizer states and losses stay
             float32. float16 is for GPUs without bfloat16: it needs a loss scale, which is adapted as training goes on
+        freeze: patterns of the paths of parameters that stay as they are, such as 'encoder/*'; batch statistics move
+            all the same
+        rates: patterns of the paths of parameters, each with the factor by which their learning rate differs
     """
 
     grad_accum_steps: int = 1
     clip: float | None = None
     dtype: Annotated[Dtype, tyro.conf.arg(aliases=("--dtype",))] = "float32"
+    freeze: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--freeze",))] = ()
+    rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
         if self.grad_accum_steps < 1:
@@ -147,7 +153,7 @@ def updater(
 
     whole_batch  the loss is no sum over the examples (a contrastive one): `grad_accum_steps` above 1 is refused
     """
-    transforms = {name: optimizer(how, updates) for name, (how, updates) in optimizers.items()}
+    transforms = {name: _partitioned(optimizer(how, updates), config) for name, (how, updates) in optimizers.items()}
     rates = {name: schedule(how, updates) for name, (how, updates) in optimizers.items()}
     decays = {name: decay for name, decay in average.items() if decay is not None}
     parts, half = config.grad_accum_steps, config.dtype == "float16"
@@ -159,6 +165,8 @@ def updater(
         world: Tree = (),
     ) -> State:
         params = {name: params for name, (params, _) in nets.items()}
+        check_patterns(params, config.freeze, "--freeze")
+        check_patterns(params, [pattern for pattern, _ in config.rates], "update.rates")
         scale = LossScale(jnp.float32(INITIAL_SCALE), jnp.int32(0), jnp.int32(0)) if half else ()
         opt_state = {name: Moving(jnp.int32(0), transforms[name].init(params[name]), scale) for name in transforms}
         kept = {name: own for name, (_, own) in nets.items() if own} | dict(collections)
@@ -190,6 +198,9 @@ def updater(
 
         gradient, examples = summed((gradient, value.count))
         gradient = jax.tree.map(lambda g: g / jnp.maximum(examples, 1e-8), gradient)
+        if config.freeze:  # they count for nothing in the norm either
+            frozen = matching(params, config.freeze)
+            gradient = jax.tree.map(lambda g, stays: jnp.zeros_like(g) if stays else g, gradient, frozen)
         gradient, norm = _clipped(gradient, config.clip)
         steps, stepped = transforms[name].update(gradient, inner, params)
         moved = optax.apply_updates(params, steps)
@@ -252,6 +263,18 @@ def ema_update(average: Tree, params: Tree, decay: float, count: jax.Array) -> T
     t = count.astype(jnp.float32)
     keep = jnp.minimum(decay, (1 + t) / (10 + t))
     return jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
+
+
+def _partitioned(tx: optax.GradientTransformation, config: UpdateConfig) -> optax.GradientTransformation:
+    """`tx` for the parameters that are not frozen, its steps times the factors of `rates`; the others stay."""
+    if config.freeze:
+        labels = lambda params: jax.tree.map(str, matching(params, config.freeze))
+        tx = optax.partition({"False": tx, "True": optax.set_to_zero()}, labels)
+    factors = [
+        optax.masked(optax.scale(factor), lambda params, pattern=pattern: matching(params, [pattern]))
+        for pattern, factor in config.rates
+    ]
+    return optax.chain(tx, *factors) if factors else tx
 
 
 def _put(state: State, name: str, own: dict[str, Tree]) -> State:

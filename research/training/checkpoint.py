@@ -18,9 +18,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +34,7 @@ import orbax.checkpoint as ocp
 from research.core import console
 from research.core.errors import RunError, UserError
 from research.core.files import failing, reason, replacing
+from research.core.patterns import check_patterns
 from research.core.state import State
 from research.training.leaves import check_same, describe, differences, named, plain, plain_shape, size, typed
 from research.training.processes import ProcessGroup
@@ -217,24 +219,37 @@ AVERAGED = ("params", "collections/average")
 
 
 def init_from(
-    directory: Path | str, state: State, warn: Warn = to_stderr, best: bool = False, group: ProcessGroup | None = None
+    directory: Path | str,
+    state: State,
+    warn: Warn = to_stderr,
+    best: bool = False,
+    group: ProcessGroup | None = None,
+    paths: Sequence[str] = (),
 ) -> State:
     """`state` with the weights that another run evaluates, and with that run's collections of equal shapes.
 
     directory  the other run's checkpoints
     best       take the checkpoint marked as the best where there is one, else the newest
     group      see `restore`
+    paths      patterns of the paths of the parameters to take, such as "net/encoder/*"; with a ! in front, of those not
+               to take; none: all
 
     The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
     the same values. Parameters that only `state` has (a head for another task) keep their values, with one line to
-    `warn`. Raises UserError where shapes differ, no parameter is common to both, or nothing was saved.
+    `warn`. Raises UserError where shapes differ, no parameter is common to both, a pattern matches none, or nothing was
+    saved.
     """
+    check_patterns(state.params, [pattern.removeprefix("!") for pattern in paths], "--init-paths", whole=True)
 
     def read(path: Path, manifest: Manifest) -> State:
         here, there = named(state), manifest.leaves
-        sources = {name: _source(name, there) for name in here}
+        sources = {name: _source(name, there) for name in here if _wanted(name, paths)}
         taken = {name: source for name, source in sources.items() if source in there}
-        wanted = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
+        parameters = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
+        wanted = [name for name in parameters if name in sources]
+        if paths:
+            left = ", ".join(name for name in parameters if name not in sources)
+            warn(f"{path} gives {', '.join(wanted)}; --init-paths leaves {left or 'none'}")
         missing = [name for name in wanted if name not in taken]
         if missing == wanted:
             raise UserError(f"checkpoint {path} has none of these parameters: {', '.join(wanted[:3])}, …")
@@ -254,6 +269,14 @@ def init_from(
     if found is None:
         raise UserError(f"{directory} holds no checkpoint to start from")
     return found[1]
+
+
+def _wanted(name: str, paths: Sequence[str]) -> bool:
+    """Whether a parameter or an average is one of those to take."""
+    path = next((name.removeprefix(f"{prefix}/") for prefix in AVERAGED if name.startswith(f"{prefix}/")), name)
+    hit = lambda patterns: any(fnmatchcase(path, pattern) for pattern in patterns)
+    given = [pattern for pattern in paths if not pattern.startswith("!")]
+    return (not given or hit(given)) and not hit(pattern[1:] for pattern in paths if pattern.startswith("!"))
 
 
 def _source(name: str, there: dict[str, str]) -> str | None:

@@ -70,6 +70,8 @@ class Command(Generic[Config]):
         log: where the metrics go, besides metrics.jsonl and TensorBoard
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
             averaged ones if it has them, and those of its best checkpoint if its config says so
+        init_paths: patterns of the paths of the parameters that --init-from gives, such as 'net/encoder/*'; with a ! in
+            front, of those that it does not, such as '!net/head/*'
         over: what `experiments.sweep` varies within one program: every combination of the values is trained, each with
             all seeds
     """
@@ -88,11 +90,14 @@ class Command(Generic[Config]):
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     log: LogOptions = LogOptions()
     init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    init_paths: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
     over: tyro.conf.Suppress[Over] = ()
 
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {self.seeds}")
+        if self.init_paths and self.init_from is None:
+            raise UserError("--init-paths says what --init-from gives: name the run")
         check_processes(self.processes, self.coordinator, self.process)
         if self.processes is not None and self.debug:
             raise UserError("--debug is for one process: leave --processes out")

@@ -163,7 +163,8 @@ def begin(job: Job) -> tuple[int, State]:
     elif source is not None:
         workdir.check_kept(source, job.feeds.kept)
         from_best = workdir.evaluates_best(source)
-        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group)
+        paths = job.command.init_paths
+        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group, paths)
     provenance.check_deterministic()
     log.cut(job.directory, step)
     return step, job.where.put(state)

@@ -59,9 +59,8 @@ def _check_processes(directory: Path, name: str, command: config.Command[Experim
     """Raise UserError where this process differs from the primary one in config, code, packages or directory."""
     if group.size == 1:
         return
-    options = {
-        option: str(getattr(command, option)) for option in ("seeds", "over", "init_from", "place", "mesh", "shard")
-    }
+    names = ("seeds", "over", "init_from", "init_paths", "place", "mesh", "shard")
+    options = {option: str(getattr(command, option)) for option in names}
     code = {"code": provenance.code(), **provenance.versions()}
     now = {"config": name, **config.leaves(command.config), **options, **code}
     there = json.loads(group.broadcast("config", json.dumps(now)))
@@ -192,6 +191,7 @@ def _describe(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         **({"over": config.to_json(command.over)} if command.over else {}),
         "topology": _topology(command),
         "init_from": None if command.init_from is None else str(command.init_from),
+        **({"init_paths": command.init_paths} if command.init_paths else {}),
         **provenance.describe(),
     }
 
@@ -237,6 +237,8 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
             differ.append(f"swept over: {there.get('over', [])} there, {config.to_json(command.over)} now")
         if _resolved(there["init_from"]) != _resolved(command.init_from):
             differ.append(f"init_from: {there['init_from']} there, {command.init_from} now")
+        if tuple(there.get("init_paths", ())) != command.init_paths:
+            differ.append(f"init_paths: {there.get('init_paths', [])} there, {list(command.init_paths)} now")
     if differ:
         raise UserError(
             f"{directory} was made by another config ({'; '.join(differ)}): "
