@@ -52,7 +52,8 @@ class MadeMasks(Masks):
         """See `Masks`."""
         counts, shape = SIZES[self.name]
         of = lambda count: (np.zeros((count, *shape), np.uint8), np.full((count, *shape[:2]), count % 11, np.uint8))
-        return masks.Arrays(*map(of, counts), tuple(map(str, range(11))))
+        train, validation, test = map(of, counts)
+        return masks.Arrays(train, validation, test, tuple(map(str, range(11))))
 
 
 class MadeUnpaired(Unpaired):
