@@ -93,7 +93,15 @@ AT_MOST = {
     },
     **{"learning_starts": 64, "updates": 2, "target_update_interval": 3, "episodes": 4},
     # data
-    **{"crop": 12, "vocabulary": 300, "context": 12, "evaluation_context": 20, "batch": 8, "evaluation_batch": 16},
+    **{
+        "crop": 12,
+        "hole": 4,
+        "vocabulary": 300,
+        "context": 12,
+        "evaluation_context": 20,
+        "batch": 8,
+        "evaluation_batch": 16,
+    },
     # optimizer and run
     **{"warmup": 4, "steps": STEPS, "steps_per_dispatch": 5, "evaluate_every": STEPS, "save_every": STEPS},
 }
