@@ -37,7 +37,7 @@ def config() -> Segment:
         balance=0.3,
         dice=0.5,
         average=0.999,
-        optimizer=Optimizer(learning_rate=2e-3, schedule="one_cycle", weight_decay=0.05),
+        optimizer=Optimizer(learning_rate=1e-3, schedule="one_cycle", weight_decay=0.05),
         update=UpdateConfig(clip=1.0),
         run=Run(
             steps=8000,

@@ -15,7 +15,7 @@ not, and `label_accuracy` is the share of samples that are classified as the req
 
 Expected: an FID of 10,000 samples below 1.49.
 Measured: It has not been trained yet.
-Time: three to four hours on two cores: 0.9 GFLOP for each of 1.3 million training images, 15 for a sample.
+Time: three hours on two cores: 0.9 GFLOP for each of 1.3 million training images, 15 for a sample.
 """
 
 from research.core.experiment import Run

@@ -59,6 +59,11 @@ def test_any_size_comes_out_as_it_went_in(shape):
     others = jax.jit(module.apply)({"params": params}, np.stack([x[0] + 1, x[1]]))
     np.testing.assert_allclose(out[1], others[1], rtol=1e-4, atol=1e-5)
     assert not np.allclose(out[0], others[0])
+    # It is the middle of what becomes of an image with more of the same at its edges, of the next size that is halved.
+    (top, bottom), (left, right) = ((n // 2, n - n // 2) for n in (-side % 4 for side in shape[:2]))
+    whole = jax.jit(module.apply)({"params": params}, np.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0)), "edge"))
+    height, width, _ = shape
+    np.testing.assert_allclose(out, whole[:, top : top + height, left : left + width], rtol=1e-4, atol=1e-5)
 
 
 def test_it_sees_the_whole_image_and_keeps_each_pixel():
