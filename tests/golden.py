@@ -37,8 +37,9 @@ import numpy as np
 from research.core.errors import NotInstalled
 from research.core.metrics import computed
 from research.core.state import State
-from research.data import images, pairs, sentences, unpaired
+from research.data import images, masks, pairs, sentences, unpaired
 from research.data.images import Images
+from research.data.masks import Masks
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
 from research.data.text import Text
@@ -92,7 +93,15 @@ AT_MOST = {
     },
     **{"learning_starts": 64, "updates": 2, "target_update_interval": 3, "episodes": 4},
     # data
-    **{"vocabulary": 300, "context": 12, "evaluation_context": 20, "batch": 8, "evaluation_batch": 16},
+    **{
+        "crop": 12,
+        "hole": 4,
+        "vocabulary": 300,
+        "context": 12,
+        "evaluation_context": 20,
+        "batch": 8,
+        "evaluation_batch": 16,
+    },
     # optimizer and run
     **{"warmup": 4, "steps": STEPS, "steps_per_dispatch": 5, "evaluate_every": STEPS, "save_every": STEPS},
 }
@@ -155,6 +164,17 @@ class MadeImages(Images):
         return images.Arrays(*of(0, 150), *of(2, 20), tuple("0123456789"))
 
 
+class MadeMasks(Masks):
+    """Noise, each pixel in a class by its brightness."""
+
+    def arrays(self) -> masks.Arrays:
+        def of(seed: int, count: int) -> masks.Part:
+            pixels = raw(seed, count, 16, 16, 3)
+            return pixels, pixels[..., 0] // 64
+
+        return masks.Arrays(of(0, 40), of(1, 20), of(2, 20), tuple("abcd"))
+
+
 class MadeUnpaired(Unpaired):
     """Noise, dark and bright."""
 
@@ -196,7 +216,13 @@ def made(data: Any, directory: Path) -> Any:
         else:
             path.write_text("\n".join(lines(0, 400, 12)))
         return dataclasses.replace(data, name=str(path))
-    kinds = {Images: MadeImages, Unpaired: MadeUnpaired, Sentences: MadeSentences, Pairs: MadePairs}
+    kinds = {
+        Images: MadeImages,
+        Masks: MadeMasks,
+        Unpaired: MadeUnpaired,
+        Sentences: MadeSentences,
+        Pairs: MadePairs,
+    }
     kind = kinds.get(type(data))
     if kind is None or data.name == "digits":
         return data

@@ -104,6 +104,31 @@ class ConfusionMatrix:
         return {"macro_f1": by_class["f1"].mean(-1), "mean_iou": iou.mean(-1), **dict(named)}
 
 
+@struct.dataclass
+class Overlap:
+    """Counts of pixels by true and predicted class, and the intersection over union (IoU) that they give.
+
+    counts  f32[classes, classes], [true, predicted]
+    names   of the classes; static
+    """
+
+    counts: jax.Array
+    names: tuple[str, ...] = struct.field(pytree_node=False)
+
+    def compute(self, name: str) -> Mapping[str, Any]:
+        """The IoU of each class, `iou_CLASS`, and `mean_iou`, their unweighted mean.
+
+        A class that neither occurs nor is predicted has none (NaN), and the mean is that of the others.
+        """
+        counts = np.asarray(self.counts, np.float64)
+        right = np.diagonal(counts, axis1=-2, axis2=-1)
+        union = counts.sum(-1) + counts.sum(-2) - right
+        with np.errstate(divide="ignore", invalid="ignore"):
+            iou = right / union
+            mean = np.where(union > 0, iou, 0).sum(-1) / (union > 0).sum(-1)
+        return {"mean_iou": mean, **{f"iou_{c}": iou[..., n] for n, c in enumerate(self.names)}}
+
+
 def confusion(predicted: jax.Array, labels: jax.Array, mask: jax.Array, names: Sequence[str] | int) -> ConfusionMatrix:
     """The ConfusionMatrix of predictions and labels, i32[batch] each; `names` of the classes, or how many there are."""
     classes = names if isinstance(names, int) else len(names)

@@ -210,6 +210,7 @@ def feeds(
     validation: float,
     seed: int,
     feed: FeedName = "device",
+    given: tuple[Tree, Tree] | None = None,
 ) -> Feeds:
     """The feeds of arrays on the host: the only function that a new source of arrays has to call. It copies nothing.
 
@@ -219,15 +220,20 @@ def feeds(
     validation        fraction of the training examples that is held out for validation, at least one
     seed              seed of that split and of the order of training; it does not depend on the seed of the run
     feed              where the training examples are kept
+    given             (inputs, targets) to validate on, where the data set has them: nothing is held out
 
-    Raises UserError if there are fewer than two training examples.
+    Raises UserError if there are fewer than two training examples to hold out validation data from.
     """
-    if size_of(train[0]) < 2:
-        raise UserError(f"{size_of(train[0])} training examples are too few to hold out validation data")
-    rest, held_out = split(size_of(train[0]), validation, seed)
+    if given is None:
+        if size_of(train[0]) < 2:
+            raise UserError(f"{size_of(train[0])} training examples are too few to hold out validation data")
+        rest, held_out = split(size_of(train[0]), validation, seed)
+        validated = EvalBatches.of(partial(take, train, held_out), len(held_out), evaluation_batch)
+    else:
+        rest, validated = None, EvalBatches.of(partial(take, given, None), size_of(given[0]), evaluation_batch)
     return Feeds(
         train=(device_feed if feed == "device" else HostFeed)(*train, batch=batch, seed=seed, places=rest),
-        validation=EvalBatches.of(partial(take, train, held_out), len(held_out), evaluation_batch),
+        validation=validated,
         test=EvalBatches.of(partial(take, test, None), size_of(test[0]), evaluation_batch),
     )
 

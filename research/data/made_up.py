@@ -8,8 +8,9 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.core.experiment import Experiment
-from research.data import images, pairs, sentences, unpaired
+from research.data import images, masks, pairs, sentences, unpaired
 from research.data.images import Images
+from research.data.masks import Masks
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
 from research.data.text import Text
@@ -18,6 +19,7 @@ from research.data.unpaired import Unpaired
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mnist": ((60_000, 10_000), (28, 28, 1)),
     "cifar10": ((50_000, 10_000), (32, 32, 3)),
+    "camvid_small": ((367, 101, 233), (180, 240, 3)),
     "cycle_gan/horse2zebra": ((1067, 1334, 120, 140), (256, 256, 3)),
     "imdb_reviews": ((25_000, 25_000), ()),
     "sst2": ((67_349, 1821), ()),
@@ -41,6 +43,17 @@ class MadeImages(Images):
         (train, test), shape = SIZES[self.name]
         of = lambda count: (np.zeros((count, *shape), np.uint8), np.arange(count, dtype=np.int32) % 10)
         return images.Arrays(*of(train), *of(test), tuple("0123456789"))
+
+
+class MadeMasks(Masks):
+    """Black images in eleven classes."""
+
+    def arrays(self) -> masks.Arrays:
+        """See `Masks`."""
+        counts, shape = SIZES[self.name]
+        of = lambda count: (np.zeros((count, *shape), np.uint8), np.full((count, *shape[:2]), count % 11, np.uint8))
+        train, validation, test = map(of, counts)
+        return masks.Arrays(train, validation, test, tuple(map(str, range(11))))
 
 
 class MadeUnpaired(Unpaired):
@@ -116,6 +129,7 @@ def _made(data: Any, directory: Path) -> Any:
         return dataclasses.replace(data, name=str(path))
     kinds: dict[type, type] = {
         Images: MadeImages,
+        Masks: MadeMasks,
         Unpaired: MadeUnpaired,
         Sentences: MadeSentences,
         Pairs: MadePairs,

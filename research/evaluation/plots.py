@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
@@ -111,6 +112,28 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
             ax.imshow(image, cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
             if captions:
                 ax.set_title(captions[i], fontsize=8, pad=2)
+    write(figure, path)
+
+
+def masks(images: Any, truths: Any, predictions: Any, names: Sequence[str], path: Path | str) -> None:
+    """Draws rows of an image, its true and its predicted classes, in colours that a legend names.
+
+    images u8[n, height, width, channels], truths and predictions u8[n, height, width]; a number that is no class, as
+    where none is known, is white.
+    """
+    n, height, width, channels = images.shape
+    palette = np.array([colormaps["tab20"]((2 * k + k // 10) % 20)[:3] for k in range(len(names))])
+    coloured = lambda numbers: np.concatenate([palette, np.ones((256 - len(names), 3))])[numbers]
+    figure = _figure(9.0, n * (3.0 * height / width + 0.05) + 0.6 + 0.2 * math.ceil(len(names) / 6))
+    axes = figure.subplots(n, 3, squeeze=False)
+    for row, pictures in zip(axes, zip(images, coloured(truths), coloured(predictions), strict=True), strict=True):
+        for ax, picture in zip(row, pictures, strict=True):
+            ax.axis("off")
+            ax.imshow(picture[..., 0] if channels == 1 and picture is pictures[0] else picture, cmap="gray")
+    for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
+        ax.set_title(title, fontsize=11)
+    handles = [Patch(color=colour, label=name) for colour, name in zip(palette, names, strict=True)]
+    figure.legend(handles=handles, ncols=6, loc="outside lower center", frameon=False, fontsize=9)
     write(figure, path)
 
 

@@ -6,6 +6,7 @@ Pictures show the first seed's samples; numbers are of every seed.
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from PIL import Image
 
 from research.core.console import console
 from research.core.errors import UserError
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Load, Numbers, Report, Split
 from research.core.files import write_json
 from research.core.state import State
 from research.core.transformations import each_seed, first_seed
@@ -22,12 +23,15 @@ from research.data.images import Images
 from research.data.unpaired import Unpaired
 from research.evaluation import inception
 from research.evaluation import plots as plot
-from research.evaluation.classifier import Classifier, batches
+from research.evaluation.classifier import Classifier, batches, load_classifier
 from research.evaluation.sample_metrics import fid, kid, precision_recall
 from research.evaluation.seeds import per_seed
 
 Generate = Callable[[State, jax.Array, jax.Array], jax.Array]
-"""(State, noise f32[batch, latent], labels i32[batch]) -> images [batch, h, w, c] in [-1, 1]."""
+"""(State, noise f32[batch, *latent], labels i32[batch]) -> images [batch, h, w, c] in [-1, 1]."""
+
+Latent = int | tuple[int, ...]
+"""The length of a noise vector, or the shape of noise of another rank."""
 
 Translate = Callable[[State, jax.Array, bool], jax.Array]
 """(State, images u8[batch, h, w, c], whether from X to Y) -> images [batch, h, w, c] in [-1, 1]."""
@@ -47,12 +51,36 @@ def to_uint8(images: jax.Array) -> np.ndarray:
     return np.asarray(jnp.round((images + 1) * 127.5).clip(0, 255).astype(jnp.uint8))
 
 
-def latent_inputs(seed: int, count: int, latent: int, num_labels: int) -> tuple[jax.Array, jax.Array]:
-    """Normal noise f32[count, latent] and labels i32[count]: 0, 1, ... `num_labels` - 1, 0, 1, ..."""
-    return jax.random.normal(jax.random.key(seed), (count, latent)), jnp.arange(count) % num_labels
+def latent_inputs(seed: int, count: int, latent: Latent, num_labels: int) -> tuple[jax.Array, jax.Array]:
+    """Normal noise f32[count, *latent] and labels i32[count]: 0, 1, ... `num_labels` - 1, 0, 1, ..."""
+    shape = (latent,) if isinstance(latent, int) else latent
+    return jax.random.normal(jax.random.key(seed), (count, *shape)), jnp.arange(count) % num_labels
 
 
-def sample_grid(generate: Generate, latent: int, num_labels: int | None, every: int) -> Report:
+def reports(config: Any, generate: Generate, latent: Latent, load: Load) -> list[Report]:
+    """The reports on what `generate` makes, of an experiment in generating images.
+
+    config  the experiment: its fields data, conditional, classifier_dir, classifier_hash, inception, num_samples and
+            sample_metrics_every are read
+    load    see `Experiment.reports`
+    """
+    data, num_samples, every = config.data, config.num_samples, config.sample_metrics_every
+    images = data.spec()
+    num_labels = images.classes if config.conditional else None
+    found = [
+        sample_grid(generate, latent, num_labels, config.run.evaluate_every),
+        animation(),
+        interpolation_grid(generate, latent, num_labels),
+    ]
+    if config.classifier_dir is not None:
+        classifier = load_classifier(load, config.classifier_dir, config.classifier_hash, images.shape)
+        found.append(classifier_metrics(generate, latent, data, classifier, num_samples, config.conditional, every))
+    if config.inception is not None:
+        found.append(inception_metrics(generate, latent, data, config.inception, num_samples, every))
+    return found
+
+
+def sample_grid(generate: Generate, latent: Latent, num_labels: int | None, every: int) -> Report:
     """samples.png: always of the same noise, with a column for each label (the first `MAX_LABELS`).
 
     num_labels  labels that the generator reads; None: it reads none, and there are `COLUMNS` columns
@@ -82,7 +110,7 @@ def animation() -> Report:
     return Report(run)
 
 
-def interpolation_grid(generate: Generate, latent: int, num_labels: int | None) -> Report:
+def interpolation_grid(generate: Generate, latent: Latent, num_labels: int | None) -> Report:
     """interpolations.png: along each row, the noise moves on a circle from one sample of the normal to another.
 
     num_labels  labels that the generator reads: each row has one of them (the first `MAX_LABELS`); None: it reads
@@ -94,17 +122,18 @@ def interpolation_grid(generate: Generate, latent: int, num_labels: int | None) 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         start, labels = latent_inputs(1, rows, latent, rows)
         end, _ = latent_inputs(2, rows, latent, rows)
-        angle = jnp.linspace(0, jnp.pi / 2, COLUMNS)[None, :, None]
+        angle = jnp.linspace(0, jnp.pi / 2, COLUMNS).reshape(-1, *(1,) * (start.ndim - 1))
         # cos² + sin² = 1, so the noise has the normal's variance everywhere on the way.
         noise = jnp.cos(angle) * start[:, None] + jnp.sin(angle) * end[:, None]
-        images = generate(first_seed(state), noise.reshape(-1, latent), jnp.repeat(labels, COLUMNS))
+        noise = noise.reshape(-1, *start.shape[1:])
+        images = generate(first_seed(state), noise, jnp.repeat(labels, COLUMNS))
         plot.image_grid(to_uint8(images), None, directory / "interpolations.png", columns=COLUMNS)
         return {}
 
     return Report(run)
 
 
-def generate_samples(generate: Generate, state: State, latent: int, num_labels: int, count: int) -> np.ndarray:
+def generate_samples(generate: Generate, state: State, latent: Latent, num_labels: int, count: int) -> np.ndarray:
     """`count` samples u8[count, h, w, c], always of the same noise; see `latent_inputs`."""
     parts = zip(*(batches(x) for x in latent_inputs(3, count, latent, num_labels)), strict=True)
     return np.concatenate([to_uint8(generate(state, *part)) for part in parts])
@@ -112,7 +141,7 @@ def generate_samples(generate: Generate, state: State, latent: int, num_labels: 
 
 def classifier_metrics(
     generate: Generate,
-    latent: int,
+    latent: Latent,
     data: Images,
     classifier: Classifier,
     num_samples: int,
@@ -188,7 +217,7 @@ def classifier_metrics(
 
 
 def inception_metrics(
-    generate: Generate, latent: int, data: Images, path: str, num_samples: int, every: int | None
+    generate: Generate, latent: Latent, data: Images, path: str, num_samples: int, every: int | None
 ) -> Report:
     """inception_fid: FID to the training images on Inception's features, see `evaluation/inception.py`.
 

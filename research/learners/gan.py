@@ -23,7 +23,6 @@ from research.core.types import Tree
 from research.core.update import Aux, scan_updates, strided, updater
 from research.data.images import Images, ImageSpec
 from research.evaluation import samples
-from research.evaluation.classifier import load_classifier
 from research.learners.adversarial import PIXELS, Adversarial, prepared
 from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -145,23 +144,7 @@ class GAN(Adversarial):
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        images, latent, num_samples, every = self.data.spec(), self.latent, self.num_samples, self.sample_metrics_every
-        num_labels = images.classes if self.conditional else None
-        found = [
-            samples.sample_grid(self.samples, latent, num_labels, self.run.evaluate_every),
-            samples.animation(),
-            samples.interpolation_grid(self.samples, latent, num_labels),
-        ]
-        if self.classifier_dir is not None:
-            classifier = load_classifier(load, self.classifier_dir, self.classifier_hash, images.shape)
-            found.append(
-                samples.classifier_metrics(
-                    self.samples, latent, self.data, classifier, num_samples, self.conditional, every
-                )
-            )
-        if self.inception is not None:
-            found.append(samples.inception_metrics(self.samples, latent, self.data, self.inception, num_samples, every))
-        return found
+        return samples.reports(self, self.samples, self.latent, load)
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""

@@ -31,6 +31,7 @@ class Conv(nn.Module):
     Attributes:
         features: output channels
         kernel_size: height and width of the kernel
+        zero: whether the kernel starts from zero, as that of the last layer of a residual branch may
     """
 
     features: int
@@ -38,12 +39,14 @@ class Conv(nn.Module):
     stride: int = 1
     padding: Padding = "SAME"
     use_bias: bool = True
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[channels, height, width, batch] -> [features, height', width', batch]."""
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
-        kernel = self.param("kernel", nn.initializers.variance_scaling(2.0, "fan_out", "normal"), shape)
+        init = nn.initializers.zeros if self.zero else nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        kernel = self.param("kernel", init, shape)
         y = convolve(x, kernel, self.stride, self.padding)
         if not self.use_bias:
             return y
