@@ -37,7 +37,8 @@ import numpy as np
 from research.core.errors import NotInstalled
 from research.core.metrics import computed
 from research.core.state import State
-from research.data import images, pairs, sentences, unpaired
+from research.data import boxes, images, pairs, sentences, unpaired
+from research.data.boxes import BoxedImages, Canvases
 from research.data.images import Images
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
@@ -155,6 +156,26 @@ class MadeImages(Images):
         return images.Arrays(*of(0, 150), *of(2, 20), tuple("0123456789"))
 
 
+class MadeCanvases(Canvases):
+    """Canvases of noise."""
+
+    def arrays(self) -> images.Arrays:
+        return MadeImages(name=self.name).arrays()
+
+
+class MadeBoxes(BoxedImages):
+    """Noise with boxes of three classes."""
+
+    def arrays(self) -> boxes.Arrays:
+        def part(seed: int, count: int) -> boxes.Annotated:
+            low, size = raw(seed + 1, count, 3, 2) / np.float32(512), raw(seed + 2, count, 3, 2) / np.float32(600)
+            labels = (raw(seed + 3, count, 3) % 3).astype(np.int32)
+            corners = np.concatenate([low, low + size + np.float32(0.05)], -1)
+            return boxes.Annotated(raw(seed, count, 64, 64, 3), list(corners), list(labels))
+
+        return boxes.Arrays(part(0, 40), part(4, 20), ("a", "b", "c"))
+
+
 class MadeUnpaired(Unpaired):
     """Noise, dark and bright."""
 
@@ -196,7 +217,14 @@ def made(data: Any, directory: Path) -> Any:
         else:
             path.write_text("\n".join(lines(0, 400, 12)))
         return dataclasses.replace(data, name=str(path))
-    kinds = {Images: MadeImages, Unpaired: MadeUnpaired, Sentences: MadeSentences, Pairs: MadePairs}
+    kinds = {
+        Images: MadeImages,
+        BoxedImages: MadeBoxes,
+        Canvases: MadeCanvases,
+        Unpaired: MadeUnpaired,
+        Sentences: MadeSentences,
+        Pairs: MadePairs,
+    }
     kind = kinds.get(type(data))
     if kind is None or data.name == "digits":
         return data
