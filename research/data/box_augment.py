@@ -72,7 +72,7 @@ def _augment_one(config: BoxAugment, key: jax.Array, image: jax.Array, objects: 
         for axis, n in enumerate((height, width))
     )
     mean = image.mean((0, 1))
-    image = jnp.einsum("yh,hwc,xw->yxc", rows, image - mean, columns) + mean
+    image = jnp.einsum("yh,hwc,xw->yxc", rows, image - mean, columns, precision="highest") + mean
 
     corners = (objects.boxes.reshape(-1, 2, 2) - extent / 2) * zoom + centre
     low, high = corners.min(1), corners.max(1)

@@ -363,9 +363,8 @@ class Canvases(BoxData):
     def _fixed(self, feed: "CanvasFeed") -> EvalBatches:
         """Canvases to evaluate on, on the host."""
         count, size = min(self.canvases, self.limit or self.canvases), self.evaluation_batch
-        draw = jax.jit(feed.draw)
         places = [np.arange(start, start + size, dtype=np.int32) for start in range(0, count, size)]
-        parts = [jax.device_get(draw(place)) for place in places]
+        parts = [jax.device_get(_drawn(feed, place)) for place in places]
         whole = jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *parts)
         return EvalBatches.of(functools.partial(take, whole, None), count, size)
 
@@ -433,10 +432,17 @@ class CanvasFeed:
             jax.vmap(lambda at, scale, n=n: interpolation(at, self.shape[n], 1 / scale))(at[:, n], scale)
             for n in (0, 1)
         )
-        drawn = jnp.einsum("nyh,nhwc,nxw->nyxc", rows, digits, columns) * valid[:, None, None, None]
+        drawn = (
+            jnp.einsum("nyh,nhwc,nxw->nyxc", rows, digits, columns, precision="highest") * valid[:, None, None, None]
+        )
         image = jnp.round(drawn.max(0)).clip(0, 255).astype(jnp.uint8)
         keep = lambda x: jnp.where(valid.reshape(-1, *(1,) * (x.ndim - 1)), x, 0)
         return image, Objects(keep(boxes), keep(labels), valid)
+
+
+@jax.jit
+def _drawn(feed: CanvasFeed, index: Any) -> tuple[jax.Array, Objects]:
+    return feed.draw(index)
 
 
 def interpolation(at: jax.Array, size: int, step: jax.Array) -> jax.Array:
@@ -471,6 +477,7 @@ def _overlap(boxes: jax.Array) -> jax.Array:
 def _canvas_spec(data: Canvases, dir: str | None) -> BoxSpec:
     """`dir`: the directory of the data, a part of the cache's key."""
     digits = data.load()
-    some = data._feed(digits.train_images, digits.train_labels, data.seed).draw(jnp.arange(64))[0]
+    feed = data._feed(digits.train_images, digits.train_labels, data.seed)
+    some, _ = _drawn(feed, np.arange(64, dtype=np.int32))
     channels = digits.train_images.shape[-1]
     return BoxSpec((data.size, data.size, channels), digits.names, *images.moments(np.asarray(some)))
