@@ -20,7 +20,7 @@ from research.core.errors import UserError
 from research.core.experiment import Feeds
 from research.core.state import Batch, example_keys
 from research.data import images, tfds
-from research.data.checks import check_fields, check_images, check_labels
+from research.data.checks import check_fields, check_images
 from research.data.feed import EvalBatches, FeedName, feeds, take
 from research.data.order import indices, split
 
@@ -151,19 +151,19 @@ class BoxedImages(BoxData):
 
     def load(self) -> tuple[tuple[np.ndarray, Objects], tuple[np.ndarray, Objects], tuple[str, ...]]:
         """(images, objects) to train and to test on, checked and padded, and the names. Raises as `spec` does."""
-        train, test, names = self.arrays()
-        splits = (("train", train), ("test", test))
-        checked = [self._checked(f"data.name {self.name}, {split}", part, names) for split, part in splits]
-        if checked[0].images.shape[1:] != checked[1].images.shape[1:]:
-            raise UserError(
-                f"data.name {self.name}: the images of training and test differ in shape: set --data.resize"
-            )
-        missing = set(range(len(names))) - set(np.concatenate(checked[0].labels).tolist())
-        if missing and self.limit is None:
-            raise UserError(f"data.name {self.name}, train: no example of the class {names[min(missing)]}")
-        count = max(max(map(len, part.labels)) for part in checked)
-        padded = [(part.images, pad_objects(part, count)) for part in checked]
-        return padded[0], padded[1], names
+        *splits, names = self.arrays()
+        train, test = (
+            self._checked(f"data.name {self.name}, {split}", part, names)
+            for split, part in zip(("train", "test"), splits, strict=True)
+        )
+        if train.images.shape[1:] != test.images.shape[1:]:
+            raise UserError(f"data.name {self.name}: images of training and test differ in shape: set --data.resize")
+        missing = np.setdiff1d(np.arange(len(names)), train.labels)
+        if missing.size and self.limit is None:
+            raise UserError(f"data.name {self.name}, train: no example of the class {names[missing[0]]}")
+        count = max(np.bincount(part.image, minlength=1).max() for part in (train, test))
+        padded = lambda part: (part.images, pad_objects(part, max(count, 1)))
+        return padded(train), padded(test), names
 
     def feeds(self) -> Feeds:
         """See `BoxData`."""
@@ -178,37 +178,67 @@ class BoxedImages(BoxData):
             feed=self.feed,
         )
 
-    def _checked(self, what: str, part: Annotated, names: Sequence[str]) -> Annotated:
-        """At most `limit` images of `part`, with the boxes cut off at the image's edges. Raises UserError where a box
-        or a label is wrong, or an image has none."""
-        found, labels, boxes = part.images[: self.limit], [], []
-        check_images(what, found)
-        for at, (own, classes) in enumerate(zip(part.boxes[: self.limit], part.labels[: self.limit], strict=True)):
-            own, classes = np.asarray(own, np.float32).reshape(-1, 4), np.asarray(classes, np.int32)
-            check_labels(f"{what}, boxes of image {at}", classes, len(own), len(names))
-            full = np.all(own[:, :2] < own[:, 2:], axis=1)
-            inside = np.all((own >= -TOLERANCE) & (own <= 1 + TOLERANCE), axis=1)
-            good = full & inside
-            if self.invalid == "error" and not good.all():
-                n = int(np.argmin(good))
-                kind, box = "not inside the image" if full[n] else "empty", [round(float(x), 4) for x in own[n]]
-                mend = "mend the data, or drop such boxes (--data.invalid drop)"
-                raise UserError(f"{what}: box {n} of image {at}, {box} as fractions of the image, is {kind}: {mend}")
-            if not good.any() and not self.allow_empty:
-                raise UserError(f"{what}: image {at} has no box; --data.allow-empty if that is no mistake")
-            boxes.append(np.clip(own[good], 0, 1))
-            labels.append(classes[good])
-        return Annotated(found, boxes, labels)
+    def _checked(self, what: str, part: Annotated, names: Sequence[str]) -> "Flat":
+        """The boxes of at most `limit` images of `part`, cut off at the image's edges.
+
+        Raises UserError where a box or a label is wrong, or an image has none.
+        """
+        images, boxes, labels = part.images[: self.limit], part.boxes[: self.limit], part.labels[: self.limit]
+        check_images(what, images)
+        counts = np.array([len(own) for own in boxes])
+        odd = np.flatnonzero(counts != [len(own) for own in labels])
+        if len(counts) != len(images) or odd.size:
+            found = f"image {odd[0]} has not as many labels as boxes" if odd.size else f"there are {len(counts)}"
+            raise UserError(f"{what}: expected boxes and labels of {len(images)} images; {found}")
+        flat = Flat(
+            images,
+            np.repeat(np.arange(len(counts)), counts),
+            np.concatenate([np.reshape(own, (-1, 4)) for own in boxes]).astype(np.float32),
+            np.concatenate(labels).astype(np.int32),
+        )
+        wrong = np.flatnonzero((flat.labels < 0) | (flat.labels >= len(names)))
+        if wrong.size:
+            at, label = flat.image[wrong[0]], flat.labels[wrong[0]]
+            raise UserError(f"{what}: image {at} has an object of the class {label}, not of 0 ... {len(names) - 1}")
+        full = np.all(flat.boxes[:, :2] < flat.boxes[:, 2:], axis=1)
+        good = full & np.all((flat.boxes >= -TOLERANCE) & (flat.boxes <= 1 + TOLERANCE), axis=1)
+        if self.invalid == "error" and not good.all():
+            n = int(np.argmin(good))
+            kind, box = "not inside the image" if full[n] else "empty", [round(float(x), 4) for x in flat.boxes[n]]
+            raise UserError(
+                f"{what}: a box of image {flat.image[n]}, {box} as fractions of the image, is {kind}: mend the data, "
+                "or drop such boxes (--data.invalid drop)"
+            )
+        flat = Flat(images, *(x[good] for x in flat[1:]))
+        empty = np.setdiff1d(np.arange(len(images)), flat.image)
+        if empty.size and not self.allow_empty:
+            raise UserError(f"{what}: image {empty[0]} has no box; --data.allow-empty if that is no mistake")
+        return flat._replace(boxes=flat.boxes.clip(0, 1))
 
 
-def pad_objects(part: Annotated, count: int) -> Objects:
-    """The objects of images [examples, height, width, channels], padded to `count` each: boxes become pixels."""
-    (examples, height, width, _), at_least = part.images.shape, max(count, 1)
-    boxes, labels = np.zeros((examples, at_least, 4), np.float32), np.zeros((examples, at_least), np.int32)
-    for at, (own, classes) in enumerate(zip(part.boxes, part.labels, strict=True)):
-        boxes[at, : len(own)] = own * np.array([height, width, height, width], np.float32)
-        labels[at, : len(own)] = classes
-    return Objects(boxes, labels, np.arange(at_least) < np.array([[len(own)] for own in part.labels]))
+class Flat(NamedTuple):
+    """The objects of all images, one after another.
+
+    images  u8[examples, height, width, channels]
+    image   i[objects], the place of each object's image
+    boxes   f32[objects, 4], as fractions of the image's height and width
+    labels  i32[objects]
+    """
+
+    images: np.ndarray
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+
+
+def pad_objects(flat: Flat, count: int) -> Objects:
+    """The objects by image, padded to `count` each: boxes become pixels."""
+    examples, height, width, _ = flat.images.shape
+    place = np.arange(len(flat.image)) - np.searchsorted(flat.image, flat.image)  # within its image
+    boxes, labels = np.zeros((examples, count, 4), np.float32), np.zeros((examples, count), np.int32)
+    boxes[flat.image, place] = flat.boxes * np.array([height, width, height, width], np.float32)
+    labels[flat.image, place] = flat.labels
+    return Objects(boxes, labels, np.arange(count) < np.bincount(flat.image, minlength=examples)[:, None])
 
 
 @functools.lru_cache(maxsize=2)
@@ -289,7 +319,7 @@ def decoded(source: Any, what: str, where: Any, resize: tuple[int, int] | None, 
 def _spec(data: BoxedImages, dir: str | None) -> BoxSpec:
     """`dir`: the directory of the data, a part of the cache's key."""
     (train, _), _, names = data.load()
-    return BoxSpec(train.shape[1:], names, *images.moments(train[:: max(1, len(train) // 1000)]))
+    return BoxSpec(train.shape[1:], names, *images.moments(train[:: max(1, len(train) // 500)]))
 
 
 @dataclass(frozen=True)
@@ -316,7 +346,7 @@ class Canvases(BoxData):
 
     name: str = "mnist"
     batch: int = 32
-    evaluation_batch: int = 50
+    evaluation_batch: int = 40
     size: int = 96
     objects: int = 6
     scales: tuple[float, float] = (0.75, 1.5)

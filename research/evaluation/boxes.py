@@ -104,10 +104,12 @@ def average_precision(truth: Sequence[Objects], found: Sequence[np.ndarray], nam
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(coco(objects), coco(rows), "bbox")
+        evaluation.params.maxDets = [max([100, *map(len, found)])]
+        evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
-    # [thresholds, recalls, classes], of all sizes and the most detections; -1 where a class has no object.
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    # [thresholds, recalls, classes]; -1 where a class has no object.
+    precision = evaluation.eval["precision"][..., 0, 0]
     by_class = np.where(precision < 0, np.nan, precision).mean(1)
     there = ~np.isnan(by_class[0])
     mean = lambda values: float(values[..., there].mean()) if there.any() else math.nan

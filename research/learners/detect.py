@@ -63,6 +63,7 @@ class Detect(Supervised):
         radius: how far from the middle of a box locations are positive, in strides
         candidates: number of the best boxes of an image that suppression chooses from
         detections: number of boxes found in an image, at most
+        least_score: boxes with a lower score are not kept
         overlap: of two boxes of a class whose intersection over union is above this, the better one is kept
         ap_every: steps between evaluations of the average precision on the validation data; by default it is computed
             once, at the end, on the test data
@@ -75,6 +76,7 @@ class Detect(Supervised):
     radius: float = 1.5
     candidates: int = 1000
     detections: int = 100
+    least_score: float = 0.05
     overlap: float = 0.6
     ap_every: int | None = None
 
@@ -124,7 +126,8 @@ class Detect(Supervised):
     def detected(self, state: State, images: jax.Array) -> jax.Array:
         """The objects that are found in u8[batch, height, width, channels]; see `detected`."""
         outputs = self.outputs(self.model(), state, standardised(scaled(images), self.data.spec()))
-        return detected(outputs, self.locations(), self.data.spec(), self.candidates, self.detections, self.overlap)
+        choice = Choice(self.candidates, self.detections, self.least_score, self.overlap)
+        return detected(outputs, self.locations(), self.data.spec().shape, choice)
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
@@ -235,28 +238,37 @@ def centerness(distances: jax.Array) -> jax.Array:
     return jnp.sqrt(ratio(top, bottom) * ratio(left, right))
 
 
-def detected(
-    outputs: Outputs, where: Locations, spec: BoxSpec, candidates: int, detections: int, overlap: float
-) -> jax.Array:
+class Choice(NamedTuple):
+    """Which boxes of an image are kept; see `Detect`."""
+
+    candidates: int
+    detections: int
+    least_score: float
+    overlap: float
+
+
+def detected(outputs: Outputs, where: Locations, shape: tuple[int, ...], choice: Choice) -> jax.Array:
     """The objects found, f32[batch, detections, 6]: ymin, xmin, ymax, xmax in pixels, score, class; the best first.
 
-    Where fewer are found, rows are 0. See `Detect` for the last three arguments.
+    shape  of an image, (height, width, ...)
+
+    Where fewer are found, rows are 0.
     """
-    limits = jnp.array(spec.shape[:2] * 2, jnp.float32)
+    limits = jnp.array(shape[:2] * 2, jnp.float32)
 
     def one(logits: jax.Array, distances: jax.Array, centerness: jax.Array) -> jax.Array:
         classes = logits.shape[-1]
         scores = jnp.sqrt(jax.nn.sigmoid(logits) * jax.nn.sigmoid(centerness)[:, None])
-        score, place = jax.lax.top_k(scores.reshape(-1), min(candidates, scores.size))
+        score, place = jax.lax.top_k(scores.reshape(-1), min(choice.candidates, scores.size))
         at, label = place // classes, place % classes
         away = distances[at] * where.stride[at, None]
         points = where.points[at]
         boxes = jnp.concatenate([points - away[:, :2], points + away[:, 2:]], 1).clip(0, limits)
-        score = jnp.where(suppressed(boxes, label, overlap), 0, score)
-        kept, best = jax.lax.top_k(score, min(detections, len(score)))
+        score = jnp.where(suppressed(boxes, label, choice.overlap), 0, score)
+        kept, best = jax.lax.top_k(score, min(choice.detections, len(score)))
         rows = jnp.concatenate([boxes[best], kept[:, None], label[best, None].astype(jnp.float32)], 1)
-        rows = jnp.where(kept[:, None] > 0, rows, 0)
-        return jnp.pad(rows, ((0, detections - len(rows)), (0, 0)))
+        rows = jnp.where(kept[:, None] > choice.least_score, rows, 0)
+        return jnp.pad(rows, ((0, choice.detections - len(rows)), (0, 0)))
 
     return jax.vmap(one)(*outputs)
 
