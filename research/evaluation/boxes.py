@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
@@ -149,7 +150,9 @@ def draw(
                 colour = colours[int(label)]
                 box(ax, np.array(corners), lw=1.0, ec=colour)
                 text = f"{names[int(label)]} {score:.2f}" if len(names) > 3 else f"{score:.2f}"
-                ax.text(corners[1], corners[0], text, fontsize=5, color="white", va="bottom", clip_on=True,
+                ink = "white" if np.dot(to_rgb(colour), (0.3, 0.6, 0.1)) < 0.5 else "black"
+                top = max(corners[0], 0.04 * height)  # inside of the picture
+                ax.text(corners[1], top, text, fontsize=5, color=ink, va="bottom", clip_on=True,
                         bbox={"fc": colour, "ec": "none", "pad": 0.4})  # fmt: skip
     title = f"found, with a score of at least {LEAST_SCORE} (dashed: truth)"
     if len(names) <= len(plots.COLOURS):
