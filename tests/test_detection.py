@@ -289,6 +289,14 @@ def test_wrong_boxes_are_one_line(change, message):
         assert objects.valid[1].sum() == 0 and objects.valid[0].any()
 
 
+def test_a_data_set_without_boxes():
+    if not (Path(os.environ.get("TFDS_DATA_DIR", "")) / "mnist").is_dir():
+        pytest.skip("MNIST is not in TFDS_DATA_DIR")
+    expected = r"features image and objects \(bbox and label\), and splits train, test; it has features image, label"
+    with pytest.raises(UserError, match=expected):
+        BoxedImages(name="mnist").load()
+
+
 def test_images_of_a_size_that_the_net_does_not_take():
     odd = dataclasses.replace(EXPERIMENTS["canvas_detector"], data=Canvases(name="digits", size=36, scales=(1, 2)))
     with pytest.raises(UserError, match=r"images of 36x36: the net needs multiples of 8: set --data\.size"):

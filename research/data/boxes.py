@@ -22,6 +22,7 @@ from research.core.state import Batch, example_keys
 from research.data import images, tfds
 from research.data.checks import check_fields, check_images
 from research.data.feed import EvalBatches, FeedName, feeds, take
+from research.data.images import ImageSpec
 from research.data.order import indices, split
 
 TOLERANCE = 1e-4
@@ -71,20 +72,6 @@ class Arrays(NamedTuple):
     names: tuple[str, ...]
 
 
-class BoxSpec(NamedTuple):
-    """The properties of images with boxes that a learner needs.
-
-    shape      (height, width, channels)
-    names      names of the classes
-    mean, std  of each channel, over pixels of the training images, scaled to 0 ... 1
-    """
-
-    shape: tuple[int, int, int]
-    names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-
 @dataclass(frozen=True)
 class BoxData(ABC):
     """Images with boxes; inputs u8[batch, height, width, channels], targets `Objects` of n boxes [batch, n, ...]."""
@@ -98,7 +85,7 @@ class BoxData(ABC):
     limit: int | None = None
 
     @abstractmethod
-    def spec(self) -> BoxSpec:
+    def spec(self) -> ImageSpec:
         """The properties that a learner needs. Raises UserError if the data is not there, RunError if it is damaged."""
 
     @abstractmethod
@@ -140,7 +127,7 @@ class BoxedImages(BoxData):
     def __post_init__(self) -> None:
         check_fields(self, "resize")
 
-    def spec(self) -> BoxSpec:
+    def spec(self) -> ImageSpec:
         """See `BoxData`."""
         return _spec(self, tfds.directory(self.dir))
 
@@ -271,6 +258,8 @@ def arrays(
         return decoded(tfds.source(builder, name, split), what, builder.data_path, resize, limit)
 
     parts = [read(split) for split in train_splits]
+    if len({part.images.shape[1:] for part in parts}) > 1:
+        raise UserError(f"data.name {name}: images of {' and '.join(train_splits)} differ in shape: set --data.resize")
     train = Annotated(
         np.concatenate([part.images for part in parts]) if len(parts) > 1 else parts[0].images,
         [box for part in parts for box in part.boxes],
@@ -316,10 +305,10 @@ def decoded(source: Any, what: str, where: Any, resize: tuple[int, int] | None, 
 
 
 @functools.lru_cache(maxsize=2)
-def _spec(data: BoxedImages, dir: str | None) -> BoxSpec:
+def _spec(data: BoxedImages, dir: str | None) -> ImageSpec:
     """`dir`: the directory of the data, a part of the cache's key."""
     (train, _), _, names = data.load()
-    return BoxSpec(train.shape[1:], names, *images.moments(train[:: max(1, len(train) // 500)]))
+    return ImageSpec(train.shape[1:], len(names), names, *images.moments(train[:: max(1, len(train) // 500)]))
 
 
 @dataclass(frozen=True)
@@ -357,7 +346,7 @@ class Canvases(BoxData):
         if not 0 < self.scales[0] <= self.scales[1]:
             raise UserError(f"data.scales are a smallest and a largest factor above 0, not {self.scales}")
 
-    def spec(self) -> BoxSpec:
+    def spec(self) -> ImageSpec:
         """See `BoxData`."""
         return _canvas_spec(self, tfds.directory(self.dir))
 
@@ -504,10 +493,11 @@ def _overlap(boxes: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=2)
-def _canvas_spec(data: Canvases, dir: str | None) -> BoxSpec:
+def _canvas_spec(data: Canvases, dir: str | None) -> ImageSpec:
     """`dir`: the directory of the data, a part of the cache's key."""
     digits = data.load()
     feed = data._feed(digits.train_images, digits.train_labels, data.seed)
     some, _ = _drawn(feed, np.arange(64, dtype=np.int32))
     channels = digits.train_images.shape[-1]
-    return BoxSpec((data.size, data.size, channels), digits.names, *images.moments(np.asarray(some)))
+    shape = (data.size, data.size, channels)
+    return ImageSpec(shape, len(digits.names), digits.names, *images.moments(np.asarray(some)))

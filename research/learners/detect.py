@@ -25,9 +25,10 @@ from research.core.metrics import Mean, Metrics
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State
 from research.data.box_augment import BoxAugment, augment_boxes
-from research.data.boxes import BoxData, BoxedImages, BoxSpec, Canvases, Objects
+from research.data.boxes import BoxData, BoxedImages, Canvases, Objects
 from research.data.toy import ToyBoxes
 from research.evaluation import boxes as reports
+from research.learners.classify import scaled, standardised
 from research.learners.supervised import Supervised, supervised
 from research.nets.detector import Detector, Outputs
 
@@ -91,7 +92,7 @@ class Detect(Supervised):
         if height % strides[-1] or width % strides[-1]:
             size = "--data.resize" if hasattr(self.data, "resize") else "--data.size"
             raise UserError(f"images of {height}x{width}: the net needs multiples of {strides[-1]}: set {size}")
-        return self.net.clone(outputs=len(self.data.spec().names))
+        return self.net.clone(outputs=self.data.spec().classes)
 
     def build(self) -> Learner:
         """See `Experiment`."""
@@ -147,16 +148,6 @@ class Detect(Supervised):
                 f"Classes are {', '.join(names)}.",
             )
         }
-
-
-def scaled(pixels: jax.Array) -> jax.Array:
-    """u8 [...] -> f32 [...] in [0, 1]."""
-    return pixels.astype(jnp.float32) / 255
-
-
-def standardised(images: jax.Array, spec: BoxSpec) -> jax.Array:
-    """Images [..., channels] less each channel's mean, over its standard deviation."""
-    return (images - jnp.array(spec.mean)) / jnp.array(spec.std)
 
 
 def locations(shape: tuple[int, int], strides: tuple[int, ...], reach: float) -> Locations:
