@@ -37,7 +37,8 @@ import numpy as np
 from research.core.errors import NotInstalled
 from research.core.metrics import computed
 from research.core.state import State
-from research.data import images, masks, pairs, sentences, unpaired
+from research.data import boxes, images, masks, pairs, sentences, unpaired
+from research.data.boxes import BoxedImages, Canvases
 from research.data.images import Images
 from research.data.masks import Masks
 from research.data.pairs import Pairs
@@ -175,6 +176,26 @@ class MadeMasks(Masks):
         return masks.Arrays(of(0, 40), of(1, 20), of(2, 20), tuple("abcd"))
 
 
+class MadeCanvases(Canvases):
+    """Canvases of noise."""
+
+    def arrays(self) -> images.Arrays:
+        return MadeImages(name=self.name).arrays()
+
+
+class MadeBoxes(BoxedImages):
+    """Noise with boxes of three classes."""
+
+    def arrays(self) -> boxes.Arrays:
+        def part(seed: int, count: int) -> boxes.Annotated:
+            low, size = raw(seed + 1, count, 3, 2) / np.float32(512), raw(seed + 2, count, 3, 2) / np.float32(600)
+            labels = (raw(seed + 3, count, 3) % 3).astype(np.int32)
+            corners = np.concatenate([low, low + size + np.float32(0.05)], -1)
+            return boxes.Annotated(raw(seed, count, 64, 64, 3), list(corners), list(labels))
+
+        return boxes.Arrays(part(0, 40), part(4, 20), ("a", "b", "c"))
+
+
 class MadeUnpaired(Unpaired):
     """Noise, dark and bright."""
 
@@ -219,6 +240,8 @@ def made(data: Any, directory: Path) -> Any:
     kinds = {
         Images: MadeImages,
         Masks: MadeMasks,
+        BoxedImages: MadeBoxes,
+        Canvases: MadeCanvases,
         Unpaired: MadeUnpaired,
         Sentences: MadeSentences,
         Pairs: MadePairs,

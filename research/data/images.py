@@ -222,19 +222,21 @@ def decoded(
 def _spec(images: Images, dir: str | None) -> ImageSpec:
     """`dir`: the directory of the data, a part of the cache's key."""
     data = images.load()
-    mean, std = moments(data.train_images)
-    return ImageSpec(data.train_images.shape[1:], len(data.names), data.names, mean, std)
+    height, width, channels = data.train_images.shape[1:]
+    return ImageSpec((height, width, channels), len(data.names), data.names, *moments(data.train_images))
 
 
 def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """The mean and standard deviation of each channel of u8[images, height, width, channels], scaled to 0 ... 1."""
-    channels = images.shape[-1]
+    """The mean and the standard deviation of each channel of u8[examples, height, width, channels], scaled to 0 ... 1.
+
+    The deviation of a constant channel is given as 1.
+    """
     # From the number of pixels of each of the 256 shades: exact, and in little memory.
+    channels = images.shape[-1]
     shades = np.zeros((channels, 256))
     for part in np.array_split(images, max(1, len(images) // 1000)):
         shades += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(channels)]
     shade, weights = np.arange(256) / 255, shades / shades.sum(1, keepdims=True)
     mean = weights @ shade
     std = np.sqrt((weights * (shade - mean[:, None]) ** 2).sum(1))
-    std = np.where(std == 0, 1, std)  # a constant channel is divided by 1
-    return tuple(mean.tolist()), tuple(std.tolist())
+    return tuple(mean.tolist()), tuple(np.where(std == 0, 1, std).tolist())

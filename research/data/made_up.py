@@ -8,7 +8,8 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.core.experiment import Experiment
-from research.data import images, masks, pairs, sentences, unpaired
+from research.data import boxes, images, masks, pairs, sentences, unpaired
+from research.data.boxes import BoxedImages, Canvases
 from research.data.images import Images
 from research.data.masks import Masks
 from research.data.pairs import Pairs
@@ -20,6 +21,8 @@ SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mnist": ((60_000, 10_000), (28, 28, 1)),
     "cifar10": ((50_000, 10_000), (32, 32, 3)),
     "camvid_small": ((367, 101, 233), (180, 240, 3)),
+    "bccd": ((292, 72), (480, 640, 3)),
+    "coco/2017": ((118_287, 5000), (480, 640, 3)),
     "cycle_gan/horse2zebra": ((1067, 1334, 120, 140), (256, 256, 3)),
     "imdb_reviews": ((25_000, 25_000), ()),
     "sst2": ((67_349, 1821), ()),
@@ -27,6 +30,9 @@ SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "tiny_shakespeare": ((1_115_394,), ()),
 }
 """By the name of a set that can be made up: how many examples its splits have, and the shape of one."""
+
+OBJECTS = {"bccd": (3, 30), "coco/2017": (80, 93)}
+"""By the name of a set with boxes: its classes, and the most objects of an image."""
 
 SYMBOLS = 65
 """The characters of tiny_shakespeare that differ."""
@@ -40,9 +46,36 @@ class MadeImages(Images):
 
     def arrays(self) -> images.Arrays:
         """See `Images`."""
+        return _images(self.name)
+
+
+class MadeCanvases(Canvases):
+    """Canvases without ink."""
+
+    def arrays(self) -> images.Arrays:
+        """See `Canvases`."""
+        return _images(self.name)
+
+
+class MadeBoxes(BoxedImages):
+    """Black images with boxes of all classes: in the first one as many as an image has at most, else one."""
+
+    def arrays(self) -> boxes.Arrays:
+        """See `BoxedImages`."""
         (train, test), shape = SIZES[self.name]
-        of = lambda count: (np.zeros((count, *shape), np.uint8), np.arange(count, dtype=np.int32) % 10)
-        return images.Arrays(*of(train), *of(test), tuple("0123456789"))
+        classes, most = OBJECTS[self.name]
+        shape = (*(self.resize or shape[:2]), shape[2])
+        box = np.array([[0.25, 0.25, 0.75, 0.75]], np.float32)
+
+        def part(count: int) -> boxes.Annotated:
+            labels = [
+                np.arange(most, dtype=np.int32) % classes,
+                *np.arange(count - 1, dtype=np.int32)[:, None] % classes,
+            ]
+            black = np.broadcast_to(np.zeros((1, *shape), np.uint8), (count, *shape))
+            return boxes.Annotated(black, [np.repeat(box, len(own), 0) for own in labels], labels)
+
+        return boxes.Arrays(part(train), part(test), tuple(map(str, range(classes))))
 
 
 class MadeMasks(Masks):
@@ -90,6 +123,13 @@ class MadePairs(Pairs):
         return pairs.Texts(train, validation, test)
 
 
+def _images(name: str) -> images.Arrays:
+    """Black images in ten classes."""
+    (train, test), shape = SIZES[name]
+    of = lambda count: (np.zeros((count, *shape), np.uint8), np.arange(count, dtype=np.int32) % 10)
+    return images.Arrays(*of(train), *of(test), tuple("0123456789"))
+
+
 def _texts(count: int, length: int, vocabulary: int) -> list[str]:
     """Texts of so many words, which take turns."""
     words = [f"{np.base_repr(n, 26)}q" for n in range(vocabulary)]
@@ -130,6 +170,8 @@ def _made(data: Any, directory: Path) -> Any:
     kinds: dict[type, type] = {
         Images: MadeImages,
         Masks: MadeMasks,
+        BoxedImages: MadeBoxes,
+        Canvases: MadeCanvases,
         Unpaired: MadeUnpaired,
         Sentences: MadeSentences,
         Pairs: MadePairs,

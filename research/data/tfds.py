@@ -3,6 +3,7 @@
 import contextlib
 import difflib
 import importlib.util
+import io
 import logging
 import os
 import re
@@ -48,7 +49,8 @@ def builder(name: str, dir: str | None, bundled: str | None, files: str = "") ->
     root = dir or "~/tensorflow_datasets"  # its own default
     prepare = f"pip install 'samestep[prepare]' && {_build(name, root)}"
     try:
-        builder = tfds.builder(name, data_dir=dir)
+        with contextlib.redirect_stdout(io.StringIO()):  # where it misses TensorFlow, it prints a banner
+            builder = tfds.builder(name, data_dir=dir)
         if builder.is_prepared():
             return builder
     except tfds.core.DatasetNotFoundError as error:
@@ -65,7 +67,9 @@ def builder(name: str, dir: str | None, bundled: str | None, files: str = "") ->
     except (ValueError, AssertionError) as error:  # no such configuration, no such version
         raise UserError(f"data.name {name}: {reason(error)}") from error
     except Exception as error:
-        raise damaged(f"data.name {name}", dir, error) from error
+        # Of some sets not even the description can be made without TensorFlow.
+        if not isinstance(error, ImportError) or importlib.util.find_spec("tensorflow"):
+            raise damaged(f"data.name {name}", dir, error) from error
     trouble = "TensorFlow, which can prepare it, is not installed"
     if importlib.util.find_spec("tensorflow"):
         try:

@@ -50,7 +50,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
     several = len(runs) > 1
     found = {split for by_run in panels.values() for _, split in by_run}
     splits = [*(s for s in SPLITS if s in found), *sorted(found - set(SPLITS))]
-    colours = dict(zip(runs if several else splits, _colours(len(runs if several else splits)), strict=True))
+    colours = dict(zip(runs if several else splits, palette(len(runs if several else splits)), strict=True))
     seeds = max(curve.values.shape[1] for by_run in panels.values() for curve in by_run.values())
 
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -185,7 +185,7 @@ def lines(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, 
     """Draws a line for each label, (xs, ys) of `found`, y from 0 to 1."""
     figure = _figure(5.5, 3.6)
     ax = figure.subplots()
-    for (label, (xs, ys)), colour in zip(found.items(), _colours(len(found)), strict=True):
+    for (label, (xs, ys)), colour in zip(found.items(), colours(len(found)), strict=True):
         ax.plot(xs, ys, "o-", ms=3, color=colour, lw=1.8, label=label)
     ax.set(xlabel=x, ylabel=y, ylim=(-0.02, 1.02))
     ax.grid(alpha=0.25)
@@ -232,7 +232,7 @@ def _panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[t
     return {name: {key: _curve(pairs) for key, pairs in by_run.items()} for name, by_run in points.items()}
 
 
-def _colours(count: int) -> list[Any]:
+def palette(count: int) -> list[Any]:
     """So many colours: those of the palette, or of a scale from blue to red where it has too few."""
     return list(COLOURS[:count] if count <= len(COLOURS) else colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
