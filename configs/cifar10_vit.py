@@ -5,11 +5,12 @@ Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k" (arXiv:2205.01580)
 in 200 passes with AutoAugment (omihub777/ViT-CIFAR). Here Muon; shift, flip and cutout alone.
 
     python -m experiments.train cifar10_vit --dtype bfloat16                      for a GPU: 150 passes over the data
-    python -m experiments.train cifar10_vit --steps 4800 --place shard_map        12 passes, for two cores; see below
+    python -m experiments.train cifar10_vit --steps 4800 --place shard_map        12 passes, for two cores
 
 Expected: a test accuracy of at least 0.85 after 150 passes, and of 0.65 after 12.
 Measured: It has not been trained yet.
-Time: XX
+Time: not measured yet. 200 steps, at 0.57 steps/s beside much other work on two cores, ended at a test accuracy of
+0.386.
 """
 
 from research.core.experiment import Run
