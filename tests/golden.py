@@ -38,6 +38,7 @@ from research.core.errors import NotInstalled
 from research.core.metrics import computed
 from research.core.state import State
 from research.data import images, pairs, sentences, unpaired
+from research.data.few_labels import FewLabels
 from research.data.images import Images
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
@@ -92,7 +93,7 @@ AT_MOST = {
     },
     **{"learning_starts": 64, "updates": 2, "target_update_interval": 3, "episodes": 4},
     # data
-    **{"vocabulary": 300, "context": 12, "evaluation_context": 20, "batch": 8, "evaluation_batch": 16},
+    **{"labels": 20, "vocabulary": 300, "context": 12, "evaluation_context": 20, "batch": 8, "evaluation_batch": 16},
     # optimizer and run
     **{"warmup": 4, "steps": STEPS, "steps_per_dispatch": 5, "evaluate_every": STEPS, "save_every": STEPS},
 }
@@ -155,6 +156,10 @@ class MadeImages(Images):
         return images.Arrays(*of(0, 150), *of(2, 20), tuple("0123456789"))
 
 
+class MadeFewLabels(MadeImages, FewLabels):
+    """Few of them."""
+
+
 class MadeUnpaired(Unpaired):
     """Noise, dark and bright."""
 
@@ -196,7 +201,13 @@ def made(data: Any, directory: Path) -> Any:
         else:
             path.write_text("\n".join(lines(0, 400, 12)))
         return dataclasses.replace(data, name=str(path))
-    kinds = {Images: MadeImages, Unpaired: MadeUnpaired, Sentences: MadeSentences, Pairs: MadePairs}
+    kinds = {
+        Images: MadeImages,
+        FewLabels: MadeFewLabels,
+        Unpaired: MadeUnpaired,
+        Sentences: MadeSentences,
+        Pairs: MadePairs,
+    }
     kind = kinds.get(type(data))
     if kind is None or data.name == "digits":
         return data

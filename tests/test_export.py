@@ -41,6 +41,8 @@ SIGNATURES = {
     "wgan_gp": {"inference": ("float32[batch,4] int32[batch]", "float32[batch,8,8,1]")},
     "vae": AUTOENCODER,
     "autoencoder": AUTOENCODER,
+    "simclr": {"inference": ("uint8[batch,8,8,1]", "float32[batch,128]")},
+    "mae": {"inference": ("uint8[batch,8,8,1]", "float32[batch,8]")},
     "transformer": {"inference": ("int32[batch,8]", "float32[batch,8,51]")},
     "lstm": {"inference": ("int32[batch,8]", "float32[batch,8,51]")},
     "masked": {"inference": ("int32[batch,8]", "float32[batch,8,11]")},
