@@ -16,6 +16,7 @@ from research.core.modules import network
 from research.core.state import fold_name
 from research.core.update import UpdateConfig
 from research.data import augment as augmentation
+from research.data import made_up
 from research.data.augment import Augment, augment
 from research.data.few_labels import FewLabels, balanced
 from research.data.images import Images
@@ -233,6 +234,13 @@ def test_few_labels_are_balanced_and_not_those_of_validation():
         balanced(labels, np.arange(6), 3, 2, 0)
     with pytest.raises(UserError, match="4 labelled images of each class are more than the 3"):
         balanced(labels, np.arange(6), 8, 2, 0)
+
+
+def test_few_labels_are_made_up_where_there_is_no_data(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    config, made = made_up.available(Classify(data=FewLabels(name="cifar10", labels=30, batch=30)), tmp_path)
+    batch = config.feeds().train.batch_at(0)
+    assert made and batch.inputs.shape == (30, 32, 32, 3) and np.bincount(batch.targets).tolist() == [3] * 10
 
 
 def test_the_stack_of_both_is_that_of_the_classifier():

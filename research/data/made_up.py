@@ -9,6 +9,7 @@ import numpy as np
 from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.data import images, pairs, sentences, unpaired
+from research.data.few_labels import FewLabels
 from research.data.images import Images
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
@@ -41,6 +42,10 @@ class MadeImages(Images):
         (train, test), shape = SIZES[self.name]
         of = lambda count: (np.zeros((count, *shape), np.uint8), np.arange(count, dtype=np.int32) % 10)
         return images.Arrays(*of(train), *of(test), tuple("0123456789"))
+
+
+class MadeFewLabels(MadeImages, FewLabels):
+    """Few of them."""
 
 
 class MadeUnpaired(Unpaired):
@@ -116,6 +121,7 @@ def _made(data: Any, directory: Path) -> Any:
         return dataclasses.replace(data, name=str(path))
     kinds: dict[type, type] = {
         Images: MadeImages,
+        FewLabels: MadeFewLabels,
         Unpaired: MadeUnpaired,
         Sentences: MadeSentences,
         Pairs: MadePairs,
