@@ -36,6 +36,6 @@ def config() -> MAE:
         masked=0.75,
         optimizer=Optimizer(name="muon", learning_rate=2e-3, schedule="cosine", warmup=400, weight_decay=0.05, b2=0.95),
         update=UpdateConfig(clip=1.0),
-        probe_labels=(500, 5000),
+        probe_labels=(500,),
         run=Run(steps=14_400, steps_per_dispatch=50, evaluate_every=1200, save_every=1200, metric="loss", mode="min"),
     )
