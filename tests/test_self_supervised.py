@@ -2,6 +2,7 @@
 
 import colorsys
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from research.data import made_up
 from research.data.augment import Augment, augment
 from research.data.few_labels import FewLabels, balanced
 from research.data.images import Images
+from research.data.order import split
 from research.evaluation import representations
 from research.learners import mae, simclr
 from research.learners.classify import Classify
@@ -159,7 +161,8 @@ def test_crops_are_resized_bilinearly():
         np.abs(np.diff(inner[..., 0], axis=2)).max() < 1e-5 and np.abs(np.diff(inner[..., 0], 2, axis=1)).max() < 1e-5
     )
     top = 24 * crops[:, 8, 8, 0] - 8.5 * share[0] + 0.5  # the row in the image is (row + 0.5) * share - 0.5 + top
-    place = (top / (16 * (1 - share[0])))[share[0] < 0.9]
+    parts = share[0] < 0.9
+    place = top[parts] / (16 * (1 - share[0][parts]))
     assert -0.01 < place.min() < 0.05 and 0.95 < place.max() < 1.01 and abs(place.mean() - 0.5) < 0.06
     area, ratio = share[0] * share[1], share[0] / share[1]
     assert 0.24 < area.min() < 0.32 and area.max() < 1.001 and area.std() > 0.15
@@ -205,8 +208,10 @@ def test_neighbours_vote_by_cosine():
     assert (found == reference).mean() > 0.995 and len(set(found)) == 4
 
 
-def test_report_on_features(tmp_path):
+def test_report_on_features(tmp_path, monkeypatch):
     """Features that are the pixels: digits are told apart by few labels; validation images are not in the bank."""
+    monkeypatch.setattr(representations, "STRENGTHS", (0.01, 0.1))
+    monkeypatch.setattr(representations, "DRAWS", 2)
     data = Images(name="digits", evaluation_batch=40)
     report = representations.representation(
         lambda state, images: images.reshape(len(images), -1) / 255.0, data, (50, 150), None
@@ -215,7 +220,8 @@ def test_report_on_features(tmp_path):
     values = report.run(state, Split("test", data.feeds().test), tmp_path)
     assert set(values) == set(report.metrics) == {"knn_accuracy", "probe_accuracy_50", "probe_accuracy_150"}
     assert 0.9 < values["knn_accuracy"] < 1 and 0.7 < values["probe_accuracy_50"] < values["probe_accuracy_150"] < 0.99
-    assert (tmp_path / "probes.json").exists()
+    draws = json.loads((tmp_path / "probes.json").read_text())["draws"][0]["50"]
+    assert len(set(draws)) == 2 and np.mean(draws) == pytest.approx(values["probe_accuracy_50"])
 
 
 def test_few_labels_are_balanced_and_not_those_of_validation():
@@ -228,6 +234,11 @@ def test_few_labels_are_balanced_and_not_those_of_validation():
     for a, b in zip(held_out, every.feeds().validation, strict=True):
         np.testing.assert_array_equal(a.inputs, b.inputs)
     assert not rows[0] & {row.tobytes() for batch in held_out for row in batch.inputs}
+    arrays, (rest, _) = few.load(), split(len(few.load().train_labels), few.validation, few.seed)
+    chosen = balanced(arrays.train_labels, rest, 50, 10, 0)
+    assert rows[0] == {row.tobytes() for row in arrays.train_images[chosen]}
+    of_report = balanced(arrays.train_labels[rest], np.arange(len(rest)), 50, 10, 0)
+    np.testing.assert_array_equal(rest[of_report], chosen)
     labels = np.array([0, 0, 1, 1, 1, 0])
     assert balanced(labels, np.array([1, 2, 4, 5]), 4, 2, 0).tolist() == [1, 2, 4, 5]
     with pytest.raises(UserError, match="3 labelled images can't be shared equally by 2"):
