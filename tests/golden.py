@@ -39,6 +39,7 @@ from research.core.metrics import computed
 from research.core.state import State
 from research.data import boxes, images, masks, pairs, sentences, unpaired
 from research.data.boxes import BoxedImages, Canvases
+from research.data.few_labels import FewLabels
 from research.data.images import Images
 from research.data.masks import Masks
 from research.data.pairs import Pairs
@@ -97,6 +98,7 @@ AT_MOST = {
     **{
         "crop": 12,
         "hole": 4,
+        "labels": 20,
         "vocabulary": 300,
         "context": 12,
         "evaluation_context": 20,
@@ -196,6 +198,10 @@ class MadeBoxes(BoxedImages):
         return boxes.Arrays(part(0, 40), part(4, 20), ("a", "b", "c"))
 
 
+class MadeFewLabels(MadeImages, FewLabels):
+    """Few of them."""
+
+
 class MadeUnpaired(Unpaired):
     """Noise, dark and bright."""
 
@@ -242,6 +248,7 @@ def made(data: Any, directory: Path) -> Any:
         Masks: MadeMasks,
         BoxedImages: MadeBoxes,
         Canvases: MadeCanvases,
+        FewLabels: MadeFewLabels,
         Unpaired: MadeUnpaired,
         Sentences: MadeSentences,
         Pairs: MadePairs,

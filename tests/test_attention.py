@@ -11,6 +11,7 @@ import pytest
 from research.core.modules import bind, cast
 from research.nets import attention
 from research.nets.attention import attend_with_dropout
+from research.nets.masked_autoencoder import MaskedAutoencoder
 from research.nets.transformer import (
     Attention,
     AttentionInputs,
@@ -20,8 +21,10 @@ from research.nets.transformer import (
     Stack,
     Translator,
 )
+from research.nets.vit import ViT
 from research.training import config
 
+IMAGES = jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.bfloat16)
 SMALL = Stack(layers=2, width=32, heads=4)
 NETS = {name: net for name in config.names() if hasattr(net := getattr(config.load(name), "net", None), "stack")} | {
     "masked": MaskedModel(SMALL),
@@ -43,6 +46,10 @@ def inputs(net, length):
             return words, jax.ShapeDtypeStruct((4, length + 2), jnp.int32)
         case MaskedModel():
             return words, jax.ShapeDtypeStruct((4, 3), jnp.int32)
+        case ViT():
+            return IMAGES
+        case MaskedAutoencoder():
+            return IMAGES, jax.ShapeDtypeStruct((4, length), jnp.int32)
     return words
 
 
@@ -67,9 +74,9 @@ def test_every_transformer_trains_in_bfloat16_with_cudnn(name, cuda):
     if net.stack.attention_dropout:  # cuDNN has none of ours
         assert "__cudnn$fmha" not in text
         return
-    biased = not isinstance(net, LanguageModel)  # padding is masked by a bias
+    biased = not isinstance(net, LanguageModel | ViT | MaskedAutoencoder)  # padding is masked by a bias
     assert ("__cudnn$fmhaScaleBiasSoftmax(" in text) == ("__cudnn$fmhaScaleBiasSoftmaxBackward(" in text) == biased
-    unbiased = isinstance(net, LanguageModel | Translator)  # causal attention has none
+    unbiased = not biased or isinstance(net, Translator)  # causal attention has none, nor have patches
     assert ("__cudnn$fmhaSoftmax(" in text) == ("__cudnn$fmhaSoftmaxBackward(" in text) == unbiased
 
 

@@ -20,7 +20,7 @@ def test_one_step(name):
     """Of the net's real size: it fits the data, and keeps the contract of a learner."""
     experiment = config.load(name)
     if hasattr(experiment, "data"):
-        few = {"batch": 2, "limit": 20_000 if isinstance(experiment.data, Text) else 300}
+        few = {"batch": 2, "labels": 20, "limit": 20_000 if isinstance(experiment.data, Text) else 300}
         known = {field.name for field in dataclasses.fields(experiment.data)}
         few = {name: value for name, value in few.items() if name in known}
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **few))

@@ -24,6 +24,10 @@ from research.training.leaves import named, plain
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 
+AUTOENCODER = {
+    "encoder": ("float32[batch,8,8,1]", "float32[batch,4]"),
+    "decoder": ("float32[batch,4]", "float32[batch,8,8,1]"),
+}
 SIGNATURES = {
     "cnn": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "cyclegan": {name: ("uint8[batch,8,8,1]", "float32[batch,8,8,1]") for name in ("x_to_y", "y_to_x")},
@@ -35,6 +39,10 @@ SIGNATURES = {
     "ppo_continuous": {"inference": ("float32[batch,1]", "float32[batch,1]")},
     "gan": {"inference": ("float32[batch,4]", "float32[batch,8,8,1]")},
     "wgan_gp": {"inference": ("float32[batch,4] int32[batch]", "float32[batch,8,8,1]")},
+    "vae": AUTOENCODER,
+    "autoencoder": AUTOENCODER,
+    "simclr": {"inference": ("uint8[batch,8,8,1]", "float32[batch,128]")},
+    "mae": {"inference": ("uint8[batch,8,8,1]", "float32[batch,8]")},
     "transformer": {"inference": ("int32[batch,8]", "float32[batch,8,51]")},
     "lstm": {"inference": ("int32[batch,8]", "float32[batch,8,51]")},
     "masked": {"inference": ("int32[batch,8]", "float32[batch,8,11]")},

@@ -13,6 +13,12 @@ class Augment:
     """Random changes of each training image, applied in this order; each is off by default.
 
     Attributes:
+        crop: smallest area of a random part, as a fraction of the image's, that is resized to the whole image; its
+            sides are in a ratio of 3/4 to 4/3 (Szegedy et al. 2015, arXiv:1409.4842); None: no part
+        jitter: strength s of random changes of colour, in four fifths of the images: brightness, contrast and
+            saturation by factors in 1 - 0.8 s ... 1 + 0.8 s, and hue by at most 72 s degrees (Chen et al. 2020,
+            arXiv:2002.05709, appendix A); of images of one channel, brightness and contrast alone; None: no changes
+        grey: probability that an image of three channels loses its colours; None: 0
         flip: flip half of the images from left to right
         rotation: largest angle of rotation in degrees, in either direction; None: no rotation
         scaling: largest relative change of size, so that factors are in 1 - scaling ... 1 + scaling; None: no scaling
@@ -22,6 +28,9 @@ class Augment:
         noise: standard deviation of Gaussian noise, for pixels in 0 ... 1; None: no noise
     """
 
+    crop: float | None = None
+    jitter: float | None = None
+    grey: float | None = None
     flip: bool = False
     rotation: float | None = None
     scaling: float | None = None
@@ -51,7 +60,13 @@ def augment(config: Augment, keys: jax.Array, images: jax.Array) -> jax.Array:
 
 def _augment_one(config: Augment, key: jax.Array, image: jax.Array) -> jax.Array:
     """Augments one image [height, width, channels]."""
-    height, width, _ = image.shape
+    height, width, channels = image.shape
+    if config.crop is not None:
+        image = _resized_crop(jax.random.fold_in(key, 2), image, config.crop)
+    if config.jitter is not None:
+        image = _jittered(jax.random.fold_in(key, 3), image, config.jitter)
+    if config.grey is not None and channels == 3:
+        image = jnp.where(jax.random.uniform(jax.random.fold_in(key, 4)) < config.grey, _grey(image), image)
     # Each effect has numbers of its own, so that it does not depend on which others are on.
     dy, dx, side, angle, factor, cy, cx = jax.random.uniform(key, (7,))
     dy, dx = (jnp.floor(d * (2 * config.shift + 1)) - config.shift for d in (dy, dx))
@@ -74,6 +89,46 @@ def _augment_one(config: Augment, key: jax.Array, image: jax.Array) -> jax.Array
     if config.noise is not None:
         image = image + config.noise * jax.random.normal(jax.random.fold_in(key, 1), image.shape)
     return image
+
+
+def _resized_crop(key: jax.Array, image: jax.Array, smallest: float) -> jax.Array:
+    """A random part of the image, whose area is uniform in `smallest` ... 1 and its ratio of sides log-uniform in
+    3/4 ... 4/3, resized to the image's shape by bilinear interpolation. Sides are at most the image's."""
+    area, ratio, top, left = jax.random.uniform(key, (4,))
+    root = jnp.exp((ratio - 0.5) * jnp.log(4 / 3))
+    side = jnp.sqrt(smallest + (1 - smallest) * area)
+    share = jnp.minimum(jnp.stack([side * root, side / root]), 1)  # of height and width
+    first = jnp.stack([top, left]) * (1 - share) * jnp.array(image.shape[:2])
+    return jax.image.scale_and_translate(
+        image, image.shape, (0, 1), 1 / share, -first / share, method="linear", antialias=False
+    )
+
+
+def _jittered(key: jax.Array, image: jax.Array, strength: float) -> jax.Array:
+    """The image with another brightness, contrast, saturation and hue, changed in this order and cut off at 0 and 1."""
+    some, *factors, angle = jax.random.uniform(key, (5,))
+    brightness, contrast, saturation = (1 + 0.8 * strength * (2 * factor - 1) for factor in factors)
+    mixed = lambda a, b, share: jnp.clip(b + share * (a - b), 0, 1)
+    found = jnp.clip(brightness * image, 0, 1)
+    if image.shape[2] == 3:
+        found = mixed(found, _grey(found).mean(), contrast)
+        found = mixed(found, _grey(found), saturation)
+        found = jnp.clip(found @ _hue_rotation(0.4 * jnp.pi * strength * (2 * angle - 1)), 0, 1)
+    else:
+        found = mixed(found, found.mean(), contrast)
+    return jnp.where(some < 0.8, found, image)
+
+
+def _grey(image: jax.Array) -> jax.Array:
+    """The luma of ITU-R BT.601 in all three channels."""
+    return jnp.broadcast_to((image @ jnp.array([0.299, 0.587, 0.114]))[..., None], image.shape)
+
+
+def _hue_rotation(angle: jax.Array) -> jax.Array:
+    """The rotation of colours about the axis of greys, f32[3, 3], by an angle in radians: colours @ rotation."""
+    cosine, sine = jnp.cos(angle), jnp.sin(angle) / 3**0.5
+    cross = jnp.array([[0.0, 1.0, -1.0], [-1.0, 0.0, 1.0], [1.0, -1.0, 0.0]])
+    return cosine * jnp.eye(3) + sine * cross + (1 - cosine) / 3
 
 
 def _gather(image: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:

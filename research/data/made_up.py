@@ -10,6 +10,7 @@ from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.data import boxes, images, masks, pairs, sentences, unpaired
 from research.data.boxes import BoxedImages, Canvases
+from research.data.few_labels import FewLabels
 from research.data.images import Images
 from research.data.masks import Masks
 from research.data.pairs import Pairs
@@ -87,6 +88,10 @@ class MadeMasks(Masks):
         of = lambda count: (np.zeros((count, *shape), np.uint8), np.full((count, *shape[:2]), count % 11, np.uint8))
         train, validation, test = map(of, counts)
         return masks.Arrays(train, validation, test, tuple(map(str, range(11))))
+
+
+class MadeFewLabels(MadeImages, FewLabels):
+    """Few of them."""
 
 
 class MadeUnpaired(Unpaired):
@@ -172,6 +177,7 @@ def _made(data: Any, directory: Path) -> Any:
         Masks: MadeMasks,
         BoxedImages: MadeBoxes,
         Canvases: MadeCanvases,
+        FewLabels: MadeFewLabels,
         Unpaired: MadeUnpaired,
         Sentences: MadeSentences,
         Pairs: MadePairs,

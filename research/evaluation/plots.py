@@ -185,7 +185,7 @@ def lines(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, 
     """Draws a line for each label, (xs, ys) of `found`, y from 0 to 1."""
     figure = _figure(5.5, 3.6)
     ax = figure.subplots()
-    for (label, (xs, ys)), colour in zip(found.items(), colours(len(found)), strict=True):
+    for (label, (xs, ys)), colour in zip(found.items(), palette(len(found)), strict=True):
         ax.plot(xs, ys, "o-", ms=3, color=colour, lw=1.8, label=label)
     ax.set(xlabel=x, ylabel=y, ylim=(-0.02, 1.02))
     ax.grid(alpha=0.25)

@@ -39,7 +39,8 @@ class CNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Images f32[batch, height, width, channels] -> logits [batch, outputs]."""
+        """Images f32[batch, height, width, channels] -> logits [batch, outputs]; of 0 outputs, the features that the
+        last layer would read."""
         x = x.transpose(3, 1, 2, 0)
         for stage, width in enumerate(self.widths):
             for layer in range(self.depth):
@@ -51,7 +52,7 @@ class CNN(nn.Module):
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden)(x))
             x = Dropout(self.dropout)(x, train)
-        return nn.Dense(self.outputs, name="head")(x)
+        return nn.Dense(self.outputs, name="head")(x) if self.outputs else x
 
 
 class ResNet(nn.Module):
@@ -77,14 +78,16 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Images f32[batch, height, width, channels] -> logits [batch, outputs]."""
+        """Images f32[batch, height, width, channels] -> logits [batch, outputs]; of 0 outputs, the features that the
+        last layer would read."""
         x = x.transpose(3, 1, 2, 0)
         x = nn.relu(BatchNorm()(Conv(self.widths[0], use_bias=False, name="stem")(x), train))
         for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
             for block in range(blocks):
                 stride = 2 if stage > 0 and block == 0 else 1
                 x = BasicBlock(width, stride, self.shortcut)(x, train)
-        return nn.Dense(self.outputs, name="head")(x.mean((1, 2)).T)
+        x = x.mean((1, 2)).T
+        return nn.Dense(self.outputs, name="head")(x) if self.outputs else x
 
 
 class BasicBlock(nn.Module):

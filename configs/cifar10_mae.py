@@ -1,0 +1,41 @@
+"""CIFAR-10 without labels: a Vision Transformer predicts the three quarters of an image's patches that it does not see.
+
+He, Chen, Xie, Li, Dollár & Girshick 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377): its
+fraction of masked patches, its normalised pixels, its augmentation; the encoder is that of `cifar10_vit`, and of 64
+patches of 4x4 pixels it reads 16.
+
+    python -m experiments.train cifar10_mae --dtype bfloat16          for a GPU: 150 passes over the data
+    python -m experiments.train cifar10_mae --steps 2500              26 passes, for two cores
+
+Then, with 500 labels in three draws, or all labels; the same without --init-from is training from scratch:
+
+    python -m experiments.train cifar10_500_vit --data.draw 0 --init-from runs/cifar10_mae --workdir runs/tuned
+    python -m experiments.train cifar10_vit --init-from runs/cifar10_mae --workdir runs/tuned_on_all
+
+The figures are the test accuracy after fine-tuning, and here `knn_accuracy` and `probe_accuracy_500`, the mean over
+three draws of 500 balanced labels, each in probes.json.
+
+Expected: fine-tuning is better than training from scratch.
+Measured: It has not been trained yet.
+Time: not measured yet.
+"""
+
+from research.core.experiment import Run
+from research.core.optimizers import Optimizer
+from research.core.update import UpdateConfig
+from research.data.images import Images
+from research.learners.mae import MAE
+from research.nets.masked_autoencoder import MaskedAutoencoder
+
+
+def config() -> MAE:
+    """The experiment."""
+    return MAE(
+        data=Images(name="cifar10", batch=512, evaluation_batch=500, validation=0.02),
+        net=MaskedAutoencoder(),
+        masked=0.75,
+        optimizer=Optimizer(name="muon", learning_rate=2e-3, schedule="cosine", warmup=400, weight_decay=0.05, b2=0.95),
+        update=UpdateConfig(clip=1.0),
+        probe_labels=(500,),
+        run=Run(steps=14_400, steps_per_dispatch=50, evaluate_every=1200, save_every=1200, metric="loss", mode="min"),
+    )
