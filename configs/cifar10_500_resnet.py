@@ -7,7 +7,8 @@ The draws 0, 1 and 2 are those of the report of `cifar10_simclr`.
 
 Expected: a test accuracy of 0.45 to 0.5 from scratch.
 Measured: It has not been trained yet.
-Time: not measured yet.
+Time: not measured yet. 300 steps with --net.widths 16 32 64 ended at a test accuracy of 0.391, and of 0.419 from 300
+steps of `cifar10_simclr`.
 """
 
 from configs import cifar10_simclr

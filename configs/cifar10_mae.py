@@ -13,11 +13,13 @@ Then, with 500 labels in three draws, or all labels; the same without --init-fro
     python -m experiments.train cifar10_vit --init-from runs/cifar10_mae --workdir runs/tuned_on_all
 
 The figures are the test accuracy after fine-tuning, and here `knn_accuracy` and `probe_accuracy_500`, the mean over
-three draws of 500 balanced labels, each in probes.json.
+three draws of 500 balanced labels, each in probes.json. In reconstructions.png the mean and the standard deviation of
+each hidden patch are those of the image.
 
 Expected: fine-tuning is better than training from scratch.
 Measured: It has not been trained yet.
-Time: not measured yet.
+Time: not measured yet. 200 steps of 128 images, half a pass at 0.4 steps/s beside much other work, ended at a
+validation loss of 0.79; the mean of a patch alone has 1.
 """
 
 from research.core.experiment import Run

@@ -113,7 +113,10 @@ class MAE(Supervised):
         spec, side = self.data.spec(), self.net.patch
 
         def rows(state: State, batch: Batch) -> tuple[jax.Array, ...]:
-            """Images with the hidden patches grey, with the predicted ones in their places, and as they are."""
+            """Images with the hidden patches grey, with the predicted ones in their places, and as they are.
+
+            Predictions are in units of a patch's own mean and standard deviation, which are taken from the image.
+            """
             x, kept, predicted = self.predicted(state, batch)
             truth = patches(x, side)
             visible = is_kept(kept, truth.shape[1])[:, :, None]
