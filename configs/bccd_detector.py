@@ -11,8 +11,9 @@ cells are not labelled completely, which limits the precision that can be measur
 
 Expected: an AP50 of at least 0.85 on the test images. Pre-trained YOLOv5x and YOLOv7 have 0.923 and 0.896 on splits of
 their own.
-Measured: It has not been trained yet.
-Time: a step of the 16 images takes 4 to 7 seconds on two cores that are busy with other work besides.
+Measured: 0.918 (red cells 0.871, white cells 0.978, platelets 0.906), an AP50:95 of 0.610; one seed.
+Time: 173 s on one H200 beside other trainings; a step of the 16 images takes 4 to 7 seconds on two cores that are busy
+with other work besides.
 """
 
 from research.core.experiment import Run
@@ -50,5 +51,5 @@ def config() -> Detect:
         optimizer=Optimizer(learning_rate=1e-3, schedule="cosine", warmup=200, weight_decay=0.05),
         update=UpdateConfig(clip=10.0),
         ap_every=500,
-        run=Run(steps=3000, steps_per_dispatch=50, evaluate_every=500, save_every=500, metric="ap50"),
+        run=Run(steps=2500, steps_per_dispatch=50, evaluate_every=500, save_every=500, metric="ap50"),
     )

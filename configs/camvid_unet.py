@@ -15,8 +15,9 @@ et al. 2016, arXiv:1606.02147), SegNet without pre-training 0.464 to 0.502, FC-D
 arXiv:1611.09326).
 
 Expected: a test mean_iou above 0.48.
-Measured: It has not been trained yet.
-Time: about two hours on two cores: 20 GFLOP for each image of full size, 13 for a crop, 64,000 crops.
+Measured, by --dtype bfloat16: 0.531, and 0.862 of the pixels; one seed.
+Time: 250 s on one H200 beside other trainings. Not tried on two cores: 20 GFLOP for
+each image of full size, 13 for a crop, 48,000 crops.
 """
 
 from research.core.experiment import Run
@@ -40,7 +41,7 @@ def config() -> Segment:
         optimizer=Optimizer(learning_rate=1e-3, schedule="one_cycle", weight_decay=0.05),
         update=UpdateConfig(clip=1.0),
         run=Run(
-            steps=8000,
+            steps=6000,
             steps_per_dispatch=50,
             evaluate_every=1000,
             save_every=1000,

@@ -6,9 +6,10 @@
 The draws 0, 1 and 2 are those of the report of `cifar10_simclr`.
 
 Expected: a test accuracy of 0.45 to 0.5 from scratch.
-Measured: It has not been trained yet.
-Time: not measured yet. 300 steps with --net.widths 16 32 64 ended at a test accuracy of 0.391, and of 0.419 from 300
-steps of `cifar10_simclr`.
+Measured: 0.478 and 0.475 from scratch, draws 0 and 1; its settings were not tuned. Fine-tuned from `cifar10_simclr`,
+draw 0, it has 0.61 on validation data, less than a linear classifier of the features as they are.
+Time: 34 s on one H200 beside other trainings. 300 steps with --net.widths 16 32 64 ended at a test accuracy of 0.391,
+and of 0.419 from 300 steps of `cifar10_simclr`.
 """
 
 from configs import cifar10_simclr

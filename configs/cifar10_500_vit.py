@@ -6,8 +6,8 @@
 The draws 0, 1 and 2 are those of the report of `cifar10_mae`.
 
 Expected: a test accuracy of 0.35 to 0.4 from scratch, and more after pre-training.
-Measured: It has not been trained yet.
-Time: not measured yet.
+Measured: 0.429 from scratch, draw 0. Its settings were not tuned.
+Time: 68 s on one H200 beside other trainings.
 """
 
 import dataclasses

@@ -4,7 +4,7 @@ He, Chen, Xie, Li, Dollár & Girshick 2022, "Masked autoencoders are scalable vi
 fraction of masked patches, its normalised pixels, its augmentation; the encoder is that of `cifar10_vit`, and of 64
 patches of 4x4 pixels it reads 16.
 
-    python -m experiments.train cifar10_mae --dtype bfloat16          for a GPU: 150 passes over the data
+    python -m experiments.train cifar10_mae --dtype bfloat16          for a GPU: 75 passes over the data
     python -m experiments.train cifar10_mae --steps 2500              26 passes, for two cores
 
 Then, with 500 labels in three draws, or all labels; the same without --init-from is training from scratch:
@@ -17,8 +17,9 @@ three draws of 500 balanced labels, each in probes.json. In reconstructions.png 
 each hidden patch are those of the image.
 
 Expected: fine-tuning is better than training from scratch.
-Measured: It has not been trained yet.
-Time: not measured yet. 200 steps of 128 images, half a pass at 0.4 steps/s beside much other work, ended at a
+Measured after 75 passes in bfloat16: a probe_accuracy_500 of 0.539 and a knn_accuracy of 0.580, where the encoder from
+scratch, on the first draw, has 0.429; one seed. Fine-tuning has not been tried.
+Time: 193 s on one H200 beside other trainings. 200 steps of 128 images, half a pass at 0.4 steps/s beside much other work, ended at a
 validation loss of 0.79; the mean of a patch alone has 1.
 """
 
@@ -39,5 +40,5 @@ def config() -> MAE:
         optimizer=Optimizer(name="muon", learning_rate=2e-3, schedule="cosine", warmup=400, weight_decay=0.05, b2=0.95),
         update=UpdateConfig(clip=1.0),
         probe_labels=(500,),
-        run=Run(steps=14_400, steps_per_dispatch=50, evaluate_every=1200, save_every=1200, metric="loss", mode="min"),
+        run=Run(steps=7200, steps_per_dispatch=50, evaluate_every=1200, save_every=1200, metric="loss", mode="min"),
     )

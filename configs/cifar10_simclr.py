@@ -16,8 +16,9 @@ The figures are `probe_accuracy_500`, the mean over three draws of 500 balanced 
     python -m experiments.train cifar10_500_resnet --data.draw 0 --init-from runs/cifar10_simclr --workdir runs/tuned
 
 Expected: the linear classifier is at least 8 points above training from scratch.
-Measured: It has not been trained yet.
-Time: not measured yet. 300 steps with the options for two cores, 0.8 passes at 1.1 steps/s beside much other work,
+Measured, in bfloat16: a probe_accuracy_500 of 0.658, where the net from scratch has 0.476 (two draws), and a
+knn_accuracy of 0.699; one seed.
+Time: 153 s on one H200 beside other trainings. 300 steps with the options for two cores, 0.8 passes at 1.1 steps/s beside much other work,
 ended at a probe_accuracy_500 of 0.366 and a knn_accuracy of 0.434.
 """
 

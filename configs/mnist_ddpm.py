@@ -14,7 +14,7 @@ not, and `label_accuracy` is the share of samples that are classified as the req
 --no-conditional, where `mnist_wgan_gp` has an FID of 2.10.
 
 Expected: an FID of 10,000 samples below 1.49.
-Measured: It has not been trained yet.
+Measured: 8,000 steps in bfloat16 ended at a validation loss of 0.0382; samples have not been judged yet.
 Time: three hours on two cores: 0.9 GFLOP for each of 1.3 million training images, 15 for a sample.
 """
 
