@@ -19,8 +19,8 @@ each hidden patch are those of the image.
 Expected: fine-tuning is better than training from scratch.
 Measured after 75 passes in bfloat16: a probe_accuracy_500 of 0.539 and a knn_accuracy of 0.580, where the encoder from
 scratch, on the first draw, has 0.429; one seed. Fine-tuning has not been tried.
-Time: 193 s on one H200 beside other trainings. 200 steps of 128 images, half a pass at 0.4 steps/s beside much other work, ended at a
-validation loss of 0.79; the mean of a patch alone has 1.
+Time: 193 s on one H200 beside other trainings. 200 steps of 128 images, half a pass at 0.4 steps/s beside much other
+work, ended at a validation loss of 0.79; the mean of a patch alone has 1.
 """
 
 from research.core.experiment import Run

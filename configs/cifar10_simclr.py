@@ -18,8 +18,8 @@ The figures are `probe_accuracy_500`, the mean over three draws of 500 balanced 
 Expected: the linear classifier is at least 8 points above training from scratch.
 Measured, in bfloat16: a probe_accuracy_500 of 0.658, where the net from scratch has 0.476 (two draws), and a
 knn_accuracy of 0.699; one seed.
-Time: 153 s on one H200 beside other trainings. 300 steps with the options for two cores, 0.8 passes at 1.1 steps/s beside much other work,
-ended at a probe_accuracy_500 of 0.366 and a knn_accuracy of 0.434.
+Time: 153 s on one H200 beside other trainings. 300 steps with the options for two cores, 0.8 passes at 1.1 steps/s
+beside much other work, ended at a probe_accuracy_500 of 0.366 and a knn_accuracy of 0.434.
 """
 
 from research.core.experiment import Run

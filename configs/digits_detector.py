@@ -9,7 +9,8 @@ the test digits, the same ones in every run.
 
 Expected: an AP50 of at least 0.95 on the test canvases.
 Measured: 0.997, an AP50:95 of 0.909; one seed.
-Time: 120 s on one H200 beside other trainings; a step of the 32 canvases takes about a second on two cores that are busy with other work besides.
+Time: 120 s on one H200 beside other trainings; a step of the 32 canvases takes about a second on two cores that are
+busy with other work besides.
 """
 
 from research.core.experiment import Run
