@@ -3,14 +3,13 @@
 He, Chen, Xie, Li, Dollár & Girshick 2022, "Masked autoencoders are scalable vision learners" (arXiv:2111.06377).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
@@ -18,10 +17,9 @@ from research.core.types import Tree
 from research.core.update import Aux
 from research.data.augment import Augment, augment
 from research.data.images import Images
-from research.evaluation.representations import representation
 from research.evaluation.rows import image_rows
 from research.learners.classify import scaled, standardised
-from research.learners.supervised import Supervised
+from research.learners.self_supervised import SelfSupervised
 from research.nets.masked_autoencoder import MaskedAutoencoder
 from research.nets.transformer import Stack
 from research.nets.vit import patches, unpatched
@@ -31,33 +29,25 @@ CROPS = Augment(crop=0.2, flip=True)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MAE(Supervised):
-    """An experiment in learning features without labels. Labels are read by its report alone.
+class MAE(SelfSupervised):
+    """An experiment with a masked autoencoder.
 
     A classifier whose net is a ViT with the same blocks starts from the encoder (`--init-from`).
 
     Attributes:
-        data: the images
         net: the encoder and the decoder
         masked: fraction of an image's patches that is hidden
         augment: augmentation of training images
-        probe_labels: numbers of labelled images that linear classifiers are trained on in the report
-        report_every: steps between reports on the features during training; by default there is one, at the end
     """
 
-    data: Images = field(default_factory=Images)
     net: MaskedAutoencoder = field(default_factory=MaskedAutoencoder)
     masked: float = 0.75
     augment: Augment = CROPS
-    probe_labels: tuple[int, ...] = (500,)
-    report_every: int | None = None
-    run: Run = field(default_factory=lambda: Run(metric="loss", mode="min"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 < self.masked < 1:
             raise UserError(f"masked is a fraction between 0 and 1, not {self.masked}")
-        self.run.check_interval("report_every", self.report_every)
 
     def build(self) -> Learner:
         """See `Experiment`. The name is "net"."""
@@ -99,17 +89,13 @@ class MAE(Supervised):
         kept = self.kept(example_keys(jax.random.key(0), batch.index))
         return x, kept, self.network(self.net).apply(evaluated(state, "net"), owned(state, "net"), (x, kept))[0]
 
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
-
     def features(self, state: State, images: jax.Array) -> jax.Array:
         """The features [batch, width] of u8[batch, height, width, channels], as they are evaluated."""
         x = standardised(scaled(images), self.data.spec())
         return self.network(self.net).apply(evaluated(state, "net"), owned(state, "net"), x, method="features")[0]
 
-    def reports(self, load: Load) -> Iterable[Report]:
-        """See `Experiment`."""
+    def pictures(self) -> Report:
+        """See `SelfSupervised`."""
         spec, side = self.data.spec(), self.net.patch
 
         def rows(state: State, batch: Batch) -> tuple[jax.Array, ...]:
@@ -124,22 +110,7 @@ class MAE(Supervised):
             shown = jnp.where(visible, truth, 0), jnp.where(visible, truth, predicted * scale + centre), truth
             return tuple(unpatched(each, spec.shape) * jnp.array(spec.std) + jnp.array(spec.mean) for each in shown)
 
-        return (
-            image_rows("reconstructions", rows, self.run.evaluate_every),
-            representation(self.features, self.data, self.probe_labels, self.report_every),
-        )
-
-    def inference(self, state: State) -> dict[str, Inference]:
-        """See `Experiment`."""
-        return {
-            "inference": Inference(
-                lambda images: self.features(state, images),
-                lambda batch: {"images": batch.inputs},
-                "features",
-                "Images are pixels from 0 to 255, [batch, height, width, channels], which the program scales and "
-                "standardises.",
-            )
-        }
+        return image_rows("reconstructions", rows, self.run.evaluate_every)
 
 
 def masked_error(predicted: jax.Array, truth: jax.Array, kept: jax.Array, mask: jax.Array) -> Mean:

@@ -4,7 +4,6 @@ Chen, Kornblith, Norouzi & Hinton 2020, "A simple framework for contrastive lear
 (arXiv:2002.05709).
 """
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import flax.linen as nn
@@ -13,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.devices import gathered, position
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned
@@ -21,10 +20,9 @@ from research.core.types import Tree
 from research.core.update import Aux
 from research.data.augment import Augment, augment
 from research.data.images import Images
-from research.evaluation.representations import representation
 from research.evaluation.rows import image_rows
 from research.learners.classify import scaled, standardised
-from research.learners.supervised import Supervised
+from research.learners.self_supervised import SelfSupervised
 from research.nets.cnn import CNN, ResNet
 from research.nets.projection import Projection
 
@@ -33,35 +31,24 @@ VIEWS = Augment(crop=0.08, flip=True, jitter=0.5, grey=0.2)
 
 
 @dataclass(frozen=True, kw_only=True)
-class SimCLR(Supervised):
-    """An experiment in learning features without labels. Labels are read by its report alone.
+class SimCLR(SelfSupervised):
+    """An experiment with SimCLR.
 
     The parameters are those of `net` without its last layer, so that a classifier with this net starts from them
     (`--init-from`), and those of the projection beside them. Batch normalisation sees both views of the whole global
     batch at once.
 
     Attributes:
-        data: the images
         net: a Flax module: images -> logits, with a field `outputs`; with 0 outputs it gives features
         projection: a Flax module: features -> projections, which the loss compares; it is not used afterwards
         augment: how views are made of an image
         temperature: divisor of the cosines of projections
-        probe_labels: numbers of labelled images that linear classifiers are trained on in the report
-        report_every: steps between reports on the features during training; by default there is one, at the end
     """
 
-    data: Images = field(default_factory=Images)
     net: nn.Module = field(default_factory=ResNet)
     projection: nn.Module = field(default_factory=Projection)
     augment: Augment = VIEWS
     temperature: float = 0.5
-    probe_labels: tuple[int, ...] = (500,)
-    report_every: int | None = None
-    run: Run = field(default_factory=lambda: Run(metric="loss", mode="min"))
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.run.check_interval("report_every", self.report_every)
 
     def build(self) -> Learner:
         """See `Experiment`. The name is "net"."""
@@ -110,39 +97,20 @@ class SimCLR(Supervised):
         both = [augment(self.augment, fold_name(keys, name), x) for name in ("first", "second")]
         return jnp.stack(both, 1).reshape(-1, *x.shape[1:])
 
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
-
     def features(self, state: State, images: jax.Array) -> jax.Array:
         """The features [batch, n] of u8[batch, height, width, channels], as they are evaluated."""
         params = {name: x for name, x in evaluated(state, "net").items() if name != "projection"}
         x = standardised(scaled(images), self.data.spec())
         return self.network(self.net.clone(outputs=0)).apply(params, owned(state, "net"), x)[0]
 
-    def reports(self, load: Load) -> Iterable[Report]:
-        """See `Experiment`."""
+    def pictures(self) -> Report:
+        """See `SelfSupervised`."""
 
         def rows(state: State, batch: Batch) -> tuple[jax.Array, ...]:
             both = self.views(example_keys(jax.random.key(0), batch.index), batch.inputs)
             return scaled(batch.inputs), both[::2], both[1::2]
 
-        return (
-            image_rows("views", rows, None),
-            representation(self.features, self.data, self.probe_labels, self.report_every),
-        )
-
-    def inference(self, state: State) -> dict[str, Inference]:
-        """See `Experiment`."""
-        return {
-            "inference": Inference(
-                lambda images: self.features(state, images),
-                lambda batch: {"images": batch.inputs},
-                "features",
-                "Images are pixels from 0 to 255, [batch, height, width, channels], which the program scales and "
-                "standardises.",
-            )
-        }
+        return image_rows("views", rows, None)
 
 
 def nt_xent(z: jax.Array, temperature: float, mask: jax.Array) -> tuple[Mean, Mean]:

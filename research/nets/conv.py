@@ -9,6 +9,7 @@ devices, XLA gathers it to do so; lowerings that do not flatten were 8 to 16 % s
 """
 
 import functools
+import math
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -60,6 +61,33 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[channels, height, width, batch] -> the same."""
         return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, axis=0, axis_name=axis_if_bound())(x)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation (Wu & He 2018, arXiv:1803.08494): of each image by itself, its statistics in float32.
+
+    Attributes:
+        groups: number of groups that the channels form, or their greatest common divisor; None: up to 32 groups of at
+            least 4 channels each
+    """
+
+    groups: int | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[channels, height, width, batch] -> the same."""
+        channels = len(x)
+        if self.groups is None:
+            groups = next(n for n in range(max(1, min(32, channels // 4)), 0, -1) if channels % n == 0)
+        else:
+            groups = math.gcd(self.groups, channels)
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        grouped = x.astype(jnp.float32).reshape(groups, -1, *x.shape[1:])
+        mean = grouped.mean((1, 2, 3), keepdims=True)
+        variance = ((grouped - mean) ** 2).mean((1, 2, 3), keepdims=True)
+        normed = ((grouped - mean) * lax.rsqrt(variance + 1e-5)).astype(x.dtype).reshape(x.shape)
+        return normed * scale[:, None, None, None] + bias[:, None, None, None]
 
 
 def max_pool(x: jax.Array) -> jax.Array:

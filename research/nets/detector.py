@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from research.core.errors import UserError, positive
 from research.core.modules import FromData
-from research.nets.conv import Conv, convolve
+from research.nets.conv import Conv, GroupNorm, convolve
 from research.nets.residual import upsample
 
 PRIOR = 0.01
@@ -149,26 +149,3 @@ class Block(nn.Module):
         if x.shape != y.shape:
             x = norm(Conv(self.width, kernel_size=1, stride=self.stride, use_bias=False)(x))
         return nn.relu(x + y)
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation of each image by itself; the statistics are computed in float32.
-
-    Attributes:
-        groups: number of groups that the channels form; their greatest common divisor, where it does not divide them
-    """
-
-    groups: int
-    epsilon: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[channels, height, width, batch] -> the same."""
-        channels = x.shape[0]
-        scale = self.param("scale", nn.initializers.ones, (channels,))
-        bias = self.param("bias", nn.initializers.zeros, (channels,))
-        y = x.reshape(math.gcd(self.groups, channels), -1, *x.shape[1:]).astype(jnp.float32)
-        mean = y.mean((1, 2, 3), keepdims=True)
-        variance = jnp.square(y - mean).mean((1, 2, 3), keepdims=True)
-        y = ((y - mean) * jax.lax.rsqrt(variance + self.epsilon)).astype(x.dtype).reshape(x.shape)
-        return y * scale[:, None, None, None] + bias[:, None, None, None]

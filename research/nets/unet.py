@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from research.core.errors import UserError, positive
 from research.core.modules import Dropout, FromData
 from research.nets.attention import attend
-from research.nets.conv import Conv
+from research.nets.conv import Conv, GroupNorm
 from research.nets.residual import downsample, upsample
 
 Inputs = jax.Array | tuple[jax.Array, jax.Array, jax.Array]
@@ -103,25 +103,6 @@ class ResidualBlock(nn.Module):
         y = Dropout(self.dropout, batch_axis=3)(nn.silu(GroupNorm()(y)), train)
         y = Conv(self.width, zero=True)(y)
         return y + (x if x.shape == y.shape else Conv(self.width, kernel_size=1, name="shortcut")(x))
-
-
-class GroupNorm(nn.Module):
-    """Group normalisation (Wu & He 2018, arXiv:1803.08494) of images [channels, height, width, batch].
-
-    There are up to 32 groups of at least 4 channels each. Means and variances are computed in float32.
-    """
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[channels, height, width, batch] -> the same."""
-        channels = len(x)
-        groups = next(n for n in range(max(1, min(32, channels // 4)), 0, -1) if channels % n == 0)
-        scale, bias = self.param("scale", nn.initializers.ones, channels), self.param("bias", _zeros, channels)
-        grouped = x.astype(jnp.float32).reshape(groups, -1, *x.shape[1:])
-        mean = grouped.mean((1, 2, 3), keepdims=True)
-        variance = ((grouped - mean) ** 2).mean((1, 2, 3), keepdims=True)
-        normed = ((grouped - mean) * jax.lax.rsqrt(variance + 1e-5)).reshape(x.shape).astype(x.dtype)
-        return normed * scale[:, None, None, None] + bias[:, None, None, None]
 
 
 class SelfAttention(nn.Module):
