@@ -24,8 +24,9 @@ CHUNK = 2
 CLOCKED = dict.fromkeys(("dqn", "drqn", "rainbow"), 2)
 """Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows."""
 
-GATHERED = {"cyclegan": {"all-gather"}}
-"""What a learner gathers besides: the pool of past images, the same on every device, gets the fakes of all."""
+GATHERED = {"cyclegan": {"all-gather"}, "simclr": {"all-gather"}}
+"""What a learner gathers besides: the pool of past images, the same on every device, gets the fakes of all; a view is
+compared with those of the whole batch."""
 
 
 @pytest.fixture(autouse=True, scope="module")

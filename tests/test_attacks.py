@@ -1,5 +1,6 @@
 """Attacks and corruptions of images, and adversarial training."""
 
+import dataclasses
 import itertools
 import json
 
@@ -142,4 +143,13 @@ def test_a_run_is_trained_and_attacked(tmp_path, capsys, without_pictures):
     assert 0 < logged[-1]["attacked_accuracy"] <= logged[-1]["accuracy"]
     assert script.main([str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
-    assert EXPERIMENTS["adversarial"].adversarial.paired
+
+
+def test_trades_trains():
+    """A step of TRADES: its divergence is logged, and the attack of its evaluation raises that, not the loss."""
+    tiny = EXPERIMENTS["adversarial"]
+    config = dataclasses.replace(tiny, adversarial=dataclasses.replace(tiny.adversarial, trades=6.0))
+    learner, feeds = config.build(), config.feeds()
+    state, metrics = jax.jit(learner.step)(learner.init(jax.random.key(0)), feeds.train.batch_at(0))
+    assert 0 < float(metrics["divergence"].value) < float(metrics["loss"].value)
+    assert 0 <= float(jax.jit(learner.evaluate)(state, feeds.validation[0])["attacked_accuracy"].value) <= 1

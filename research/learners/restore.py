@@ -168,6 +168,11 @@ def square(key: jax.Array, height: int, width: int, side: int) -> jax.Array:
     return (inside(rows, height)[:, None] & inside(columns, width)).astype(jnp.float32)
 
 
+def in_turns(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The rows of a and of b [batch, ...] in turns: [2 batch, ...]."""
+    return jnp.stack([a, b], 1).reshape(-1, *a.shape[1:])
+
+
 def restore(config: Restore) -> Learner:
     """The learner. The names are "net" and, with an adversarial loss, "discriminator"."""
     spec, adversarial, steps = config.data.spec(), config.adversarial, config.run.steps
@@ -192,8 +197,9 @@ def restore(config: Restore) -> Learner:
 
     def discriminator_loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
         fakes = config.restored(state.params["net"], batch.inputs, rng)
-        both, moved = score(params, state, jnp.concatenate([batch.targets, fakes]), jnp.concatenate([rng, rng]))
-        real, fake = jnp.split(both, 2)
+        # One after the other, not all originals first: each device keeps its share of the batch.
+        both, moved = score(params, state, in_turns(batch.targets, fakes), in_turns(rng, rng))
+        real, fake = both[::2], both[1::2]
         return mean(jax.nn.softplus(-real) + jax.nn.softplus(fake), batch.mask), Aux(moved=moved)
 
     def restore_loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
