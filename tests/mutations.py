@@ -95,8 +95,8 @@ CLASSIFY = [
     ),
     Mutation(
         "learners/classify.py",
-        "batch = batch._replace(inputs=standardised(scaled(batch.inputs), spec))",
-        "batch = batch._replace(inputs=scaled(batch.inputs))",
+        "batch._replace(inputs=standardised(images, spec))",
+        "batch._replace(inputs=images)",
         CNN_STEP,
         "evaluation reads images that are not standardised",
     ),
