@@ -17,7 +17,7 @@ from research.core.state import Batch, example_keys
 from research.data import made_up
 from research.data.box_augment import BoxAugment, augment_boxes
 from research.data.boxes import Annotated, BoxedImages, Canvases, Objects
-from research.data.toy import ToyBoxes
+from research.data.toy_boxes import ToyBoxes
 from research.evaluation.boxes import average_precision, detection
 from research.learners import detect
 from research.nets.detector import Outputs

@@ -28,8 +28,16 @@ AUTOENCODER = {
     "encoder": ("float32[batch,8,8,1]", "float32[batch,4]"),
     "decoder": ("float32[batch,4]", "float32[batch,8,8,1]"),
 }
+REPAIR = {"inference": ("float32[batch,8,8,1] float32[batch,8,8,1]", "float32[batch,8,8,1]")}
 SIGNATURES = {
     "cnn": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
+    "adversarial": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
+    "segment": {"inference": ("uint8[batch,8,8,1]", "float32[batch,8,8,11]")},
+    "detector": {"inference": ("uint8[batch,32,32,3]", "float32[batch,10,6]")},
+    "canvas_detector": {"inference": ("uint8[batch,32,32,1]", "float32[batch,10,6]")},
+    "restore": REPAIR,
+    "restore_adversarial": REPAIR,
+    "diffusion": {"inference": ("float32[batch,8,8,1] int32[batch]", "float32[batch,8,8,1]")},
     "cyclegan": {name: ("uint8[batch,8,8,1]", "float32[batch,8,8,1]") for name in ("x_to_y", "y_to_x")},
     "dqn": {"inference": ("float32[batch,4]", "float32[batch,2]")},
     "drqn": {},

@@ -15,6 +15,7 @@ from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
 from research.core.types import Tree
 from research.data.augment import Augment, augment
+from research.data.few_labels import FewLabels
 from research.data.images import Images, ImageSpec
 from research.evaluation import images as reports
 from research.learners.robust import Adversarial, changed, trades_loss
@@ -132,7 +133,7 @@ def tiny() -> dict[str, Experiment]:
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),
         "adversarial": Classify(
-            data=Images(name="digits", batch=32, evaluation_batch=40),
+            data=FewLabels(name="digits", labels=1000, batch=32, evaluation_batch=40),
             net=CNN(widths=(8,), depth=1, dropout=0.2),
             # A small radius: rounding decides the signs of small gradients, and so the attacks' last steps.
             adversarial=Adversarial(steps=2, radius=0.002, ramp=4),

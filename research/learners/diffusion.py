@@ -109,7 +109,7 @@ class Diffusion(Experiment):
         net, params = network(self.module(), self.update.dtype), evaluated(state, "net")
 
         def predicted(x: jax.Array, t: jax.Array) -> jax.Array:
-            times = jnp.full(len(x), t)
+            times = jnp.broadcast_to(t, x.shape[:1])
             epsilon, _ = net.apply(params, {}, (x, times, labels))
             if self.guidance is None:
                 return epsilon
@@ -218,7 +218,7 @@ def ddim(
     """
     number = np.arange(steps, -1, -1)
     times = jnp.asarray(number + ((number / steps) ** 2 * (len(alpha_bar) - 1 - steps)).round().astype(np.int32))
-    keys = jax.vmap(jax.random.key)(jax.lax.bitcast_convert_type(noise.reshape(len(noise), -1)[:, 0], jnp.uint32))
+    keys = jax.vmap(jax.random.key)(jax.lax.bitcast_convert_type(noise.reshape(noise.shape[0], -1)[:, 0], jnp.uint32))
 
     def step(x: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
         now, before = at
