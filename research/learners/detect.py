@@ -298,7 +298,7 @@ def tiny() -> dict[str, Experiment]:
         ),
         "canvas_detector": Detect(
             data=Canvases(name="digits", size=32, objects=3, scales=(1, 2), canvases=80, evaluation_batch=40),
-            net=net,
+            net=Detector(stem=4, widths=(8,), blocks=(1,), levels=1, channels=4, tower=1, groups=2),
             reach=2,
             candidates=40,
             detections=10,

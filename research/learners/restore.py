@@ -253,6 +253,7 @@ def tiny() -> dict[str, Experiment]:
         "restore": plain,
         "restore_adversarial": replace(
             plain,
+            net=UNet(widths=(4,), blocks=1),
             task="inpainting",
             hole=4,
             adversarial=1.0,

@@ -147,7 +147,7 @@ def tiny() -> dict[str, Experiment]:
     return {
         "segment": Segment(
             data=Masks(batch=32, evaluation_batch=40),
-            net=UNet(widths=(4, 8), blocks=1, attention=(1,), head_width=4, dropout=0.2),
+            net=UNet(widths=(4,), blocks=1, dropout=0.2),
             augment=AugmentMasks(crop=(6, 7), scaling=(0.8, 1.5), flip=True, colour=0.2),
             balance=0.5,
             dice=0.5,
