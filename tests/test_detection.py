@@ -298,8 +298,8 @@ def test_a_data_set_without_boxes():
 
 
 def test_images_of_a_size_that_the_net_does_not_take():
-    odd = dataclasses.replace(EXPERIMENTS["canvas_detector"], data=Canvases(name="digits", size=36, scales=(1, 2)))
-    with pytest.raises(UserError, match=r"images of 36x36: the net needs multiples of 8: set --data\.size"):
+    odd = dataclasses.replace(EXPERIMENTS["canvas_detector"], data=Canvases(name="digits", size=38, scales=(1, 2)))
+    with pytest.raises(UserError, match=r"images of 38x38: the net needs multiples of 4: set --data\.size"):
         odd.build()
     with pytest.raises(UserError, match=r"data\.size 12 is less than that of the largest digit, 16"):
         Canvases(name="digits", size=12, scales=(1, 2)).feeds()

@@ -133,7 +133,7 @@ def tiny() -> dict[str, Experiment]:
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),
         "adversarial": Classify(
-            data=FewLabels(name="digits", labels=1000, batch=32, evaluation_batch=40),
+            data=FewLabels(name="digits", labels=40, batch=32, evaluation_batch=40),
             net=CNN(widths=(8,), depth=1, dropout=0.2),
             # A small radius: rounding decides the signs of small gradients, and so the attacks' last steps.
             adversarial=Adversarial(steps=2, radius=0.002, ramp=4),
