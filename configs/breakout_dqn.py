@@ -8,8 +8,8 @@ their figure, the return of the last 100 episodes of training is about 10, as a 
 
     python -m experiments.train breakout_dqn
 
-It has not been trained to its end yet. Seed 0, stopped after 2,020,000 frames: a training return of 15.8 at epsilon 0.1,
-17.4 a little before, and a greedy one of 33.8 on validation episodes.
+It has not been trained to its end yet. Seed 0, stopped after 2,020,000 frames: a training return of 15.8 at epsilon
+0.1, 17.4 a little before, and a greedy one of 33.8 on validation episodes.
 """
 
 from dataclasses import replace

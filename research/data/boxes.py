@@ -148,7 +148,7 @@ class BoxedImages(BoxData):
         missing = np.setdiff1d(np.arange(len(names)), train.labels)
         if missing.size and self.limit is None:
             raise UserError(f"data.name {self.name}, train: no example of the class {names[missing[0]]}")
-        count = max(np.bincount(part.image, minlength=1).max() for part in (train, test))
+        count = max(int(np.max(np.bincount(part.image, minlength=1))) for part in (train, test))
         padded = lambda part: (part.images, pad_objects(part, max(count, 1)))
         return padded(train), padded(test), names
 

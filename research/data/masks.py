@@ -206,6 +206,6 @@ def _spec(config: Masks, dir: str | None) -> MaskSpec:
     data = config.load()
     pixels, masks = data.train
     counts = np.bincount(masks.ravel(), minlength=256)[: len(data.names)]
-    shares = counts / max(counts.sum(), 1)
+    shares = counts / max(int(counts.sum()), 1)
     spec = ImageSpec(pixels.shape[1:], len(data.names), data.names, *images.moments(pixels))
     return MaskSpec(spec, tuple(shares.tolist()))
