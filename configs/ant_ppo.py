@@ -5,15 +5,17 @@ of Brax (Freeman et al. 2021, arXiv:2106.13281), notebooks/training.ipynb: its p
 4,096 environments, 32 minibatches, 4 epochs, a discount of 0.97, rewards times 10 and an entropy bonus of 0.01.
 Published: the curve in that notebook ends at a return of about 5,850, read off the picture, after 25 million frames.
 
+    python -m experiments.train ant_ppo
+
 Differences from the notebook: a rollout has 64 frames of each environment, not 80 in segments of 5, so that advantages
 look further ahead; the policy is a Gaussian whose actions are clipped, not squashed by tanh, and its standard deviation
 does not depend on the observation; both nets have two layers of 256 with tanh, where Brax has four of 32 for the policy
 and five of 256 for the value, with swish; an episode starts anew each time, where Brax goes back to one start.
 
-    python -m experiments.train ant_ppo
-
-Expected: a return of about 5,850, as published. It has not been measured, and its time neither: it is for a GPU, and
-would take days on 2 CPU cores. There it compiles and makes a few small steps, in 204 s beside much other work, by
+Expected: a return of about 5,850, as published.
+Measured: not yet. It is for a GPU.
+Time: not measured on a GPU; days on 2 CPU cores. There it compiles and makes a few small steps, in 204 s beside much
+other work, by
 
     python -m experiments.train ant_ppo --num-envs 8 --episodes 4 --test-episodes 4 --steps 4 --run.steps-per-dispatch 2
 """

@@ -16,7 +16,7 @@ busy with other work besides.
 from research.core.experiment import Run
 from research.core.optimizers import Optimizer
 from research.core.update import UpdateConfig
-from research.data.boxes import Canvases
+from research.data.canvases import Canvases
 from research.learners.detect import Detect
 from research.nets.detector import Detector
 

@@ -38,7 +38,8 @@ from research.core.errors import NotInstalled
 from research.core.metrics import computed
 from research.core.state import State
 from research.data import boxes, images, masks, pairs, sentences, unpaired
-from research.data.boxes import BoxedImages, Canvases
+from research.data.boxes import BoxedImages
+from research.data.canvases import Canvases
 from research.data.few_labels import FewLabels
 from research.data.images import Images
 from research.data.masks import Masks

@@ -16,7 +16,8 @@ from research.core.experiment import Split
 from research.core.state import Batch, example_keys
 from research.data import made_up
 from research.data.box_augment import BoxAugment, augment_boxes
-from research.data.boxes import Annotated, BoxedImages, Canvases, Objects
+from research.data.boxes import Annotated, BoxedImages, Objects
+from research.data.canvases import Canvases
 from research.data.toy_boxes import ToyBoxes
 from research.evaluation.boxes import average_precision, detection
 from research.learners import detect

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError
-from research.data.boxes import Objects, interpolation
+from research.data.boxes import Objects
+from research.data.canvases import interpolation
 
 
 @dataclass(frozen=True)

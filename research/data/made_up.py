@@ -9,7 +9,8 @@ import numpy as np
 from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.data import boxes, images, masks, pairs, sentences, unpaired
-from research.data.boxes import BoxedImages, Canvases
+from research.data.boxes import BoxedImages
+from research.data.canvases import Canvases
 from research.data.few_labels import FewLabels
 from research.data.images import Images
 from research.data.masks import Masks

@@ -25,7 +25,8 @@ from research.core.metrics import Mean, Metrics
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State
 from research.data.box_augment import BoxAugment, augment_boxes
-from research.data.boxes import BoxData, BoxedImages, Canvases, Objects
+from research.data.boxes import BoxData, BoxedImages, Objects
+from research.data.canvases import Canvases
 from research.data.toy_boxes import ToyBoxes
 from research.evaluation import boxes as reports
 from research.learners.classify import scaled, standardised
