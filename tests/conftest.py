@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.1")
 
 import jax
+import numpy as np
 import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
@@ -59,6 +60,12 @@ LONGEST = (
 
 PARTS = {"test_resume": "whole", "test_laws": "name", "test_golden": "name", "test_configs": "name"}
 """Files whose tests need not share a process where this parameter differs."""
+
+
+@pytest.fixture
+def rng():
+    """A NumPy generator of the test's own: what a test draws doesn't hang on the tests that ran before it."""
+    return np.random.default_rng(0)
 
 
 @pytest.fixture

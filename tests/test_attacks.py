@@ -21,14 +21,13 @@ from research.evaluation.corruptions import CORRUPTIONS, corrupted
 from research.learners.robust import Adversarial, divergence, trades_loss
 from research.nets.cnn import CNN
 
-RNG = np.random.default_rng(0)
-IMAGES = RNG.uniform(size=(3, 4, 5, 2)).astype(np.float32)
+IMAGES = np.random.default_rng(0).uniform(size=(3, 4, 5, 2)).astype(np.float32)
 KEYS = example_keys(jax.random.key(1), jnp.arange(3))
 
 
-def test_projected_gradient_by_hand():
+def test_projected_gradient_by_hand(rng):
     """The loss is sum(w x**2) / 2, whose gradient is w x: steps in NumPy from the same random start."""
-    w = RNG.normal(size=IMAGES.shape[1:]).astype(np.float32)
+    w = rng.normal(size=IMAGES.shape[1:]).astype(np.float32)
     loss = lambda x: (w * x**2).sum((1, 2, 3)) / 2
     found = projected_gradient(Attack(steps=3, radius=0.2, step_size=0.07), loss, IMAGES, KEYS)
     start = np.stack([jax.random.uniform(key, IMAGES.shape[1:], minval=-1, maxval=1) for key in KEYS])
@@ -46,8 +45,8 @@ def test_projected_gradient_by_hand():
     assert np.abs(half - IMAGES).max() <= 0.1 + 1e-6
 
 
-def test_the_search_without_gradients_stays_in_the_box_and_raises_the_loss():
-    w = RNG.normal(size=IMAGES.shape[1:]).astype(np.float32)
+def test_the_search_without_gradients_stays_in_the_box_and_raises_the_loss(rng):
+    w = rng.normal(size=IMAGES.shape[1:]).astype(np.float32)
     loss = lambda x: (w * x).sum((1, 2, 3))
     found = np.asarray(square_search(0.1, 400, loss, IMAGES, KEYS))
     assert np.abs(found - IMAGES).max() <= 0.1 + 1e-6 and found.min() >= 0 and found.max() <= 1
