@@ -15,7 +15,8 @@ from research.core.experiment import Split
 from research.core.optimizers import Optimizer
 from research.core.transformations import per_seed
 from research.core.update import UpdateConfig
-from research.evaluation.text import attention_weights, before_eos
+from research.evaluation.text import before_eos
+from research.nets.attention import attention_weights
 from research.nets.transformer import LanguageModel, Stack
 
 WORDS = ["der", "rote", "blaue", "Mond", "und", "die", "Sonne", "läuft", "nicht"]

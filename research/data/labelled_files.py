@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,6 +56,13 @@ def read_labelled(path: Path, text: Sequence[str] | None, label: str, limit: int
     return found
 
 
+def table_columns(path: Path) -> tuple[str, ...]:
+    """The first row of a table, or of that of the test or training split in a folder; () where there is none."""
+    names = [f"{name}{suffix}" for split in ("test", "train") for name in SPLITS[split] for suffix in TABLES]
+    files = [path] if path.suffix in TABLES else [path / name for name in names if (path / name).is_file()]
+    return tuple(next(_rows(files[0]), [])) if files else ()
+
+
 def _folder(folder: Path, limit: int | None) -> Labelled:
     """The texts of CLASS/*.txt."""
     files = sorted(file for file in folder.glob("*/*.txt") if file.parent.name != UNLABELLED)
@@ -68,12 +75,7 @@ def _folder(folder: Path, limit: int | None) -> Labelled:
 
 def _table(path: Path, text: Sequence[str] | None, label: str, limit: int | None) -> Labelled:
     """The rows of a table."""
-    content = read_file(path).removeprefix("\ufeff")
-    try:
-        lines = csv.reader(io.StringIO(content, "")) if path.suffix == ".csv" else _tab_separated(content)
-        rows = [row for row in lines if any(row)]
-    except csv.Error as error:
-        raise UserError(f"data.name {path}: not comma-separated ({error})") from error
+    rows = list(_rows(path))
     first = rows[0] if rows else []
     columns = text_features(text, first)
     if set(columns) <= set(first):
@@ -90,6 +92,16 @@ def _table(path: Path, text: Sequence[str] | None, label: str, limit: int | None
     rows = rows[:limit]
     texts = ["\n".join(row[names.index(column)] for column in columns) for row in rows]
     return Labelled(texts, [row[names.index(label)] for row in rows] if label in names else None)
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """The rows of a table that are not empty. Raises UserError where it can't be read."""
+    content = read_file(path).removeprefix("\ufeff")
+    try:
+        lines = csv.reader(io.StringIO(content, "")) if path.suffix == ".csv" else _tab_separated(content)
+        yield from (row for row in lines if any(row))
+    except csv.Error as error:
+        raise UserError(f"data.name {path}: not comma-separated ({error})") from error
 
 
 def _tab_separated(content: str) -> list[list[str]]:

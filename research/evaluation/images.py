@@ -59,10 +59,19 @@ def filters() -> Report:
     def run(state: State, split: Split, directory: Path) -> Numbers:
         params = evaluated(first_seed(state), "net")
         if "stem" in params:
-            kernel = np.asarray(params["stem"]["kernel"])  # [height, width, channels, filters]
-            if kernel.ndim == 4 and kernel.shape[2] in (1, 3):
-                scaled = 0.5 + kernel / (2 * np.abs(kernel).max())  # a weight of 0 is in the middle of the range
-                plot.image_grid(scaled.transpose(3, 0, 1, 2), None, directory / "filters.png")
+            draw_filters(np.asarray(params["stem"]["kernel"]), directory / "filters.png")
         return {}
 
     return Report(run)
+
+
+def draw_filters(kernel: np.ndarray, path: Path) -> bool:
+    """Draws the kernel [height, width, channels, filters] of a convolution of one or three channels as images.
+
+    Returns whether it is one.
+    """
+    drawable = kernel.ndim == 4 and kernel.shape[2] in (1, 3)
+    if drawable:
+        scaled = 0.5 + kernel / (2 * np.abs(kernel).max())  # a weight of 0 is in the middle of the range
+        plot.image_grid(scaled.transpose(3, 0, 1, 2), None, path)
+    return drawable

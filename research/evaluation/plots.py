@@ -137,6 +137,81 @@ def masks(images: Any, truths: Any, predictions: Any, names: Sequence[str], path
     write(figure, path)
 
 
+def attributions(
+    images: Any, maps: Mapping[str, Any], captions: Sequence[str], right: Sequence[bool], path: Path | str
+) -> None:
+    """Draws rows of an image and of maps of its pixels, a column for each of `maps`, f[n, height, width] by name.
+
+    A map that has negative numbers is blue and red around 0, any other from dark to bright, each on a scale of its own
+    up to the 99th percentile.
+
+    images    f32[n, height, width, channels] in 0 ... 1; one channel is grey
+    captions  of the rows, drawn above the images; those that are not `right` in red
+    """
+    n, height, width, channels = images.shape
+    side = min(1.5, 9.0 / (len(maps) + 1))
+    figure = _figure(side * (len(maps) + 1) + 0.2, n * (side * height / width + 0.2) + 0.2)
+    axes = figure.subplots(n, len(maps) + 1, squeeze=False)
+    for row, image, caption, correct, numbers in zip(axes, images, captions, right, range(n), strict=True):
+        row[0].imshow(image[..., 0] if channels == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        row[0].set_title(caption, fontsize=7, pad=2, color="black" if correct else "#b00000")
+        for ax, values in zip(row[1:], maps.values(), strict=True):
+            values = np.asarray(values[numbers], np.float32)
+            limit = float(np.quantile(np.abs(values), 0.99)) or 1.0
+            signed = bool((values < 0).any())
+            colours = "RdBu_r" if signed else "inferno"
+            ax.imshow(values, cmap=colours, vmin=-limit if signed else 0, vmax=limit, interpolation="nearest")
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, name in zip(axes[0, 1:], maps, strict=True):
+        ax.set_title(name, fontsize=7, pad=2)
+    write(figure, path)
+
+
+def reliability(found: Mapping[str, tuple[Any, Any, Any]], path: Path | str) -> None:
+    """Draws the accuracy by confidence of each label, beside that of perfect calibration.
+
+    found  by label: the mean confidence, the accuracy and the examples of each bin [bins]; empty bins are left out. The
+           area of a point grows with the share of the examples
+    """
+    figure = _figure(4.6, 4.6)
+    ax = figure.subplots()
+    ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--")
+    for (label, (confidence, accuracy, count)), colour in zip(found.items(), palette(len(found)), strict=True):
+        there = np.asarray(count) > 0
+        x, y, size = (np.asarray(values)[there] for values in (confidence, accuracy, count))
+        ax.plot(x, y, color=colour, lw=1.2, label=label)
+        ax.scatter(x, y, 4 + 60 * size / max(size.sum(), 1), color=colour)
+    ax.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    write(figure, path)
+
+
+def bars(found: Mapping[str, tuple[Any, Any]], labels: Sequence[str], path: Path | str) -> None:
+    """Draws a panel for each quantity, with a bar for each label.
+
+    found  by quantity: its values [labels] and their interval [2, labels]; NaN where there is none
+    """
+    columns = min(3, len(found))
+    rows = math.ceil(len(found) / columns)
+    figure = _figure(3.6 * columns, rows * (0.24 * len(labels) + 0.9))
+    axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
+    places = np.arange(len(labels))
+    for ax, (name, (values, (low, high))) in zip(axes, found.items(), strict=False):
+        around = np.stack([values - low, high - values]).clip(0)
+        ax.barh(places, values, 0.7, color=COLOURS[5], xerr=around, error_kw={"lw": 1, "capsize": 2})
+        ax.set_title(name, fontsize=10)
+        ax.set_yticks(places, labels, fontsize=8)
+        ax.grid(alpha=0.25, axis="x")
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].invert_yaxis()  # shared: the first label is at the top
+    for ax in axes[len(found) :]:
+        ax.remove()
+    write(figure, path)
+
+
 def confusion(matrix: Any, names: Sequence[str], path: Path | str) -> None:
     """Draws a confusion matrix of counts [true class, predicted class], coloured by the share of the true class."""
     matrix = np.asarray(matrix)

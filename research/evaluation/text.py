@@ -1,7 +1,6 @@
 """Reports on text: samples, attention maps, cell states, translations with their BLEU, classification mistakes."""
 
 import itertools
-import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +26,7 @@ from research.evaluation.decoding import Apply, Sampling, beam_search, sample
 from research.evaluation.sample_metrics import confusion_matrix, ensemble_accuracy
 from research.evaluation.seeds import per_seed
 from research.nets import lstm, transformer
+from research.nets.attention import attention_weights
 
 MAX_TOKENS = 64
 """Tokens in an attention map, and in a row of cells.png."""
@@ -71,21 +71,9 @@ def _draw_attention(net: nn.Module, params: Tree, tokenizer: Tokenizer, tokens: 
     tokens = tokens[:MAX_TOKENS]
     _, collections = net.apply({"params": params}, jnp.asarray(tokens)[None], mutable=["intermediates"])
     inputs = collections["intermediates"]["blocks"]["layers"]["attention"]
-    maps = attention_weights(inputs["queries"][0][:, 0], inputs["keys"][0][:, 0], causal=True)
+    maps = np.asarray(attention_weights(inputs["queries"][0][:, 0], inputs["keys"][0][:, 0], causal=True))
     labels = _labels(tokenizer, tokens)
     _draw_maps(maps, labels, labels, "attention of rows to columns", path)
-
-
-def attention_weights(queries: jax.Array, keys: jax.Array, causal: bool = False) -> np.ndarray:
-    """Attention weights [layers, heads, time, keys] of queries [layers, time, heads, size] and keys.
-
-    There may be fewer heads of keys than of queries, each of which serves a group of them.
-    """
-    keys = jnp.repeat(keys, queries.shape[2] // keys.shape[2], axis=2)
-    scores = jnp.einsum("lthd,lshd->lhts", queries, keys) / math.sqrt(queries.shape[-1])
-    if causal:
-        scores = jnp.where(jnp.tri(scores.shape[-1], dtype=bool), scores, -jnp.inf)
-    return np.asarray(jax.nn.softmax(scores))
 
 
 def _draw_cells(apply: Apply, params: Tree, tokenizer: Tokenizer, tokens: np.ndarray, path: Path) -> None:
@@ -193,7 +181,7 @@ def _draw_alignment(net: nn.Module, params: Tree, tokenizer: Tokenizer, batch: B
         maps = np.asarray(intermediates["decoder"]["attention"][0])[None]
     else:
         cross = intermediates["blocks"]["layers"]["cross"]
-        maps = attention_weights(cross["queries"][0][-1:, 0], cross["keys"][0][-1:, 0])
+        maps = np.asarray(attention_weights(cross["queries"][0][-1:, 0], cross["keys"][0][-1:, 0]))
     rows = _labels(tokenizer, np.append(target[1:], EOS))
     _draw_maps(maps, rows, _labels(tokenizer, source), "attention of target (rows) to source", path)
 

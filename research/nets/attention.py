@@ -46,6 +46,18 @@ def attend_with_dropout(
     return jnp.einsum("bhts,bshd->bthd", drop(nn.softmax(scores)).astype(v.dtype), v)
 
 
+def attention_weights(q: jax.Array, k: jax.Array, causal: bool = False) -> jax.Array:
+    """The weights f32[..., heads, time, keys] that `attend` gives to values, of q [..., time, heads, features] and k.
+
+    k may have fewer heads, each of which serves a group of those of q.
+    """
+    k = jnp.repeat(k, q.shape[-2] // k.shape[-2], -2)
+    scores = jnp.einsum("...thd,...shd->...hts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
+    if causal:
+        scores = jnp.where(jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool), scores, -jnp.inf)
+    return nn.softmax(scores)
+
+
 def cuda_installed() -> bool:
     """Whether JAX's CUDA plugin is installed. Without it cuDNN's attention can't be traced, whatever the platform."""
     return any(map(importlib.util.find_spec, ("jax_cuda12_plugin", "jax_cuda13_plugin")))

@@ -1,0 +1,256 @@
+"""How a trained classifier's rates differ between groups: python -m experiments.groups DIR --by COLUMN [options].
+
+Accuracy, expected calibration error and selection, true-positive and false-positive rates of each group of test
+examples, and the differences between the groups: equalised odds, demographic parity and the like; see
+research/evaluation/groups.py. A group is a value of a column that the data has, or a range of its numbers. Every run
+also has the columns label and predicted; images have brightness and contrast, and texts have length, in tokens.
+groups.json, groups.png and reliability.png are written to the run's directory.
+"""
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import jax
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+import research
+from experiments.console import status
+from research.core.errors import RunError, UserError, positive
+from research.core.files import failing, write_json
+from research.core.special_tokens import PAD
+from research.core.transformations import first_seed
+from research.data.columns import column_names, test_column
+from research.evaluation import groups as of_groups
+from research.evaluation import plots
+from research.evaluation.groups import ByGroup
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `experiments.groups`.
+
+    Attributes:
+        directory: directory of the run of a classifier
+        by: column whose values are the groups
+        output: directory to write to; by default that of the run
+        pattern: regular expression whose first parentheses match the part of the value to group by, such as '_(.*)_'
+        quantiles: number of groups of a column of numbers that has more different ones
+        least: smallest number of examples of a group that counts in the differences; a smaller one is marked
+        samples: bootstrap samples of the 95 % intervals, and random groupings to compare with; 0: none
+    """
+
+    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    by: str
+    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    pattern: str | None = None
+    quantiles: int = 4
+    least: int = 30
+    samples: int = 500
+
+    def __post_init__(self) -> None:
+        positive(self, "", "least")
+        if self.quantiles < 2:
+            raise UserError(f"quantiles must be at least 2, not {self.quantiles}")
+        if self.samples < 0:
+            raise UserError(f"samples must be at least 0, not {self.samples}")
+
+
+class Predictions(NamedTuple):
+    """What a classifier says of the test examples, leaves [examples, ...].
+
+    index          places of the examples in the test data
+    probabilities  [examples, classes]
+    derived        columns of the examples by name, made of their inputs
+    """
+
+    index: np.ndarray  # type: ignore[assignment]  # a field, not tuple's method
+    labels: np.ndarray
+    probabilities: np.ndarray
+    derived: dict[str, np.ndarray]
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`."""
+    return status(
+        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.groups", description=__doc__))
+    )
+
+
+def run(options: Options) -> None:
+    """Compares the groups, prints tables, and writes the numbers and the pictures."""
+    experiment, _, state = research.load(options.directory)
+    inference = experiment.inference(first_seed(state)).get("inference")
+    test = experiment.feeds().test
+    if inference is None or not inference.names or np.ndim(test[0].targets) != 1:
+        raise UserError(f"{options.directory} is not the run of a classifier: give one, for example of mnist_cnn")
+    directory = options.output or options.directory
+    with failing("write", directory):
+        directory.mkdir(parents=True, exist_ok=True)
+    _check(options.by, experiment.data, test[0].inputs)
+    made = predictions(inference, test)
+    groups = of_groups.grouped(column(options.by, experiment.data, made), options.pattern, options.quantiles)
+    found, whole, samples = compared(groups, made, options)
+    about = {"by": options.by, "pattern": options.pattern, "least": options.least, "samples": options.samples}
+    write_json(directory / "groups.json", {"about": about, "classes": list(inference.names), **found})
+    show(found, f"{options.directory} by {options.by}", options)
+    draw(groups.names, whole, samples, directory)
+
+
+def predictions(inference: Any, test: Any) -> Predictions:
+    """The predictions of a classifier's `Inference` on the test batches."""
+    function, parts = jax.jit(inference.function), []
+    for batch in test:
+        valid = np.asarray(batch.mask) > 0
+        logits = np.asarray(function(*inference.inputs(batch).values()), np.float64)[valid]
+        logits -= logits.max(1, keepdims=True)
+        probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        inputs = np.asarray(batch.inputs)[valid]
+        derived = {name: make(inputs) for name, make in derivable(inputs).items()}
+        parts.append(
+            Predictions(np.asarray(batch.index)[valid], np.asarray(batch.targets)[valid], probabilities, derived)
+        )
+    joined = jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    names = np.array(inference.names)
+    more = {"label": names[joined.labels], "predicted": names[joined.probabilities.argmax(1)]}
+    return joined._replace(derived=joined.derived | more)
+
+
+def derivable(inputs: Any) -> Mapping[str, Callable[[np.ndarray], np.ndarray]]:
+    """The columns that can be made of a batch's inputs: images u8[batch, height, width, channels], tokens i32[batch,
+    time]."""
+    inputs = np.asarray(inputs)
+    if inputs.ndim == 4 and inputs.dtype == np.uint8:
+        flat = lambda x: x.reshape(len(x), -1) / 255
+        return {"brightness": lambda x: flat(x).mean(1), "contrast": lambda x: flat(x).std(1)}
+    if inputs.ndim == 2 and inputs.dtype.kind == "i":
+        return {"length": lambda x: (x != PAD).sum(1)}
+    return {}
+
+
+def _check(by: str, data: Any, inputs: Any) -> None:
+    """Raises UserError, with the columns that there are, unless `by` is one of them."""
+    names = [*column_names(data), *derivable(inputs), "label", "predicted"]
+    if by not in names:
+        raise UserError(f"by: the data has no column {by}; it has {', '.join(dict.fromkeys(names))}")
+
+
+def column(by: str, data: Any, made: Predictions) -> Any:
+    """The values of a column for the examples of `made`. Raises RunError where its rows are not those examples'."""
+    if by in made.derived:
+        return made.derived[by]
+    labels, values = test_column(data, by)
+    if made.index.max() >= len(labels) or not all(
+        labels[place] in (number, name)
+        for place, number, name in zip(made.index, made.labels, made.derived["label"], strict=True)
+    ):
+        raise RunError(f"by: the rows of the column {by} are not those of the test examples: their labels differ")
+    return [values[place] for place in made.index]
+
+
+def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> tuple[dict[str, Any], ByGroup, Any]:
+    """The numbers for groups.json, the counts by group, and those of the bootstrap samples, None of 0 samples."""
+    arrays = (groups.of, len(groups.names), made.labels, made.probabilities)
+    whole = of_groups.count(*arrays)
+    sizes = np.bincount(groups.of, minlength=len(groups.names))
+    kept = np.flatnonzero(sizes >= options.least)
+    if len(kept) < 2:
+        raise UserError(
+            f"fewer than two groups have {options.least} test examples, the largest have "
+            f"{', '.join(map(str, np.sort(sizes)[::-1][:3]))}: give a smaller --least, or fewer --quantiles"
+        )
+    large = lambda counts: ByGroup(counts.confusion[..., kept, :, :], counts.bins[..., kept, :, :])
+    samples = of_groups.bootstrapped(*arrays, options.samples) if options.samples else None
+    chance = of_groups.shuffled(*arrays, options.samples) if options.samples else None
+
+    each, gaps = of_groups.rates(whole), of_groups.differences(large(whole)).means()
+    drawn = None if samples is None else of_groups.rates(samples)
+    between = {} if samples is None else of_groups.differences(large(samples)).means()
+    by_chance = {} if chance is None else of_groups.differences(large(chance)).means()
+    found: dict[str, Any] = {"groups": {}, "differences": {}}
+    for n, name in enumerate(groups.names):
+        row: dict[str, Any] = {"examples": int(sizes[n]), "too_few": bool(sizes[n] < options.least)}
+        for key, values in each._asdict().items():
+            row[key] = plain(values[n])
+            if drawn is not None and values.ndim == 1:
+                row[f"{key}_interval"] = plain(interval(getattr(drawn, key)[:, n]))
+        found["groups"][name] = row
+    for key, value in gaps.items():
+        found["differences"][key] = {"value": plain(value)}
+        if samples is not None:
+            of_classes = {"interval": interval(between[key]), "by_chance": of_groups.mean(by_chance[key])}
+            found["differences"][key] |= {name: plain(x) for name, x in of_classes.items()}
+    return found, whole, samples
+
+
+def interval(values: np.ndarray) -> np.ndarray:
+    """The 95 % percentile interval of samples [samples, ...], [2, ...]; NaN where a sample has no value."""
+    return np.quantile(values, (0.025, 0.975), axis=0)
+
+
+def plain(value: Any) -> Any:
+    """Numbers for JSON: None in place of NaN."""
+    return [plain(x) for x in value] if np.ndim(value) else None if np.isnan(value) else float(value)
+
+
+def show(found: Mapping[str, Any], title: str, options: Options) -> None:
+    """Prints the rates of the groups, and their differences."""
+    number = lambda x: "" if x is None else f"{x:.4f}"
+    span = lambda pair: "" if pair is None or None in pair else f"{pair[0]:.3f} to {pair[1]:.3f}"
+    mean = lambda values: number(_mean(values))
+    table = Table("group", "examples", "accuracy", "95 %", "ECE", "TPR", "FPR", title=title, title_justify="left")
+    for name, row in found["groups"].items():
+        table.add_row(
+            f"{name} *" if row["too_few"] else name,
+            f"{row['examples']:,}",
+            number(row["accuracy"]),
+            span(row.get("accuracy_interval")),
+            number(row["calibration_error"]),
+            mean(row["true_positive"]),
+            mean(row["false_positive"]),
+        )
+    Console().print(table)
+    if any(row["too_few"] for row in found["groups"].values()):
+        print(f"* fewer than {options.least} examples: left out of the differences")
+    table = Table("difference between groups", "value", "95 %", "by chance")
+    for name, row in found["differences"].items():
+        table.add_row(
+            name.replace("_", " "), number(row["value"]), span(row.get("interval")), number(row.get("by_chance"))
+        )
+    Console().print(table)
+    print("TPR, FPR and differences of rates are means over the classes, each against the rest.")
+
+
+def _mean(values: list[float | None]) -> float | None:
+    there = [x for x in values if x is not None]
+    return sum(there) / len(there) if there else None
+
+
+def draw(names: tuple[str, ...], whole: ByGroup, samples: ByGroup | None, directory: Path) -> None:
+    """Writes the pictures."""
+    count, confidence, right = np.moveaxis(whole.bins, -1, 0)
+    filled = np.maximum(count, 1)
+    bins = {name: (confidence[n] / filled[n], right[n] / filled[n], count[n]) for n, name in enumerate(names)}
+    plots.reliability(bins, directory / "reliability.png")
+    found, drawn = of_groups.rates(whole), None if samples is None else of_groups.rates(samples)
+    titles = {"accuracy": "accuracy", "calibration_error": "expected calibration error"}
+    kinds = {"true_positive": "true-positive rate", "false_positive": "false-positive rate"}
+    if whole.confusion.shape[-1] == 2:
+        kinds["selection"] = "selection rate"
+    bars = {}
+    for key, title in (titles | kinds).items():
+        # Of two classes the last is the positive one; of more, the mean.
+        single = lambda x, key=key: x if key in titles else x[..., -1] if x.shape[-1] == 2 else of_groups.mean(x)
+        values = single(getattr(found, key))
+        around = np.stack([values, values]) if drawn is None else interval(single(getattr(drawn, key)))
+        bars[title] = values, around
+    plots.bars(bars, names, directory / "groups.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
