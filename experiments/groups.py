@@ -85,9 +85,8 @@ def main(arguments: list[str]) -> int:
 def run(options: Options) -> None:
     """Compares the groups, prints tables, and writes the numbers and the pictures."""
     experiment, _, state = research.load(options.directory)
-    inference = experiment.inference(first_seed(state)).get("inference")
-    test = experiment.feeds().test
-    if inference is None or not inference.names or np.ndim(test[0].targets) != 1:
+    inference, test = experiment.inference(first_seed(state)).get("inference"), experiment.feeds().test
+    if inference is None or not inference.names or getattr(test[0].targets, "ndim", 0) != 1:
         raise UserError(f"{options.directory} is not the run of a classifier: give one, for example of mnist_cnn")
     directory = options.output or options.directory
     with failing("write", directory):
@@ -168,7 +167,8 @@ def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> t
     samples = of_groups.bootstrapped(*arrays, options.samples) if options.samples else None
     chance = of_groups.shuffled(*arrays, options.samples) if options.samples else None
 
-    each, gaps = of_groups.rates(whole), of_groups.differences(large(whole)).means()
+    each, differences = of_groups.rates(whole), of_groups.differences(large(whole))
+    gaps, by_class = differences.means(), differences._asdict()
     drawn = None if samples is None else of_groups.rates(samples)
     between = {} if samples is None else of_groups.differences(large(samples)).means()
     by_chance = {} if chance is None else of_groups.differences(large(chance)).means()
@@ -182,6 +182,8 @@ def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> t
         found["groups"][name] = row
     for key, value in gaps.items():
         found["differences"][key] = {"value": plain(value)}
+        if by_class[key].ndim:
+            found["differences"][key]["by_class"] = plain(by_class[key])
         if samples is not None:
             of_classes = {"interval": interval(between[key]), "by_chance": of_groups.mean(by_chance[key])}
             found["differences"][key] |= {name: plain(x) for name, x in of_classes.items()}

@@ -85,13 +85,14 @@ class Differences(NamedTuple):
 def grouped(values: Sequence[Any], pattern: str | None = None, quantiles: int = 4) -> Groups:
     """Examples in groups of equal values, in order.
 
-    pattern    a regular expression; the group of a text is what its first parentheses match, or else the whole match
+    pattern    a regular expression; the group of a text is what its first parentheses match, or else the whole match.
+               Texts that it does not match are the group "no match"
     quantiles  number of groups, of about as many examples each, of numbers with more different values than that
 
-    Raises UserError where a value does not match, or there are more than `MOST` groups, or only one.
+    Raises UserError where no text matches, or there are more than `MOST` groups, or only one.
     """
     if pattern is not None:
-        values = [_matched(pattern, value) for value in values]
+        values = _matched(pattern, [str(value) for value in values])
     found = np.asarray(values)
     if found.dtype.kind in "iuf" and len(np.unique(found)) > quantiles:
         edges = np.unique(np.quantile(found, np.arange(1, quantiles) / quantiles))
@@ -113,14 +114,17 @@ def grouped(values: Sequence[Any], pattern: str | None = None, quantiles: int = 
     return groups
 
 
-def _matched(pattern: str, value: Any) -> str:
+def _matched(pattern: str, texts: Sequence[str]) -> list[str]:
+    """The part of each text that matches, see `grouped`."""
     try:
-        found = re.search(pattern, str(value))
+        compiled = re.compile(pattern)
     except re.error as error:
         raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from None
-    if found is None:
-        raise UserError(f"pattern {pattern!r} does not match {str(value)[:60]!r}")
-    return found[1 if found.re.groups else 0] or ""
+    found = [compiled.search(text) for text in texts]
+    if not any(found):
+        raise UserError(f"pattern {pattern!r} matches no value, such as {texts[0][:60]!r}")
+    part = 1 if compiled.groups else 0
+    return ["no match" if match is None else match[part] or "" for match in found]
 
 
 def count(
@@ -162,9 +166,11 @@ def rates(counts: ByGroup) -> Rates:
 def differences(counts: ByGroup) -> Differences:
     """The differences between the groups, see `Differences`."""
     found = rates(counts)
-    of = lambda x, axis: np.where(
-        (~np.isnan(x)).sum(axis) > 1, _over(np.nanmax, x, axis) - _over(np.nanmin, x, axis), np.nan
-    )
+
+    def of(x: np.ndarray, axis: int) -> np.ndarray:
+        several = (~np.isnan(x)).sum(axis) > 1
+        return np.where(several, _over(np.nanmax, x, axis) - _over(np.nanmin, x, axis), np.nan)
+
     true_positive, false_positive = of(found.true_positive, -2), of(found.false_positive, -2)
     return Differences(
         of(found.accuracy, -1),
