@@ -4,11 +4,11 @@ Accuracy, expected calibration error and selection, true-positive and false-posi
 examples, and the differences between the groups: equalised odds, demographic parity and the like; see
 research/evaluation/groups.py. A group is a value of a column that the data has, or a range of its numbers. Every run
 also has the columns label and predicted; images have brightness and contrast, and texts have length, in tokens.
-groups.json, groups.png and reliability.png are written to the run's directory.
+groups.json, groups.png and groups_reliability.png are written to the run's directory.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -66,7 +66,7 @@ class Predictions(NamedTuple):
 
     index          places of the examples in the test data
     probabilities  [examples, classes]
-    derived        columns of the examples by name, made of their inputs
+    derived        columns by name, made of inputs, labels and predictions, leaves [examples]
     """
 
     index: np.ndarray  # type: ignore[assignment]  # a field, not tuple's method
@@ -97,7 +97,7 @@ def run(options: Options) -> None:
     found, whole, samples = compared(groups, made, options)
     about = {"by": options.by, "pattern": options.pattern, "least": options.least, "samples": options.samples}
     write_json(directory / "groups.json", {"about": about, "classes": list(inference.names), **found})
-    show(found, f"{options.directory} by {options.by}", options)
+    show(found, inference.names, f"{options.directory} by {options.by}", options)
     draw(groups.names, whole, samples, directory)
 
 
@@ -168,10 +168,10 @@ def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> t
     chance = of_groups.shuffled(*arrays, options.samples) if options.samples else None
 
     each, differences = of_groups.rates(whole), of_groups.differences(large(whole))
-    gaps, by_class = differences.means(), differences._asdict()
+    gaps, by_class = differences.overall(), differences._asdict()
     drawn = None if samples is None else of_groups.rates(samples)
-    between = {} if samples is None else of_groups.differences(large(samples)).means()
-    by_chance = {} if chance is None else of_groups.differences(large(chance)).means()
+    between = {} if samples is None else of_groups.differences(large(samples)).overall()
+    by_chance = {} if chance is None else of_groups.differences(large(chance)).overall()
     found: dict[str, Any] = {"groups": {}, "differences": {}}
     for n, name in enumerate(groups.names):
         row: dict[str, Any] = {"examples": int(sizes[n]), "too_few": bool(sizes[n] < options.least)}
@@ -200,12 +200,14 @@ def plain(value: Any) -> Any:
     return [plain(x) for x in value] if np.ndim(value) else None if np.isnan(value) else float(value)
 
 
-def show(found: Mapping[str, Any], title: str, options: Options) -> None:
+def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: Options) -> None:
     """Prints the rates of the groups, and their differences."""
     number = lambda x: "" if x is None else f"{x:.4f}"
     span = lambda pair: "" if pair is None or None in pair else f"{pair[0]:.3f} to {pair[1]:.3f}"
-    mean = lambda values: number(_mean(values))
-    table = Table("group", "examples", "accuracy", "95 %", "ECE", "TPR", "FPR", title=title, title_justify="left")
+    overall = lambda values: number(plain(of_groups.over_classes(np.array(values, float))))
+    two = len(classes) == 2
+    rates = {"TPR": "true_positive", "FPR": "false_positive"} | ({"selected": "selection"} if two else {})
+    table = Table("group", "examples", "accuracy", "95 %", "ECE", *rates, title=title, title_justify="left")
     for name, row in found["groups"].items():
         table.add_row(
             f"{name} *" if row["too_few"] else name,
@@ -213,8 +215,7 @@ def show(found: Mapping[str, Any], title: str, options: Options) -> None:
             number(row["accuracy"]),
             span(row.get("accuracy_interval")),
             number(row["calibration_error"]),
-            mean(row["true_positive"]),
-            mean(row["false_positive"]),
+            *(overall(row[key]) for key in rates.values()),
         )
     Console().print(table)
     if any(row["too_few"] for row in found["groups"].values()):
@@ -225,12 +226,8 @@ def show(found: Mapping[str, Any], title: str, options: Options) -> None:
             name.replace("_", " "), number(row["value"]), span(row.get("interval")), number(row.get("by_chance"))
         )
     Console().print(table)
-    print("TPR, FPR and differences of rates are means over the classes, each against the rest.")
-
-
-def _mean(values: list[float | None]) -> float | None:
-    there = [x for x in values if x is not None]
-    return sum(there) / len(there) if there else None
+    of = f"of the class {classes[1]}" if two else "means over the classes, each against the rest"
+    print(f"The rates of predictions (TPR, FPR) and their differences are {of}.")
 
 
 def draw(names: tuple[str, ...], whole: ByGroup, samples: ByGroup | None, directory: Path) -> None:
@@ -238,7 +235,7 @@ def draw(names: tuple[str, ...], whole: ByGroup, samples: ByGroup | None, direct
     count, confidence, right = np.moveaxis(whole.bins, -1, 0)
     filled = np.maximum(count, 1)
     bins = {name: (confidence[n] / filled[n], right[n] / filled[n], count[n]) for n, name in enumerate(names)}
-    plots.reliability(bins, directory / "reliability.png")
+    plots.reliability(bins, directory / "groups_reliability.png")
     found, drawn = of_groups.rates(whole), None if samples is None else of_groups.rates(samples)
     titles = {"accuracy": "accuracy", "calibration_error": "expected calibration error"}
     kinds = {"true_positive": "true-positive rate", "false_positive": "false-positive rate"}
@@ -246,8 +243,7 @@ def draw(names: tuple[str, ...], whole: ByGroup, samples: ByGroup | None, direct
         kinds["selection"] = "selection rate"
     bars = {}
     for key, title in (titles | kinds).items():
-        # Of two classes the last is the positive one; of more, the mean.
-        single = lambda x, key=key: x if key in titles else x[..., -1] if x.shape[-1] == 2 else of_groups.mean(x)
+        single = lambda x, key=key: x if key in titles else of_groups.over_classes(x)
         values = single(getattr(found, key))
         around = np.stack([values, values]) if drawn is None else interval(single(getattr(drawn, key)))
         bars[title] = values, around

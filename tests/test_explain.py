@@ -268,6 +268,18 @@ def test_rates_by_group_in_loops(rng):
         np.testing.assert_allclose(a + b, whole)
 
 
+def test_of_two_classes_the_last_is_the_positive_one(rng):
+    groups, labels, probabilities = example_groups(rng, classes=2)
+    predicted, gaps = probabilities.argmax(1), []
+    for which in (labels == 1, labels == 0, labels >= 0):
+        shares = [predicted[which & (groups == group)].mean() for group in (0, 1, 3)]
+        gaps.append(max(shares) - min(shares))
+    found = of_groups.count(groups, 4, labels, probabilities).compute("x")
+    assert found["x_true_positive"] == pytest.approx(gaps[0]) and gaps[0] != pytest.approx(gaps[1], abs=0.02)
+    assert found["x_equalised_odds"] == pytest.approx(max(gaps[:2]))
+    assert found["x_demographic_parity"] == pytest.approx(gaps[2])
+
+
 def test_one_group_has_no_difference():
     counts = of_groups.count(np.zeros(4, int), 2, np.array([0, 1, 0, 1]), np.eye(2)[[0, 1, 1, 1]])
     assert np.isnan(of_groups.differences(counts).accuracy)
@@ -293,6 +305,11 @@ def test_what_the_groups_are():
     numbers = np.arange(12) / 10
     groups = of_groups.grouped(numbers, quantiles=3)
     assert groups.of.tolist() == [0] * 4 + [1] * 4 + [2] * 4 and groups.names[0] == "0 to 0.3"
+    near = of_groups.grouped([1.0001, 1.0002, 1.0003], quantiles=2)
+    assert len(set(near.names)) == 2 and of_groups.grouped([1, 1, 1, 1, 2, 3], quantiles=2).names == (
+        "1 to 1",
+        "2 to 3",
+    )
     speakers = ["3_theo_1.wav", "0_jackson_4.wav", "7_theo_2.wav", "other"]
     groups = of_groups.grouped(speakers, r"_([a-z]+)_")
     assert [groups.names[n] for n in groups.of] == ["theo", "jackson", "theo", "no match"]
@@ -398,9 +415,9 @@ def test_groups_of_a_run(loaded, tmp_path, capsys, monkeypatch):
     data = EXPERIMENTS["cnn"].data.load()
     brightness = data.test_images.mean((1, 2, 3)) / 255
     low, high = brightness.min(), np.quantile(brightness, 0.25)
-    assert next(iter(found["groups"])).startswith(f"{low:.4g} to ") and len(found["groups"]) == 4
+    assert next(iter(found["groups"])).startswith(f"{low:.3g} to ") and len(found["groups"]) == 4
     assert found["groups"][next(iter(found["groups"]))]["examples"] == np.sum(brightness < high)
-    assert (tmp_path / "groups.png").exists() and (tmp_path / "reliability.png").exists()
+    assert (tmp_path / "groups.png").exists() and (tmp_path / "groups_reliability.png").exists()
 
     # By label, a class has true positives in one group alone; small groups are marked.
     assert groups_script.main([str(tmp_path), "--by", "label", "--samples", "0", "--least", "36"]) == 0

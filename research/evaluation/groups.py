@@ -1,7 +1,8 @@
 """How a classifier's rates differ between groups of examples: fairness metrics and calibration by group.
 
-Classes are taken one against the rest: a rate of a class c is that of the binary classifier "c or not". With two
-classes the differences of both are equal, so their mean is the usual figure of the positive class.
+Classes are taken one against the rest: a rate of a class c is that of the binary classifier "c or not". One number for
+all classes is that of the positive class where there are two, and the mean over the classes where there are more, see
+`over_classes`.
 """
 
 import re
@@ -37,8 +38,8 @@ class ByGroup(NamedTuple):
     bins: np.ndarray
 
     def compute(self, name: str) -> Mapping[str, Any]:
-        """The differences between the groups, see `Differences`, each a mean over the classes."""
-        return {f"{name}_{key}": value for key, value in differences(self).means().items()}
+        """The differences between the groups by name, see `Differences`, one number for all classes."""
+        return {f"{name}_{key}": value for key, value in differences(self).overall().items()}
 
 
 class Rates(NamedTuple):
@@ -76,10 +77,10 @@ class Differences(NamedTuple):
     true_positive: np.ndarray
     equalised_odds: np.ndarray
 
-    def means(self) -> dict[str, np.ndarray]:
-        """The differences by name, those of classes as their means over the classes that have one, [...]."""
+    def overall(self) -> dict[str, np.ndarray]:
+        """The differences by name, [...], one number for all classes."""
         whole = ("accuracy", "calibration_error")
-        return {key: x if key in whole else mean(x) for key, x in self._asdict().items()}
+        return {key: x if key in whole else over_classes(x) for key, x in self._asdict().items()}
 
 
 def grouped(values: Sequence[Any], pattern: str | None = None, quantiles: int = 4) -> Groups:
@@ -95,12 +96,13 @@ def grouped(values: Sequence[Any], pattern: str | None = None, quantiles: int = 
         values = _matched(pattern, [str(value) for value in values])
     found = np.asarray(values)
     if found.dtype.kind in "iuf" and len(np.unique(found)) > quantiles:
-        edges = np.unique(np.quantile(found, np.arange(1, quantiles) / quantiles))
-        of = np.searchsorted(edges, found, side="right")
-        # Equal edges leave groups out.
-        there, of = np.unique(of, return_inverse=True)
-        names = [f"{found[of == n].min():.4g} to {found[of == n].max():.4g}" for n in range(len(there))]
-        groups = Groups(of, tuple(names))
+        # The first group has the smallest number at least, and of equal numbers none is in another group.
+        edges = np.maximum(np.quantile(found, np.arange(1, quantiles) / quantiles), np.unique(found)[1])
+        there, of = np.unique(np.searchsorted(edges, found, side="right"), return_inverse=True)
+        ends = [(found[of == n].min(), found[of == n].max()) for n in range(len(there))]
+        # As few digits as tell the groups apart.
+        named = (tuple(f"{low:.{digits}g} to {high:.{digits}g}" for low, high in ends) for digits in (3, 6, 17))
+        groups = Groups(of, next(names for names in named if len(set(names)) == len(ends)))
     else:
         there, of = np.unique(found.astype(str) if found.dtype.kind not in "iuf" else found, return_inverse=True)
         groups = Groups(of, tuple(map(str, there.tolist())))
@@ -179,6 +181,12 @@ def differences(counts: ByGroup) -> Differences:
         true_positive,
         np.fmax(true_positive, false_positive),
     )
+
+
+def over_classes(x: np.ndarray) -> np.ndarray:
+    """One number for all classes, [...], of numbers [..., classes]: of two the last one's, which is the positive class;
+    of more the mean of those that are not NaN."""
+    return x[..., -1] if x.shape[-1] == 2 else mean(x)
 
 
 def mean(x: np.ndarray) -> np.ndarray:
