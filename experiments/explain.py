@@ -64,7 +64,7 @@ class Options:
     samples: int = 16
     noise: float = 0.15
     images: int = 8
-    limit: int = 1000
+    limit: int = 250
 
     def __post_init__(self) -> None:
         positive(self, "", "steps", "samples", "images", "limit")
