@@ -132,6 +132,9 @@ def test_grad_cam_of_one_convolution_in_numpy(flax, images):
     assert (expected > 0).any()
     np.testing.assert_allclose(jitted(explain.grad_cam, logits, images, CLASSES), expected, atol=1e-5)
     np.testing.assert_allclose(jax.jit(lambda x: explain.seen(logits, x).kernel)(images), kernel)
+    # Of two views, the first counts; it has half of the score.
+    views = lambda x: (logits(x) + logits(x[:, :, ::-1])) / 2
+    np.testing.assert_allclose(jitted(explain.grad_cam, views, images, CLASSES), expected / 2, atol=1e-5)
 
 
 def test_grad_cam_of_a_resnet_weighs_its_last_block(images):
@@ -187,6 +190,8 @@ def test_captured_attention_is_the_softmax_in_numpy(images):
         scores = np.einsum("btd,bsd->bts", q, k) / np.sqrt(2)
         expected = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
         np.testing.assert_allclose(weights[0][:, head], expected, atol=1e-5)
+    views = lambda x: (logits(x) + logits(x[:, :, ::-1])) / 2
+    np.testing.assert_allclose(jitted(explain.attention_maps, views, images), weights, atol=1e-6)
     # A patch's share is drawn on its pixels.
     shares = explain.rollout(weights).mean(1).reshape(3, 2, 3)
     found = jitted(explain.attention_rollout, logits, images)

@@ -1,7 +1,8 @@
 """Why a trained image classifier decides as it does: maps of the pixels that a class's score depends on.
 
 Each function is pure, and traced inside a compiled program. It reads the classifier, as it is evaluated, as a function
-from images to logits; Grad-CAM and attention roll-out look at the Flax modules that this function calls.
+from images to logits; Grad-CAM and attention roll-out look at the Flax modules that this function calls. Of a net that
+it calls several times, on several views of an image, they look at the first call.
 """
 
 from collections.abc import Callable, Sequence
@@ -110,10 +111,14 @@ def seen(logits: Logits, images: jax.Array, change: tuple[int, jax.Array] | None
     maps: list[jax.Array] = []
     kernels: list[jax.Array] = []
     last: list[bool] = []  # whether the layout is Flax's own
+    calls = 0
 
     def record(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
-        output, module = call(*arguments, **options), context.module
-        if context.method_name != "__call__":
+        nonlocal calls
+        module = context.module
+        calls += not module.path  # the outermost module
+        output = call(*arguments, **options)
+        if context.method_name != "__call__" or calls > 1:
             return output
         kernel = _kernel(module, arguments)
         if kernel is not None:
@@ -200,8 +205,8 @@ def attending(logits: Logits, images: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     with nn.intercept_methods(record):
         outputs = logits(images)
-    each = [flatten_dict(tree) for tree in sown]
-    pairs = [(flat[path], flat[(*path[:-1], "keys")]) for flat in each for path in flat if path[-1] == "queries"]
+    flat = flatten_dict(sown[0]) if sown else {}
+    pairs = [(flat[path], flat[(*path[:-1], "keys")]) for path in flat if path[-1] == "queries"]
     # Of layers in a scan, a leading axis counts them.
     stacked = lambda x: x if x.ndim == 5 else x[None]
     found = [attention_weights(stacked(q), stacked(k)) for qs, ks in pairs for q, k in zip(qs, ks, strict=True)]
