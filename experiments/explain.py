@@ -115,13 +115,13 @@ def run(options: Options) -> None:
         differences = explain.score_difference(logits, images, classes, baseline)
         return outputs, found, deleted, sums, differences
 
-    size = min(len(labels), experiment.data.evaluation_batch)
-    parts = [range(start, min(start + size, len(labels))) for start in range(0, len(labels), size)]
-    each = [jax.device_get(explained(*(x[part.start : part.stop] for x in (images, labels, index)))) for part in parts]
-    outputs, maps, sums, differences = (
-        jax.tree.map(lambda *xs: np.concatenate(xs), *(one[k] for one in each)) for k in (0, 1, 3, 4)
-    )
-    deleted = jax.tree.map(lambda *xs: np.concatenate(xs, 1), *(one[2] for one in each))
+    count, size = len(labels), min(len(labels), experiment.data.evaluation_batch)
+    # Of one shape, so that one program is compiled: the last image is repeated.
+    places = [np.minimum(np.arange(start, start + size), count - 1) for start in range(0, count, size)]
+    each = [jax.device_get(explained(images[at], labels[at], index[at])) for at in places]
+    joined = lambda k, axis: jax.tree.map(lambda *xs: np.concatenate(xs, axis), *(one[k] for one in each))
+    outputs, maps, sums, differences = (jax.tree.map(lambda x: x[:count], joined(k, 0)) for k in (0, 1, 3, 4))
+    deleted = jax.tree.map(lambda x: x[:, :count], joined(2, 1))
 
     names = [*methods, "random"]  # a compiled program sorts them
     found: dict[str, Any] = {

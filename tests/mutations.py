@@ -1777,7 +1777,7 @@ VISION = [
         "evaluation/groups.py",
         "np.fmax(true_positive, false_positive)",
         "true_positive",
-        "tests/test_explain.py -k in_loops",
+        "tests/test_explain.py -k two_classes",
         "equalised odds are of the true positives alone",
     ),
     Mutation(

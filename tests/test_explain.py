@@ -283,6 +283,10 @@ def test_of_two_classes_the_last_is_the_positive_one(rng):
     assert found["x_true_positive"] == pytest.approx(gaps[0]) and gaps[0] != pytest.approx(gaps[1], abs=0.02)
     assert found["x_equalised_odds"] == pytest.approx(max(gaps[:2]))
     assert found["x_demographic_parity"] == pytest.approx(gaps[2])
+    # The groups differ in their false positives alone.
+    labels, predicted = np.array([1, 0, 1, 0]), np.eye(2)[[1, 0, 1, 1]]
+    found = of_groups.differences(of_groups.count(np.array([0, 0, 1, 1]), 2, labels, predicted))
+    assert found.true_positive[1] == 0 and found.equalised_odds.tolist() == [1, 1]
 
 
 def test_one_group_has_no_difference():

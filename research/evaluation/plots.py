@@ -190,11 +190,11 @@ def reliability(found: Mapping[str, tuple[Any, Any, Any]], path: Path | str) -> 
 
 
 def bars(found: Mapping[str, tuple[Any, Any]], labels: Sequence[str], path: Path | str) -> None:
-    """Draws a panel for each quantity, with a bar for each label.
+    """Draws a panel for each quantity, with a bar for each label and its value written beside it.
 
     found  by quantity: its values [labels] and their interval [2, labels]; NaN where there is none
     """
-    columns = min(3, len(found))
+    columns = math.ceil(math.sqrt(len(found)))
     rows = math.ceil(len(found) / columns)
     figure = _figure(3.6 * columns, rows * (0.24 * len(labels) + 0.9))
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
@@ -202,6 +202,11 @@ def bars(found: Mapping[str, tuple[Any, Any]], labels: Sequence[str], path: Path
     for ax, (name, (values, (low, high))) in zip(axes, found.items(), strict=False):
         around = np.stack([values - low, high - values]).clip(0)
         ax.barh(places, values, 0.7, color=COLOURS[5], xerr=around, error_kw={"lw": 1, "capsize": 2})
+        for place, value, end in zip(places, values, np.fmax(values, high), strict=True):
+            if not np.isnan(value):
+                ax.text(end, place, f"  {value:.3g}", va="center", fontsize=7)
+        ax.margins(x=0.15)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_title(name, fontsize=10)
         ax.set_yticks(places, labels, fontsize=8)
         ax.grid(alpha=0.25, axis="x")
