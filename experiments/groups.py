@@ -184,9 +184,9 @@ def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> t
         found["differences"][key] = {"value": plain(value)}
         if by_class[key].ndim:
             found["differences"][key]["by_class"] = plain(by_class[key])
-        if samples is not None:
-            of_classes = {"interval": interval(between[key]), "by_chance": of_groups.mean(by_chance[key])}
-            found["differences"][key] |= {name: plain(x) for name, x in of_classes.items()}
+        if samples is not None and not np.isnan(value):
+            more = {"interval": interval(between[key]), "by_chance": of_groups.mean(by_chance[key])}
+            found["differences"][key] |= {name: plain(x) for name, x in more.items()}
     return found, whole, samples
 
 
@@ -203,7 +203,7 @@ def plain(value: Any) -> Any:
 def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: Options) -> None:
     """Prints the rates of the groups, and their differences."""
     number = lambda x: "" if x is None else f"{x:.4f}"
-    span = lambda pair: "" if pair is None or None in pair else f"{pair[0]:.3f} to {pair[1]:.3f}"
+    span = lambda pair: "" if pair is None or None in pair else f"{pair[0]:.3f} {pair[1]:.3f}"
     overall = lambda values: number(plain(of_groups.over_classes(np.array(values, float))))
     two = len(classes) == 2
     rates = {"TPR": "true_positive", "FPR": "false_positive"} | ({"selected": "selection"} if two else {})

@@ -1775,7 +1775,7 @@ VISION = [
     ),
     Mutation(
         "evaluation/groups.py",
-        "np.fmax(true_positive, false_positive)",
+        "np.maximum(true_positive, false_positive)",
         "true_positive",
         "tests/test_explain.py -k two_classes",
         "equalised odds are of the true positives alone",

@@ -433,7 +433,8 @@ def test_groups_of_a_run(loaded, tmp_path, capsys, monkeypatch):
     found = json.loads((tmp_path / "groups.json").read_text())
     sizes = np.bincount(data.test_labels)
     assert [row["too_few"] for row in found["groups"].values()] == (sizes < 36).tolist() and (sizes < 36).any()
-    assert found["differences"]["true_positive"]["value"] is None
+    assert found["differences"]["true_positive"]["value"] is found["differences"]["equalised_odds"]["value"] is None
+    assert found["differences"]["demographic_parity"]["value"] is not None
 
     for by, options, error in (
         ("speaker", [], "the data has no column speaker; it has brightness, contrast, label, predicted"),

@@ -67,8 +67,8 @@ class Differences(NamedTuple):
     calibration_error   of the expected calibration errors
     demographic_parity  [..., classes], of the selection rates
     true_positive       [..., classes], of the true-positive rates: equality of opportunity
-    equalised_odds      [..., classes], the larger of the differences of true- and of false-positive rates (Hardt, Price
-                        & Srebro 2016, arXiv:1610.02413)
+    equalised_odds      [..., classes], the larger of the differences of true- and of false-positive rates, where both
+                        are (Hardt, Price & Srebro 2016, arXiv:1610.02413)
     """
 
     accuracy: np.ndarray
@@ -179,7 +179,7 @@ def differences(counts: ByGroup) -> Differences:
         of(found.calibration_error, -1),
         of(found.selection, -2),
         true_positive,
-        np.fmax(true_positive, false_positive),
+        np.maximum(true_positive, false_positive),
     )
 
 
