@@ -1,7 +1,7 @@
 """Optimizers and learning rate schedules by name: one flat dataclass over optax."""
 
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
@@ -9,7 +9,9 @@ import optax
 from jax.tree_util import tree_map_with_path
 
 from research.core.errors import UserError
+from research.core.lookahead import Lookahead
 from research.core.muon import flattened, muon
+from research.core.patterns import matching
 from research.core.types import Tree
 
 
@@ -27,12 +29,16 @@ class Optimizer:
         schedule: how the learning rate changes: constant; linear or cosine: from the peak to final_ratio of it at
             the last update; halving: see halve_at; one_cycle (Smith & Topin 2018, arXiv:1708.07120): rises from 1/25
             of the peak in the first 30 % of the run and falls to about 0 by a cosine
-        warmup: number of updates in which the learning rate rises linearly from 0, before its schedule begins
+        warmup: number of updates in which the learning rate rises linearly from initial_ratio of the peak, before its
+            schedule begins
+        initial_ratio: learning rate at the first update of the warmup, as a fraction of the peak
         final_ratio: learning rate at the last update of linear and cosine, as a fraction of the peak
         halve_at: fractions of the run after which the schedule halving halves the learning rate
         weight_decay: strength of weight decay, of kernels and embeddings (muon: of kernels alone). For sgd it is added
             to the gradient (L2 regularisation); for all others each update subtracts it times the learning rate from
             the parameters (decoupled decay)
+        decays: patterns of the paths of parameters, each with the weight decay that takes the place of weight_decay
+            there, biases and scales included; for sgd
         momentum: decay of the momentum of sgd and of muon
         nesterov: whether the momentum of sgd and of muon is Nesterov's; muon's Adam has none of it
         b1: decay of the first moment of adamw, of muon's Adam and of lion
@@ -41,25 +47,31 @@ class Optimizer:
         eps: number added to the root of the second moment of adamw and of muon's Adam
         mu_dtype: dtype in which the first moment (the momentum of sgd, lion and muon) is kept between updates; bfloat16
             halves its memory. adafactor keeps none
+        lookahead: averaging of the parameters as they move
     """
 
     name: Literal["adamw", "sgd", "adafactor", "lion", "muon"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "linear", "cosine", "halving", "one_cycle"] = "constant"
     warmup: int = 0
+    initial_ratio: float = 0.0
     final_ratio: float = 0.0
     halve_at: tuple[float, ...] = (0.5, 0.75, 0.875)
     weight_decay: float = 0.0
+    decays: tuple[tuple[str, float], ...] = ()
     momentum: float = 0.9
     nesterov: bool = True
     b1: float = 0.9
     b2: float | None = None
     eps: float = 1e-8
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    lookahead: Lookahead = field(default_factory=Lookahead)
 
     def __post_init__(self) -> None:
         if self.name == "adafactor" and self.mu_dtype != "float32":
             raise UserError("optimizer.mu_dtype must be float32 for adafactor, which keeps no first moment")
+        if self.decays and self.name != "sgd":
+            raise UserError(f"optimizer.decays are for sgd, not for {self.name}")
         if self.warmup < 0:
             raise ValueError(f"optimizer.warmup must be 0 or more updates, not {self.warmup}")
 
@@ -85,7 +97,9 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
         case "one_cycle":
             shape = optax.cosine_onecycle_schedule(decay_steps, 1.0)
     if config.warmup:
-        shape = optax.join_schedules([optax.linear_schedule(0.0, 1.0, config.warmup), shape], [config.warmup])
+        shape = optax.join_schedules(
+            [optax.linear_schedule(config.initial_ratio, 1.0, config.warmup), shape], [config.warmup]
+        )
     # The peak is a factor of the result, so that a sweep over it can be a vmap.
     return lambda count: config.learning_rate * shape(count)
 
@@ -99,7 +113,15 @@ def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
             return adamw(decayed)
         case "sgd":
             sgd = optax.sgd(learning_rate, config.momentum, config.nesterov, config.mu_dtype)
-            return optax.chain(optax.add_decayed_weights(weight_decay, decayed), sgd)
+            patterns = [pattern for pattern, _ in config.decays]
+            rest = lambda params: jax.tree.map(
+                lambda d, own: d and not own, decayed(params), matching(params, patterns)
+            )
+            own = [
+                optax.add_decayed_weights(decay, lambda params, pattern=pattern: matching(params, [pattern]))
+                for pattern, decay in config.decays
+            ]
+            return optax.chain(optax.add_decayed_weights(weight_decay, rest), *own, sgd)
         case "adafactor":
             # Optax does not multiply the weight decay of adafactor by the learning rate.
             decay = optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count), decayed)

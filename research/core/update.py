@@ -18,6 +18,7 @@ import tyro
 
 from research.core.devices import position, summed
 from research.core.errors import UserError
+from research.core.lookahead import lookahead
 from research.core.metrics import Mean, Metric, Metrics, added, mean
 from research.core.optimizers import Optimizer, optimizer, schedule
 from research.core.patterns import check_patterns, matching
@@ -46,6 +47,8 @@ class UpdateConfig:
             float32. float16 is for GPUs without bfloat16: it needs a loss scale, which is adapted as training goes on
         freeze: patterns of the paths of parameters that stay as they are, such as 'encoder/*'; batch statistics move
             all the same
+        freeze_after: patterns of the paths of parameters, each with the number of updates after which they stay as
+            they are
         rates: patterns of the paths of parameters, each with the factor by which their learning rate differs
     """
 
@@ -53,6 +56,7 @@ class UpdateConfig:
     clip: float | None = None
     dtype: Annotated[Dtype, tyro.conf.arg(aliases=("--dtype",))] = "float32"
     freeze: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--freeze",))] = ()
+    freeze_after: tuple[tuple[str, int], ...] = ()
     rates: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
@@ -153,7 +157,10 @@ def updater(
 
     whole_batch  the loss is no sum over the examples (a contrastive one): `grad_accum_steps` above 1 is refused
     """
-    transforms = {name: _partitioned(optimizer(how, updates), config) for name, (how, updates) in optimizers.items()}
+    transforms = {
+        name: lookahead(_partitioned(optimizer(how, updates), config), how.lookahead, updates)
+        for name, (how, updates) in optimizers.items()
+    }
     rates = {name: schedule(how, updates) for name, (how, updates) in optimizers.items()}
     decays = {name: decay for name, decay in average.items() if decay is not None}
     parts, half = config.grad_accum_steps, config.dtype == "float16"
@@ -166,7 +173,10 @@ def updater(
     ) -> State:
         params = {name: params for name, (params, _) in nets.items()}
         check_patterns(params, config.freeze, "--freeze")
+        check_patterns(params, [pattern for pattern, _ in config.freeze_after], "update.freeze_after")
         check_patterns(params, [pattern for pattern, _ in config.rates], "update.rates")
+        for name, (how, _) in optimizers.items():
+            check_patterns({name: params[name]}, [pattern for pattern, _ in how.decays], "optimizer.decays")
         scale = LossScale(jnp.float32(INITIAL_SCALE), jnp.int32(0), jnp.int32(0)) if half else ()
         opt_state = {name: Moving(jnp.int32(0), transforms[name].init(params[name]), scale) for name in transforms}
         kept = {name: own for name, (_, own) in nets.items() if own} | dict(collections)
@@ -267,12 +277,13 @@ def ema_update(average: Tree, params: Tree, decay: float, count: jax.Array) -> T
 
 def _partitioned(tx: optax.GradientTransformation, config: UpdateConfig) -> optax.GradientTransformation:
     """`tx` for the parameters that are not frozen, its steps times the factors of `rates`; the others stay."""
+    during = [(pattern, optax.scale_by_schedule(lambda count, n=n: count < n)) for pattern, n in config.freeze_after]
     if config.freeze:
         labels = lambda params: jax.tree.map(str, matching(params, config.freeze))
         tx = optax.partition({"False": tx, "True": optax.set_to_zero()}, labels)
     factors = [
-        optax.masked(optax.scale(factor), lambda params, pattern=pattern: matching(params, [pattern]))
-        for pattern, factor in config.rates
+        optax.masked(factor, lambda params, pattern=pattern: matching(params, [pattern]))
+        for pattern, factor in [*during, *((pattern, optax.scale(factor)) for pattern, factor in config.rates)]
     ]
     return optax.chain(tx, *factors) if factors else tx
 

@@ -91,6 +91,10 @@ class Images:
         """The properties that a learner needs. Raises UserError if the data is not there, RunError if it is damaged."""
         return _spec(self, tfds.directory(self.dir))
 
+    def patch_moments(self, side: int) -> tuple[float, ...]:
+        """`second_moments` of the patches of the first 5,000 training images, standardised. Raises as `spec` does."""
+        return _patch_moments(self, tfds.directory(self.dir), side)
+
     def arrays(self) -> Arrays:
         """The images and labels, the same at each call: the only method that a new source overrides."""
         return arrays(self.name, tfds.directory(self.dir), self.limit, self.image_feature, self.label_feature)
@@ -224,6 +228,25 @@ def _spec(images: Images, dir: str | None) -> ImageSpec:
     data = images.load()
     height, width, channels = data.train_images.shape[1:]
     return ImageSpec((height, width, channels), len(data.names), data.names, *moments(data.train_images))
+
+
+@functools.lru_cache(maxsize=2)
+def _patch_moments(images: Images, dir: str | None, side: int) -> tuple[float, ...]:
+    """`dir`: as for `_spec`."""
+    spec, some = images.spec(), images.load().train_images[:5000]
+    standardised = (some / np.float32(255) - np.array(spec.mean, np.float32)) / np.array(spec.std, np.float32)
+    return tuple(second_moments(standardised, side).ravel().tolist())
+
+
+def second_moments(images: np.ndarray, side: int) -> np.ndarray:
+    """The means of all products of two numbers of a square patch, over all patches: f64[size, size].
+
+    images  f32[examples, height, width, channels]
+    size    side * side * channels, in this order, as in the kernel of a convolution
+    """
+    windows = np.lib.stride_tricks.sliding_window_view(images, (side, side), (1, 2))
+    patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, side * side * images.shape[-1])
+    return (patches.T @ patches).astype(np.float64) / len(patches)
 
 
 def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -8,19 +8,23 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.devices import position
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
+from research.core.modules import Network, bind
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
 from research.core.types import Tree
-from research.data.augment import Augment, augment
+from research.data.augment import Augment, Views, alternating, augment, views
 from research.data.few_labels import FewLabels
 from research.data.images import Images, ImageSpec
+from research.data.order import positions
 from research.evaluation import images as reports
 from research.learners.robust import Adversarial, changed, trades_loss
 from research.learners.supervised import Supervised
 from research.nets.cnn import CNN
+from research.nets.whitened import WhitenedCNN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class Classify(Supervised):
         data: the images
         net: a Flax module: images -> logits, with a field `outputs` for the number of classes
         augment: augmentation of training images
+        views: what the net sees of an image in evaluation: the image itself; it and its mirror image, whose logits are
+            averaged; or both of them as they are and moved by a pixel (mirror_shift, with six times the computation)
         smoothing: label-smoothing factor
         adversarial: attack on the training images; 0 steps: none. With it `attacked_accuracy` is evaluated too
     """
@@ -38,13 +44,15 @@ class Classify(Supervised):
     data: Images = field(default_factory=Images)
     net: nn.Module = field(default_factory=CNN)
     augment: Augment = field(default_factory=Augment)
+    views: Views = "one"
     smoothing: float = 0.0
     adversarial: Adversarial = field(default_factory=Adversarial)
 
     def build(self) -> Learner:
         """See `Experiment`."""
         spec = self.data.spec()
-        net = self.network(self.net.clone(outputs=spec.classes))
+        net = self.network(self.module())
+        evaluated_net = averaged(net, self.views)
         init_state, update = self.updater()
         attack, criterion = self.adversarial, classification(self.smoothing)
         loss = trades_loss(net, attack.trades, criterion) if attack.paired else criterion_loss(net, "net", criterion)
@@ -52,17 +60,27 @@ class Classify(Supervised):
         def init(key: jax.Array) -> State:
             return init_state(key, {"net": net.init(key, jnp.zeros((1, *spec.shape)))})
 
-        def attacked(params: Tree, state: State, batch: Batch, keys: jax.Array, radius: Any = None) -> jax.Array:
+        def mirrored(state: State, batch: Batch) -> jax.Array | None:
+            if not self.augment.alternate:
+                return None
+            rows, size = position(len(batch.index)), self.data.feeds().train.size
+            epoch, _ = positions(state.step, self.data.batch, size, rows=rows)
+            return alternating(example_keys(fold_name(state.key, "flip"), batch.index), epoch)
+
+        def attacked(
+            net: Network, params: Tree, state: State, batch: Batch, keys: jax.Array, radius: Any = None
+        ) -> jax.Array:
             logits = lambda images: net.apply(params, owned(state, "net"), standardised(images, spec))[0]
             return changed(attack, logits, batch, keys, radius)
 
         def step(state: State, batch: Batch) -> tuple[State, Metrics]:
             keys = example_keys(rng(state, "augment"), batch.index)
-            batch = batch._replace(inputs=augment(self.augment, keys, scaled(batch.inputs)))
-            images: Any = standardised(batch.inputs, spec)
+            images: Any = augment(self.augment, keys, scaled(batch.inputs), mirrored(state, batch))
+            batch = batch._replace(inputs=images)
+            images = standardised(images, spec)
             if attack.steps:
                 keys, radius = fold_name(keys, "attack"), attack.radius_at(state.step)
-                others = standardised(attacked(state.params["net"], state, batch, keys, radius), spec)
+                others = standardised(attacked(net, state.params["net"], state, batch, keys, radius), spec)
                 images = (images, others) if attack.paired else others
             state, aux = update(state, "net", loss, batch._replace(inputs=images))
             return state, dict(aux.metrics)
@@ -70,15 +88,23 @@ class Classify(Supervised):
         def evaluate(state: State, batch: Batch) -> Metrics:
             batch = batch._replace(inputs=scaled(batch.inputs))
             seen = lambda images: criterion_metrics(
-                net, "net", classification(), state, batch._replace(inputs=standardised(images, spec))
+                evaluated_net, "net", classification(), state, batch._replace(inputs=standardised(images, spec))
             )
             metrics = seen(batch.inputs)
             if attack.steps:
                 keys = example_keys(fold_name(state.key, "attack"), batch.index)
-                metrics["attacked_accuracy"] = seen(attacked(evaluated(state, "net"), state, batch, keys))["accuracy"]
+                params = evaluated(state, "net")
+                metrics["attacked_accuracy"] = seen(attacked(evaluated_net, params, state, batch, keys))["accuracy"]
             return metrics
 
         return learner(init, step, evaluate)
+
+    def module(self) -> nn.Module:
+        """The net, with what the data decide."""
+        net = bind(self.net, outputs=self.data.spec().classes)
+        if isinstance(net, WhitenedCNN):
+            net = net.clone(moments=self.data.patch_moments(net.patch))
+        return net
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
@@ -90,8 +116,9 @@ class Classify(Supervised):
 
     def pixel_logits(self, state: State, images: jax.Array) -> jax.Array:
         """The same of images f32 in 0 ... 1."""
-        spec = self.data.spec()
-        return self.outputs(self.net.clone(outputs=spec.classes), state, standardised(images, spec))
+        net = averaged(self.network(self.module()), self.views)
+        inputs = standardised(images, self.data.spec())
+        return net.apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
@@ -109,6 +136,26 @@ class Classify(Supervised):
                 self.data.spec().names,
             )
         }
+
+
+def averaged(net: Network, kind: Views) -> Network:
+    """`net`, whose outputs are in evaluation the weighted mean of those of the views of its inputs, see `views`."""
+    if kind == "one":
+        return net
+
+    def apply(
+        params: Tree,
+        collections: dict[str, Tree],
+        *inputs: Any,
+        rng: jax.Array | None = None,
+        method: str | None = None,
+    ) -> tuple[Any, dict[str, Tree]]:
+        if rng is not None:
+            return net.apply(params, collections, *inputs, rng=rng, method=method)
+        found = [(weight, net.apply(params, collections, view)[0]) for weight, view in views(kind, *inputs)]
+        return sum(weight * outputs for weight, outputs in found), collections
+
+    return net._replace(apply=apply)
 
 
 def scaled(pixels: jax.Array) -> jax.Array:

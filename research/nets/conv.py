@@ -55,12 +55,29 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the global batch of all devices."""
+    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the global batch of all devices.
+
+    Attributes:
+        momentum: decay of the running averages
+        epsilon: number added to the variance
+        scale: whether a learned scale follows
+    """
+
+    momentum: float = MOMENTUM
+    epsilon: float = 1e-5
+    scale: bool = True
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[channels, height, width, batch] -> the same."""
-        return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, axis=0, axis_name=axis_if_bound())(x)
+        return nn.BatchNorm(
+            use_running_average=not train,
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            use_scale=self.scale,
+            axis=0,
+            axis_name=axis_if_bound(),
+        )(x)
 
 
 class GroupNorm(nn.Module):
