@@ -6,7 +6,7 @@ the first three passes; convolutions that start as the identity; batch normalisa
 averages; alternating flips, shifts by 2 with reflected edges, label smoothing; Nesterov's momentum with a learning rate
 and a weight decay that are those of whole steps, 64 times the learning rate for the norms' biases; lookahead; six views
 of each test image. Here lookahead averages the parameters alone, not the batch statistics, and begins at once, with a
-decay that is near 0 in the first passes; 500 training images are held out.
+decay that is near 0 in the first passes; 200 training images are held out.
 
     python -m experiments.train cifar10_airbench
 
@@ -37,7 +37,7 @@ DECAY = 0.0153 / 11.5
 def config() -> Classify:
     """The experiment."""
     return Classify(
-        data=Images(name="cifar10", batch=1024, evaluation_batch=500, validation=0.01),
+        data=Images(name="cifar10", batch=1024, evaluation_batch=200, validation=0.004),
         net=WhitenedCNN(widths=(64, 256, 256), patch=2, scale=1 / 9, momentum=0.6),
         augment=Augment(flip=True, alternate=True, shift=2, edge="reflect"),
         views="mirror_shift",
@@ -61,6 +61,6 @@ def config() -> Classify:
             rates=(("BatchNorm_*/bias", BIASES),),
         ),
         run=Run(
-            steps=STEPS, steps_per_dispatch=20, evaluate_every=80, save_every=40, published=(("accuracy", 0.9401),)
+            steps=STEPS, steps_per_dispatch=10, evaluate_every=80, save_every=20, published=(("accuracy", 0.9401),)
         ),
     )

@@ -58,7 +58,7 @@ def lookahead(tx: optax.GradientTransformation, config: Lookahead, steps: int) -
         keep = config.decay**config.every * (count / steps) ** config.power
         now = count % config.every == 0
         fast = optax.apply_updates(params, updates)
-        slow = jax.tree.map(lambda s, f: jnp.where(now, keep * s + (1 - keep) * f, s), state.slow, fast)
+        slow = jax.tree.map(lambda s, f: jnp.where(now, s + (1 - keep) * (f - s), s), state.slow, fast)
         updates = jax.tree.map(lambda u, s, p: jnp.where(now, s - p, u), updates, slow, params)
         return updates, LookaheadState(count, slow, inner)
 

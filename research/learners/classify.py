@@ -60,13 +60,6 @@ class Classify(Supervised):
         def init(key: jax.Array) -> State:
             return init_state(key, {"net": net.init(key, jnp.zeros((1, *spec.shape)))})
 
-        def mirrored(state: State, batch: Batch) -> jax.Array | None:
-            if not self.augment.alternate:
-                return None
-            rows, size = position(len(batch.index)), self.data.feeds().train.size
-            epoch, _ = positions(state.step, self.data.batch, size, rows=rows)
-            return alternating(example_keys(fold_name(state.key, "flip"), batch.index), epoch)
-
         def attacked(
             net: Network, params: Tree, state: State, batch: Batch, keys: jax.Array, radius: Any = None
         ) -> jax.Array:
@@ -75,7 +68,7 @@ class Classify(Supervised):
 
         def step(state: State, batch: Batch) -> tuple[State, Metrics]:
             keys = example_keys(rng(state, "augment"), batch.index)
-            images: Any = augment(self.augment, keys, scaled(batch.inputs), mirrored(state, batch))
+            images: Any = augment(self.augment, keys, scaled(batch.inputs), self.mirrored(state, batch))
             batch = batch._replace(inputs=images)
             images = standardised(images, spec)
             if attack.steps:
@@ -105,6 +98,14 @@ class Classify(Supervised):
         if isinstance(net, WhitenedCNN):
             net = net.clone(moments=self.data.patch_moments(net.patch))
         return net
+
+    def mirrored(self, state: State, batch: Batch) -> jax.Array | None:
+        """The images of a batch that are flipped, bool[batch], where it alternates by passes over the data."""
+        if not self.augment.alternate:
+            return None
+        rows, size = position(len(batch.index)), self.data.feeds().train.size
+        epoch, _ = positions(state.step, self.data.batch, size, rows=rows)
+        return alternating(example_keys(fold_name(state.key, "flip"), batch.index), epoch)
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
