@@ -67,8 +67,8 @@ CRITERIA = "tests/test_sequences.py tests/test_nets.py -k 'criterion or classifi
 CLASSIFY = [
     Mutation(
         "learners/classify.py",
-        "batch._replace(inputs=augment(self.augment, keys, scaled(batch.inputs)))",
-        "batch._replace(inputs=scaled(batch.inputs))",
+        "batch = batch._replace(inputs=images)",
+        "batch = batch._replace(inputs=scaled(batch.inputs)); images = batch.inputs",
         CNN_STEP,
         "training images are not augmented",
     ),
@@ -1810,7 +1810,50 @@ VISION = [
     ),
 ]
 
-MUTATIONS = [*CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN, *DQN, *RL, *HIGHWAY, *CORE, *VISION]
+WHITENED = [
+    Mutation(
+        file,
+        old,
+        new,
+        f"tests/test_whitened.py -k '{tests}'",
+        breaks,
+    )
+    for file, old, new, tests, breaks in (
+        ("nets/whitened.py", "np.sqrt(values[::-1] + eps)", "np.sqrt(values + eps)", "whitened", "other eigenvalues"),
+        ("nets/whitened.py", "[vectors, -vectors]", "[vectors, vectors]", "whitened", "each filter is there twice"),
+        ("nets/whitened.py", "height // 2, width // 2].set", "0, 0].set", "pytorch", "channels are moved"),
+        ("nets/whitened.py", "norm(max_pool(IdentityConv(width)(x)))", "max_pool(norm(IdentityConv(width)(x)))",
+         "net_equals", "statistics of all pixels, not of the largest"),
+        ("nets/whitened.py", "BatchNorm(self.momentum, 1e-12, scale=False)", "BatchNorm(0.9, 1e-12, scale=False)",
+         "net_equals", "long averages of batch statistics"),
+        ("nets/whitened.py", "return self.scale * nn.Dense", "return nn.Dense", "net_equals", "logits are not scaled"),
+        ("data/images.py", "windows.transpose(0, 1, 2, 4, 5, 3)", "windows.transpose(0, 1, 2, 3, 4, 5)", "whitened",
+         "moments in another order than the kernel"),
+        ("core/lookahead.py", "(count / steps) ** config.power", "1", "by_hand", "the decay does not rise"),
+        ("core/lookahead.py", "jnp.where(now, s - p, u)", "u", "by_hand", "parameters are not set to their average"),
+        ("core/lookahead.py", "count % config.every == 0", "state.count % config.every == 0", "by_hand",
+         "the average moves an update too early"),
+        ("core/update.py", "lambda count, n=n: count < n", "lambda count, n=n: count <= n", "sgd",
+         "frozen an update too late"),
+        ("core/optimizers.py", "d and not own", "d", "sgd", "kernels with a decay of their own decay twice"),
+        ("core/optimizers.py", "linear_schedule(config.initial_ratio, 1.0", "linear_schedule(0.0, 1.0", "triangle",
+         "the warmup begins at 0"),
+        ("data/augment.py", "(keys) + epoch) % 2 == 1", "(keys) + 0 * epoch) % 2 == 1", "every_other",
+         "an image is flipped in each pass alike"),
+        ("data/augment.py", "(keys) + epoch) % 2 == 1", "(keys) * 0 + epoch) % 2 == 1", "every_other",
+         "all images are flipped at once"),
+        ("data/augment.py", "n - 1 - abs(n - 1 - abs(at))", "n - 1 - abs(n - 2 - abs(at))", "reflected",
+         "the outermost pixel is not that of the reflection"),
+        ("data/augment.py", "for at in (0, 2)]", "for at in (0, 1)]", "views", "the second view is not moved"),
+        ("data/augment.py", "yield weight / 2, view[:, :, ::-1]", "yield weight / 2, view[:, ::-1]", "views",
+         "images stand on their heads"),
+        ("learners/classify.py", "epoch, _ = positions(state.step,", "epoch, _ = positions(state.step + 1,",
+         "every_other", "passes begin a batch too early"),
+        ("learners/classify.py", "if rng is not None:", "if rng is None:", "views", "views in training"),
+    )
+]  # fmt: skip
+
+MUTATIONS = [*WHITENED, *CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN, *DQN, *RL, *HIGHWAY, *CORE, *VISION]
 
 
 def mutated(mutation: Mutation, root: Path = ROOT) -> str:

@@ -15,6 +15,7 @@ from research.nets.q import MLP, MinAtarNet
 from research.nets.residual import ResidualDiscriminator, ResidualGenerator
 from research.nets.transformer import Stack
 from research.nets.vit import ViT
+from research.nets.whitened import WhitenedCNN
 
 WORDS = jax.random.randint(jax.random.key(0), (4, 8), 5, 50).at[0, 6:].set(PAD)
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 2))
@@ -38,6 +39,7 @@ LANGUAGE_MODELS = [
 NETS = [
     (CNN(widths=(8, 8), hidden=6, dropout=0.1, outputs=3), IMAGES),
     (ResNet((8, 16), (1, 1), "project", outputs=3), IMAGES),
+    (WhitenedCNN(widths=(8, 8), outputs=3), IMAGES),
     (ViT(Stack(layers=2, width=16, heads=4, dropout=0.1, positions="sinusoidal"), outputs=3), IMAGES),
     (MLP(outputs=3), IMAGES),
     (MinAtarNet(outputs=3), IMAGES),

@@ -69,6 +69,7 @@ class Images:
         feed: where the training images are kept: on the device, or on the host, from where each dispatch's batches are
             sent to the device
         limit: largest number of images to use from each split; None: all
+        classes: the classes to use, by number, which are then numbered in this order; none: all
         image_feature: feature of a data set of TensorFlow Datasets that has the image
         label_feature: feature of a data set of TensorFlow Datasets that has the label
     """
@@ -81,6 +82,7 @@ class Images:
     seed: int = 0
     feed: FeedName = "device"
     limit: int | None = None
+    classes: tuple[int, ...] = ()
     image_feature: str = "image"
     label_feature: str = "label"
 
@@ -97,11 +99,13 @@ class Images:
 
     def arrays(self) -> Arrays:
         """The images and labels, the same at each call: the only method that a new source overrides."""
-        return arrays(self.name, tfds.directory(self.dir), self.limit, self.image_feature, self.label_feature)
+        limit = None if self.classes else self.limit
+        return arrays(self.name, tfds.directory(self.dir), limit, self.image_feature, self.label_feature)
 
     def load(self) -> Arrays:
-        """`arrays`, checked, with at most `limit` images of each split. Raises as `spec` does."""
-        return checked(self.arrays(), f"data.name {self.name}", self.limit)
+        """`arrays`, of the classes asked for, checked, with at most `limit` images of each split. Raises as `spec`."""
+        data, what = self.arrays(), f"data.name {self.name}"
+        return checked(of_classes(data, self.classes) if self.classes else data, what, self.limit)
 
     def feeds(self) -> Feeds:
         """The feeds of a run. Raises as `spec` does."""
@@ -127,6 +131,27 @@ def checked(data: Arrays, what: str, limit: int | None) -> Arrays:
         shapes = f"{train_images.shape[1:]} for training, {test_images.shape[1:]} to test"
         raise UserError(f"{what}: images of one shape expected, not {shapes}")
     return Arrays(train_images[:limit], train_labels[:limit], test_images[:limit], test_labels[:limit], names)
+
+
+def of_classes(data: Arrays, classes: tuple[int, ...]) -> Arrays:
+    """The images of some classes, whose numbers become their places in `classes`.
+
+    Raises UserError for a class that is not there, and for one that is named twice.
+    """
+    count = len(data.names)
+    if wrong := [number for number in classes if not 0 <= number < count]:
+        raise UserError(f"data.classes: there is no class {wrong[0]}, only 0 to {count - 1}")
+    if len(set(classes)) < len(classes):
+        raise UserError(f"data.classes names a class twice: {' '.join(map(str, classes))}")
+    place = np.full(count, -1, np.int32)
+    place[list(classes)] = np.arange(len(classes))
+
+    def part(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        chosen = place[labels] >= 0
+        return images[chosen], place[labels[chosen]]
+
+    train, test = part(data.train_images, data.train_labels), part(data.test_images, data.test_labels)
+    return Arrays(*train, *test, tuple(data.names[number] for number in classes))
 
 
 def read(name: str, dir: str | None, limit: int | None = None, image: str = "image", label: str = "label") -> Arrays:

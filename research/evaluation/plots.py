@@ -274,6 +274,30 @@ def lines(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, 
     write(figure, path)
 
 
+def by_size(
+    found: Mapping[str, tuple[Sequence[float], Sequence[Sequence[float]]]], x: str, y: str, path: Path | str
+) -> None:
+    """Draws a line for each label of `found`, (sizes, values of each seed at each of them): the means, and each seed.
+
+    Sizes are drawn by their logarithms.
+    """
+    figure = _figure(5.5, 3.6)
+    ax = figure.subplots()
+    for (label, (sizes, values)), colour in zip(found.items(), palette(len(found)), strict=True):
+        ax.plot(sizes, [sum(each) / len(each) for each in values], "-", color=colour, lw=1.8, label=label)
+        points = [(size, value) for size, each in zip(sizes, values, strict=True) for value in each]
+        ax.plot(*zip(*points, strict=True), "o", color=colour, ms=4, alpha=0.6, mew=0)
+    ticks = sorted({size for sizes, _ in found.values() for size in sizes})
+    ax.set_xscale("log")
+    ax.set_xticks(ticks, [str(size) for size in ticks])
+    ax.minorticks_off()
+    ax.set(xlabel=x, ylabel=y)
+    ax.grid(alpha=0.25)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8)
+    write(figure, path)
+
+
 def growth(sizes: Sequence[int], values: Sequence[float], size: str, unit: str, path: Path | str) -> None:
     """Draws how a speed grows with a size, in powers of two, beside the line of the same speed for each."""
     figure = _figure(4.5, 3.4)

@@ -10,12 +10,14 @@ import jax.numpy as jnp
 
 from research.core.devices import position
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.lookahead import Lookahead
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
 from research.core.modules import Network, bind
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
 from research.core.types import Tree
+from research.core.update import UpdateConfig
 from research.data.augment import Augment, Views, alternating, augment, views
 from research.data.few_labels import FewLabels
 from research.data.images import Images, ImageSpec
@@ -52,7 +54,7 @@ class Classify(Supervised):
         """See `Experiment`."""
         spec = self.data.spec()
         net = self.network(self.module())
-        evaluated_net = averaged(net, self.views)
+        plain = super().network(self.module())  # of one view: what training attacks
         init_state, update = self.updater()
         attack, criterion = self.adversarial, classification(self.smoothing)
         loss = trades_loss(net, attack.trades, criterion) if attack.paired else criterion_loss(net, "net", criterion)
@@ -73,7 +75,7 @@ class Classify(Supervised):
             images = standardised(images, spec)
             if attack.steps:
                 keys, radius = fold_name(keys, "attack"), attack.radius_at(state.step)
-                others = standardised(attacked(net, state.params["net"], state, batch, keys, radius), spec)
+                others = standardised(attacked(plain, state.params["net"], state, batch, keys, radius), spec)
                 images = (images, others) if attack.paired else others
             state, aux = update(state, "net", loss, batch._replace(inputs=images))
             return state, dict(aux.metrics)
@@ -81,16 +83,20 @@ class Classify(Supervised):
         def evaluate(state: State, batch: Batch) -> Metrics:
             batch = batch._replace(inputs=scaled(batch.inputs))
             seen = lambda images: criterion_metrics(
-                evaluated_net, "net", classification(), state, batch._replace(inputs=standardised(images, spec))
+                net, "net", classification(), state, batch._replace(inputs=standardised(images, spec))
             )
             metrics = seen(batch.inputs)
             if attack.steps:
                 keys = example_keys(fold_name(state.key, "attack"), batch.index)
                 params = evaluated(state, "net")
-                metrics["attacked_accuracy"] = seen(attacked(evaluated_net, params, state, batch, keys))["accuracy"]
+                metrics["attacked_accuracy"] = seen(attacked(net, params, state, batch, keys))["accuracy"]
             return metrics
 
         return learner(init, step, evaluate)
+
+    def network(self, module: nn.Module) -> Network:
+        """`module`, computing in the config's dtype, in evaluation on all views of an image."""
+        return averaged(super().network(module), self.views)
 
     def module(self) -> nn.Module:
         """The net, with what the data decide."""
@@ -117,9 +123,7 @@ class Classify(Supervised):
 
     def pixel_logits(self, state: State, images: jax.Array) -> jax.Array:
         """The same of images f32 in 0 ... 1."""
-        net = averaged(self.network(self.module()), self.views)
-        inputs = standardised(images, self.data.spec())
-        return net.apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
+        return self.outputs(self.module(), state, standardised(images, self.data.spec()))
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
@@ -178,6 +182,18 @@ def tiny() -> dict[str, Experiment]:
             augment=Augment(shift=1, flip=True, cutout=2, noise=0.05),
             smoothing=0.1,
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
+        ),
+        "whitened": Classify(
+            data=Images(name="digits", batch=32, evaluation_batch=40),
+            net=WhitenedCNN(widths=(8,)),
+            # Flat parts of an image would have equal maxima, up to rounding.
+            augment=Augment(flip=True, alternate=True, shift=1, edge="reflect", noise=0.05),
+            views="mirror",
+            optimizer=Optimizer(
+                name="sgd", learning_rate=0.05, decays=(("*/bias", 0.01),), lookahead=Lookahead(every=2)
+            ),
+            update=UpdateConfig(freeze_after=(("stem/bias", 5),), rates=(("*Norm*", 2.0),)),
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),
         "adversarial": Classify(

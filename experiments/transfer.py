@@ -1,0 +1,141 @@
+"""What a net pre-trained on other classes saves in labelled images: python -m experiments.transfer [options].
+
+ResNet-20 is trained on CIFAR-10's first five classes (`cifar10_first_five_resnet20`), and then on few images of the
+other five (`cifar10_last_five_resnet20`), in three ways: all of it fine-tuned, its head alone trained, and all of it
+from scratch. Each way has the same steps and as many learning rates to choose from, of which the first seed takes the
+one that is best on validation data; seed and draw of the images change together. The runs are in directories of their
+own: the same command resumes. Accuracies on test data are written to the output and to transfer.png in the directory.
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from experiments.console import measured, status
+from experiments.results import provenance
+from research.core.errors import UserError, positive
+from research.core.files import write_json
+from research.evaluation import plots
+from research.training import config, log
+from research.training.run import train
+
+PRETRAINED, TUNED = "cifar10_first_five_resnet20", "cifar10_last_five_resnet20"
+
+
+class Way(NamedTuple):
+    """A way to train on few images: its options, whether it starts from the pre-trained net, and learning rates."""
+
+    options: tuple[str, ...]
+    pretrained: bool
+    rates: tuple[float, ...]
+
+
+WAYS = {
+    "whole": Way((), True, (5e-4, 2e-3)),
+    "head only": Way(("--freeze", "stem/*", "*Norm_*", "*Block_*"), True, (3e-3, 2e-2)),
+    "from scratch": Way((), False, (1e-3, 4e-3)),
+}
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of `experiments.transfer`.
+
+    Attributes:
+        directory: directory of the runs
+        images: numbers of images of each class
+        seeds: number of seeds, each with other images
+        output: file for the numbers; by default transfer.json in the directory
+        pretraining: further options of the pre-training, in one text, such as --pretraining="--steps 1000"
+        tuning: further options of all other runs, likewise
+    """
+
+    directory: Path = Path("runs/transfer")
+    images: tuple[int, ...] = (10, 50, 250)
+    seeds: int = 3
+    output: Path | None = None
+    pretraining: str = ""
+    tuning: str = ""
+
+    def __post_init__(self) -> None:
+        positive(self, "", "images", "seeds")
+        if len(set(self.images)) < len(self.images):
+            raise UserError("--images has a number twice")
+
+
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`."""
+    return status(
+        lambda: transfer(tyro.cli(Options, args=arguments, prog="python -m experiments.transfer", description=__doc__))
+    )
+
+
+def transfer(options: Options) -> None:
+    """Trains what is not trained yet, prints a table, and writes the numbers and the picture."""
+    source = options.directory / "pretrained"
+    pretrained = train(
+        PRETRAINED, config.parse(PRETRAINED, [*shlex.split(options.pretraining), "--workdir", str(source)])
+    )
+    classes = len(config.load(TUNED).data.classes)  # type: ignore[attr-defined]
+    found: dict[str, dict[str, Any]] = {}
+    for name, way in WAYS.items():
+        found[name] = {}
+        for images in options.images:
+            how = ["--data.labels", str(images * classes), *way.options, *shlex.split(options.tuning)]
+            if way.pretrained:
+                how += ["--init-from", str(source), "--init-paths", "!net/head/*"]
+            where = options.directory / f"{name.replace(' ', '_')}_{images}"
+            validated = {rate: _validated(_run(where, how, rate, 0)[1]) for rate in way.rates}
+            rate = max(validated, key=lambda rate: validated[rate])
+            each = [_run(where, how, rate, seed)[0] for seed in range(options.seeds)]
+            found[name][str(images)] = {
+                "accuracy": [measured(result)["accuracy"]["mean"] for result in each],
+                "learning_rate": rate,
+                "validation_accuracy": {str(rate): value for rate, value in validated.items()},
+                "seconds": sum(result["seconds"] for result in each),
+            }
+    record = {
+        "about": provenance("python -m experiments.transfer", jax.devices()[0].device_kind),
+        "pretrained": pretrained,
+        "transfer": found,
+    }
+    write_json(options.output or options.directory / "transfer.json", record)
+    draw(found, options.directory / "transfer.png")
+    table = Table("images a class", *found, title="accuracy on test data, each seed", title_justify="left")
+    for key in map(str, options.images):
+        table.add_row(key, *(" ".join(f"{x:.3f}" for x in cells[key]["accuracy"]) for cells in found.values()))
+    Console().print(table)
+
+
+def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draws the accuracy of each way by the images of each class: the mean, and each seed."""
+    ways = {
+        name: ([int(images) for images in cells], [cell["accuracy"] for cell in cells.values()])
+        for name, cells in found.items()
+    }
+    plots.by_size(ways, "images of each class", "test accuracy", path)
+
+
+def _run(where: Path, options: Sequence[str], rate: float, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The summary and the log of one run, which is trained unless it is there."""
+    workdir = where / f"rate_{rate:g}_seed_{seed}"
+    arguments = [*options, "--optimizer.learning-rate", str(rate), "--seed", str(seed), "--data.draw", str(seed)]
+    summary = train(TUNED, config.parse(TUNED, [*arguments, "--workdir", str(workdir)]))
+    return summary, log.read(workdir)
+
+
+def _validated(history: Sequence[dict[str, Any]]) -> float:
+    """The last accuracy on validation data."""
+    return next(line["accuracy"] for line in reversed(history) if line["split"] == "validation")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
