@@ -1,6 +1,6 @@
 """Write the tables of docs/results.md and README.md from docs/results/*.json: python -m experiments.results.
 
-A file of docs/results is one of six kinds:
+A file of docs/results is one of seven kinds:
 
     {"about": {...}, "runs": [...]}         training: the summary.json of each run, as it was written
     {"about": {...}, "contenders": [...]}   speed: what `experiments.benchmark --output` writes
@@ -8,6 +8,7 @@ A file of docs/results is one of six kinds:
     {"about": {...}, "places": {...}}       agreement of places: what `experiments.places --output` writes
     {"about": {...}, "compiled": {...}}     compiled by real compilers: what `experiments.compiled` writes
     {"about": {...}, "dtypes": {...}}       speed by dtype: what `experiments.dtypes --output` writes
+    {"about": {...}, "transfer": {...}}     fine-tuning on few images: what `experiments.transfer --output` writes
 
 "about" has the command, the date, the machine and the number of its cores that the run used; where the figures are not
 those that the command wrote, also their source. For training it also has the family, the data, the commands to run
@@ -72,7 +73,7 @@ def records(directory: Path) -> list[Record]:
 
 def tables(found: list[Record]) -> dict[str, str]:
     """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement, places, dtypes,
-    compiled and compiled_large."""
+    transfer, compiled and compiled_large."""
     trained = [record for record in found if "runs" in record]
     return {
         "families": markdown(
@@ -94,6 +95,7 @@ def tables(found: list[Record]) -> dict[str, str]:
         ),
         "places": "".join(places(record) for record in found if "places" in record),
         "dtypes": "".join(dtypes(record) for record in found if "dtypes" in record),
+        "transfer": "".join(transfer(record) for record in found if "transfer" in record),
         "compiled": "",
         "compiled_large": "",
         **{record["name"]: compiled(record) for record in found if "compiled" in record},
@@ -174,6 +176,15 @@ def dtypes(record: Record) -> str:
     about = record["about"]
     header, *rows = dtype_rows(record["dtypes"])
     return f"`{about['command']}`, {about['machine']}, {about['date']}.\n\n{markdown(header, rows)}"
+
+
+def transfer(record: Record) -> str:
+    """The table of fine-tuning: a line for each number of images of a class, and a column for each way."""
+    ways, about = record["transfer"], record["about"]
+    cell = lambda one: f"{mean(one['accuracy']):.3f} ({', '.join(f'{x:.3f}' for x in one['accuracy'])})"
+    sizes = next(iter(ways.values()))
+    lines = [(size, *(cell(cells[size]) for cells in ways.values())) for size in sizes]
+    return f"`{about['command']}`, {about['date']}.\n\n{markdown(('images of each class', *ways), lines)}"
 
 
 def dtype_rows(found: Mapping[str, Mapping[str, Record]]) -> list[tuple[str, ...]]:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import transfer
+from experiments import results, transfer
 from research.core.errors import UserError
 from research.core.patterns import matching
 from research.data import images
@@ -99,3 +99,16 @@ def test_each_way_has_the_rate_that_is_best_on_validation_data(tmp_path, monkeyp
         assert bool(command.config.update.freeze) == ("head_only" in str(command.workdir))
     directories = {command.workdir for _, command in asked}
     assert len(directories) == 1 + 3 * 2 * 4, "two rates of the first seed, and two more seeds"
+
+
+def test_the_table_by_hand():
+    cell = lambda *each: {"accuracy": list(each)}
+    record = {
+        "about": {"command": "python -m experiments.transfer", "date": "2026-01-02"},
+        "transfer": {"whole": {"2": cell(0.5, 0.7), "5": cell(0.8)}, "head only": {"2": cell(0.25), "5": cell(0.5)}},
+    }
+    lines = [line for line in results.transfer(record).splitlines() if line.startswith("| ")]
+    assert [[cell.strip() for cell in line.strip("| ").split(" | ")] for line in lines[2:]] == [
+        ["2", "0.600 (0.500, 0.700)", "0.250 (0.250)"],
+        ["5", "0.800 (0.800)", "0.500 (0.500)"],
+    ]
