@@ -1835,7 +1835,7 @@ WHITENED = [
          "the average moves an update too early"),
         ("core/update.py", "lambda count, n=n: count < n", "lambda count, n=n: count <= n", "sgd",
          "frozen an update too late"),
-        ("core/optimizers.py", "d and not own", "d", "sgd", "kernels with a decay of their own decay twice"),
+        ("core/optimizers.py", "d and not own", "d", "takes_the_place", "kernels with a decay of their own decay twice"),
         ("core/optimizers.py", "linear_schedule(config.initial_ratio, 1.0", "linear_schedule(0.0, 1.0", "triangle",
          "the warmup begins at 0"),
         ("data/augment.py", "(keys) + epoch) % 2 == 1", "(keys) + 0 * epoch) % 2 == 1", "every_other",

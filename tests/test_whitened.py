@@ -236,6 +236,17 @@ def test_views_are_averaged_in_evaluation(rng):
     np.testing.assert_allclose(metrics["loss"].value, expected, atol=1e-5)
 
 
+def test_a_decay_of_its_own_takes_the_place_of_the_others():
+    how = Optimizer(name="sgd", learning_rate=1.0, momentum=0.0, weight_decay=0.5, decays=(("own/*", 0.25),))
+    init, update = updater(UpdateConfig(), {"net": (how, 3)})
+    params = {name: {"kernel": jnp.ones(2), "bias": jnp.ones(2)} for name in ("own", "other")}
+    state = init(jax.random.key(0), {"net": (params, {})})
+    loss = lambda params, state, batch, keys: (Mean(0 * params["own"]["bias"].sum(), jnp.float32(1)), Aux())
+    found = update(state, "net", loss, np.zeros(1))[0].params["net"]
+    assert found["own"]["kernel"][0] == found["own"]["bias"][0] == 0.75
+    assert found["other"]["kernel"][0] == 0.5 and found["other"]["bias"][0] == 1
+
+
 def test_decays_are_for_sgd():
     with pytest.raises(UserError, match=r"optimizer\.decays"):
         Optimizer(name="adamw", decays=(("*/bias", 0.1),))
