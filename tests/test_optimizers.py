@@ -115,6 +115,7 @@ def test_muon_orthogonalises_each_matrix_of_a_kernel():
 LEFT_TO_ADAM = {
     "CNN": {"stem/kernel", "head/kernel"},
     "ResNet": {"stem/kernel", "head/kernel"},
+    "BottleneckResNet": {"stem/kernel", "head/kernel"},
     "ViT": {"encoder/stem/kernel", "head/kernel"},
     "MLP": {"stem/kernel", "head/kernel"},
     "MinAtarNet": {"stem/kernel", "head/kernel"},

@@ -55,12 +55,20 @@ class Conv(nn.Module):
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the global batch of all devices."""
+    """Batch normalisation (Ioffe & Szegedy 2015, arXiv:1502.03167), over the global batch of all devices.
+
+    Attributes:
+        zero: whether the scale starts from zero, as that of the last layer of a residual branch may
+    """
+
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[channels, height, width, batch] -> the same."""
-        return nn.BatchNorm(use_running_average=not train, momentum=MOMENTUM, axis=0, axis_name=axis_if_bound())(x)
+        scale = nn.initializers.zeros if self.zero else nn.initializers.ones
+        across = axis_if_bound()
+        return nn.BatchNorm(not train, momentum=MOMENTUM, axis=0, axis_name=across, scale_init=scale)(x)
 
 
 class GroupNorm(nn.Module):
