@@ -117,6 +117,7 @@ INSTEAD = {
     "widths": lambda widths: tuple(max(2, width * 16 // max(widths)) for width in widths),
     "lengths": lambda lengths: (12, 24),
     "dtype": lambda dtype: "float32",
+    "learning_rate": lambda rate: min(rate, 0.02) if rate < 1 else rate,  # that of a table may be above 1
     "eps": lambda eps: 1e-3,
 }
 """What replaces other fields. With Adam's own eps, a gradient of nothing but rounding would become a step of full size:
@@ -285,7 +286,7 @@ def made(data: Any, directory: Path) -> Any:
     kind = kinds.get(type(data))
     if kind is None or data.name == "digits":
         return data
-    small = {"size": 16, "resize": 18} if isinstance(data, LargeImages) else {}
+    small = {"size": 32, "resize": 36} if isinstance(data, LargeImages) else {}
     return kind(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)} | small)
 
 

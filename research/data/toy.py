@@ -63,8 +63,8 @@ class ToyLargeImages(LargeImages):
     """The digits of scikit-learn as PNG files, in colours."""
 
     name: str = "toy"
-    size: int = 8
-    resize: int = 9
+    size: int = 16
+    resize: int = 18
     scale: tuple[float, float] = (0.5, 1.0)
 
     def sources(self) -> encoded.Sources:

@@ -173,7 +173,7 @@ def tiny() -> dict[str, Experiment]:
             net=BottleneckResNet(widths=(2, 4), blocks=(1, 1), stem=4),
             mixing=Mixing(mixup=0.2, cutmix=1.0),
             smoothing=0.1,
-            optimizer=Optimizer(name="sgd", learning_rate=0.02),
+            optimizer=Optimizer(name="sgd", learning_rate=0.003),
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),
     }
