@@ -96,8 +96,8 @@ def rounds(images: Iterator[Any], batch: int, batches: int, ready: Callable[[Any
 def torchvision_transforms() -> Any:
     """torchvision's transforms.
 
-    Its wheel on PyPI has operators for CUDA. With a PyTorch for CPUs they are missing, and so would be the module, which
-    asks for two of them by name; no transform needs them.
+    Its wheel on PyPI has operators for CUDA. With a PyTorch for CPUs they are missing, and so would be the module,
+    which asks for two of them by name; no transform needs them.
     """
     import torch
 
@@ -132,7 +132,8 @@ class RecordImages:
     def __getitems__(self, places: list[int]) -> list[tuple[Any, int]]:
         import cv2
 
-        decoded = lambda data: Image.fromarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB))
+        pixels = lambda data: np.asarray(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB))
+        decoded = lambda data: Image.fromarray(pixels(data))
         return [(self.transform(decoded(one.data)), one.label) for one in self.records.read(places)]
 
 
