@@ -12,6 +12,8 @@
     pqn_minatar  frames/s of PQN on MinAtar's Breakout, beside purejaxql's
     seeds        frames/s of PQN on CartPole, 1 to 64 seeds in one program; --output draws them too
     cartpole     steps/s of CartPole alone, 1,024 environments (or --num-envs), beside Gymnasium's vector environment
+    records      images/s of reading and cropping CIFAR-10's records, 2 workers, beside PyTorch's DataLoader
+    folder       the same of JPEGs of 300 to 500 pixels, which it makes in the directory of temporary files
 
 The nets are beside the same ones in PyTorch (pip install -e .[bench]). Those of reinforcement learning are beside
 another codebase where --clone names a clone of it, run by --python, a Python with the versions that it pins; see
@@ -22,12 +24,14 @@ medians and their ratios.
 """
 
 import os
+import select
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
@@ -45,7 +49,9 @@ from experiments.contenders import (
     samestep_dcgan,
     samestep_rl,
 )
+from experiments.loaders import LOADING, pytorch_images, samestep_images, tree_memory
 from experiments.results import provenance
+from research.core.console import size
 from research.core.files import write_json
 from research.core.hardware import PEAKS
 from research.evaluation import plots
@@ -66,6 +72,8 @@ WORK = {
     "pqn_minatar": ("frames/s", "PQN on MinAtar's Breakout in purejaxql's setting"),
     "seeds": ("frames/s", "PQN on CartPole, all seeds together"),
     "cartpole": ("steps/s", "CartPole alone"),
+    "records": ("images/s", "reading CIFAR-10's records, random resized crops of 32 pixels, 2 workers"),
+    "folder": ("images/s", "reading JPEGs of 300 to 500 pixels, random resized crops of 224, 2 workers"),
 }
 """The unit of each benchmark, and what is measured."""
 
@@ -90,7 +98,20 @@ class Contender(NamedTuple):
 
 
 What = Literal[
-    "cnn", "dcgan28", "dcgan64", "transformer", "lstm", "gpt2", "dqn", "ppo", "pqn", "pqn_minatar", "seeds", "cartpole"
+    "cnn",
+    "dcgan28",
+    "dcgan64",
+    "transformer",
+    "lstm",
+    "gpt2",
+    "dqn",
+    "ppo",
+    "pqn",
+    "pqn_minatar",
+    "seeds",
+    "cartpole",
+    "records",
+    "folder",
 ]
 
 
@@ -120,6 +141,13 @@ class Options:
 def contenders(options: Options) -> dict[str, Contender]:
     """By name. The first is compared with the others."""
     what = options.what
+    if what in LOADING:
+        theirs = lambda how: Contender(lambda: pytorch_images(what, how))
+        return {
+            "samestep": Contender(lambda: samestep_images(what)),
+            "PyTorch, as its example": theirs("floats"),
+            "PyTorch, standardised by the batch": theirs("bytes"),
+        }
     if what == "cartpole":
         peer = {"Gymnasium": _peer(options, "gymnasium_cartpole", options.num_envs)} if options.python else {}
         ours = lambda fresh: Contender(lambda: samestep_cartpole(options.num_envs, fresh))
@@ -131,13 +159,13 @@ def contenders(options: Options) -> dict[str, Contender]:
         peer = {PEERS[what]: _peer(options, f"{PEERS[what]}_{what}", options.clone)} if options.clone else {}
         return {"samestep": Contender(lambda: samestep_rl(what))} | peer
     net = lambda place_name: lambda: (samestep_dcgan if what in DCGAN else samestep)(what, place_name)
-    theirs = lambda how: lambda: (pytorch_dcgan if what in DCGAN else pytorch)(what, how)
+    peers = lambda how: lambda: (pytorch_dcgan if what in DCGAN else pytorch)(what, how)
     tuned = ("channels last", "channels_last") if what == "cnn" or what in DCGAN else ("compiled, fused AdamW", "best")
     split = {} if what == "gpt2" else {f"samestep, {CORES} devices": Contender(net("shard_map"), SPLIT)}
     return split | {
         "samestep, 1 device": Contender(net("jit")),
-        "PyTorch as installed": Contender(theirs("eager")),
-        f"PyTorch, {tuned[0]}": Contender(theirs(tuned[1])),
+        "PyTorch as installed": Contender(peers("eager")),
+        f"PyTorch, {tuned[0]}": Contender(peers(tuned[1])),
     }
 
 
@@ -145,8 +173,9 @@ def _peer(options: Options, name: str, where: Any) -> Contender:
     return Contender(None, "", (str(options.python or sys.executable), "-m", "experiments.peers", name, str(where)))
 
 
-def compete(options: Options, arguments: list[str]) -> dict[str, list[float]]:
-    """The figures of each contender, by round; they take turns."""
+def compete(options: Options, arguments: list[str]) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """The figures of each contender, by round; they take turns. And the bytes that its processes held at most, where
+    they load data."""
     processes = {}
     for name, contender in contenders(options).items():
         ours = (sys.executable, "-m", "experiments.benchmark", *arguments, "--contender", name)
@@ -155,28 +184,37 @@ def compete(options: Options, arguments: list[str]) -> dict[str, list[float]]:
             contender.command or ours, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
 
-    def turn(process: subprocess.Popen) -> float:
+    memory: dict[str, int] = {}
+
+    def turn(name: str, process: subprocess.Popen) -> float:
         assert process.stdin and process.stdout
         print(file=process.stdin, flush=True)
+        while options.what in LOADING and not select.select([process.stdout], [], [], 0.5)[0]:
+            memory[name] = max(memory.get(name, 0), tree_memory(process.pid))
         return float(process.stdout.readline())
 
-    warm = {name: turn(process) for name, process in processes.items()}  # compiles; does not count
+    warm = {name: turn(name, process) for name, process in processes.items()}  # compiles; does not count
     figures: dict[str, list[float]] = {name: [] for name in warm}
     for _ in range(options.rounds):
         for name, process in processes.items():
-            figures[name].append(turn(process))
+            figures[name].append(turn(name, process))
     for process in processes.values():
         process.communicate()
-    return figures
+    return figures, memory
 
 
-def record(options: Options, figures: dict[str, list[float]]) -> dict[str, Any]:
-    """What is written to `--output`: the figures of each contender, and where they come from."""
+def record(
+    options: Options, figures: dict[str, list[float]], memory: Mapping[str, int] = MappingProxyType({})
+) -> dict[str, Any]:
+    """What is written to `--output`: the figures of each contender, and where they come from.
+
+    memory  bytes by contender, see `compete`
+    """
     unit, title = WORK[options.what]
     peer = (" --clone DIR" if options.clone else "") + (" --python PYTHON" if options.python else "")
-    size = f" --num-envs {options.num_envs}" if options.what == "cartpole" else ""
+    envs = f" --num-envs {options.num_envs}" if options.what == "cartpole" else ""
     ours = next(iter(figures.values()))
-    command = f"python -m experiments.benchmark {options.what} --rounds {options.rounds}{size}{peer}"
+    command = f"python -m experiments.benchmark {options.what} --rounds {options.rounds}{envs}{peer}"
     return {
         "about": {"title": title, **provenance(command, device())},
         "unit": unit,
@@ -187,6 +225,7 @@ def record(options: Options, figures: dict[str, list[float]]) -> dict[str, Any]:
                 "least": min(values),
                 "most": max(values),
                 "ratio": statistics.median(a / b for a, b in zip(ours, values, strict=True)),
+                **({"memory": memory[name]} if name in memory else {}),
             }
             for name, values in figures.items()
         ],
@@ -209,17 +248,20 @@ def main(arguments: list[str]) -> None:
         for _ in sys.stdin:
             print(once(), flush=True)
         return
-    result = record(options, compete(options, arguments))
+    result = record(options, *compete(options, arguments))
     table = Table(
         "contender", f"median {result['unit']}", "least", "most", "ours is so many times that", title=options.what
     )
     peak = PEAKS.get(device()) if options.what == "gpt2" else None
     if peak is not None:
         table.add_column("model FLOP utilisation")
+    if options.what in LOADING:
+        table.add_column("memory")
     for row in result["contenders"]:
         numbers = (row["median"], row["least"], row["most"])
         used = [] if peak is None else [f"{row['median'] * TEXT[options.what].operations() / peak:.1%}"]
-        table.add_row(row["name"], *(f"{n:,.0f}" for n in numbers), f"{row['ratio']:.2f}", *used)
+        held = [size(row["memory"])] if "memory" in row else []
+        table.add_row(row["name"], *(f"{n:,.0f}" for n in numbers), f"{row['ratio']:.2f}", *used, *held)
     Console().print(table)
     print(f"{options.rounds} rounds, {CORES} cores, load {os.getloadavg()[0]:.1f}")
     if options.output is not None:

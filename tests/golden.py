@@ -23,9 +23,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -40,8 +40,10 @@ from research.core.state import State
 from research.data import boxes, images, masks, pairs, sentences, unpaired
 from research.data.boxes import BoxedImages
 from research.data.canvases import Canvases
+from research.data.encoded import Encoded, Sources
 from research.data.few_labels import FewLabels
 from research.data.images import Images
+from research.data.large_images import LargeImages
 from research.data.masks import Masks
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
@@ -115,6 +117,7 @@ INSTEAD = {
     "widths": lambda widths: tuple(max(2, width * 16 // max(widths)) for width in widths),
     "lengths": lambda lengths: (12, 24),
     "dtype": lambda dtype: "float32",
+    "learning_rate": lambda rate: min(rate, 0.02) if rate < 1 else rate,  # that of a table may be above 1
     "eps": lambda eps: 1e-3,
 }
 """What replaces other fields. With Adam's own eps, a gradient of nothing but rounding would become a step of full size:
@@ -166,6 +169,31 @@ class MadeImages(Images):
         shape = (8, 8, 1) if self.name == "mnist" else (16, 16, 3)
         of = lambda seed, count: (raw(seed, count, *shape), (raw(seed + 1, count) % 10).astype(np.int32))
         return images.Arrays(*of(0, 150), *of(2, 20), tuple("0123456789"))
+
+
+class MadeLargeImages(LargeImages):
+    """Noise in ten classes, whose sizes differ."""
+
+    def sources(self) -> Sources:
+        names = tuple("0123456789")
+        return Sources(Noise(0, 150), None, Noise(2, 20), names)
+
+
+class Noise(NamedTuple):
+    """A source of images of noise."""
+
+    seed: int
+    examples: int
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def read(self, places: Sequence[int]) -> list[Encoded]:
+        pixels, labels = raw(self.seed, self.examples, 24, 20, 3), raw(self.seed + 1, self.examples) % 10
+        return [Encoded(pixels[place, : 24 - place % 4], int(labels[place])) for place in places]
+
+    def name(self, place: int) -> str:
+        return str(place)
 
 
 class MadeMasks(Masks):
@@ -246,6 +274,7 @@ def made(data: Any, directory: Path) -> Any:
         return dataclasses.replace(data, name=str(path))
     kinds = {
         Images: MadeImages,
+        LargeImages: MadeLargeImages,
         Masks: MadeMasks,
         BoxedImages: MadeBoxes,
         Canvases: MadeCanvases,
@@ -257,7 +286,8 @@ def made(data: Any, directory: Path) -> Any:
     kind = kinds.get(type(data))
     if kind is None or data.name == "digits":
         return data
-    return kind(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
+    small = {"size": 32, "resize": 36} if isinstance(data, LargeImages) else {}
+    return kind(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)} | small)
 
 
 # One run.

@@ -67,8 +67,8 @@ CRITERIA = "tests/test_sequences.py tests/test_nets.py -k 'criterion or classifi
 CLASSIFY = [
     Mutation(
         "learners/classify.py",
-        "batch = batch._replace(inputs=images)",
-        "batch = batch._replace(inputs=scaled(batch.inputs)); images = batch.inputs",
+        "batch = batch._replace(inputs=augmented)",
+        "batch = batch._replace(inputs=seen)",
         CNN_STEP,
         "training images are not augmented",
     ),
@@ -1464,7 +1464,51 @@ CORE = [
     ),
 ]
 
+LARGE_IMAGES = "tests/test_large_images.py"
+
 VISION = [
+    Mutation(
+        "data/large_images.py",
+        "uniforms(seed, epoch, index, DRAWS)",
+        "uniforms(seed, epoch * 0, index, DRAWS)",
+        LARGE_IMAGES,
+        "an image has the same part in every pass",
+    ),
+    Mutation(
+        "data/large_images.py",
+        "mask = (index < count) & readable[row]",
+        "mask = index < count",
+        LARGE_IMAGES,
+        "unreadable images are evaluated on, as black ones",
+    ),
+    Mutation(
+        "data/crops.py",
+        "(low + (high - low) * shape) / 2",
+        "(low + (high - low) * shape)",
+        LARGE_IMAGES,
+        "random parts have the square of their ratio",
+    ),
+    Mutation(
+        "data/mixing.py",
+        "own = criterion(outputs, targets.labels, mask * targets.share)",
+        "own = criterion(outputs, targets.labels, mask * (1 - targets.share))",
+        LARGE_IMAGES,
+        "mixed images count for the other one's label",
+    ),
+    Mutation(
+        "data/mixing.py",
+        "1 - inside.mean()))",
+        "1 - inside.any(0).mean()))",
+        LARGE_IMAGES,
+        "the labels of CutMix do not have the shares of the pixels",
+    ),
+    Mutation(
+        "nets/bottleneck.py",
+        "BatchNorm(self.zero_init)",
+        "BatchNorm(False)",
+        LARGE_IMAGES,
+        "blocks do not start as their shortcuts",
+    ),
     Mutation(
         "learners/classify.py",
         "images = (images, others) if attack.paired else others",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from research.core.modules import Dropout
 from research.core.special_tokens import PAD
 from research.nets import lstm, transformer
+from research.nets.bottleneck import BottleneckResNet
 from research.nets.cnn import CNN, ResNet
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
@@ -40,6 +41,7 @@ NETS = [
     (CNN(widths=(8, 8), hidden=6, dropout=0.1, outputs=3), IMAGES),
     (ResNet((8, 16), (1, 1), "project", outputs=3), IMAGES),
     (WhitenedCNN(widths=(8, 8), outputs=3), IMAGES),
+    (BottleneckResNet((2, 4), (1, 1), stem=4, outputs=3), IMAGES),
     (ViT(Stack(layers=2, width=16, heads=4, dropout=0.1, positions="sinusoidal"), outputs=3), IMAGES),
     (MLP(outputs=3), IMAGES),
     (MinAtarNet(outputs=3), IMAGES),

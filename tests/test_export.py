@@ -33,6 +33,7 @@ SIGNATURES = {
     "cnn": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "whitened": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "adversarial": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
+    "large_images": {"inference": ("uint8[batch,16,16,3]", "float32[batch,10]")},
     "segment": {"inference": ("uint8[batch,8,8,1]", "float32[batch,8,8,11]")},
     "detector": {"inference": ("uint8[batch,32,32,3]", "float32[batch,10,6]")},
     "canvas_detector": {"inference": ("uint8[batch,32,32,1]", "float32[batch,10,6]")},

@@ -116,6 +116,7 @@ LEFT_TO_ADAM = {
     "CNN": {"stem/kernel", "head/kernel"},
     "ResNet": {"stem/kernel", "head/kernel"},
     "WhitenedCNN": {"stem/kernel", "head/kernel"},
+    "BottleneckResNet": {"stem/kernel", "head/kernel"},
     "ViT": {"encoder/stem/kernel", "head/kernel"},
     "MLP": {"stem/kernel", "head/kernel"},
     "MinAtarNet": {"stem/kernel", "head/kernel"},

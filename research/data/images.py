@@ -6,6 +6,7 @@ A new source inherits from `Images` and overrides `arrays`.
 import functools
 import importlib.util
 import os
+from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +53,31 @@ class ImageSpec(NamedTuple):
     std: tuple[float, ...]
 
 
+class LabelledImages(ABC):
+    """Labelled images, in memory or not; inputs u8[batch, height, width, channels], targets i32[batch].
+
+    batch, evaluation_batch  sizes of the global training batch, and of validation and test batches
+    """
+
+    batch: int
+    evaluation_batch: int
+
+    @abstractmethod
+    def spec(self) -> ImageSpec:
+        """The properties that a learner needs. Raises UserError if the data is not there, RunError if it is damaged."""
+
+    @abstractmethod
+    def feeds(self) -> Feeds:
+        """The feeds of a run. Raises as `spec` does."""
+
+    def patch_moments(self, side: int) -> tuple[float, ...]:
+        """The second moments of patches of side x side pixels, for a net that whitens them. Raises UserError where the
+        images are not in memory."""
+        raise UserError(f"a net that whitens patches of {side} pixels needs images in memory: choose another net or data")
+
+
 @dataclass(frozen=True)
-class Images:
+class Images(LabelledImages):
     """Labelled images in memory; inputs u8[batch, height, width, channels], targets i32[batch].
 
     Test data is the split test, else the split validation, else a fifth of the training images.

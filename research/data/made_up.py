@@ -1,6 +1,7 @@
 """Data that is made up, of the shapes and sizes of a set that isn't here: to compile for, not to train on."""
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ from research.core.experiment import Experiment
 from research.data import boxes, images, masks, pairs, sentences, unpaired
 from research.data.boxes import BoxedImages
 from research.data.canvases import Canvases
+from research.data.encoded import Encoded, Sources
 from research.data.few_labels import FewLabels
 from research.data.images import Images
+from research.data.large_images import LargeImages
 from research.data.masks import Masks
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
@@ -22,6 +25,7 @@ from research.data.unpaired import Unpaired
 SIZES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
     "mnist": ((60_000, 10_000), (28, 28, 1)),
     "cifar10": ((50_000, 10_000), (32, 32, 3)),
+    "imagenet2012": ((1_281_167, 50_000), (375, 500, 3)),
     "camvid_small": ((367, 101, 233), (180, 240, 3)),
     "bccd": ((292, 72), (480, 640, 3)),
     "coco/2017": ((118_287, 5000), (480, 640, 3)),
@@ -49,6 +53,34 @@ class MadeImages(Images):
     def arrays(self) -> images.Arrays:
         """See `Images`."""
         return _images(self.name)
+
+
+class MadeLargeImages(LargeImages):
+    """Black images in a thousand classes."""
+
+    def sources(self) -> Sources:
+        """See `LargeImages`."""
+        (train, test), shape = SIZES[self.name]
+        return Sources(Black(range(train), shape), None, Black(range(test), shape), tuple(map(str, range(1000))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Black:
+    """A source of black images of one shape, which take turns in a thousand classes."""
+
+    examples: range
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def read(self, places: Sequence[int]) -> list[Encoded]:
+        """See `Source`."""
+        return [Encoded(np.zeros(self.shape, np.uint8), place % 1000) for place in places]
+
+    def name(self, place: int) -> str:
+        """See `Source`."""
+        return f"image {place}"
 
 
 class MadeCanvases(Canvases):
@@ -175,6 +207,7 @@ def _made(data: Any, directory: Path) -> Any:
         return dataclasses.replace(data, name=str(path))
     kinds: dict[type, type] = {
         Images: MadeImages,
+        LargeImages: MadeLargeImages,
         Masks: MadeMasks,
         BoxedImages: MadeBoxes,
         Canvases: MadeCanvases,

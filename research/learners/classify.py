@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.devices import position
+from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.lookahead import Lookahead
 from research.core.losses import classification, criterion_loss, criterion_metrics
@@ -20,11 +21,15 @@ from research.core.types import Tree
 from research.core.update import UpdateConfig
 from research.data.augment import Augment, Views, alternating, augment, views
 from research.data.few_labels import FewLabels
-from research.data.images import Images, ImageSpec
+from research.data.images import Images, ImageSpec, LabelledImages
+from research.data.mixing import Mixing, criterion_of_mixed, mixed
 from research.data.order import positions
+from research.data.randaugment import RandAugment, randaugment
+from research.data.toy import ToyLargeImages
 from research.evaluation import images as reports
 from research.learners.robust import Adversarial, changed, trades_loss
 from research.learners.supervised import Supervised
+from research.nets.bottleneck import BottleneckResNet
 from research.nets.cnn import CNN
 from research.nets.whitened import WhitenedCNN
 
@@ -37,18 +42,29 @@ class Classify(Supervised):
         data: the images
         net: a Flax module: images -> logits, with a field `outputs` for the number of classes
         augment: augmentation of training images
+        randaugment: RandAugment of training images, before `augment`
+        mixing: mixup and CutMix of training images, after `augment`
         views: what the net sees of an image in evaluation: the image itself; it and its mirror image, whose logits are
             averaged; or both of them as they are and moved by a pixel (mirror_shift, with six times the computation)
         smoothing: label-smoothing factor
         adversarial: attack on the training images; 0 steps: none. With it `attacked_accuracy` is evaluated too
     """
 
-    data: Images = field(default_factory=Images)
+    data: LabelledImages = field(default_factory=Images)
     net: nn.Module = field(default_factory=CNN)
     augment: Augment = field(default_factory=Augment)
+    randaugment: RandAugment = field(default_factory=RandAugment)
+    mixing: Mixing = field(default_factory=Mixing)
     views: Views = "one"
     smoothing: float = 0.0
     adversarial: Adversarial = field(default_factory=Adversarial)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.mixing.on and self.adversarial.steps:
+            raise UserError("mixing and adversarial.steps: mixed images have no one label that an attack could raise")
+        if self.mixing.on and self.data.batch % 2:
+            raise UserError(f"mixing takes pairs of images: data.batch must be even, not {self.data.batch}")
 
     def build(self) -> Learner:
         """See `Experiment`."""
@@ -57,6 +73,8 @@ class Classify(Supervised):
         plain = super().network(self.module())  # of one view: what training attacks
         init_state, update = self.updater()
         attack, criterion = self.adversarial, classification(self.smoothing)
+        if self.mixing.on:
+            criterion = criterion_of_mixed(criterion)
         loss = trades_loss(net, attack.trades, criterion) if attack.paired else criterion_loss(net, "net", criterion)
 
         def init(key: jax.Array) -> State:
@@ -70,9 +88,13 @@ class Classify(Supervised):
 
         def step(state: State, batch: Batch) -> tuple[State, Metrics]:
             keys = example_keys(rng(state, "augment"), batch.index)
-            images: Any = augment(self.augment, keys, scaled(batch.inputs), self.mirrored(state, batch))
-            batch = batch._replace(inputs=images)
-            images = standardised(images, spec)
+            seen = randaugment(self.randaugment, fold_name(keys, "randaugment"), scaled(batch.inputs))
+            augmented = augment(self.augment, keys, seen, self.mirrored(state, batch))
+            batch = batch._replace(inputs=augmented)
+            if self.mixing.on:
+                own = mixed(self.mixing, fold_name(keys, "mixing"), batch.inputs, batch.targets)
+                batch = batch._replace(inputs=own[0], targets=own[1])
+            images: Any = standardised(batch.inputs, spec)
             if attack.steps:
                 keys, radius = fold_name(keys, "attack"), attack.radius_at(state.step)
                 others = standardised(attacked(plain, state.params["net"], state, batch, keys, radius), spec)
@@ -116,6 +138,11 @@ class Classify(Supervised):
     def feeds(self) -> Feeds:
         """See `Experiment`."""
         return self.data.feeds()
+
+    def divisible(self) -> dict[str, int]:
+        """See `Experiment`."""
+        found = super().divisible()
+        return {**found, "half of data.batch, which mixing takes": self.data.batch // 2} if self.mixing.on else found
 
     def logits(self, state: State, images: jax.Array) -> jax.Array:
         """What the net makes of u8[batch, height, width, channels], as it is evaluated: [batch, classes]."""
@@ -203,6 +230,14 @@ def tiny() -> dict[str, Experiment]:
             # A small radius: rounding decides the signs of small gradients, and so the attacks' last steps.
             adversarial=Adversarial(steps=2, radius=0.002, ramp=4),
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
+        ),
+        "large_images": Classify(
+            data=ToyLargeImages(batch=32, evaluation_batch=40, workers=1),
+            net=BottleneckResNet(widths=(2, 4), blocks=(1, 1), stem=4),
+            mixing=Mixing(mixup=0.2, cutmix=1.0),
+            smoothing=0.1,
+            optimizer=Optimizer(name="sgd", learning_rate=0.003),
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),
     }

@@ -61,11 +61,13 @@ class BatchNorm(nn.Module):
         momentum: decay of the running averages
         epsilon: number added to the variance
         scale: whether a learned scale follows
+        zero: whether the scale starts from zero, as that of the last layer of a residual branch may
     """
 
     momentum: float = MOMENTUM
     epsilon: float = 1e-5
     scale: bool = True
+    zero: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -75,6 +77,7 @@ class BatchNorm(nn.Module):
             momentum=self.momentum,
             epsilon=self.epsilon,
             use_scale=self.scale,
+            scale_init=nn.initializers.zeros if self.zero else nn.initializers.ones,
             axis=0,
             axis_name=axis_if_bound(),
         )(x)
