@@ -1,26 +1,41 @@
 """Pruning by magnitude, and products of int8."""
 
+import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from digits import tiny
+from learners import EXPERIMENTS
 
 import research
+from experiments import compress as script
 from experiments.train import main
 from research.core.errors import UserError
+from research.core.int8 import int8_product, linear
 from research.core.metrics import mean
+from research.core.modules import input_ranges, network
 from research.core.optimizers import Optimizer
 from research.core.pruning import Pruning, largest, pruning
-from research.core.state import Batch
+from research.core.state import Batch, evaluated
 from research.core.update import Aux, UpdateConfig, updater
+from research.nets.conv import Conv
 from research.training import run
 from research.training.run import validate
 
-PRUNED = "--update.pruning.sparsity 0.75 --update.pruning.every 3 --update.pruning.end 0.7".split()
+PRUNED = ["--update.pruning.sparsity", "0.75", "--update.pruning.every", "10", "--update.pruning.end", "0.6"]
+INTERVALS = ("run.steps-per-dispatch", "run.evaluate-every", "run.save-every")
+NET = ["--net.widths", "16", "32", "--net.depth", "1", "--average", "0.9", "--optimizer.schedule", "constant"]
+SMALL = [
+    *NET,
+    "--steps",
+    "200",
+    *(x for name, n in zip(INTERVALS, (25, 100, 100), strict=True) for x in (f"--{name}", str(n))),
+]
+TUNED = [*NET, "--steps", "2", *(x for name in INTERVALS for x in (f"--{name}", "2"))]
 
 
 def test_the_schedule_by_hand():
@@ -127,9 +142,9 @@ def test_what_is_refused(options, said):
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory, without_pictures):
-    """A tiny pruned run of digits_cnn, with averaged weights, of 12 steps."""
+    """A short pruned run of digits_cnn, with averaged weights."""
     directory = tmp_path_factory.mktemp("pruned") / "run"
-    assert main(["digits_cnn", "--workdir", str(directory), *tiny(12), *PRUNED, "--average", "0.9"]) == 0
+    assert main(["digits_cnn", "--workdir", str(directory), *SMALL, *PRUNED]) == 0
     return directory
 
 
@@ -138,28 +153,145 @@ def leaves(directory):
     return [np.asarray(x) for x in jax.tree.leaves(state._replace(key=jax.random.key_data(state.key)))]
 
 
-def test_a_run_is_pruned_resumed_and_gone_on_with(pruned, tmp_path):
-    """Stopped between two choices and resumed, to the same bit; then pruned further from its weights."""
+def test_a_pruned_run_is_resumed_to_the_same_bit(pruned, tmp_path, without_pictures):
+    """It was stopped while pruning went on."""
     logged = [json.loads(line) for line in (pruned / "metrics.jsonl").read_text().splitlines()]
-    net = research.load(pruned)[2].params["net"]
-    kernels = [net[name]["kernel"] for name in ("stem", "head")]
+    kernels = [research.load(pruned)[2].params["net"][name]["kernel"] for name in ("stem", "Conv_0", "head")]
     assert [(np.asarray(x) == 0).sum() for x in kernels] == [round(0.75 * x.size) for x in kernels]
-    assert [x["sparsity"] for x in logged if x["split"] == "train"][-1] == pytest.approx(
-        sum((x == 0).sum() for x in kernels) / sum(x.size for x in kernels)
-    )
-    stopped = tmp_path / "stopped"
-    options = [*tiny(12), *PRUNED, "--average", "0.9", "--workdir", str(stopped)]
+    found = [x["sparsity"] for x in logged if x["split"] == "train"]
+    assert 0 < found[0] < found[1] < found[-1] == pytest.approx(0.75, abs=0.01)
+    options = ["digits_cnn", *SMALL, *PRUNED, "--workdir", str(tmp_path / "stopped")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run, "validate", lambda job, step, state: 1 / 0 if step == 8 else validate(job, step, state))
+        patch.setattr(run, "validate", lambda job, step, state: 1 / 0 if step == 200 else validate(job, step, state))
         with pytest.raises(ZeroDivisionError):
-            main(["digits_cnn", *options])
-    assert not (stopped / "summary.json").exists()
-    assert main(["digits_cnn", *options]) == 0
-    for a, b in zip(leaves(pruned), leaves(stopped), strict=True):
+            main(options)
+    assert not (tmp_path / "stopped" / "summary.json").exists()
+    assert main(options) == 0
+    for a, b in zip(leaves(pruned), leaves(tmp_path / "stopped"), strict=True):
         np.testing.assert_array_equal(a, b)
-    further = tmp_path / "further"
-    more = ["--update.pruning.sparsity", "0.9", "--update.pruning.initial", "0.75", "--update.pruning.end", "0"]
-    assert main(["digits_cnn", "--workdir", str(further), *tiny(2), *more, "--init-from", str(pruned)]) == 0
-    before, after = (research.load(x)[2].params["net"]["head"]["kernel"] for x in (pruned, further))
-    assert np.asarray(after == 0).mean() == pytest.approx(0.9, abs=0.01)
-    assert not np.asarray(after)[np.asarray(before) == 0].any()
+
+
+def test_a_trained_net_is_pruned_and_quantised_in_fine_tuning(pruned, tmp_path, without_pictures):
+    """From its weights and batch statistics: pruned at once after the first update, and trained with int8."""
+    more = ["--update.pruning.sparsity", "0.9", "--update.pruning.initial", "0.9", "--update.pruning.end", "0"]
+    options = [*TUNED, *more, "--quantization", "int8", "--init-from", str(pruned), "--optimizer.learning-rate", "1e-6"]
+    assert main(["digits_cnn", "--workdir", str(tmp_path / "run"), *options]) == 0
+    before, after = (research.load(x)[2] for x in (pruned, tmp_path / "run"))
+    old, new = (np.asarray(evaluated(x, "net")["head"]["kernel"]) for x in (before, after))
+    assert (new == 0).sum() == round(0.9 * new.size) and not new[old == 0].any()
+    own = after.collections["net"]
+    assert set(own) == {"batch_stats", "ranges"} and all(x > 0 for x in jax.tree.leaves(own["ranges"]))
+    kept, new = (jax.tree.leaves(x.collections["net"]["batch_stats"]) for x in (before, after))
+    assert all(np.abs(a - b).max() < 0.25 * np.abs(a).max() for a, b in zip(kept, new, strict=True))
+
+
+def test_what_compression_costs_is_measured(pruned, tmp_path, capsys):
+    """A pruned net in int8: within half a point, at the size that its arrays have."""
+    assert script.main([str(pruned), "--rounds", "2", "--curves", "100", "--output", str(tmp_path / "found.json")]) == 0
+    found = json.loads((tmp_path / "found.json").read_text())
+    rows, state = found["compressed"], research.load(pruned)[2]
+    test = json.loads((pruned / "summary.json").read_text())["test"]["accuracy"]["mean"]
+    assert rows["float32"]["accuracy"] == pytest.approx(test, abs=1e-6) and test > 0.9
+    assert abs(rows["int8"]["accuracy"] - test) <= 0.005 and abs(rows["bfloat16"]["accuracy"] - test) <= 0.005
+    weights, own = evaluated(state, "net"), state.collections["net"]
+    size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
+    kernels = [weights[name]["kernel"] for name in ("stem", "Conv_0", "head")]
+    every, integer, scales = size((weights, own)), size(kernels), sum(x.shape[-1] for x in kernels)
+    assert rows["float32"]["bytes"] == 4 * every and rows["bfloat16"]["bytes"] == 2 * every
+    assert rows["int8"]["bytes"] == integer + 4 * (every - integer + scales + len(kernels))
+    bits = sum(-(-x.size // 8) for x in kernels)
+    kept = sum(int((x != 0).sum()) for x in kernels)
+    assert rows["float32, sparse"]["bytes"] == 4 * (every - integer) + bits + 4 * kept
+    assert rows["int8, sparse"]["bytes"] < rows["int8"]["bytes"] and rows["float32"]["zlib_bytes"] < 4 * every
+    assert found["sparsity"] == pytest.approx(0.75, abs=0.01)
+    by_layer = found["accuracy_by_sparsity"]["by layer"]
+    assert by_layer["0.0"] == by_layer["0.7"] > by_layer["0.95"]  # three quarters of the weights are 0 already
+    assert (pruned / "compress_sparsity.png").exists() and "75.0% of the weights are 0" in capsys.readouterr().out
+    assert script.main([str(tmp_path / "nothing")]) == 2
+
+
+FORMS = {
+    "dense": (nn.Dense(5), (7, 6)),
+    "heads": (nn.DenseGeneral((2, 3)), (2, 7, 6)),
+    "conv": (Conv(5), (6, 7, 8, 3)),
+    "stride": (Conv(5, kernel_size=5, stride=2, padding="VALID", use_bias=False), (6, 9, 8, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_int8_layers_against_a_loop(kind, rng):
+    """Sums of integers over NumPy's windows; the input's range is half of its largest magnitude, so that it is clipped.
+    In training the range is the batch's, and a running mean is kept."""
+    layer, shape = FORMS[kind]
+    x = rng.normal(size=shape).astype(np.float32)
+    net = network(Net(layer), "float32", "int8")
+    params, own = net.init(jax.random.key(0), x)
+    params = jax.tree.map(lambda p: p + np.float32(0.1), params)
+    inner = params["layer"]
+    assert jax.tree.leaves(own) == [0]
+    bound = np.abs(x).max() / 2
+    outputs, _ = net.apply(params, jax.tree.map(lambda _: bound, own), x)
+    kernel = np.asarray(inner["kernel"])
+    by_output = np.abs(kernel).max(tuple(range(kernel.ndim - 1))) / 127
+    whole = np.clip(np.round(x / (bound / 127)), -127, 127).astype(int), np.round(kernel / by_output).astype(int)
+    assert whole[0].max() == 127 and np.abs(whole[1]).max() == 127
+    if kind in ("dense", "heads"):
+        expected = np.tensordot(*whole, 1) * (bound / 127 * by_output) + np.asarray(inner["bias"])
+    else:
+        size, stride = layer.kernel_size, layer.stride
+        padded = np.pad(whole[0], [(0, 0), (1, 1), (1, 1), (0, 0)]) if layer.padding == "SAME" else whole[0]
+        windows = np.lib.stride_tricks.sliding_window_view(padded, (size, size), (1, 2))[:, ::stride, ::stride]
+        expected = np.einsum("chwbij,ijcf->fhwb", windows, whole[1]) * (bound / 127 * by_output)[:, None, None, None]
+        expected = expected + (np.asarray(inner["bias"])[:, None, None, None] if layer.use_bias else 0)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
+    assert "preferred_element_type=int32" in str(jax.make_jaxpr(lambda x: net.apply(params, own, x)[0])(x))
+    keys = jax.random.split(jax.random.key(0), 3)
+    trained, moved = net.apply(params, own, x, rng=keys)
+    assert float(jax.tree.leaves(moved)[0]) == np.abs(x).max()
+    np.testing.assert_array_equal(trained, net.apply(params, moved, x)[0])
+    _, later = net.apply(params, moved, 3 * x, rng=keys)
+    assert float(jax.tree.leaves(later)[0]) == pytest.approx(np.abs(x).max() * (0.99 + 0.03))
+    seen = input_ranges(Net(layer), "float32", params, {}, x)
+    np.testing.assert_array_equal(jax.tree.leaves(seen), jax.tree.leaves(moved))
+
+
+class Net(nn.Module):
+    """A layer as a net, which may be told that it trains."""
+
+    layer: nn.Module
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.layer(x)
+
+
+def test_rounding_has_the_gradient_of_the_identity(rng):
+    """That of the product of the rounded numbers; beyond the range it is 0. The same in jit, in bfloat16 roughly."""
+    x, kernel, weight = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 6), (6, 5), (4, 5)))
+    bound, form = np.float32(1.0), linear(nn.Dense(5))
+    total = lambda x, kernel: (int8_product(form, x, kernel, bound) * weight).sum()
+    dx, dkernel = jax.jit(jax.grad(total, (0, 1)))(x, kernel)
+    scales = np.abs(kernel).max(0) / 127
+    rounded, rounded_kernel = np.clip(np.round(x * 127), -127, 127) / 127, np.round(kernel / scales) * scales
+    np.testing.assert_allclose(dx, np.where(np.abs(x) <= 1, weight @ rounded_kernel.T, 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(dkernel, rounded.T @ weight, rtol=1e-5, atol=1e-6)
+    half = jax.grad(total, (0, 1))(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert {g.dtype.name for g in half} == {"bfloat16"}
+    assert np.abs(np.asarray(half[1], np.float32) - dkernel).mean() < 0.05
+
+
+@pytest.mark.parametrize("name", ("cnn", "transformer", "lstm", "translator", "segment"))
+def test_supervised_learners_take_int8(name):
+    """Its step keeps the State's structure, and each of its ranges moves."""
+    config = dataclasses.replace(EXPERIMENTS[name], quantization="int8")
+    learner, feeds = config.build(), config.feeds()
+    state = jax.eval_shape(learner.init, jax.random.key(0))
+    after, _ = jax.eval_shape(learner.step, state, feeds.train.batch_at(0))
+    shapes = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
+    assert shapes(state) == shapes(after) and jax.tree.leaves(state.collections["net"]["ranges"])
+    jax.eval_shape(learner.evaluate, state, feeds.validation[0])
+
+
+def test_features_without_labels_are_not_quantised():
+    with pytest.raises(UserError, match="quantization is for nets that learn from labels"):
+        dataclasses.replace(EXPERIMENTS["simclr"], quantization="int8")

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
+from research.core.modules import input_ranges
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
 from research.core.types import Tree
@@ -92,6 +93,14 @@ class Classify(Supervised):
         """The same of images f32 in 0 ... 1."""
         spec = self.data.spec()
         return self.outputs(self.net.clone(outputs=spec.classes), state, standardised(images, spec))
+
+    def input_ranges(self, state: State, images: jax.Array) -> dict[str, Tree]:
+        """The ranges of the layers' inputs, as they are evaluated on u8[batch, height, width, channels]: what
+        `quantization` reads of the collections."""
+        spec = self.data.spec()
+        params, own = evaluated(state, "net"), owned(state, "net")
+        images = standardised(scaled(images), spec)
+        return input_ranges(self.net.clone(outputs=spec.classes), self.update.dtype, params, own, images)
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
