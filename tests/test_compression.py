@@ -27,15 +27,16 @@ from research.training import run
 from research.training.run import validate
 
 PRUNED = ["--update.pruning.sparsity", "0.75", "--update.pruning.every", "10", "--update.pruning.end", "0.6"]
-INTERVALS = ("run.steps-per-dispatch", "run.evaluate-every", "run.save-every")
 NET = ["--net.widths", "16", "32", "--net.depth", "1", "--average", "0.9", "--optimizer.schedule", "constant"]
-SMALL = [
-    *NET,
-    "--steps",
-    "200",
-    *(x for name, n in zip(INTERVALS, (25, 100, 100), strict=True) for x in (f"--{name}", str(n))),
-]
-TUNED = [*NET, "--steps", "2", *(x for name in INTERVALS for x in (f"--{name}", "2"))]
+
+
+def length(steps: int, dispatch: int, every: int) -> list[str]:
+    """The options of a run's length and intervals."""
+    names = ("steps", "run.steps-per-dispatch", "run.evaluate-every", "run.save-every")
+    return [x for name, n in zip(names, (steps, dispatch, every, every), strict=True) for x in (f"--{name}", str(n))]
+
+
+SMALL, TUNED = [*NET, *length(200, 25, 100)], [*NET, *length(2, 2, 2)]
 
 
 def test_the_schedule_by_hand():

@@ -31,6 +31,7 @@ AUTOENCODER = {
 REPAIR = {"inference": ("float32[batch,8,8,1] float32[batch,8,8,1]", "float32[batch,8,8,1]")}
 SIGNATURES = {
     "cnn": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
+    "pruned": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "adversarial": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "segment": {"inference": ("uint8[batch,8,8,1]", "float32[batch,8,8,11]")},
     "detector": {"inference": ("uint8[batch,32,32,3]", "float32[batch,10,6]")},

@@ -13,8 +13,10 @@ from research.core.losses import classification, criterion_loss, criterion_metri
 from research.core.metrics import Metrics
 from research.core.modules import input_ranges
 from research.core.optimizers import Optimizer
+from research.core.pruning import Pruning
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
 from research.core.types import Tree
+from research.core.update import UpdateConfig
 from research.data.augment import Augment, augment
 from research.data.few_labels import FewLabels
 from research.data.images import Images, ImageSpec
@@ -139,6 +141,15 @@ def tiny() -> dict[str, Experiment]:
             augment=Augment(shift=1, flip=True, cutout=2, noise=0.05),
             smoothing=0.1,
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
+        ),
+        "pruned": Classify(
+            data=Images(name="digits", batch=32, evaluation_batch=40),
+            net=CNN(widths=(8,), depth=1, dropout=0.2),
+            augment=Augment(noise=0.05),  # as below
+            average=0.9,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            update=UpdateConfig(pruning=Pruning(sparsity=0.5, every=2, scope="global")),
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),
         "adversarial": Classify(
