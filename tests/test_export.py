@@ -32,6 +32,7 @@ REPAIR = {"inference": ("float32[batch,8,8,1] float32[batch,8,8,1]", "float32[ba
 SIGNATURES = {
     "cnn": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "whitened": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
+    "pruned": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "adversarial": {"inference": ("uint8[batch,8,8,1]", "float32[batch,10]")},
     "large_images": {"inference": ("uint8[batch,16,16,3]", "float32[batch,10]")},
     "segment": {"inference": ("uint8[batch,8,8,1]", "float32[batch,8,8,11]")},

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import flax.linen as nn
@@ -16,6 +17,7 @@ import tyro
 from jax import lax
 
 from research.core.devices import shard_batch
+from research.core.int8 import RANGES, int8_layer, largest_input, linear
 from research.core.types import Tree
 
 T = TypeVar("T")
@@ -57,8 +59,11 @@ class Network(NamedTuple):
 
 
 @functools.cache
-def network(module: nn.Module, dtype: str = "float32") -> Network:
+def network(module: nn.Module, dtype: str = "float32", quantization: str | None = None) -> Network:
     """`module` as a `Network` that computes in `dtype`, in training and in evaluation.
+
+    With the quantization "int8", the products of its dense layers and convolutions are of int8, see `core.int8`, and
+    the ranges of their inputs are a collection of their own.
 
     Parameters stay as they are (float32) and are cast where they are used; of an embedding table, a leaf called
     `embedding`, the rows are cast after the gather, so that their gradient is summed in float32. Collections are not
@@ -69,7 +74,8 @@ def network(module: nn.Module, dtype: str = "float32") -> Network:
     """
 
     def init(key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:
-        variables = dict(module.init(key, inputs))
+        with nn.intercept_methods(_interceptor(dtype, None, quantization)) if quantization else nullcontext():
+            variables = dict(module.init(key, inputs))
         return variables.pop("params", {}), variables
 
     def apply(
@@ -81,7 +87,7 @@ def network(module: nn.Module, dtype: str = "float32") -> Network:
     ) -> tuple[Any, dict[str, Tree]]:
         variables = {"params": _cast_parameters(params, dtype), **collections}
         inputs = cast(inputs, dtype)
-        with nn.intercept_methods(_interceptor(dtype, rng)):
+        with nn.intercept_methods(_interceptor(dtype, rng, quantization)):
             if rng is None:
                 return cast(module.apply(variables, *inputs, method=method), jnp.float32), collections
             # Dropout takes from its stream only what tells one layer from another: the same on all devices.
@@ -104,13 +110,31 @@ def _cast_parameters(params: Tree, dtype: str) -> Tree:
     return jax.tree.map_with_path(lambda path, x: x if table(path) else cast(x, dtype), params)
 
 
-def _interceptor(dtype: str, rng: jax.Array | None) -> Callable:
+def input_ranges(
+    module: nn.Module, dtype: str, params: Tree, collections: dict[str, Tree], *inputs: Any
+) -> dict[str, Tree]:
+    """The collection of the ranges of the layers' inputs, as `module` is evaluated in `dtype` on `inputs`."""
+
+    def observe(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+        if context.method_name != "__call__" or linear(context.module) is None:
+            return call(*arguments, **options)
+        return largest_input(context.module, call, *arguments)
+
+    variables = {"params": _cast_parameters(params, dtype), **collections}
+    with nn.intercept_methods(_interceptor(dtype, None)), nn.intercept_methods(observe):
+        _, seen = module.apply(variables, *cast(inputs, dtype), mutable=[RANGES])
+    return dict(seen)
+
+
+def _interceptor(dtype: str, rng: jax.Array | None, quantization: str | None = None) -> Callable:
     def intercept(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
         if context.method_name == "__call__":
             if rng is not None and isinstance(context.module, RandomByExample):
                 return call(*arguments, **options, keys=rng)
             if isinstance(context.module, nn.Embed):
                 return shard_batch(call(*arguments, **options).astype(dtype))
+            if quantization and (form := linear(context.module)) is not None:
+                return int8_layer(context.module, form, call, rng is not None, *arguments)
         return call(*arguments, **options)
 
     return intercept

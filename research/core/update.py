@@ -7,7 +7,7 @@ averaged weights and the log lines. A learner's step is its paper's algorithm bo
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
@@ -22,6 +22,7 @@ from research.core.lookahead import lookahead
 from research.core.metrics import Mean, Metric, Metrics, added, mean
 from research.core.optimizers import Optimizer, optimizer, schedule
 from research.core.patterns import check_patterns, matching
+from research.core.pruning import Pruning, pruning, sparsity_of
 from research.core.state import State, example_keys, owned, rng
 from research.core.types import Tree
 
@@ -50,6 +51,7 @@ class UpdateConfig:
         freeze_after: patterns of the paths of parameters, each with the number of updates after which they stay as
             they are
         rates: patterns of the paths of parameters, each with the factor by which their learning rate differs
+        pruning: which weights become 0 on the way, and when; none by default
     """
 
     grad_accum_steps: int = 1
@@ -58,6 +60,7 @@ class UpdateConfig:
     freeze: Annotated[tuple[str, ...], tyro.conf.arg(aliases=("--freeze",))] = ()
     freeze_after: tuple[tuple[str, int], ...] = ()
     rates: tuple[tuple[str, float], ...] = ()
+    pruning: Pruning = field(default_factory=Pruning)
 
     def __post_init__(self) -> None:
         if self.grad_accum_steps < 1:
@@ -155,15 +158,15 @@ def updater(
     or 0, so that their mean is the fraction) are logged; the metrics of a skipped update count for nothing. An overflow
     at a scale of 1 is skipped too, but its metrics stay, so that `check_finite` ends the run.
 
+    With `config.pruning`, `NAME_sparsity` is logged, and averages are 0 wherever their parameter is.
+
     whole_batch  the loss is no sum over the examples (a contrastive one): `grad_accum_steps` above 1 is refused
     """
-    transforms = {
-        name: lookahead(_partitioned(optimizer(how, updates), config), how.lookahead, updates)
-        for name, (how, updates) in optimizers.items()
-    }
+    transforms = {name: _transform(how, updates, config) for name, (how, updates) in optimizers.items()}
     rates = {name: schedule(how, updates) for name, (how, updates) in optimizers.items()}
     decays = {name: decay for name, decay in average.items() if decay is not None}
     parts, half = config.grad_accum_steps, config.dtype == "float16"
+    prunes = config.pruning.sparsity is not None
 
     def init(
         key: jax.Array,
@@ -177,6 +180,8 @@ def updater(
         check_patterns(params, [pattern for pattern, _ in config.rates], "update.rates")
         for name, (how, _) in optimizers.items():
             check_patterns({name: params[name]}, [pattern for pattern, _ in how.decays], "optimizer.decays")
+        if prunes:
+            check_patterns(params, config.pruning.paths, "update.pruning.paths")
         scale = LossScale(jnp.float32(INITIAL_SCALE), jnp.int32(0), jnp.int32(0)) if half else ()
         opt_state = {name: Moving(jnp.int32(0), transforms[name].init(params[name]), scale) for name in transforms}
         kept = {name: own for name, (_, own) in nets.items() if own} | dict(collections)
@@ -216,10 +221,16 @@ def updater(
         moved = optax.apply_updates(params, steps)
         averages = state.collections.get("average", {})
         average = ema_update(averages[name], moved, decays[name], count + 1) if name in decays else ()
+        pruned = config.pruning.pruned(params, config.freeze) if prunes else ()
+        if prunes and name in decays:
+            zeroed = lambda a, p, hit: jnp.where(p == 0, 0, a) if hit else a
+            average = jax.tree.map(zeroed, average, moved, pruned)
 
         before, after = (params, inner, owned(state, name), averages.get(name, ())), (moved, stepped, own, average)
         rate = rates[name](count - scale.skipped if scale else count)
         log: Metrics = {"loss": value, "gradient_norm": mean(norm), "learning_rate": mean(rate)}
+        if prunes:
+            log["sparsity"] = mean(sparsity_of(moved, pruned))
         if scale:
             overflow = ~jnp.isfinite(norm)
             after = _where(overflow, before, after)
@@ -273,6 +284,15 @@ def ema_update(average: Tree, params: Tree, decay: float, count: jax.Array) -> T
     t = count.astype(jnp.float32)
     keep = jnp.minimum(decay, (1 + t) / (10 + t))
     return jax.tree.map(lambda a, p: keep * a + (1 - keep) * p, average, params)
+
+
+def _transform(how: Optimizer, updates: int, config: UpdateConfig) -> optax.GradientTransformation:
+    """The optimizer `how` of `updates` in all, by the parts of the parameters, with lookahead; last, weights are
+    pruned."""
+    tx = lookahead(_partitioned(optimizer(how, updates), config), how.lookahead, updates)
+    if config.pruning.sparsity is None:
+        return tx
+    return optax.chain(tx, pruning(config.pruning, updates, config.freeze))
 
 
 def _partitioned(tx: optax.GradientTransformation, config: UpdateConfig) -> optax.GradientTransformation:

@@ -73,7 +73,9 @@ class LabelledImages(ABC):
     def patch_moments(self, side: int) -> tuple[float, ...]:
         """The second moments of patches of side x side pixels, for a net that whitens them. Raises UserError where the
         images are not in memory."""
-        raise UserError(f"a net that whitens patches of {side} pixels needs images in memory: choose another net or data")
+        raise UserError(
+            f"a net that whitens patches of {side} pixels needs images in memory: choose another net or data"
+        )
 
 
 @dataclass(frozen=True)

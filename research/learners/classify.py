@@ -14,8 +14,9 @@ from research.core.experiment import Experiment, Feeds, Inference, Load, Report,
 from research.core.lookahead import Lookahead
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
-from research.core.modules import Network, bind
+from research.core.modules import Network, bind, input_ranges
 from research.core.optimizers import Optimizer
+from research.core.pruning import Pruning
 from research.core.state import Batch, Learner, State, evaluated, example_keys, fold_name, learner, owned, rng
 from research.core.types import Tree
 from research.core.update import UpdateConfig
@@ -152,6 +153,13 @@ class Classify(Supervised):
         """The same of images f32 in 0 ... 1."""
         return self.outputs(self.module(), state, standardised(images, self.data.spec()))
 
+    def input_ranges(self, state: State, images: jax.Array) -> dict[str, Tree]:
+        """The ranges of the layers' inputs, as they are evaluated on u8[batch, height, width, channels]: what
+        `quantization` reads of the collections."""
+        params, own = evaluated(state, "net"), owned(state, "net")
+        images = standardised(scaled(images), self.data.spec())
+        return input_ranges(self.module(), self.update.dtype, params, own, images)
+
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
         return reports.classification(self.logits, self.data.spec().names), reports.filters()
@@ -221,6 +229,15 @@ def tiny() -> dict[str, Experiment]:
                 name="sgd", learning_rate=0.05, decays=(("*/bias", 0.01),), lookahead=Lookahead(every=2)
             ),
             update=UpdateConfig(freeze_after=(("stem/bias", 5),), rates=(("*Norm*", 2.0),)),
+            run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
+        ),
+        "pruned": Classify(
+            data=Images(name="digits", batch=32, evaluation_batch=40),
+            net=CNN(widths=(8,), depth=1, dropout=0.2),
+            augment=Augment(noise=0.05),  # as above
+            average=0.9,
+            optimizer=Optimizer(name="sgd", learning_rate=0.05),
+            update=UpdateConfig(pruning=Pruning(sparsity=0.5, every=2, scope="global")),
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),
         "adversarial": Classify(

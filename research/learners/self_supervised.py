@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 import jax
 
+from research.core.errors import UserError
 from research.core.experiment import Feeds, Inference, Load, Report, Run
 from research.core.state import State
 from research.data.images import Images
@@ -30,6 +31,10 @@ class SelfSupervised(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.quantization is not None:
+            raise UserError(
+                "quantization is for nets that learn from labels: leave it out here, and give it in fine-tuning"
+            )
         self.run.check_interval("report_every", self.report_every)
 
     @abstractmethod

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -26,12 +26,15 @@ class Supervised(Experiment):
     Attributes:
         average: decay of the moving average of the weights that is evaluated; None to evaluate the last weights
         optimizer: optimizer of the net
+        quantization: int8: dense layers and convolutions multiply 8-bit integers, in training (rounding has the
+            gradient of the identity) and in evaluation; weights stay float32 for the optimizer
     """
 
     data: Any
     net: Any
     average: float | None = None
     optimizer: Optimizer = field(default_factory=Optimizer)
+    quantization: Literal["int8"] | None = None
 
     dtypes = ("float32", "bfloat16", "float16")
 
@@ -44,8 +47,8 @@ class Supervised(Experiment):
         return getattr(self.net, "tensor_axes", {})
 
     def network(self, module: nn.Module) -> Network:
-        """`module`, computing in the config's dtype."""
-        return network(module, self.update.dtype)
+        """`module`, computing in the config's dtype, or with products of int8."""
+        return network(module, self.update.dtype, self.quantization)
 
     def outputs(self, module: nn.Module, state: State, inputs: Any) -> Any:
         """What `module` makes of inputs, leaves [batch, ...], with the weights that are evaluated."""

@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 
 from research.core.devices import axis_if_bound
+from research.core.int8 import wide
 
 Padding = Literal["SAME", "VALID"]
 
@@ -48,10 +49,14 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[0], self.features)
         init = nn.initializers.zeros if self.zero else nn.initializers.variance_scaling(2.0, "fan_out", "normal")
         kernel = self.param("kernel", init, shape)
-        y = convolve(x, kernel, self.stride, self.padding)
+        y = self.product(x, kernel)
         if not self.use_bias:
             return y
         return y + self.param("bias", nn.initializers.zeros, (self.features,))[:, None, None, None]
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The convolution without the bias; of int8, in int32."""
+        return convolve(x, kernel, self.stride, self.padding)
 
 
 class BatchNorm(nn.Module):
@@ -142,8 +147,12 @@ def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SA
 
     Returns [features, height', width', batch]. On the CPU a convolution is lowered to matrix products, since XLA's own
     uses one thread inside a scan and is slow under vmap: by Winograd's algorithm for 3x3 kernels in float32, else by
-    patches. Winograd's algorithm subtracts large numbers, and its error in bfloat16 would be 3 %.
+    patches. Winograd's algorithm subtracts large numbers, and its error in bfloat16 would be 3 %. Of int8 the result is
+    int32, by patches on a GPU too, for which XLA's convolutions of int8 are those of a few shapes and layouts.
     """
+    if x.dtype == jnp.int8:
+        patches = lambda x, w: _patches(x, w, stride, padding)
+        return lax.platform_dependent(x, w, cpu=patches, cuda=patches, default=lambda x, w: _lax(x, w, stride, padding))
     if stride == 1 and w.shape[:2] == (3, 3) and w.shape[2] >= 8 and x.dtype == jnp.float32:
         on_cpu = lambda x, w: _winograd(x, w, padding)
     else:
@@ -152,7 +161,9 @@ def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SA
 
 
 def _lax(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    return lax.conv_general_dilated(x, w, (stride, stride), padding, dimension_numbers=("CHWN", "HWIO", "CHWN"))
+    return lax.conv_general_dilated(
+        x, w, (stride, stride), padding, None, None, ("CHWN", "HWIO", "CHWN"), preferred_element_type=wide(x.dtype)
+    )
 
 
 def _patches(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
@@ -164,7 +175,8 @@ def _patches(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
     rows = lambda i: slice(i, i + stride * (out_height - 1) + 1, stride)
     columns = lambda j: slice(j, j + stride * (out_width - 1) + 1, stride)
     patches = jnp.concatenate([x[:, rows(i), columns(j)] for i in range(height) for j in range(width)])
-    y = w.reshape(-1, features).T @ patches.reshape(height * width * channels, -1)
+    kernel, patches = w.reshape(-1, features).T, patches.reshape(height * width * channels, -1)
+    y = jnp.matmul(kernel, patches, preferred_element_type=wide(x.dtype))
     return y.reshape(features, out_height, out_width, -1)
 
 

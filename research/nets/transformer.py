@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from research.core.devices import shard_batch
 from research.core.errors import UserError, positive
+from research.core.int8 import RANGES
 from research.core.modules import Dropout, FromData
 from research.core.special_tokens import PAD
 from research.nets.attention import attend, attend_with_dropout, rotary
@@ -244,7 +245,7 @@ class Blocks(nn.Module):
         x = Dropout(stack.dropout)(x, train)
         layers = nn.scan(
             _rematerialised(stack),
-            variable_axes={"params": 0, "intermediates": 0},
+            variable_axes={"params": 0, "intermediates": 0, RANGES: 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=(nn.broadcast, 1),
             out_axes=1,

@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from fnmatch import fnmatchcase
@@ -256,9 +256,9 @@ def init_from(
         if missing:
             warn(f"{path} does not have {', '.join(missing)}: they start afresh")
         check_same(path, {name: there[source] for name, source in taken.items()}, {name: here[name] for name in taken})
-        for collection in (f"collections/{name}" for name in state.collections):
+        for collection in _collections(state):
             ours, theirs = _under(collection, here), _under(collection, there)
-            if collection != AVERAGED[1] and not differences(theirs, ours):
+            if not differences(theirs, ours):
                 taken |= {name: name for name in ours}
         found = _read(path, {source: here[name] for name, source in taken.items()})
         # Copies, because a parameter and its average may have one source and no two leaves may share a buffer.
@@ -269,6 +269,16 @@ def init_from(
     if found is None:
         raise UserError(f"{directory} holds no checkpoint to start from")
     return found[1]
+
+
+def _collections(state: State) -> Iterator[str]:
+    """The names of what is taken whole or not at all: each kind of a net's own collections, and the others; averages
+    aside."""
+    for name, own in state.collections.items():
+        kinds = own if name in state.params else ()
+        yield from (f"collections/{name}/{kind}" for kind in kinds)
+        if not kinds and f"collections/{name}" != AVERAGED[1]:
+            yield f"collections/{name}"
 
 
 def _wanted(name: str, paths: Sequence[str]) -> bool:

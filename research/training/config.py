@@ -236,5 +236,7 @@ def scheduled(config: Experiment) -> list[str]:
     return [
         f"{path}={value}"
         for path, value in leaves(config).items()
-        if (path.endswith("schedule") and value != "constant") or path.endswith("_fraction")
+        if (path.endswith("schedule") and value != "constant")
+        or path.endswith("_fraction")
+        or (path == "update.pruning.sparsity" and value is not None)
     ]
