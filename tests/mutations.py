@@ -1504,7 +1504,7 @@ VISION = [
     ),
     Mutation(
         "nets/bottleneck.py",
-        "BatchNorm(self.zero_init)",
+        "BatchNorm(zero=self.zero_init)",
         "BatchNorm(False)",
         LARGE_IMAGES,
         "blocks do not start as their shortcuts",

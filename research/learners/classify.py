@@ -26,7 +26,7 @@ from research.data.images import Images, ImageSpec, LabelledImages
 from research.data.mixing import Mixing, criterion_of_mixed, mixed
 from research.data.order import positions
 from research.data.randaugment import RandAugment, randaugment
-from research.data.toy import ToyLargeImages
+from research.data.toy_large_images import ToyLargeImages
 from research.evaluation import images as reports
 from research.learners.robust import Adversarial, changed, trades_loss
 from research.learners.supervised import Supervised

@@ -67,7 +67,7 @@ class Bottleneck(nn.Module):
         """[channels, height, width, batch] -> [4 * self.width, height / stride, width / stride, batch]."""
         y = nn.relu(BatchNorm()(Conv(self.width, kernel_size=1, use_bias=False)(x), train))
         y = nn.relu(BatchNorm()(Conv(self.width, stride=self.stride, use_bias=False)(y), train))
-        y = BatchNorm(self.zero_init)(Conv(EXPANSION * self.width, kernel_size=1, use_bias=False)(y), train)
+        y = BatchNorm(zero=self.zero_init)(Conv(EXPANSION * self.width, kernel_size=1, use_bias=False)(y), train)
         if x.shape != y.shape:
             x = Conv(len(y), kernel_size=1, stride=self.stride, use_bias=False)(x)
             x = BatchNorm()(x, train)
