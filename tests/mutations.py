@@ -1898,7 +1898,27 @@ WHITENED = [
     )
 ]  # fmt: skip
 
-MUTATIONS = [*WHITENED, *CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN, *DQN, *RL, *HIGHWAY, *CORE, *VISION]
+COMPRESSION = [
+    Mutation(file, old, new, f"tests/test_compression.py -k '{tests}'", breaks)
+    for file, old, new, tests, breaks in (
+        ("core/pruning.py", "(self.initial - final) * left**3", "(self.initial - final) * left", "schedule",
+         "the schedule is no cubic"),
+        ("core/pruning.py", "(count - begin) % self.every == 0", "count % self.every == 0", "schedule",
+         "weights are chosen at other updates"),
+        ("core/pruning.py", "jnp.abs(p + step)", "jnp.abs(p)", "come_back", "chosen by the weights before the step"),
+        ("core/pruning.py", "jnp.where(stays, step, -p)", "jnp.where(stays, step, 0 * p)", "come_back",
+         "pruned weights stay as they are"),
+        ("core/pruning.py", "jnp.where(below <= dropped", "jnp.where(below < dropped", "sort",
+         "one weight more is kept"),
+        ("core/update.py", "jnp.where(p == 0, 0, a) if hit else a", "a", "averages", "averages are not pruned"),
+        ("core/int8.py", "jnp.abs(x) <= bound", "jnp.abs(x) >= 0", "gradient", "clipped inputs have a gradient"),
+        ("core/int8.py", "tuple(range(kernel.ndim - 1))", "None", "loop", "one scale for all outputs"),
+        ("core/int8.py", "jnp.round(x.astype(jnp.float32) / scale)", "jnp.floor(x.astype(jnp.float32) / scale)", "loop",
+         "integers are rounded down"),
+    )
+]  # fmt: skip
+
+MUTATIONS = [*COMPRESSION, *WHITENED, *CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN, *DQN, *RL, *HIGHWAY, *CORE, *VISION]
 
 
 def mutated(mutation: Mutation, root: Path = ROOT) -> str:

@@ -18,6 +18,8 @@ from learners import EXPERIMENTS
 import research
 from experiments.train import main
 from research.core.errors import RunError, UserError
+from research.core.pruning import Pruning
+from research.core.update import UpdateConfig
 from research.training import checkpoint, config, provenance, workdir
 from research.training.checks import usable_devices
 
@@ -77,6 +79,18 @@ def test_json_and_back(name):
     assert config.from_json(name, json.loads(json.dumps(config.to_json(changed)))) == changed
     assert config.differences(value, config.to_json(value)) == {}
     assert config.differences(value, config.to_json(changed))["run.seed"] == (3, 0)
+
+
+def test_a_run_from_before_a_field_was_there_has_its_default():
+    now, before = config.load("mnist_cnn"), config.to_json(config.load("mnist_cnn"))
+    del before["update"]["pruning"], before["mixing"]["mixup"]
+    assert config.differences(now, before) == {} and config.from_json("mnist_cnn", before) == now
+    pruned = dataclasses.replace(now, update=UpdateConfig(pruning=Pruning(sparsity=0.9)))
+    assert config.differences(pruned, before) == {"update.pruning.sparsity": (None, 0.9)}
+    with pytest.raises(UserError, match=r"there is no field update\.prunning"):
+        config.differences(now, before | {"update": before["update"] | {"prunning": None}})
+    with pytest.raises(UserError, match="update has fields, and is None there"):
+        config.differences(now, before | {"update": None})
 
 
 def test_a_run_leaves_what_was_promised(finished):

@@ -144,24 +144,36 @@ def parse(name: str, arguments: list[str], command: Any = Command, script: str =
 def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:
     """The fields of nested dataclasses by dotted name, as JSON values: {"net.widths": [32, 64], ...}.
 
-    values  the `to_json` of another config of the same class, to take the values from instead
+    values  the `to_json` of another config of the same class, to take the values from instead. A field that it lacks
+            is newer than it: its class's default is what was done before
 
-    Raises UserError where the fields of `values` are not those of `config`.
+    Raises UserError where `values` has other fields, or lacks one that has no default.
     """
     found: dict[str, Any] = {}
     for field in fields(config):
         name = f"{prefix}{field.name}"
-        if values is not None and (not isinstance(values, dict) or field.name not in values):
-            raise UserError(f"the field {name} is missing")
-        value, other = getattr(config, field.name), None if values is None else values[field.name]
-        if dataclasses.is_dataclass(value):
+        value, other = getattr(config, field.name), None if values is None else _value(field, name, values)
+        if not dataclasses.is_dataclass(value):
+            found[name] = to_json(value) if values is None else other
+        elif values is None or isinstance(other, dict):
             found |= leaves(value, other, f"{name}.")
         else:
-            found[name] = to_json(value) if values is None else other
+            raise UserError(f"{name} has fields, and is {other!r} there")
     unknown = set(values or ()) - {field.name for field in fields(config)}
     if unknown:
         raise UserError(f"there is no field {prefix}{min(unknown)}")
     return found
+
+
+def _value(field: dataclasses.Field, name: str, values: Any) -> Any:
+    """The JSON value of a field in the `to_json` of a config; see `leaves`."""
+    if isinstance(values, dict) and field.name in values:
+        return values[field.name]
+    if isinstance(values, dict) and field.default is not dataclasses.MISSING:
+        return to_json(field.default)
+    if isinstance(values, dict) and field.default_factory is not dataclasses.MISSING:
+        return to_json(field.default_factory())
+    raise UserError(f"the field {name} is missing")
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
