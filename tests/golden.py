@@ -117,7 +117,7 @@ INSTEAD = {
     "widths": lambda widths: tuple(max(2, width * 16 // max(widths)) for width in widths),
     "lengths": lambda lengths: (12, 24),
     "dtype": lambda dtype: "float32",
-    "learning_rate": lambda rate: min(rate, 0.02) if rate < 1 else rate,  # that of a table may be above 1
+    "learning_rate": lambda rate: min(rate, 0.02) if rate < 5 else rate,  # larger ones are those of tables
     "eps": lambda eps: 1e-3,
 }
 """What replaces other fields. With Adam's own eps, a gradient of nothing but rounding would become a step of full size:
