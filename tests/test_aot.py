@@ -21,8 +21,9 @@ from research.training.topology import topology
 
 pytestmark = pytest.mark.usefixtures("optimised")  # what is counted is what users get
 CHUNK = 2
-CLOCKED = dict.fromkeys(("dqn", "drqn", "rainbow"), 2)
-"""Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows."""
+CLOCKED = {"dqn": 2, "drqn": 2, "rainbow": 2, "pruned": 1}
+"""Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows, whether
+other weights are pruned."""
 
 GATHERED = {"cyclegan": {"all-gather"}, "simclr": {"all-gather"}}
 """What a learner gathers besides: the pool of past images, the same on every device, gets the fakes of all; a view is
