@@ -45,8 +45,8 @@ def test_the_schedule_by_hand():
     found = [float(config.sparsity_at(count, 100)) for count in (1, 20, 30, 40, 50, 60, 100)]
     np.testing.assert_allclose(found, [0.2, 0.2, 0.8 - 0.6 * 27 / 64, 0.8 - 0.6 / 8, 0.8 - 0.6 / 64, 0.8, 0.8], 1e-6)
     assert [n for n in range(1, 101) if config.chooses_at(n, 100)] == [20, 30, 40, 50, 60]
-    odd = Pruning(sparsity=0.8, begin=0.2, end=0.25, every=4)  # the last choice is at the end
-    assert [n for n in range(1, 101) if odd.chooses_at(n, 100)] == [20, 24, 25]
+    odd = Pruning(sparsity=0.8, begin=0.21, end=0.3, every=4)  # counted from the begin; the last choice is at the end
+    assert [n for n in range(1, 101) if odd.chooses_at(n, 100)] == [21, 25, 29, 30]
     once = Pruning(sparsity=0.8, begin=0.0, end=0.0)
     assert [n for n in range(1, 101) if once.chooses_at(n, 100)] == [1] and once.sparsity_at(1, 100) == np.float32(0.8)
 
