@@ -125,7 +125,7 @@ def compress(options: Options) -> None:
         "compressed": rows,
         "images_of_the_curves": options.curves,
         "accuracy_by_sparsity": {
-            f"by {scope}": dict(
+            {"layer": "by layer", "global": "all together"}[scope]: dict(
                 zip(SPARSITIES, one_shot(programs["float32"], config, scope, feeds.test, options.curves), strict=True)
             )
             for scope in ("layer", "global")
