@@ -19,13 +19,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import research
 from experiments.console import status
-from research.core.errors import UserError, positive
+from experiments.runs import image_classifier
+from research.core.errors import positive
 from research.core.files import write_json
 from research.core.losses import cross_entropy
 from research.core.state import Batch, example_keys
-from research.core.transformations import first_seed
 from research.evaluation import plots
 from research.evaluation.attacks import Attack, Loss, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, Corruption, corrupted
@@ -80,16 +79,12 @@ def main(arguments: list[str]) -> int:
 
 def attack(options: Options) -> None:
     """Attacks the run, prints a table, and writes the numbers and the pictures."""
-    experiment, _, state = research.load(options.directory)
-    if not hasattr(experiment, "pixel_logits"):
-        raise UserError(
-            f"{options.directory} is not the run of an image classifier: give one, for example of mnist_cnn"
-        )
+    experiment, state = image_classifier(options.directory)
     radius = options.radius
     if radius is None:
         radius = experiment.adversarial.radius if experiment.adversarial.steps else 8 / 255
     asked = Attack(options.steps, radius, options.step_size)
-    state, test = first_seed(state), experiment.feeds().test
+    test = experiment.feeds().test
     logits = lambda images: experiment.pixel_logits(state, images)
 
     def accuracies(stands: Stands, values: Sequence[Any], limit: int | None = options.curves) -> list[float]:

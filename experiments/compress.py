@@ -28,16 +28,15 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.table import Table
 
-import research
 from experiments.console import status
 from experiments.results import provenance
-from research.core.errors import UserError, positive
+from experiments.runs import image_classifier
+from research.core.errors import positive
 from research.core.files import write_json
 from research.core.int8 import RANGES, integers, scale_of
 from research.core.modules import cast
 from research.core.pruning import Pruning, largest, sparsity_of
 from research.core.state import Batch, State, evaluated, owned
-from research.core.transformations import first_seed
 from research.core.types import Tree
 from research.evaluation import plots
 from research.learners.classify import Classify
@@ -77,12 +76,8 @@ def main(arguments: list[str]) -> int:
 
 def compress(options: Options) -> None:
     """Measures the run, prints a table, and writes the numbers and the picture."""
-    experiment, _, state = research.load(options.directory)
-    if not isinstance(experiment, Classify):
-        raise UserError(
-            f"{options.directory} is not the run of an image classifier: give one, for example of mnist_cnn"
-        )
-    state, feeds = first_seed(state), experiment.feeds()
+    experiment, state = image_classifier(options.directory)
+    feeds = experiment.feeds()
     plain = replace(experiment, quantization=None, update=replace(experiment.update, dtype="float32"))
     half = replace(plain, update=replace(plain.update, dtype="bfloat16"))
     if experiment.quantization is None:

@@ -20,13 +20,12 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-import research
 from experiments.console import status
+from experiments.runs import image_classifier
 from research.core.console import console
 from research.core.errors import UserError, positive
 from research.core.files import failing, write_json
 from research.core.state import Batch, example_keys, fold_name
-from research.core.transformations import first_seed
 from research.evaluation import explanations as explain
 from research.evaluation import plots
 from research.evaluation.images import draw_filters
@@ -81,15 +80,11 @@ def main(arguments: list[str]) -> int:
 
 def run(options: Options) -> None:
     """Explains the predictions of a run, prints tables, and writes the numbers and the pictures."""
-    experiment, _, state = research.load(options.directory)
-    if not hasattr(experiment, "pixel_logits"):
-        raise UserError(
-            f"{options.directory} is not the run of an image classifier: give one, for example of mnist_cnn"
-        )
+    experiment, state = image_classifier(options.directory)
     directory = options.output or options.directory
     with failing("write", directory):
         directory.mkdir(parents=True, exist_ok=True)
-    state, spec = first_seed(state), experiment.data.spec()
+    spec = experiment.data.spec()
     logits: explain.Logits = lambda images: experiment.pixel_logits(state, images)
     baseline = jnp.broadcast_to(
         jnp.array({"black": 0.0, "mean": spec.mean, "white": 1.0}[options.baseline], jnp.float32), spec.shape

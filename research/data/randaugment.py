@@ -103,11 +103,7 @@ def _matrices(shape: tuple[int, ...], share: float, sign: jax.Array | float) -> 
     back = lambda a, b: (a + b) / 2  # the middle of the image stays
     rotation = (
         (cosine, sine, back(width * (1 - cosine), -height * sine)),
-        (
-            -sine,
-            cosine,
-            back(width * sine, height * (1 - cosine)),
-        ),
+        (-sine, cosine, back(width * sine, height * (1 - cosine))),
     )
     stay_x, stay_y = (one, zero, zero), (zero, one, zero)
     found = (

@@ -123,10 +123,8 @@ class Classify(Supervised):
 
     def module(self) -> nn.Module:
         """The net, with what the data decide."""
-        net = bind(self.net, outputs=self.data.spec().classes)
-        if isinstance(net, WhitenedCNN):
-            net = net.clone(moments=self.data.patch_moments(net.patch))
-        return net
+        moments = lambda net: self.data.patch_moments(net.patch)
+        return bind(self.net, outputs=self.data.spec().classes, moments=moments)
 
     def mirrored(self, state: State, batch: Batch) -> jax.Array | None:
         """The images of a batch that are flipped, bool[batch], where it alternates by passes over the data."""

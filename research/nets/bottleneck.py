@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from research.core.errors import UserError, positive
+from research.core.errors import positive
 from research.core.modules import FromData
+from research.nets.cnn import stages
 from research.nets.conv import BatchNorm, Conv
 
 EXPANSION = 4
@@ -36,8 +37,7 @@ class BottleneckResNet(nn.Module):
 
     def __post_init__(self) -> None:
         positive(self, "net", "widths", "blocks", "stem")
-        if len(self.widths) != len(self.blocks):
-            raise UserError(f"net.widths {self.widths} and net.blocks {self.blocks} must have the same length")
+        stages(self.widths, self.blocks)
         super().__post_init__()
 
     @nn.compact
@@ -47,10 +47,8 @@ class BottleneckResNet(nn.Module):
         x = x.transpose(3, 1, 2, 0)
         x = Conv(self.stem, kernel_size=7, stride=2, use_bias=False, name="stem")(x)
         x = overlapping_max_pool(nn.relu(BatchNorm()(x, train)))
-        for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = Bottleneck(width, stride, self.zero_init)(x, train)
+        for width, stride in stages(self.widths, self.blocks):
+            x = Bottleneck(width, stride, self.zero_init)(x, train)
         x = x.mean((1, 2)).T
         return nn.Dense(self.outputs, name="head")(x) if self.outputs else x
 

@@ -4,6 +4,7 @@ They take images [batch, height, width, channels] and transpose them to [channel
 `conv.py`.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import flax.linen as nn
@@ -72,8 +73,7 @@ class ResNet(nn.Module):
 
     def __post_init__(self) -> None:
         positive(self, "net", "widths", "blocks")
-        if len(self.widths) != len(self.blocks):
-            raise UserError(f"net.widths {self.widths} and net.blocks {self.blocks} must have the same length")
+        stages(self.widths, self.blocks)
         super().__post_init__()
 
     @nn.compact
@@ -82,12 +82,24 @@ class ResNet(nn.Module):
         last layer would read."""
         x = x.transpose(3, 1, 2, 0)
         x = nn.relu(BatchNorm()(Conv(self.widths[0], use_bias=False, name="stem")(x), train))
-        for stage, (width, blocks) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            for block in range(blocks):
-                stride = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(width, stride, self.shortcut)(x, train)
+        for width, stride in stages(self.widths, self.blocks):
+            x = BasicBlock(width, stride, self.shortcut)(x, train)
         x = x.mean((1, 2)).T
         return nn.Dense(self.outputs, name="head")(x) if self.outputs else x
+
+
+def stages(widths: Sequence[int], blocks: Sequence[int]) -> list[tuple[int, int]]:
+    """(width, stride) of each block of a residual net, whose stages but the first begin with a stride of 2.
+
+    Raises UserError where there are not as many widths as numbers of blocks.
+    """
+    if len(widths) != len(blocks):
+        raise UserError(f"net.widths {widths} and net.blocks {blocks} must have the same length")
+    return [
+        (width, 2 if stage > 0 and block == 0 else 1)
+        for stage, (width, count) in enumerate(zip(widths, blocks, strict=True))
+        for block in range(count)
+    ]
 
 
 class BasicBlock(nn.Module):
