@@ -171,14 +171,14 @@ def attributions(
 def reliability(found: Mapping[str, tuple[Any, Any, Any]], path: Path | str) -> None:
     """Draws the accuracy by confidence of each label, beside that of perfect calibration.
 
-    found  by label: the mean confidence, the accuracy and the examples of each bin [bins]; empty bins are left out. The
-           area of a point grows with the share of the examples
+    found  by label: the mean confidence, the accuracy and the examples of each bin [bins]; bins of fewer than ten
+           are left out, for their accuracy is chance. The area of a point grows with the share of the examples
     """
     figure = _figure(4.6, 4.6)
     ax = figure.subplots()
     ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--")
     for (label, (confidence, accuracy, count)), colour in zip(found.items(), palette(len(found)), strict=True):
-        there = np.asarray(count) > 0
+        there = np.asarray(count) >= 10
         x, y, size = (np.asarray(values)[there] for values in (confidence, accuracy, count))
         ax.plot(x, y, color=colour, lw=1.2, label=label)
         ax.scatter(x, y, 4 + 60 * size / max(size.sum(), 1), color=colour)
