@@ -156,11 +156,10 @@ class CanvasFeed:
         boxes = jnp.concatenate([corner, corner + extent], 1)
 
         overlap = _overlap(boxes)
-        kept: list[jax.Array] = []
+        valid = jnp.zeros(self.objects, bool)
         for n in range(self.objects):
-            covered = [before & (overlap[n, m] > MAX_OVERLAP) for m, before in enumerate(kept)]
-            kept.append((n < count) & ~jnp.array(covered, bool).any())
-        valid = jnp.stack(kept)
+            covered = valid & (overlap[n] > MAX_OVERLAP)
+            valid = valid.at[n].set((n < count) & ~covered.any())
 
         digits = jnp.asarray(self.digits)[chosen].reshape(-1, *self.shape).astype(jnp.float32)
         pixels, origin = jnp.arange(self.side) + 0.5, corner - ink[:, :2]
