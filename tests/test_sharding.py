@@ -17,9 +17,11 @@ from learners import EXPERIMENTS
 
 from experiments.train import main
 from research.core.errors import UserError
+from research.core.experiment import Split
 from research.core.layout import FSDP_MIN_SIZE, Layout, make_mesh, mesh_shape
 from research.core.placement import place
 from research.core.state import State
+from research.core.transformations import first_seed
 from research.nets.transformer import LanguageModel, Stack
 from research.training import checkpoint, config
 from research.training.run import layout, load
@@ -146,6 +148,24 @@ def test_a_state_is_born_and_read_back_in_its_place(name, tmp_path):
             assert x.size == 0 or x.sharding == z.sharding, jax.tree_util.keystr(path)
             data = jax.random.key_data if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else lambda x: x
             np.testing.assert_allclose(data(x), data(y), 1e-6, 1e-7, err_msg=jax.tree_util.keystr(path))
+
+
+@pytest.mark.parametrize("name", ["transformer", "translator"])
+def test_reports_of_split_weights_leave_them_where_they_are(name, tmp_path):
+    experiment = EXPERIMENTS[name]
+    feeds, found = experiment.feeds(), []
+    there = place("jit", Layout(make_mesh(jax.devices()), "fsdp", False, 1))
+    whole = jax.jit(experiment.build().init)(jax.random.key(0))
+    for state in (whole, there.put(whole)):
+        directory = tmp_path / str(len(found))
+        directory.mkdir()
+        (report,) = experiment.reports(load)
+        numbers = report.run(state, Split("test", feeds.test), directory)
+        found.append((numbers, {file.name: file.read_text() for file in directory.glob("*.txt")}))
+    assert found[0] == found[1] and found[0][1]
+    read = first_seed(state)
+    assert not read.opt_state and read.params is state.params
+    assert not all(x.is_fully_replicated for x in jax.tree.leaves(read.params))
 
 
 def hlo(name: str, mesh: str, shard: str = "replicated", **changes) -> str:

@@ -82,7 +82,14 @@ def first_seed(state: State) -> State:
 
 
 def each_seed(state: State) -> Iterator[State]:
-    """The State of one seed after another, on one device: what evaluation reads, without optimizer states and world."""
+    """The State of one seed after another, on one device: what evaluation reads, without optimizer states and world.
+
+    The weights of a single seed that are split over devices stay where they are, since one device may not hold them.
+    """
+    split = lambda x: isinstance(x, jax.Array) and not x.is_fully_replicated
+    if not state.key.ndim and any(map(split, jax.tree.leaves(state.params))):
+        yield state._replace(opt_state={}, world=())
+        return
     bits = jax.random.key_data(state.key)
     step, bits, params, collections = jax.device_get((state.step, bits, state.params, state.collections))
     keys = jax.random.wrap_key_data(bits, impl=jax.random.key_impl(state.key))
