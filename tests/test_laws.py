@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from learners import EXPERIMENTS
+from learners import EXPERIMENTS, KINDS
 
 from research.core.errors import UserError
 from research.core.layout import Layout, make_mesh, mesh_shape
@@ -22,9 +22,6 @@ from research.data.feed import prefetched
 
 pytestmark = pytest.mark.parametrize("name", EXPERIMENTS, scope="module")
 KEY = 20
-KINDS = ("cnn", "dqn", "gan")
-"""A learner of each kind of State: one net, with a world, two nets. They are compiled for every place and dtype; the
-others for three seeds on eight devices at once, and in bfloat16. `experiments.places` has all places for all."""
 TENSOR = ("transformer", "translator")
 """Learners whose nets have every entry of the table of tensor shardings."""
 N = 4
