@@ -6,8 +6,8 @@ Data: 24,500 training images and 5,000 test images of airplanes, automobiles, bi
 `cifar10_resnet20`.
 
 Expected: a test accuracy above 0.9.
-Measured: It has not been trained yet.
-Time: about 35 minutes on one core.
+Measured: 0.9268, one seed, by `python -m experiments.transfer` (docs/results/transfer.json).
+Time: 83 minutes on one core that other trainings shared.
 """
 
 from research.core.experiment import Run

@@ -12,7 +12,9 @@ the classes of ImageNet likewise.
 Data: 250 training images of dogs, frogs, horses, ships and trucks, 5,000 test images; see `cifar10_resnet20`.
 
 Expected: more by fine-tuning than from scratch, and least between them by 250 images of each class.
-Measured: It has not been trained yet.
+Measured: by 50 images of each class 0.654 (0.639 to 0.672) from scratch, and 0.827 (0.816 to 0.837) fine-tuned; by 10
+images 0.455 and 0.721, by 250 images 0.734 and 0.879. 3 seeds each, by `python -m experiments.transfer`
+(docs/results/transfer.json).
 Time: about a minute on one core.
 """
 
