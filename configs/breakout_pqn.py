@@ -6,8 +6,8 @@ greedy return of the first whole episode of each of 128 environments.
 
     python -m experiments.train breakout_pqn
 
-Measured by the command, seeds 0 and 1: 88.9 and 91.6, by episodes of 929 and 1,000 frames. No other setting was
-tried. It takes 8 minutes a seed on 2 cores that do nothing else.
+Measured by the command, seeds 0 and 1: 88.9 and 91.6, by episodes of 929 and 1,000 frames. No other setting was tried.
+It takes 8 minutes a seed on 2 cores that do nothing else.
 """
 
 from research.core.experiment import Run
