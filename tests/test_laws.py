@@ -106,7 +106,7 @@ def evaluation(name: str, where: str = "one", seeded: bool = False):
 
 @functools.cache
 def stepped(name: str):
-    """One step, compiled alone."""
+    """One step, compiled."""
     return jax.jit(made(name)[0].step)
 
 
@@ -226,7 +226,7 @@ def means(metrics):
 
 
 def test_seeds(name):
-    """Three seeds in one program, on one device or split over eight, are three runs."""
+    """Three seeds in one program are three runs, on one device or with their batches split over eight."""
     single, metrics, judged = run(name)
     where, compared = ("one", lambda metrics: metrics) if name in KINDS else ("shard_map", means)
     many_states, many_metrics, many_judged = run(name, where, seeded=True)
