@@ -15,7 +15,6 @@ from research.core.errors import UserError
 from research.core.layout import Layout, make_mesh, mesh_shape
 from research.core.metrics import Mean
 from research.core.placement import place
-from research.core.state import Batch
 from research.core.transformations import per_seed, scan_steps, with_feed
 from research.core.update import Dtype, LossScale
 from research.data.feed import prefetched
@@ -25,6 +24,8 @@ KEY = 20
 TENSOR = ("transformer", "translator")
 """Learners whose nets have every entry of the table of tensor shardings."""
 N = 4
+ALONE = ("one", False)
+"""On one device, one seed. What is cached has no defaults: with them, f(x) and f(x, default) would be two calls."""
 MESHES = {
     "fsdp": ("replica=2,data=4", "fsdp"),
     "tensor": ("data=4,model=2", "tensor"),
@@ -33,7 +34,7 @@ MESHES = {
 
 
 @functools.cache
-def made(name: str, seeded: bool = False):
+def made(name: str, seeded: bool):
     """(learner, feeds) of an experiment."""
     learner = EXPERIMENTS[name].build()
     return per_seed(learner) if seeded else learner, EXPERIMENTS[name].feeds()
@@ -42,7 +43,7 @@ def made(name: str, seeded: bool = False):
 @functools.cache
 def batches(name: str):
     """step -> its batch, from one program where the feed is resident."""
-    feed = made(name)[1].train
+    feed = made(name, False)[1].train
     return jax.jit(feed.batch_at) if feed.resident else feed.batch_at
 
 
@@ -65,30 +66,24 @@ def at(where: str, seeded: bool = False, tensor_axes=None):
 
 
 @functools.cache
-def scanned(name: str, where: str = "one", seeded: bool = False):
-    """(N steps, compiled for a place; a list as long as they were traced often)."""
+def scanned(name: str, where: str, seeded: bool):
+    """(N steps over stacked batches, compiled for a place; a list as long as they were traced often)."""
     target, traces = at(where, seeded, EXPERIMENTS[name].tensor_axes()), []
-    learner, feeds = made(name, seeded)
 
     def steps(state, fed):
         traces.append(1)
-        if isinstance(fed, Batch):
-            return scan_steps(learner.step, N)(state, fed)
-        return scan_steps(with_feed(learner.step, fed), N)(state, None)
+        return scan_steps(made(name, seeded)[0].step, N)(state, fed)
 
-    return target.train(steps, None if feeds.train.resident else 1), traces
+    return target.train(steps, 1), traces
 
 
 def data(name: str, target, begin: int = 0):
-    """What `scanned` takes for its N steps: the resident feed, or their batches, stacked."""
-    feed = made(name)[1].train
-    if feed.resident:
-        return target.put_data(feed, None)
-    return target.put_data(stacked([feed.batch_at(begin + k) for k in range(N)]), 1)
+    """The batches that `scanned` takes for its N steps from step `begin` on."""
+    return target.put_data(stacked([batches(name)(begin + k) for k in range(N)]), 1)
 
 
 @functools.cache
-def run(name: str, where: str = "one", seeded: bool = False):
+def run(name: str, where: str, seeded: bool):
     """(state, metrics, evaluation) after N scanned steps at a place, on the host."""
     target = at(where, seeded, EXPERIMENTS[name].tensor_axes())
     state, metrics = scanned(name, where, seeded)[0](target.put(start(name, seeded)), data(name, target))
@@ -96,7 +91,7 @@ def run(name: str, where: str = "one", seeded: bool = False):
 
 
 @functools.cache
-def evaluation(name: str, where: str = "one", seeded: bool = False):
+def evaluation(name: str, where: str, seeded: bool):
     """State -> metrics of the first validation batch, compiled for a place."""
     target = at(where, seeded, EXPERIMENTS[name].tensor_axes())
     learner, feeds = made(name, seeded)
@@ -105,16 +100,21 @@ def evaluation(name: str, where: str = "one", seeded: bool = False):
 
 
 @functools.cache
-def stepped(name: str):
-    """One step, compiled."""
-    return jax.jit(made(name)[0].step)
+def microbatched(name: str):
+    """One step, compiled, which takes its batch in four parts; whole where the net has batch statistics, which would be
+    those of a part."""
+    experiment = EXPERIMENTS[name]
+    if not any("batch_stats" in own for own in start(name).collections.values()):
+        update = dataclasses.replace(experiment.update, grad_accum_steps=4)
+        experiment = dataclasses.replace(experiment, update=update)
+    return jax.jit(experiment.build().step)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def released(name):
     """After the tests of one learner, its compiled programs are dropped: they would add up to gigabytes."""
     yield
-    for cached in (made, batches, scanned, run, evaluation, stepped, losses):
+    for cached in (made, batches, scanned, run, evaluation, microbatched, losses):
         cached.cache_clear()
     jax.clear_caches()
 
@@ -148,18 +148,17 @@ def assert_same(a, b):
 
 
 def test_endomorphism(name):
-    learner, _ = made(name)
-    state = jax.eval_shape(learner.init, jax.random.key(0))
-    after, _ = jax.eval_shape(learner.step, state, batches(name)(0))
-    assert jax.tree.structure(state) == jax.tree.structure(after)
-    for (path, x), y in zip(jax.tree.leaves_with_path(state), jax.tree.leaves(after), strict=True):
-        facts = [(z.shape, z.dtype, z.weak_type) for z in (x, y)]
+    before = start(name)
+    after, _ = microbatched(name)(before, batches(name)(0))
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+    for (path, x), y in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True):
+        facts = [(z.shape, z.dtype, z.aval.weak_type) for z in (x, y)]
         assert facts[0] == facts[1], jax.tree_util.keystr(path)
 
 
 def test_step_counts_and_learning_moves(name):
     before = host(start(name))
-    after, metrics, _ = run(name)
+    after, metrics, _ = run(name, *ALONE)
     assert after.step == N and before.step == 0
     assert_same(before.key, after.key)
     moved = [
@@ -170,18 +169,26 @@ def test_step_counts_and_learning_moves(name):
     assert norms and min(norms) > 0
 
 
-def test_scan_is_loop(name):
-    state, metrics = start(name), []
+def test_scan_is_loop_and_microbatches_are_batches(name):
+    """Steps one by one, each in microbatches, equal a scan of whole ones, with batches that end in padding."""
+    padded, state, metrics = [], start(name), []
     for k in range(N):
-        state, new = stepped(name)(state, batches(name)(k))
+        batch = batches(name)(k)
+        if jax.tree.leaves(batch):  # not of those that make their own data
+            batch = batch._replace(mask=(np.arange(batch.mask.size) < 11).astype(np.float32))
+        state, new = microbatched(name)(state, batch)
         metrics.append(new)
-    scanned_state, scanned_metrics, _ = run(name)
-    assert_close(host(state), scanned_state)
-    assert_close(stacked(metrics), scanned_metrics)
+        padded.append(batch)
+    target = at("one")
+    scanned_state, scanned_metrics = scanned(name, *ALONE)[0](
+        target.put(start(name)), target.put_data(stacked(padded), 1)
+    )
+    assert_close(host(state), host(scanned_state))
+    assert_close(stacked(metrics), host(scanned_metrics))
 
 
 def test_streamed_is_resident(name):
-    """The batches are the same, and so is what one learner of them makes of them; see test_scan_is_loop too."""
+    """The batches are the same, and so is what one learner of them makes of a feed on the device."""
     if not hasattr(getattr(EXPERIMENTS[name], "data", None), "feed"):
         pytest.skip("its data live in one place alone")
     stream = dataclasses.replace(EXPERIMENTS[name], data=dataclasses.replace(EXPERIMENTS[name].data, feed="host"))
@@ -190,15 +197,17 @@ def test_streamed_is_resident(name):
         chunk = next(chunks)
     assert_same(host(chunk), stacked([batches(name)(k) for k in range(N)]))
     if name in KINDS:
-        steps = target.train(scan_steps(stream.build().step, N), 1)
-        state, metrics = steps(target.put(start(name)), chunk)
-        assert_close(host(state), run(name)[0])
-        assert_close(host(metrics), run(name, "shard_map")[1])
+        learner, feeds = made(name, False)
+        assert feeds.train.resident
+        steps = target.train(lambda state, feed: scan_steps(with_feed(learner.step, feed), N)(state, None), None)
+        state, metrics = steps(target.put(start(name)), target.put_data(feeds.train, None))
+        assert_close(host(state), run(name, *ALONE)[0])
+        assert_close(host(metrics), run(name, "shard_map", False)[1])
 
 
 def test_traced_once_donated_and_without_transfers(name):
     target = at("one")
-    (steps, traces), fed = scanned(name), data(name, target)
+    (steps, traces), fed = scanned(name, *ALONE), data(name, target)
     state = target.put(start(name))
     with jax.transfer_guard("disallow"):
         for _ in range(3):
@@ -211,7 +220,7 @@ def test_traced_once_donated_and_without_transfers(name):
 
 def test_resume_is_exact(name):
     """2 x 4 steps with a copy of the State in between equal 8 steps, to the bit; see test_resume.py for processes."""
-    steps, target = scanned(name)[0], at("one")
+    steps, target = scanned(name, *ALONE)[0], at("one")
     state, other = target.put(start(name)), target.put(start(name))
     for begin in (0, N):
         state, _ = steps(target.put(jax.device_get(state)), data(name, target, begin))
@@ -227,9 +236,9 @@ def means(metrics):
 
 def test_seeds(name):
     """Three seeds in one program are three runs, on one device or with their batches split over eight."""
-    single, metrics, judged = run(name)
+    single, metrics, judged = run(name, *ALONE)
     where, compared = ("one", lambda metrics: metrics) if name in KINDS else ("shard_map", means)
-    many_states, many_metrics, many_judged = run(name, where, seeded=True)
+    many_states, many_metrics, many_judged = run(name, where, True)
     first = jax.tree.map(lambda x: x[0], many_states._replace(step=None))
     assert many_states.step == N
     assert_close(first, single._replace(step=None))
@@ -251,29 +260,11 @@ def test_placement(name, where, seeded):
         with pytest.raises(UserError, match="--shard tensor: the net has no table"):
             at(where)
         return
-    one, one_metrics, one_judged = run(name, seeded=seeded)
+    one, one_metrics, one_judged = run(name, "one", seeded)
     eight, eight_metrics, eight_judged = run(name, where, seeded)
     assert_close(eight, one)
     assert_close(means(eight_metrics), means(one_metrics))
     assert_close(means(eight_judged), means(one_judged))
-
-
-def test_microbatches(name):
-    """micro=4 equals micro=1, ragged masks included; nets with batch statistics are exempt."""
-    experiment, states = EXPERIMENTS[name], []
-    if any("batch_stats" in own for own in start(name).collections.values()):
-        pytest.skip("batch statistics are those of a microbatch")
-    for micro in (1, 4):
-        parts = dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, grad_accum_steps=micro))
-        step = stepped(name) if parts == experiment else jax.jit(parts.build().step)
-        state = start(name)
-        for k in range(N):
-            batch = batches(name)(k)
-            if jax.tree.leaves(batch):  # not of those that make their own data
-                batch = batch._replace(mask=(np.arange(batch.mask.size) < 11).astype(np.float32))
-            state, _ = step(state, batch)
-        states.append(host(state))
-    assert_close(*states)
 
 
 STEPS, DISTANCE = 20, {"bfloat16": 0.1, "float16": 0.01}
@@ -284,22 +275,23 @@ def losses(name: str, dtype: str):
     """The losses of 20 steps in `dtype` by name, [steps], and the evaluation after them."""
     experiment = EXPERIMENTS[name]
     if dtype == "float32":
-        learner, step = made(name)[0], stepped(name)
+        learner, steps = made(name, False)[0], scanned(name, *ALONE)[0]
     else:
         learner = dataclasses.replace(experiment, update=dataclasses.replace(experiment.update, dtype=dtype)).build()
-        step = jax.jit(learner.step)
-    state, metrics = start(name), []
+        steps = jax.jit(scan_steps(learner.step, N))
+    target = at("one")
+    state, metrics = target.put(start(name)), []
     if dtype == "float16":  # a loss scale at which no update is skipped, so that the same ones are compared
         scale = LossScale(jnp.float32(64), jnp.int32(0), jnp.int32(0))
         state = state._replace(opt_state={key: x._replace(scale=scale) for key, x in state.opt_state.items()})
-    for k in range(STEPS):
-        state, found = step(state, batches(name)(k))
-        metrics.append(found)
-    metrics = stacked(metrics)
+    for begin in range(0, STEPS, N):
+        state, found = steps(state, data(name, target, begin))
+        metrics.append(host(found))
+    metrics = jax.tree.map(lambda *x: np.concatenate(x), *metrics)
     if dtype == "float32":
-        judged = host(evaluation(name)(at("one").put(state)))
+        judged = host(evaluation(name, *ALONE)(state))
     else:
-        judged = host(jax.jit(learner.evaluate)(state, made(name)[1].validation[0]))
+        judged = host(jax.jit(learner.evaluate)(state, made(name, False)[1].validation[0]))
     leaves = jax.tree.leaves((state, metrics, judged))
     assert {x.dtype.name for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)} == {"float32"}
     assert not any(x.total.any() for key, x in metrics.items() if key.endswith("skipped_updates"))
