@@ -6,7 +6,9 @@ of compilers that are not installed are left: run it once in each environment th
 Cells that are in the file already, of the same code, are kept.
 """
 
+import ast
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -90,8 +92,9 @@ def table(
     jax.config.update("jax_platforms", "cpu")
     for name in names:
         config.load(name)
-    found: dict[str, Any] = json.loads(output.read_text())["compiled"] if output.exists() else {}
-    code = digest()
+    there = json.loads(output.read_text()) if output.exists() else {"about": {}, "compiled": {}}
+    found: dict[str, Any] = there["compiled"]
+    codes: dict[str, str] = there["about"].get("code", {})
     for where in LARGE_TOPOLOGIES if large else topologies:
         try:
             topology(where)
@@ -100,14 +103,15 @@ def table(
             continue
         rows = transformers(LARGE_TOPOLOGIES[where]) if large else configs(names or config.names(), dtypes)
         for row, arguments in rows.items():
-            key = f"{row} {where}"
+            key, code = f"{row} {where}", digest(arguments[0])
+            codes[row.split()[0]] = code
             if not fresh and found.get(key, {}).get("code") == code:
                 continue
             found[key] = {**compiled([*arguments, "--topology", where], limit, quick), "code": code}
             say(f"{key}: {found[key]}")
             options = [*(["--large"] if large else []), *(["--quick"] if quick else []), f"--limit {limit}"]
             about = provenance(" ".join(["python -m experiments.compiled", *options]), "cpu")
-            about |= {"rows": ["parameters", "layout"] if large else ["config", "dtype"], "code": code}
+            about |= {"rows": ["parameters", "layout"] if large else ["config", "dtype"], "code": codes}
             write_json(output, {"about": about, "compiled": dict(sorted(found.items()))})
 
 
@@ -127,12 +131,23 @@ def transformers(devices: int) -> dict[str, list[str]]:
     }
 
 
-def digest() -> str:
-    """The state of the code that a program is made of."""
-    folders = *(ROOT / "research" / name for name in ("core", "nets", "data", "rl", "learners")), ROOT / "configs"
+def digest(name: str) -> str:
+    """The state of the code that the programs of a config are made of; comments and docstrings don't count."""
+    folders = (ROOT / "research" / name for name in ("core", "nets", "data", "rl", "learners"))
     others = [ROOT / "research" / "training" / name for name in ("aot.py", "dispatch.py", "topology.py")]
-    files = sorted([path for folder in folders for path in folder.rglob("*.py")] + others)
-    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:12]
+    files = [*sorted(path for folder in folders for path in folder.rglob("*.py")), *others]
+    files.append(ROOT / "configs" / f"{name}.py")
+    return hashlib.sha256("".join(_code(path) for path in files).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def _code(path: Path) -> str:
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            text = lambda line: isinstance(line, ast.Expr) and isinstance(line.value, ast.Constant)
+            node.body = [line for line in node.body if not text(line)]
+    return ast.dump(tree)
 
 
 def compiled(arguments: list[str], limit: int, quick: bool) -> dict[str, Any]:

@@ -210,7 +210,11 @@ def compiled(record: Record) -> str:
     columns = list(dict.fromkeys(key.split()[2] for key in sorted(cells)))
     rows = dict.fromkeys(tuple(key.split()[:2]) for key in cells)
     lines = [
-        (f"`{name}`", dtype, *(program(cells.get(f"{name} {dtype} {column}"), about["code"]) for column in columns))
+        (
+            f"`{name}`",
+            dtype,
+            *(program(cells.get(f"{name} {dtype} {column}"), about["code"][name]) for column in columns),
+        )
         for name, dtype in rows
     ]
     said = f"`{about['command']}`, {about['date']}, {about['machine']}."
@@ -218,7 +222,7 @@ def compiled(record: Record) -> str:
 
 
 def program(cell: Record | None, code: str) -> str:
-    """A cell of that table; `code`: that of the newest cells."""
+    """A cell of that table; `code`: that of the row's newest cells."""
     if cell is None:
         return "not run"
     older = ["by older code"] if cell["code"] != code else []
