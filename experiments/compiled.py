@@ -193,8 +193,8 @@ def divided(experiment: Any, devices: int) -> Experiment:
     """The experiment, its sizes raised to the next ones that the devices divide."""
     up = lambda size: -(-size // devices) * devices
     if not hasattr(experiment, "data"):
-        sizes = {name: up(getattr(experiment, name)) for name in ("num_envs", "batch", "episodes")}
-        return dataclasses.replace(experiment, **sizes)
+        fields = {field.name for field in dataclasses.fields(experiment)} & {"num_envs", "batch", "episodes"}
+        return dataclasses.replace(experiment, **{name: up(getattr(experiment, name)) for name in fields})
     data = experiment.data
     raised = dataclasses.replace(data, batch=up(data.batch), evaluation_batch=up(data.evaluation_batch))
     return dataclasses.replace(experiment, data=raised)

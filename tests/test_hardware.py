@@ -138,6 +138,9 @@ def test_data_is_made_up_where_it_is_not_here(tmp_path, monkeypatch):
 def test_sizes_are_raised_to_what_the_devices_divide():
     assert compiled.divided(config.load("horse2zebra_cyclegan"), 8).data.batch == 8
     assert compiled.divided(config.load("mnist_cnn"), 1) == config.load("mnist_cnn")
+    for name in config.names():
+        raised = compiled.divided(config.load(name), 8)
+        assert (raised.data.batch if hasattr(raised, "data") else raised.num_envs) % 8 == 0, name
 
 
 def test_a_cell_of_the_table():
