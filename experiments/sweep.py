@@ -1,42 +1,82 @@
 """Train a config with many values of its fields: python -m experiments.sweep NAME --over FIELD VALUE VALUE ..."""
 
+import dataclasses
+import math
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments import jobs
 from experiments.console import measured, number, status
 from research.core.console import say
-from research.core.errors import UserError, nearest
+from research.core.errors import RunError, UserError, nearest
 from research.core.experiment import Experiment
 from research.core.files import write_json
 from research.evaluation import plots, statistics
-from research.training import config, log
+from research.training import config, log, workdir
 from research.training.run import build, train
+
+T = TypeVar("T")
 
 ABOUT = f"""{__doc__}
 
   --over FIELD VALUE VALUE ...   the values to train with; several --over: every combination of them
   --seeds N                      seeds of each setting (default: 1)
   --workdir DIR                  directory of the sweep (default: runs/NAME_sweep)
+  --settings-per-program N       train at most N settings at once (default: all that can be)
+  --submit slurm|local           send each program out as a job, and wait for all of them: to Slurm, or as processes of
+                                 this machine (needs: pip install -e .[jobs])
+  --job.partition NAME, --job.timeout-min N, --job.gpus-per-node N, --job.cpus-per-task N, --job.mem-gb N
+                                 what each job asks for (minutes: {jobs.JobOptions.timeout_min} by default)
+  --program I                    train only program I, from 0, and print no table: what a job does
 
 Numbers that change no shapes are trained in one compiled program, all settings at once; others one after another. The
-same command resumes. Other options are those of experiments.train; for these and all fields:
-python -m experiments.train NAME --help"""
+same command resumes; with --submit it finds the jobs that run and submits those that have ended unfinished. Other
+options are those of experiments.train; for these and all fields: python -m experiments.sweep NAME --help"""
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`."""
-    if not arguments or arguments[0].startswith("-") or "--help" in arguments:
-        print(ABOUT)
-        return 0 if arguments else 2
-    return status(lambda: sweep(*arguments))
+@dataclasses.dataclass(frozen=True)
+class Command(config.Command[config.Config]):
+    """The options of `experiments.sweep` besides --over, and those of `experiments.train`.
+
+    Attributes:
+        settings_per_program: train at most this many settings at once, each with all seeds
+        program: train only the program of this number, from 0, and print no table
+        submit: send each program out as a job, to Slurm or as a process of this machine
+        job: what each job asks for
+    """
+
+    settings_per_program: int | None = None
+    program: int | None = None
+    submit: jobs.Cluster | None = None
+    job: jobs.JobOptions = dataclasses.field(default_factory=jobs.JobOptions)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.settings_per_program is not None and self.settings_per_program < 1:
+            raise UserError(f"--settings-per-program must be at least 1, not {self.settings_per_program}")
+        if self.submit and self.program is None and (self.overwrite or self.processes):
+            what = "--overwrite" if self.overwrite else "--processes"
+            raise UserError(f"--submit and {what} don't go together: a job may start more than once, as one process")
+
+
+class Program(NamedTuple):
+    """What is trained at once.
+
+    name      of its workdir, in that of the sweep
+    command   its config, workdir and fields that vary within it
+    settings  of all fields, as they were typed, in the order of the program's axis
+    """
+
+    name: str
+    command: Command
+    settings: list[dict[str, str]]
 
 
 class Result(NamedTuple):
@@ -52,37 +92,105 @@ class Result(NamedTuple):
     history: list[dict[str, Any]]
 
 
+def main(arguments: list[str]) -> int:
+    """Return the exit status, see `console.status`."""
+    if not arguments or arguments[0].startswith("-"):
+        print(ABOUT)
+        return 0 if arguments else 2
+    if "--help" in arguments:
+        print(ABOUT)
+        return status(lambda: config.parse(arguments[0], ["--help"], Command, "sweep"))
+    return status(lambda: sweep(*arguments))
+
+
 def sweep(name: str, *arguments: str) -> None:
     """Trains every setting, prints them as a table, and draws them; see `ABOUT`."""
     over, rest = split(arguments)
-    command = config.parse(name, rest, script="sweep")
-    command = replace(command, seeds=command.seeds or 1)
+    command = config.parse(name, rest, Command, "sweep")
     directory = command.workdir or Path("runs") / f"{name}_sweep"
+    if command.submit and command.program is None:
+        jobs.check_installed(command.submit)
+    found = programs(name, over, rest, directory)
+    if command.program is not None:
+        if not 0 <= command.program < len(found):
+            raise UserError(f"--program is a number from 0 to {len(found) - 1}, not {command.program}")
+        train(name, found[command.program].command)
+        return
+    failed: dict[str, Path] = {}
+    if command.submit:
+        call = lambda i: jobs.Call("experiments.sweep", (name, *arguments, "--program", str(i)))
+        commands = {program.name: program.command for program in found}
+        finished = lambda one: workdir.finished(directory / one, commands[one])
+        calls = {program.name: call(i) for i, program in enumerate(found)}
+        failed = jobs.finish(calls, finished, directory, command.submit, command.job)
+    trained = [
+        result for program in found if program.name not in failed for result in results(name, program, directory)
+    ]
+    if trained:
+        _report(trained, command.config, directory)
+    if failed:
+        ends = "; ".join(f"{one}, see {log_file}" for one, log_file in failed.items())
+        raise RunError(
+            f"{len(failed)} of {len(found)} jobs ended unfinished: {ends}; the same command submits them again"
+        )
+
+
+def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], directory: Path) -> list[Program]:
+    """What a sweep trains, one after another; each setting is in one of them.
+
+    over       the values as they were typed, by field
+    rest       the other arguments
+    directory  of the sweep
+    """
+    parse = lambda options: config.parse(name, [*rest, *options], Command, "sweep")
+    command = parse([])
     over = {_path(command.config, field): texts for field, texts in over.items()}
     # Each value goes through the command line's parser, which checks it.
-    with_one = lambda field, text: config.parse(name, [*rest, f"--{field}", text], script="sweep").config
+    with_one = lambda field, text: parse([f"--{field}", text]).config
     values = {field: [config.leaves(with_one(field, text))[field] for text in over[field]] for field in over}
     together = {field for field in over if _traceable(command.config, field, values[field])}
     if alone := over.keys() - together:
         say(f"one after another: {', '.join(sorted(alone))}; at once: {', '.join(sorted(together)) or 'nothing'}")
+    inner = [(field, list(zip(over[field], values[field], strict=True))) for field in over if field in together]
+    found = []
+    for outer in config.settings([(field, over[field]) for field in over if field not in together]):
+        one = parse([option for field, text in outer.items() for option in (f"--{field}", text)])
+        for part in parts(inner, command.settings_per_program):
+            texts = {field: [text for text, _ in chosen] for field, chosen in part}
+            ends = {field: "..".join(dict.fromkeys((texts[field][0], texts[field][-1]))) for field in texts}
+            named = outer | {field: ends[field] for field in texts if len(texts[field]) < len(over[field])}
+            called = ",".join(f"{field}={text}" for field, text in named.items()) or "all"
+            varied = tuple((field, tuple(value for _, value in chosen)) for field, chosen in part)
+            program = dataclasses.replace(one, seeds=command.seeds or 1, workdir=directory / called, over=varied)
+            found.append(Program(called, program, [outer | setting for setting in config.settings(texts.items())]))
+    return found
 
-    results: list[Result] = []
-    settings = lambda chosen: config.settings([(field, over[field]) for field in over if chosen(field)])
-    for outer in settings(lambda field: field not in together):
-        options = [option for field, text in outer.items() for option in (f"--{field}", text)]
-        workdir = directory / (",".join(f"{field}={text}" for field, text in outer.items()) or "all")
-        one = replace(
-            config.parse(name, [*rest, *options], script="sweep"),
-            seeds=command.seeds,
-            workdir=workdir,
-            over=tuple((field, tuple(values[field])) for field in over if field in together),
-        )
-        result, history, metric = train(name, one), log.read(workdir), command.config.run.metric
-        scores = np.array([np.nan if x is None else x for x in measured(result)[metric]["each"]], float)
-        for k, setting in enumerate(settings(lambda field: field in together)):
-            seeds = slice(k * command.seeds, (k + 1) * command.seeds)
-            results.append(Result({**outer, **setting}, scores[seeds], [_seeds_of(line, seeds) for line in history]))
-    _report(results, command.config, directory)
+
+def parts(over: Sequence[tuple[str, Sequence[T]]], most: int | None) -> list[list[tuple[str, Sequence[T]]]]:
+    """Parts of the combinations of fields' values, in their order. Each is all combinations of fewer values, and has at
+    most `most` of them."""
+    if not over or most is None:
+        return [list(over)]
+    (field, values), *others = over
+    size = max(1, most // math.prod(len(chosen) for _, chosen in others))
+    chunks = [values[i : i + size] for i in range(0, len(values), size)]
+    return [[(field, chunk), *part] for chunk in chunks for part in parts(others, most)]
+
+
+def results(name: str, program: Program, directory: Path) -> list[Result]:
+    """What comes out of a program, which is trained where it isn't finished.
+
+    directory  of the sweep
+    """
+    result, history = train(name, program.command), log.read(directory / program.name)
+    found = measured(result)[program.command.config.run.metric]["each"]
+    scores = np.array([np.nan if x is None else x for x in found], float)
+    n = len(scores) // len(program.settings)
+    axis = [slice(k * n, (k + 1) * n) for k in range(len(program.settings))]
+    return [
+        Result(setting, scores[seeds], [_seeds_of(line, seeds) for line in history])
+        for setting, seeds in zip(program.settings, axis, strict=True)
+    ]
 
 
 def split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:

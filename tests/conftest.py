@@ -44,6 +44,7 @@ LONGEST = (
     "test_command_line",
     "test_text_runs",
     "test_processes",
+    "test_jobs",
     "test_dqn",
     "test_steps",
     "test_samples",

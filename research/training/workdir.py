@@ -114,6 +114,24 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
         yield
 
 
+def in_use(directory: Path) -> bool:
+    """Whether a process is training in `directory` (see `owned`)."""
+    try:
+        with (directory / ".lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def finished(directory: Path, command: config.Command[Experiment]) -> bool:
+    """Whether the run in `directory` has a summary, and trained for as many steps as `command` says."""
+    there = about(directory) if (directory / "summary.json").exists() else None
+    return there is not None and there["config"]["run"]["steps"] >= command.config.run.steps
+
+
 def saved(directory: Path) -> bool:
     """Whether a run has saved anything in `directory`: a checkpoint, even a damaged one, or a summary."""
     return (directory / "summary.json").exists() or checkpoint.any_saved(directory / "checkpoints")
