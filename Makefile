@@ -25,9 +25,10 @@ $(VENV)/dev: $(VENV)/demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-# With PyTorch, the reference of many tests and the baseline of the benchmarks; without it these tests are skipped.
+# With PyTorch, the reference of many tests and the baseline of the benchmarks, and with what reaches buckets; without
+# them these tests are skipped.
 $(VENV)/bench: $(VENV)/dev
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[bench,gcs]"
 	touch $@
 
 clean:

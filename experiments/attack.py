@@ -28,6 +28,7 @@ from research.core.state import Batch, example_keys
 from research.evaluation import plots
 from research.evaluation.attacks import Attack, Loss, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, Corruption, corrupted
+from research.training.config import Directory
 
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
 """Radii that are tried, of the one that was asked for."""
@@ -57,7 +58,7 @@ class Options:
         curves: images of the curves by radius and by steps, and of the search and the corruptions
     """
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    directory: Annotated[Directory, tyro.conf.Positional]
     steps: int = 40
     radius: float | None = None
     step_size: float | None = None

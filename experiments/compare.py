@@ -17,8 +17,9 @@ from research.core.errors import UserError
 from research.core.files import read_json
 from research.evaluation import plots, statistics
 from research.training import workdir
+from research.training.config import Directory
 
-Directories = Annotated[tuple[Path, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
+Directories = Annotated[tuple[Directory, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
 
 
 def main(arguments: list[str]) -> int:

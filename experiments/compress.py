@@ -40,6 +40,7 @@ from research.core.state import Batch, State, evaluated, owned
 from research.core.types import Tree
 from research.evaluation import plots
 from research.learners.classify import Classify
+from research.training.config import Directory
 from research.training.provenance import device
 
 SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
@@ -57,7 +58,7 @@ class Options:
         curves: test images of the accuracy by sparsity
     """
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    directory: Annotated[Directory, tyro.conf.Positional]
     output: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     calibration: int = 10
     rounds: int = 15

@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -12,6 +11,7 @@ import research
 from experiments.console import show, status
 from research.core.console import warn
 from research.core.placement import place
+from research.training.config import Directory
 from research.training.evaluate import Evaluator, summary
 
 
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> int:
     )
 
 
-def evaluate(directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]) -> None:
+def evaluate(directory: Annotated[Directory, tyro.conf.Positional]) -> None:
     """Print the test metrics of a run, beside those in its summary.json if it has finished.
 
     Args:

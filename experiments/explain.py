@@ -24,11 +24,12 @@ from experiments.console import status
 from experiments.runs import image_classifier
 from research.core.console import console
 from research.core.errors import UserError, positive
-from research.core.files import failing, write_json
+from research.core.files import failing, make_directory, write_json
 from research.core.state import Batch, example_keys, fold_name
 from research.evaluation import explanations as explain
 from research.evaluation import plots
 from research.evaluation.images import draw_filters
+from research.training.config import Directory
 
 SHARES = (0.0, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
 """Shares of the pixels that are removed."""
@@ -55,8 +56,8 @@ class Options:
         limit: number of test images that are explained and deleted from
     """
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    directory: Annotated[Directory, tyro.conf.Positional]
+    output: Annotated[Directory | None, tyro.conf.arg(help_behavior_hint="")] = None
     classes: Literal["predicted", "true"] = "predicted"
     baseline: Literal["black", "mean", "white"] = "black"
     steps: int = 64
@@ -83,7 +84,7 @@ def run(options: Options) -> None:
     experiment, state = image_classifier(options.directory)
     directory = options.output or options.directory
     with failing("write", directory):
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
     spec = experiment.data.spec()
     logits: explain.Logits = lambda images: experiment.pixel_logits(state, images)
     baseline = jnp.broadcast_to(

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
+from research.training.config import Directory
 from research.training.export import Platform, Written, export_run
 
 
@@ -23,8 +24,8 @@ class Options:
         platforms: platforms that the programs run on, among them that of this machine, where they are checked
     """
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    directory: Annotated[Directory, tyro.conf.Positional]
+    output: Annotated[Directory | None, tyro.conf.arg(help_behavior_hint="")] = None
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 
 
@@ -43,10 +44,10 @@ def show(output: Path, programs: list[Written]) -> None:
     """Print a table of the programs."""
     title = f"{output}: programs for {', '.join(programs[0].program.platforms)}"
     table = Table("program", "MiB", "batch", "largest difference", title=title, title_justify="left")
-    for path, program, difference in programs:
+    for path, program, difference, size in programs:
         sizes = [str(aval.shape[0]) for aval in program.in_avals if path.stem != "step"]
         batch = sizes[0].replace("batch", "any") if sizes else "as in training"
-        table.add_row(path.name, f"{path.stat().st_size / 2**20:.2f}", batch, f"{difference:.1e}")
+        table.add_row(path.name, f"{size / 2**20:.2f}", batch, f"{difference:.1e}")
     Console().print(table)
 
 

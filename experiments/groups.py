@@ -22,13 +22,14 @@ from rich.table import Table
 import research
 from experiments.console import status
 from research.core.errors import RunError, UserError, positive
-from research.core.files import failing, write_json
+from research.core.files import failing, make_directory, write_json
 from research.core.special_tokens import PAD
 from research.core.transformations import first_seed
 from research.data.columns import column_names, test_column
 from research.evaluation import groups as of_groups
 from research.evaluation import plots
 from research.evaluation.groups import ByGroup
+from research.training.config import Directory
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,9 @@ class Options:
         samples: bootstrap samples of the 95 % intervals, and random groupings to compare with; 0: none
     """
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    directory: Annotated[Directory, tyro.conf.Positional]
     by: str
-    output: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="")] = None
+    output: Annotated[Directory | None, tyro.conf.arg(help_behavior_hint="")] = None
     pattern: str | None = None
     quantiles: int = 4
     least: int = 30
@@ -90,7 +91,7 @@ def run(options: Options) -> None:
         raise UserError(f"{options.directory} is not the run of a classifier: give one, for example of mnist_cnn")
     directory = options.output or options.directory
     with failing("write", directory):
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
     _check(options.by, experiment.data, test[0].inputs)
     made = predictions(inference, test)
     groups = of_groups.grouped(column(options.by, experiment.data, made), options.pattern, options.quantiles)

@@ -10,6 +10,7 @@ from experiments.console import status
 from research.core.errors import UserError
 from research.evaluation import plots as plot
 from research.training import log, workdir
+from research.training.config import Directory
 
 
 def main(arguments: list[str]) -> int:
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> int:
 
 
 def curves(
-    directories: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")],
+    directories: Annotated[tuple[Directory, ...], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR ...]")],
     output: Annotated[Path, tyro.conf.arg(metavar="FILE")] = Path("curves.png"),
 ) -> None:
     """Plot the curves of all these runs, finished or not, in one picture.

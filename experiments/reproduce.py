@@ -30,7 +30,7 @@ def reproduce(
         tyro.conf.arg(metavar="[NAME ...]", help_behavior_hint="(default: all configs)"),
     ] = (),
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one seed)")] = None,
-    runs: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("runs"),
+    runs: config.Directory = Path("runs"),
     output: Annotated[
         Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="(default: RUNS/RESULTS.md)")
     ] = None,

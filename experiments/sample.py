@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import jax
@@ -22,6 +21,7 @@ from research.evaluation.text import before_eos
 from research.learners.language import Language
 from research.learners.translate import Translate
 from research.training import workdir
+from research.training.config import Directory
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Options:
         seed: seed of the sampling
     """
 
-    directory: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+    directory: Annotated[Directory, tyro.conf.Positional]
     prompt: Annotated[str, tyro.conf.arg(help_behavior_hint="(default: a newline)")] = "\n"
     length: int = 500
     temperature: float = 0.8

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from experiments import jobs
 from experiments.console import measured, number, status
+from research.core.bucket import in_bucket, located
 from research.core.console import say
 from research.core.errors import RunError, UserError, nearest
 from research.core.experiment import Experiment
@@ -107,9 +108,11 @@ def sweep(name: str, *arguments: str) -> None:
     """Trains every setting, prints them as a table, and draws them; see `ABOUT`."""
     over, rest = split(arguments)
     command = config.parse(name, rest, Command, "sweep")
-    directory = command.workdir or Path("runs") / f"{name}_sweep"
+    directory = located(command.workdir or Path("runs") / f"{name}_sweep")
     if command.submit and command.program is None:
         jobs.check_installed(command.submit)
+        if in_bucket(directory):
+            raise UserError(f"--submit needs a --workdir on a disk that all hosts share, not {directory}")
     found = programs(name, over, rest, directory)
     if command.program is not None:
         if not 0 <= command.program < len(found):

@@ -58,7 +58,7 @@ class Options:
         tuning: further options of all other runs, likewise
     """
 
-    directory: Path = Path("runs/transfer")
+    directory: config.Directory = Path("runs/transfer")
     images: tuple[int, ...] = (10, 50, 250)
     seeds: int = 3
     output: Path | None = None

@@ -45,6 +45,7 @@ LONGEST = (
     "test_text_runs",
     "test_processes",
     "test_jobs",
+    "test_bucket",
     "test_dqn",
     "test_steps",
     "test_samples",

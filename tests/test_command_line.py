@@ -16,6 +16,7 @@ from digits import TINY
 from learners import EXPERIMENTS
 
 import research
+from experiments import evaluate, plot
 from experiments.train import main
 from research.core.errors import RunError, UserError
 from research.core.pruning import Pruning
@@ -206,10 +207,23 @@ def test_a_directory_of_something_else_is_left_alone(there, capsys, tmp_path):
     assert {p.name: p.read_text() for p in tmp_path.iterdir() if p.name != ".lock"} == there
 
 
-def test_a_bucket_is_no_directory(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("directory", "why"),
+    [
+        ("gs://bucket/run", 'gs://bucket/run needs the package gcsfs: pip install -e ".[gcs]"'),
+        ("gs://bucket", "gs://bucket names no directory in a bucket: give gs://BUCKET/DIRECTORY"),
+        ("s3://bucket/run", "s3://bucket/run is neither a local directory nor one in a bucket of Google Cloud Storage"),
+    ],
+)
+def test_a_bucket_that_can_not_be_reached_is_no_directory(directory, why, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, said = run(capsys, "digits_cnn", "--workdir", "gs://bucket/run", *TINY)
-    assert status == 2 and "mount the bucket" in said and "\n" not in said
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, said = run(capsys, "digits_cnn", "--workdir", directory, *TINY)
+    assert status == 2 and why in said and "\n" not in said
+    status, said = run(capsys, "digits_cnn", "--init-from", directory, *TINY)
+    assert status == 2 and why in said and "\n" not in said
+    for script in (evaluate, plot):
+        assert script.main([directory]) == 2 and why in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.iterdir())
 
 

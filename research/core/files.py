@@ -1,19 +1,30 @@
-"""Atomic file writes, and file system errors as one clear message."""
+"""Atomic file writes and file system errors as one clear message, on disks and in buckets."""
 
 import errno
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from research.core import bucket
 from research.core.errors import RunError, UserError
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`, which replaces `path` atomically when the context ends without an error."""
+    """Yield a temporary path beside `path`, which replaces `path` atomically when the context ends without an error.
+
+    For a path in a bucket, the temporary one is on the local disk, and what was written there is uploaded.
+    """
+    if bucket.in_bucket(path):
+        with tempfile.TemporaryDirectory() as directory:
+            yield Path(directory) / path.name
+            bucket.write(path, (Path(directory) / path.name).read_bytes())
+        return
     temporary = path.with_name(f".{path.stem}.tmp{path.suffix}")
     try:
         yield temporary
@@ -34,6 +45,44 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def entries(directory: Path) -> list[Path]:
+    """What is in a directory; nothing where there is no directory."""
+    try:
+        return list(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory, and those above it, where there is none. A bucket has none."""
+    if not bucket.in_bucket(directory):
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def files_under(directory: Path) -> list[str]:
+    """The paths of the files in a directory and those below it, relative to it, sorted."""
+    if bucket.in_bucket(directory):
+        return sorted(bucket.names_under(directory))
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file())
+
+
+def delete_tree(directory: Path) -> None:
+    """Delete a directory with all that is in it."""
+    if bucket.in_bucket(directory):
+        directory.rmtree(missing_ok=True)  # type: ignore[attr-defined]
+    else:
+        shutil.rmtree(directory)
+
+
+def rename(path: Path, to: Path) -> None:
+    """Rename a file; in a bucket, copy it, then delete it."""
+    if bucket.in_bucket(path):
+        bucket.write(to, path.read_bytes())
+        path.unlink()
+    else:
+        path.rename(to)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as JSON, atomically. Raises RunError where it can't be written."""
     with failing("write", path), replacing(path) as temporary:
@@ -44,28 +93,31 @@ def read_json(path: Path) -> Any:
     """The content of a file of JSON. Raises UserError where there is none, or it is damaged."""
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"could not read {path}: {reason(error)}") from None
+    except bucket.errors(path, ValueError) as error:
+        raise UserError(f"could not read {path}: {reason(error, path)}") from None
 
 
 @contextmanager
 def failing(what: str, path: Path, remedy: str | None = None) -> Iterator[None]:
-    """Raise any OSError of this context as a RunError: "could not `what` `path`", the reason, and what to do.
+    """Raise an error of this context in reading or writing (`bucket.errors`) as a RunError: "could not `what` `path`",
+    the reason, and what to do.
 
     remedy  what to do; None for what helps a run, see `reason`
     """
     try:
         yield
-    except OSError as error:
-        why = reason(error) if remedy is None else f"{error.strerror or error}; {remedy}"
+    except bucket.errors(path) as error:
+        why = reason(error, path) if remedy is None else f"{getattr(error, 'strerror', None) or error}; {remedy}"
         raise RunError(f"could not {what} {path}: {why}") from error
 
 
-def reason(error: BaseException) -> str:
-    """Why a file operation failed and what to do about it, in one line.
+def reason(error: BaseException, path: Path | str = "") -> str:
+    """Why an operation on a file, at `path`, failed and what to do about it, in one line.
 
     Libraries wrap OSErrors in exceptions of their own, therefore the text is searched too.
     """
+    if bucket.in_bucket(path):
+        return bucket.reason(error)
     text = " ".join(str(error).split())
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "RESOURCE_EXHAUSTED" in text:

@@ -17,6 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from PIL import Image
 
+from research.core.bucket import located
 from research.core.files import failing, replacing
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
@@ -395,6 +396,6 @@ def _figure(width: float, height: float) -> Figure:
 
 def write(figure: Figure, path: Path | str) -> None:
     """Writes a figure to a file. Raises RunError where it can't be written."""
-    path = Path(path)
+    path = located(path)
     with failing("write", path), replacing(path) as temporary:
         figure.savefig(temporary)

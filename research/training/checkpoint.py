@@ -7,6 +7,9 @@ A step counts as saved once its .json exists, which is written atomically and ha
 deleted after that, so that a run killed at any moment resumes from its newest checkpoint. A damaged step is detected
 and the one before it is used. A checkpoint does not depend on the devices: `restore` reads each leaf to where it
 is asked for, each device its part.
+
+`directory` may be in a bucket (`core.bucket`); there too, files are read back to be hashed. What can't be reached in a
+bucket does not count as damaged: it is an error.
 """
 
 import hashlib
@@ -14,7 +17,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import sys
 import tempfile
 import time
@@ -32,8 +34,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from research.core import console
+from research.core.bucket import errors, in_bucket, located, write
 from research.core.errors import RunError, UserError
-from research.core.files import failing, reason, replacing
+from research.core.files import delete_tree, entries, failing, files_under, make_directory, reason, replacing
 from research.core.patterns import check_patterns
 from research.core.state import State
 from research.training.leaves import check_same, describe, differences, named, plain, plain_shape, size, typed
@@ -69,22 +72,31 @@ class Manifest(NamedTuple):
 class Checkpoints:
     """A context manager that saves the States of a run in `directory`, in the background.
 
-    keep  number of newest checkpoints that are kept, at least 2; the best one is kept as well
-    step  the step that the run resumes from. Entering the context deletes later steps, which are damaged (`restore`
-          would have returned them otherwise), and what killed saves have left
-    group the processes of the run: each of them makes the same calls, on one shared directory
+    keep          number of newest checkpoints that are kept, at least 2; the best one is kept as well
+    step          the step that the run resumes from. Entering the context deletes later steps, which are damaged
+                  (`restore` would have returned them otherwise), and what killed saves have left
+    group         the processes of the run: each of them makes the same calls, on one shared directory
+    before_saved  called by the primary process, in the background, before each step counts as saved
 
     An error in the background is raised as a RunError by the next call, or when the context is left.
     """
 
-    def __init__(self, directory: Path | str, keep: int, step: int, group: ProcessGroup | None = None) -> None:
-        self._directory = Path(directory).absolute()
+    def __init__(
+        self,
+        directory: Path | str,
+        keep: int,
+        step: int,
+        group: ProcessGroup | None = None,
+        before_saved: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._directory = _absolute(directory)
         self._keep, self._step, self._group = keep, step, group or ProcessGroup()
+        self._before_saved = before_saved
         self._pending: Future[None] | None = None
 
     def __enter__(self) -> Self:
         with failing("save to", self._directory):
-            self._directory.mkdir(parents=True, exist_ok=True)
+            make_directory(self._directory)
             if self._group.primary:
                 _tidy(self._directory, self._step)
             self._group.barrier("tidied")
@@ -104,7 +116,7 @@ class Checkpoints:
             self._worker.shutdown()
             with suppress(Exception):  # wait() has reported its errors
                 self._manager.close()
-            with suppress(OSError):  # orbax's threads may have gone on writing a save that failed
+            with suppress(*errors(self._directory)):  # orbax's threads may have gone on writing a save that failed
                 if self._group.primary:
                     _clear(self._directory)
 
@@ -118,8 +130,9 @@ class Checkpoints:
         with failing("save to", self._directory):
             seconds = own_bytes(state) / _speed(self._directory)
         longest = max(map(float, self._group.all_gather("cost", str(seconds)).values()))
+        where = "in this bucket" if in_bucket(self._directory) else "on this disk"
         return (
-            f"A checkpoint has {console.size(total_bytes(state))}, which takes at least {longest:.0f} s on this disk: "
+            f"A checkpoint has {console.size(total_bytes(state))}, which takes at least {longest:.0f} s {where}: "
             "a run that is stopped by SIGTERM needs this time, and that of a dispatch, before SIGKILL (often 30 s)"
         )
 
@@ -171,20 +184,24 @@ class Checkpoints:
             path = self._directory / str(step)
             told = self._group.all_gather("checksums", json.dumps(_sums(path, _own(path, self._group))))
             if self._group.primary:
+                self._before_saved()
                 sums = {name: sum for text in told.values() for name, sum in json.loads(text).items()}
                 _write_manifest(self._directory, step, Manifest(best, described, dict(sorted(sums.items()))))
                 _rotate(self._directory, self._keep)
         except Exception as error:
             failure = self._failure(step, error)
-            with suppress(OSError):
+            with suppress(*errors(self._directory)):
                 if self._group.primary:
                     _tidy(self._directory, step)  # the incomplete step takes up disk space
             raise failure from error
 
     def _failure(self, step: int, error: Exception) -> RunError:
-        saved = _steps(self._directory)[0] if self._directory.is_dir() else []
-        left = f"step {saved[-1]} is its newest checkpoint" if saved else "there is no checkpoint yet"
-        return RunError(f"could not save step {step} in {self._directory} ({left}): {reason(error)}")
+        try:
+            saved = _steps(self._directory)[0]
+            left = f"step {saved[-1]} is its newest checkpoint" if saved else "there is no checkpoint yet"
+        except errors(self._directory):
+            left = "its checkpoints can't be listed"
+        return RunError(f"could not save step {step} in {self._directory} ({left}): {reason(error, self._directory)}")
 
 
 def restore(
@@ -211,7 +228,7 @@ def restore(
         found = _read(path, leaves)
         return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
 
-    return _newest_or_best(Path(directory).absolute(), read, warn, best, group or ProcessGroup())
+    return _newest_or_best(_absolute(directory), read, warn, best, group or ProcessGroup())
 
 
 AVERAGED = ("params", "collections/average")
@@ -265,7 +282,7 @@ def init_from(
         leaves = here | {name: found[at] if at == name else found[at].copy() for name, at in taken.items()}
         return jax.tree.unflatten(jax.tree.structure(state), list(leaves.values()))
 
-    found = _newest_or_best(Path(directory).absolute(), read, warn, best, group or ProcessGroup())
+    found = _newest_or_best(_absolute(directory), read, warn, best, group or ProcessGroup())
     if found is None:
         raise UserError(f"{directory} holds no checkpoint to start from")
     return found[1]
@@ -314,9 +331,26 @@ def own_bytes(state: State) -> int:
     return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
 
 
+def _absolute(directory: Path | str) -> Path:
+    path = located(directory)
+    return path if in_bucket(path) else path.absolute()
+
+
+_SPEED = ".speed-"
+"""What the names of the objects begin with by which `_speed` measures that of a bucket."""
+
+
 def _speed(directory: Path, count: int = 2**26) -> float:
     """Bytes a second that `directory` takes, and that are then hashed, as those of a checkpoint are."""
     content = os.urandom(count)
+    if in_bucket(directory):
+        path = directory / f"{_SPEED}{content[:8].hex()}"
+        began = time.monotonic()
+        write(path, content)
+        _sum(path)
+        seconds = time.monotonic() - began
+        path.unlink()
+        return count / seconds
     with tempfile.TemporaryFile(dir=directory) as file:
         began = time.monotonic()
         file.write(content)
@@ -330,7 +364,7 @@ def _speed(directory: Path, count: int = 2**26) -> float:
 def any_saved(directory: Path) -> bool:
     """Whether `directory` holds a checkpoint, even a damaged one."""
     with failing("read", directory):
-        names = [path.name for path in directory.iterdir()] if directory.is_dir() else []
+        names = [path.name for path in entries(directory)]
     return any(name.removesuffix(".json").isdecimal() for name in names)
 
 
@@ -342,18 +376,16 @@ def _newest_or_best(
     directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: ProcessGroup
 ) -> tuple[int, T] | None:
     """`_newest`; with `best`, the one marked as the best where there is one."""
-    found = _newest(directory, read, warn, True, group) if best else None
-    return found or _newest(directory, read, warn, False, group)
+    with failing("read", directory):
+        found = _newest(directory, read, warn, True, group) if best else None
+        return found or _newest(directory, read, warn, False, group)
 
 
 def _newest(
     directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: ProcessGroup
 ) -> tuple[int, T] | None:
     """The newest step that is undamaged (with `best`: and marked as the best), and the result of `read` on it."""
-    with failing("read", directory):
-        if not directory.exists():
-            return None
-        saved, unsaved = _steps(directory)
+    saved, unsaved = _steps(directory)
     damage: list[tuple[int, str]] = []
     for step in sorted(saved + unsaved, reverse=True):
         try:
@@ -392,6 +424,8 @@ def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             found = reader.restore(path / "default", args=args)
     except Exception as error:
+        if in_bucket(path):  # its files are as they were written
+            raise RunError(f"could not read {path}: {' '.join(str(error).split())[:300]}") from error
         raise _Damaged(f"orbax can't read it: {' '.join(str(error).split())[:200]}") from error
     return {name: typed(found[name] if name in shapes else None, leaf) for name, leaf in leaves.items()}
 
@@ -410,8 +444,9 @@ def _restored_as(shape: jax.ShapeDtypeStruct) -> ocp.RestoreArgs:
 
 def _steps(directory: Path) -> tuple[list[int], list[int]]:
     """The steps that are saved, and those with a directory but no checksums; both oldest first."""
-    steps = sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal() and path.is_dir())
-    saved = [step for step in steps if _manifest_path(directory, step).exists()]
+    names = {path.name for path in entries(directory)}
+    steps = sorted(int(name) for name in names if name.isdecimal())
+    saved = [step for step in steps if f"{step}.json" in names]
     return saved, [step for step in steps if step not in saved]
 
 
@@ -426,8 +461,13 @@ def _manifest(directory: Path, step: int) -> Manifest:
         if written["sha256"] != _digest(written["manifest"]):
             raise ValueError
         return Manifest(**written["manifest"])
-    except (ValueError, KeyError, TypeError, OSError):
+    except (ValueError, KeyError, TypeError, _unreadable(directory)):
         raise _Damaged(f"{step}.json is not as it was written") from None
+
+
+def _unreadable(path: Path) -> type[OSError]:
+    """The errors that make a file count as damaged."""
+    return FileNotFoundError if in_bucket(path) else OSError
 
 
 def _write_manifest(directory: Path, step: int, manifest: Manifest) -> None:
@@ -444,7 +484,7 @@ def _own(path: Path, group: ProcessGroup, names: Iterable[str] | None = None) ->
     """The files under `path`, or those of the given names, that this process has written, from orbax's paths. If
     there were more processes when they were written, each takes the files of several."""
     if names is None:
-        names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file())
+        names = files_under(path)
     written_by = lambda name: int(found[1]) if (found := re.search(r"\bocdbt\.process_(\d+)\b", name)) else 0
     return [name for name in names if written_by(name) % group.size == group.index]
 
@@ -472,7 +512,7 @@ def _damage(path: Path, name: str, expected: str) -> str | None:
         return None if _sum(path) == expected else f"{name} is not as it was written"
     except FileNotFoundError:
         return f"{name} is missing"
-    except OSError as error:
+    except _unreadable(path) as error:
         return f"{name} can't be read: {error.strerror}"
 
 
@@ -495,7 +535,7 @@ def _rotate(directory: Path, keep: int) -> None:
 def _delete(directory: Path, step: int) -> None:
     """Delete the checksums first, so that a step deleted in part does not count as saved."""
     _manifest_path(directory, step).unlink(missing_ok=True)
-    shutil.rmtree(directory / str(step))
+    delete_tree(directory / str(step))
 
 
 def _tidy(directory: Path, step: int) -> None:
@@ -508,8 +548,10 @@ def _tidy(directory: Path, step: int) -> None:
 
 def _clear(directory: Path) -> None:
     """Delete what orbax has not finished, and checksums without a step."""
-    for path in directory.iterdir():
+    found = entries(directory)
+    names = {path.name for path in found}
+    for path in found:
         if ".orbax-checkpoint-tmp" in path.name and path.is_dir():
-            shutil.rmtree(path)
-        elif path.suffix == ".json" and not (directory / path.stem).is_dir():
+            delete_tree(path)
+        elif (path.suffix == ".json" and path.stem not in names) or path.name.startswith(_SPEED):
             path.unlink()

@@ -7,12 +7,13 @@ import importlib
 import io
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Annotated, Any, Generic, TypeVar
 
 import flax.linen as nn
 import tyro
 
+from research.core.bucket import located
 from research.core.errors import UserError, nearest
 from research.core.experiment import Experiment
 from research.core.layout import Shard
@@ -25,6 +26,25 @@ Config = TypeVar("Config")
 MAY_CHANGE = ("run.keep",)
 """Fields that may differ when a run is resumed."""
 
+
+def _directory(text: str) -> Path:
+    """`located`, and where that is an error the path as typed: what uses it reports the error, in one line."""
+    with contextlib.suppress(UserError):
+        return located(text)
+    return Path(text)
+
+
+Directory = Annotated[
+    Path,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="DIR",
+        instance_from_str=lambda texts: _directory(*texts),
+        is_instance=lambda value: isinstance(value, PurePath),
+        str_from_instance=lambda path: [str(path)],
+    ),
+]
+"""An option that is a directory, a local one or one in a bucket."""
 
 Mesh = Annotated[str | None, tyro.conf.arg(metavar="AXIS=N,…", help_behavior_hint="(default: data, all devices)")]
 """The option --mesh, see `core.layout.mesh_shape`."""
@@ -53,7 +73,8 @@ class Command(Generic[Config]):
     Attributes:
         config: the config to train
         seeds: train this many seeds in one program, from --seed on; each gives the same result as it does alone
-        workdir: directory of the run; if it holds an unfinished run of the same command, that run is resumed
+        workdir: directory of the run, or gs://BUCKET/DIR in Google Cloud Storage; if it holds an unfinished run of the
+            same command, that run is resumed
         overwrite: delete the run in the workdir and train anew
         place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
         mesh: sizes of the axes that all devices are laid out by, outermost first: replica and data share the batch,
@@ -78,7 +99,7 @@ class Command(Generic[Config]):
 
     config: Annotated[Config, tyro.conf.arg(name="")]
     seeds: Annotated[int | None, tyro.conf.arg(metavar="N", help_behavior_hint="(default: one seed)")] = None
-    workdir: Annotated[Path | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
+    workdir: Annotated[Directory | None, tyro.conf.arg(metavar="DIR", help_behavior_hint="(default: runs/NAME)")] = None
     overwrite: tyro.conf.FlagCreatePairsOff[bool] = False
     place: PlaceName = "jit"
     mesh: Mesh = None
@@ -89,7 +110,7 @@ class Command(Generic[Config]):
     process: Annotated[int | None, tyro.conf.arg(metavar="I", help_behavior_hint="")] = None
     profile: tyro.conf.FlagCreatePairsOff[bool] = False
     log: LogOptions = LogOptions()
-    init_from: Annotated[Path | None, tyro.conf.arg(metavar="DIR")] = None
+    init_from: Annotated[Directory | None, tyro.conf.arg(metavar="DIR")] = None
     init_paths: Annotated[tuple[str, ...], tyro.conf.arg(help_behavior_hint="(default: all)")] = ()
     over: tyro.conf.Suppress[Over] = ()
 

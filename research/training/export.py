@@ -15,10 +15,11 @@ import jax
 import numpy as np
 from jax import export
 
+from research.core.bucket import located
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment, Inference
-from research.core.files import failing, replacing
+from research.core.files import failing, make_directory, replacing
 from research.core.state import Batch, Learner, State
 from research.core.transformations import first_seed
 from research.core.types import Tree
@@ -49,11 +50,13 @@ class Written(NamedTuple):
     path        the file
     program     what was read back
     difference  the largest one from the run's own outputs, see `difference`
+    size        of the file, in bytes
     """
 
     path: Path
     program: export.Exported
     difference: float
+    size: int
 
 
 def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> list[Written]:
@@ -67,6 +70,7 @@ def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> 
     where a file can't be written or a program differs from the run.
     """
     check_platforms(platforms)
+    directory, output = located(directory), located(output)
     experiment, _, state = run.load(directory)
     about = workdir.about(directory) or {}
     experiment = with_xla_attention(experiment)
@@ -79,7 +83,7 @@ def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> 
     if about["seeds"] is not None:
         say(f"what the model computes is that of seed {experiment.run.seed} alone; the training step has all seeds")
     with failing("write", output, REMEDY):
-        output.mkdir(parents=True, exist_ok=True)
+        make_directory(output)
         (output / "export.json").unlink(missing_ok=True)  # it is there only where all of it is
 
     inferences, validation = experiment.inference(first_seed(state)), feeds.validation[0]
@@ -210,10 +214,11 @@ def written(
     with writing(path) as temporary:
         temporary.write_bytes(program.serialize())
         back = export.deserialize(bytearray(temporary.read_bytes()))
+        size = temporary.stat().st_size
         apart = max(difference(back.call(*arguments), outputs) for arguments, outputs in examples)
         if not apart <= TOLERANCE:
             raise Differs(f"{path.name} differs from the run by {apart:.1e}, more than {TOLERANCE:.0e}")
-    return Written(path, back, apart)
+    return Written(path, back, apart, size)
 
 
 def difference(outputs: Tree, expected: Tree) -> float:

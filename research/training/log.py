@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemaini
 from rich.progress import Progress as Bar
 from rich.table import Column
 
+from research.core.bucket import located
 from research.core.console import console
 from research.core.files import failing, replacing
 from research.core.files import write_json as write_json
@@ -59,11 +60,12 @@ def plain(value: Any) -> Any:
 
 def read(directory: Path | str) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl, without the last one where a killed run left it incomplete."""
-    path = Path(directory) / METRICS
+    path = located(directory) / METRICS
     with failing("read", path):
-        if not path.exists():
+        try:
+            return [json.loads(line) for line in _whole(path)]
+        except FileNotFoundError:
             return []
-        return [json.loads(line) for line in _whole(path)]
 
 
 def steps_per_second(lines: Iterable[dict[str, Any]]) -> float:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.core.bucket import located
 from research.core.console import say, warn
 from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Numbers, Report, Split
@@ -44,21 +45,22 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
 
     Raises UserError and RunError, whose texts say what to do, and Interrupted when it was asked to stop.
     """
-    directory = command.workdir or Path("runs") / name
-    workdir.check_local(directory)
+    directory = located(command.workdir or Path("runs") / name)
+    if command.init_from is not None:
+        located(command.init_from)  # raises before anything is written
     if command.log.wandb:
         check_installed()
     with (
         joined(command.processes, command.coordinator, command.process) as group,
-        workdir.shared(directory, name, command, group) as own,
+        workdir.shared(directory, name, command, group) as files,
         jax.disable_jit(command.debug),
         jax.debug_nans(command.debug),
     ):
-        done = own / "summary.json"
+        done = files.directory / "summary.json"
         if done.exists():
             say(f"{directory} is already finished: these are its results; --overwrite trains anew")
             return json.loads(done.read_text())
-        job = prepare(command, own, directory / "checkpoints", group)
+        job = prepare(command, files, directory / "checkpoints", group)
         step, state = begin(job)
         step, state = loop(job, step, state)
         return finish(job, step, state)
@@ -69,7 +71,7 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
 
     Of a run of several seeds, State and learner have their axis. Raises UserError where there is no such run.
     """
-    directory = Path(directory)
+    directory = located(directory)
     about = workdir.about(directory)
     if about is None:
         raise UserError(f"{directory} holds no run: it has no config.json")
@@ -113,7 +115,7 @@ def layout(command: config.Command[Experiment]) -> Layout:
 class Job(NamedTuple):
     """What stays the same during a run.
 
-    directory    where the run's files are written, except checkpoints
+    files        where the run's files are written, except checkpoints
     checkpoints  directory of the checkpoints
     group        the processes that train
     key          the root key, or keys with several seeds
@@ -121,7 +123,7 @@ class Job(NamedTuple):
     """
 
     command: config.Command[Experiment]
-    directory: Path
+    files: workdir.Files
     checkpoints: Path
     group: ProcessGroup
     experiment: Experiment
@@ -133,8 +135,18 @@ class Job(NamedTuple):
     reports: tuple[Report, ...]
     evaluate: Evaluator
 
+    @property
+    def directory(self) -> Path:
+        """Where this process reads and writes the run's files."""
+        return self.files.directory
 
-def prepare(command: config.Command[Experiment], directory: Path, checkpoints: Path, group: ProcessGroup) -> Job:
+    @property
+    def run_directory(self) -> Path:
+        """The directory of the run."""
+        return self.checkpoints.parent
+
+
+def prepare(command: config.Command[Experiment], files: workdir.Files, checkpoints: Path, group: ProcessGroup) -> Job:
     """Builds what the run needs and checks that it fits together, before anything is compiled."""
     experiment = command.config
     check_dtype(experiment, jax.default_backend())
@@ -142,24 +154,22 @@ def prepare(command: config.Command[Experiment], directory: Path, checkpoints: P
     check_divisible(experiment, where)
     feeds = experiment.feeds()
     reports = tuple(experiment.reports(load))
-    workdir.keep(directory, feeds.kept)
+    workdir.keep(files.directory, feeds.kept, checkpoints.parent)
     learner, key = build(experiment, command.seeds, command.over)
     logged = {name for report in reports if report.every is not None for name in report.metrics}
     abstract = check_contract(learner, key, feeds.train.batch_at(0), feeds.validation[0], experiment, logged)
     evaluate = Evaluator(learner, where)
-    return Job(
-        command, directory, checkpoints, group, experiment, learner, key, abstract, where, feeds, reports, evaluate
-    )
+    return Job(command, files, checkpoints, group, experiment, learner, key, abstract, where, feeds, reports, evaluate)
 
 
 def begin(job: Job) -> tuple[int, State]:
     """The step and State that the run starts from: its newest checkpoint, or new ones."""
     found = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn, group=job.group)
     step, state = found or (0, job.where.init(job.learner.init, job.key))
-    source = job.command.init_from
+    source = None if job.command.init_from is None else located(job.command.init_from)
     if found is not None:
-        say(f"{job.directory}: resumed at step {step} of {job.experiment.run.steps}")
-        workdir.moved(job.directory, job.command)
+        say(f"{job.run_directory}: resumed at step {step} of {job.experiment.run.steps}")
+        workdir.moved(job.directory, job.command, job.run_directory)
     elif source is not None:
         workdir.check_kept(source, job.feeds.kept)
         from_best = workdir.evaluates_best(source)
@@ -180,7 +190,7 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     run, directory = job.experiment.run, job.directory
     validation = (line for line in log.read(directory) if line["split"] == "validation" and run.metric in line)
     scores = [score(line, run) for line in validation]
-    saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step, job.group)
+    saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step, job.group, job.files.upload)
     lines, bar, asked = _log(job), log.Progress(run.steps, step), list[int]()
     units_per_step = job.experiment.units_per_step(job.feeds.train.batch)
     reader = MetricsReader(job.experiment, step, units_per_step, peak(job.where.devices), lines, bar, saved.described)

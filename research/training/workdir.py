@@ -3,40 +3,45 @@
 import contextlib
 import fcntl
 import json
-import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
+from research.core.bucket import check_bucket, errors, in_bucket, located
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
-from research.core.files import failing, replacing
+from research.core.files import delete_tree, entries, failing, reason, rename, replacing
 from research.training import checkpoint, config, log, provenance
+from research.training.mirror import Mirror
 from research.training.processes import ProcessGroup
 
 FORMAT = 3
 """The format of a run's directory. Directories of other formats are refused."""
 
 
-def check_local(directory: Path) -> None:
-    """Raises UserError for a bucket: as a path, gs://bucket/run would be a local directory called gs:."""
-    if re.match(r"[a-z0-9]+:/", str(directory)):
-        raise UserError(
-            f"--workdir {directory} is no local directory: mount the bucket, and give the path of the mount"
-        )
+class Files(NamedTuple):
+    """Where a process keeps the files of a run, its checkpoints aside.
+
+    directory  in which it reads and writes them: that of the run, or a temporary one
+    upload     where the primary process has a temporary one, copy what has changed to the run's directory
+    """
+
+    directory: Path
+    upload: Callable[[], None] = lambda: None
 
 
 @contextlib.contextmanager
-def shared(directory: Path, name: str, command: config.Command[Experiment], group: ProcessGroup) -> Iterator[Path]:
-    """`owned`, for several processes; yields the directory in which this process reads and writes the run's files.
+def shared(directory: Path, name: str, command: config.Command[Experiment], group: ProcessGroup) -> Iterator[Files]:
+    """`owned`, for several processes; yields where this process reads and writes the run's files.
 
     Only the primary process owns and writes `directory`. The others run the same code on a temporary copy of its files,
-    which is deleted at the end. Checkpoints are not copied: all processes share them.
+    which is deleted at the end; so does the primary one where `directory` is in a bucket, but its copy is uploaded.
+    Checkpoints are not copied: all processes share them.
 
     Raises UserError where a process does not see the directory, or has another config, code or package version.
     """
@@ -44,15 +49,33 @@ def shared(directory: Path, name: str, command: config.Command[Experiment], grou
         with owned(directory, name, command):
             _check_processes(directory, name, command, group)
             group.barrier("copied")  # before anything is written
-            yield directory
+            if in_bucket(directory):
+                with _copied(directory, ("tensorboard/*", "wandb/id")) as own, Mirror(own, directory) as mirror:
+                    yield Files(own, mirror.upload)
+            else:
+                yield Files(directory)
         return
     _check_processes(directory, name, command, group)
-    with tempfile.TemporaryDirectory() as own:
-        for path in directory.glob("*"):
-            if path.suffix in (".json", ".jsonl", ".txt"):
-                shutil.copy2(path, own)
+    with _copied(directory) as own:
         group.barrier("copied")
-        yield Path(own)
+        yield Files(own)
+
+
+@contextlib.contextmanager
+def _copied(directory: Path, more: Iterable[str] = ()) -> Iterator[Path]:
+    """A temporary copy of the files of `directory` that a run reads when it resumes, in a directory of the same name.
+
+    more  patterns of further files
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        own = Path(temporary) / directory.name
+        with failing("read", directory):
+            found = [path for path in entries(directory) if path.suffix in (".json", ".jsonl", ".txt")]
+            for path in (*found, *(path for pattern in more for path in directory.glob(pattern))):
+                copy = own / path.relative_to(directory)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                copy.write_bytes(path.read_bytes())
+        yield own
 
 
 def _check_processes(directory: Path, name: str, command: config.Command[Experiment], group: ProcessGroup) -> None:
@@ -71,12 +94,13 @@ def _check_processes(directory: Path, name: str, command: config.Command[Experim
             f"process {group.index} differs from process 0 ({differ}): use the same command, code and packages"
         )
     about = directory / "config.json"
-    mark = group.broadcast("directory", about.read_text() if group.primary else "")
-    if not about.exists() or about.read_text() != mark:
-        raise UserError(
-            f"process {group.index} does not see what process 0 has written to {directory}: "
-            "give a --workdir on a disk that all processes share"
-        )
+    with failing("read", about):
+        mark = group.broadcast("directory", about.read_text() if group.primary else "")
+        if not about.exists() or about.read_text() != mark:
+            raise UserError(
+                f"process {group.index} does not see what process 0 has written to {directory}: "
+                "give a --workdir on a disk that all processes share, or in a bucket"
+            )
 
 
 @contextlib.contextmanager
@@ -85,8 +109,37 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
 
     Where nothing is saved in it yet (see `saved`), its config.json is written; where the run there has fewer steps
     and is the same otherwise, it is extended. Raises UserError where another config or version saved something in it,
-    or where it holds anything but a run; RunError where it can't be written.
+    or where it holds anything but a run; RunError where it can't be written. A directory in a bucket has no lock.
     """
+    with contextlib.ExitStack() as stack:
+        if in_bucket(directory):
+            check_bucket(directory)
+        else:
+            stack.enter_context(_locked(directory))
+        with failing("write to", directory):
+            _begin(directory, name, command)
+        yield
+
+
+def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> None:
+    """Make `directory` that of this run, see `owned`."""
+    if _read(directory) is None and any(path.name != ".lock" for path in entries(directory)):
+        raise UserError(f"{directory} holds something other than a run: choose another --workdir")
+    if command.overwrite:
+        _clear(directory)
+    there = about(directory)
+    if there is not None and saved(directory):
+        longer = _check_same(directory, name, command, there)
+        provenance.check_code(directory, there["code"])
+        if longer:
+            _extend(directory, command.config, there)
+    else:
+        log.write_json(directory / "config.json", _describe(name, command))
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Within this context, no other process can enter it with the same directory, which is made."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("w")
@@ -99,18 +152,6 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
             raise UserError(
                 f"another process is training in {directory}: wait for it, or choose another --workdir"
             ) from None
-        if _read(directory) is None and any(path.name != ".lock" for path in directory.iterdir()):
-            raise UserError(f"{directory} holds something other than a run: choose another --workdir")
-        if command.overwrite:
-            _clear(directory)
-        there = about(directory)
-        if there is not None and saved(directory):
-            longer = _check_same(directory, name, command, there)
-            provenance.check_code(directory, there["code"])
-            if longer:
-                _extend(directory, command.config, there)
-        else:
-            log.write_json(directory / "config.json", _describe(name, command))
         yield
 
 
@@ -134,7 +175,8 @@ def finished(directory: Path, command: config.Command[Experiment]) -> bool:
 
 def saved(directory: Path) -> bool:
     """Whether a run has saved anything in `directory`: a checkpoint, even a damaged one, or a summary."""
-    return (directory / "summary.json").exists() or checkpoint.any_saved(directory / "checkpoints")
+    summary = any(path.name == "summary.json" for path in entries(directory))
+    return summary or checkpoint.any_saved(directory / "checkpoints")
 
 
 def about(directory: Path) -> dict[str, Any] | None:
@@ -142,7 +184,7 @@ def about(directory: Path) -> dict[str, Any] | None:
 
     Raises UserError where it was not written by a run, or by a run of another version.
     """
-    content = _read(directory)
+    content = _read(located(directory))
     if content is not None and content["format"] != FORMAT:
         raise UserError(
             f"{directory} was made by another version of samestep (format {content['format']}; this version has "
@@ -162,25 +204,28 @@ def evaluates_best(directory: Path) -> bool:
 def _read(directory: Path) -> dict[str, Any] | None:
     """config.json as a run of any version wrote it; None where there is no such file."""
     path = directory / "config.json"
-    if not path.exists():
-        return None
     try:
         content = json.loads(path.read_text())
-    except (ValueError, OSError) as error:
+    except FileNotFoundError:
+        return None
+    except errors(path, ValueError) as error:
+        if in_bucket(path) and not isinstance(error, ValueError):
+            raise RunError(f"could not read {path}: {reason(error, path)}") from error
         raise UserError(f"{path} can't be read ({error}): restore it, or choose another --workdir") from None
     if not isinstance(content, dict) or not {"format", "name", "config", "seeds"} <= content.keys():
         raise UserError(f"{path} was not written by a run, or is damaged: choose another --workdir")
     return content
 
 
-def keep(directory: Path, texts: Mapping[str, str]) -> None:
-    """Write the files needed to interpret the State (`Feeds.kept`), e.g. the tokenizer, to the run's directory.
+def keep(directory: Path, texts: Mapping[str, str], run: Path | None = None) -> None:
+    """Write the files needed to interpret the State (`Feeds.kept`), e.g. the tokenizer, to `directory`.
 
     texts  contents by file name
+    run    the run's directory, where `directory` is a copy of it
 
-    Raises UserError where the checkpoints in `directory` were made with other contents, hence from other data.
+    Raises UserError where the checkpoints of the run were made with other contents, hence from other data.
     """
-    resumed = saved(directory)
+    resumed = saved(run or directory)
     if resumed:
         check_kept(directory, texts)
     for name, text in texts.items():
@@ -193,7 +238,9 @@ def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
     """Raise UserError where the run in `directory` keeps a file of one of these names with another content."""
     for name, text in texts.items():
         path = directory / name
-        if path.exists() and path.read_bytes() != text.encode():
+        with failing("read", path):
+            there = path.read_bytes() if any(path.name == other.name for other in entries(directory)) else None
+        if there is not None and there != text.encode():
             raise UserError(
                 f"{path} is not the {path.stem} that this data makes, and the checkpoints in {directory} fit that one "
                 "alone: use the data and the version of samestep that the run was made with, or another --workdir"
@@ -223,14 +270,17 @@ def _topology(command: config.Command[Experiment]) -> dict[str, Any]:
     }
 
 
-def moved(directory: Path, command: config.Command[Experiment]) -> None:
-    """Say where the run in `directory` ran before, if elsewhere; from now on it is known to run here."""
+def moved(directory: Path, command: config.Command[Experiment], run: Path) -> None:
+    """Say where the run in `run` ran before, if elsewhere; from now on it is known to run here.
+
+    directory  where its files are written
+    """
     there = about(directory)
     assert there is not None, "it is this run's"
     before, now = there.get("topology"), _topology(command)
     if before is not None and before != now:
         words = lambda topology: ", ".join(f"{name} {value}" for name, value in topology.items())
-        say(f"{directory}: Restored on another topology: {words(now)}; before, {words(before)}")
+        say(f"{run}: Restored on another topology: {words(now)}; before, {words(before)}")
         log.write_json(directory / "config.json", {**there, "topology": now})
 
 
@@ -277,7 +327,7 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
                 "more steps would not change it; choose another --workdir"
             )
         with failing("rename", summary):
-            summary.rename(directory / f"summary_{before}.json")
+            rename(summary, directory / f"summary_{before}.json")
     values = {**there["config"], "run": {**there["config"]["run"], "steps": after}}
     extended = [*there.get("extended_from", ()), before]
     log.write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
@@ -290,13 +340,19 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
 
 
 def _resolved(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path).resolve()
+    if path is None:
+        return None
+    found = located(path)
+    return found if in_bucket(found) else found.resolve()
 
 
 def _clear(directory: Path) -> None:
     """Delete the run in `directory`."""
     for part in ("checkpoints", "tensorboard", "history", "profile", "export", "wandb"):
-        shutil.rmtree(directory / part, ignore_errors=True)
+        if in_bucket(directory):
+            delete_tree(directory / part)
+        else:
+            shutil.rmtree(directory / part, ignore_errors=True)
     for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):
         for path in directory.glob(pattern):
             path.unlink()
