@@ -148,7 +148,7 @@ def run(options: Options) -> None:
     plots.attributions(
         images[chosen],
         {name: maps[name][chosen] for name in methods},
-        [f"is {spec.names[labels[n]]}, predicted {spec.names[predicted[n]]}" for n in chosen],
+        [f"is {spec.names[labels[n]]},\npredicted {spec.names[predicted[n]]}" for n in chosen],
         [bool(labels[n] == predicted[n]) for n in chosen],
         directory / "explain.png",
     )

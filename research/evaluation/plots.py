@@ -151,7 +151,8 @@ def attributions(
     """
     n, height, width, channels = images.shape
     side = min(1.5, 9.0 / (len(maps) + 1))
-    figure = _figure(side * (len(maps) + 1) + 0.2, n * (side * height / width + 0.2) + 0.2)
+    above = 0.1 + 0.12 * (1 + max(caption.count("\n") for caption in captions))
+    figure = _figure(side * (len(maps) + 1) + 0.2, n * (side * height / width + above) + 0.2)
     axes = figure.subplots(n, len(maps) + 1, squeeze=False)
     for row, image, caption, correct, numbers in zip(axes, images, captions, right, range(n), strict=True):
         row[0].imshow(image[..., 0] if channels == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
