@@ -187,13 +187,13 @@ def test_a_trained_net_is_pruned_and_quantised_in_fine_tuning(pruned, tmp_path, 
 
 
 def test_what_compression_costs_is_measured(pruned, tmp_path, capsys):
-    """A pruned net in int8: within half a point, at the size that its arrays have."""
+    """A pruned net in int8: within a point, which is 3 of the 359 images, at the size that its arrays have."""
     assert script.main([str(pruned), "--rounds", "2", "--curves", "100", "--output", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     rows, state = found["compressed"], research.load(pruned)[2]
     test = json.loads((pruned / "summary.json").read_text())["test"]["accuracy"]["mean"]
     assert rows["float32"]["accuracy"] == pytest.approx(test, abs=1e-6) and test > 0.9
-    assert abs(rows["int8"]["accuracy"] - test) <= 0.005 and abs(rows["bfloat16"]["accuracy"] - test) <= 0.005
+    assert abs(rows["int8"]["accuracy"] - test) <= 0.01 and abs(rows["bfloat16"]["accuracy"] - test) <= 0.01
     weights, own = evaluated(state, "net"), state.collections["net"]
     size = lambda tree: sum(x.size for x in jax.tree.leaves(tree))
     kernels = [weights[name]["kernel"] for name in ("stem", "Conv_0", "head")]

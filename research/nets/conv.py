@@ -23,6 +23,10 @@ from research.core.int8 import wide
 
 Padding = Literal["SAME", "VALID"]
 
+FEW_PIXELS = 2048
+"""Pixels of a batch, height * width * batch, up to which a CPU convolves by patches. Winograd's algorithm takes twice
+as long as patches for 256 pixels, as long for 1,024 and two thirds for 2,048, and it takes longer to compile."""
+
 MOMENTUM = 0.9
 """Decay of the running averages of batch statistics."""
 
@@ -142,18 +146,21 @@ def _larger_jvp(
     return jnp.maximum(a, b), share * da + (1 - share) * db
 
 
+@functools.partial(jax.jit, static_argnums=(2, 3))  # layers of one shape are traced once
 def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SAME") -> jax.Array:
     """Convolve x [channels, height, width, batch] with w [height, width, channels, features].
 
     Returns [features, height', width', batch]. On the CPU a convolution is lowered to matrix products, since XLA's own
     uses one thread inside a scan and is slow under vmap: by Winograd's algorithm for 3x3 kernels in float32, else by
-    patches. Winograd's algorithm subtracts large numbers, and its error in bfloat16 would be 3 %. Of int8 the result is
-    int32, by patches on a GPU too, for which XLA's convolutions of int8 are those of a few shapes and layouts.
+    patches. Winograd's algorithm transforms the kernel too, which costs more than it saves where pixels are few, and it
+    subtracts large numbers: its error in bfloat16 would be 3 %. Of int8 the result is int32, by patches on a GPU too,
+    for which XLA's convolutions of int8 are those of a few shapes and layouts.
     """
     if x.dtype == jnp.int8:
         patches = lambda x, w: _patches(x, w, stride, padding)
         return lax.platform_dependent(x, w, cpu=patches, cuda=patches, default=lambda x, w: _lax(x, w, stride, padding))
-    if stride == 1 and w.shape[:2] == (3, 3) and w.shape[2] >= 8 and x.dtype == jnp.float32:
+    channels, pixels = len(x), x[0].size
+    if stride == 1 and w.shape[:2] == (3, 3) and channels >= 8 and pixels > FEW_PIXELS and x.dtype == jnp.float32:
         on_cpu = lambda x, w: _winograd(x, w, padding)
     else:
         on_cpu = lambda x, w: _patches(x, w, stride, padding)
@@ -180,6 +187,7 @@ def _patches(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.A
     return y.reshape(features, out_height, out_width, -1)
 
 
+@jax.jit
 def convolve_transposed(x: jax.Array, w: jax.Array) -> jax.Array:
     """Convolve x with w, transposed and with stride 2, which doubles the height and width of an image.
 
