@@ -2,6 +2,9 @@
 
 import dataclasses
 import os
+import re
+import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -459,3 +462,25 @@ def test_blocks_start_as_their_shortcuts(rng):
     scales = {k: v["BatchNorm_0"] for k, v in variables["params"].items() if k.startswith("Batch")}
     last = [variables["params"][f"Bottleneck_{n}"]["BatchNorm_2"]["BatchNorm_0"]["scale"] for n in range(2)]
     assert not np.any(last) and all(np.all(own["scale"] == 1) for own in scales.values())
+
+
+# ---- the page of the docs
+
+
+def test_the_examples_of_the_page_on_data(folder, tmp_path, monkeypatch, capsys):
+    """Its config trains on a folder of images, and its loop in a notebook trains digits_cnn."""
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    photos, notebook = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    shutil.copytree(folder, tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    made = {}
+    exec(photos, made)
+    experiment = made["config"]()
+    learner, feeds = experiment.build(), experiment.feeds()
+    assert feeds.train.batch_at(0).inputs.shape == (32, 64, 64, 3) and experiment.data.spec().names == ("a", "b", "c")
+    _, metrics = jax.eval_shape(learner.step, learner.init(jax.random.key(0)), feeds.train.batch_at(0))
+    assert set(metrics) >= {"loss", "accuracy"}
+    capsys.readouterr()
+    exec(notebook.replace("range(100)", "range(30)"), {})
+    loss, accuracy = (float(x) for x in re.findall(r"[\d.]{3,}", capsys.readouterr().out))
+    assert loss < 1.9 and accuracy > 0.3

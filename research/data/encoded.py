@@ -154,7 +154,9 @@ def record_sources(name: str, dir: str | None, test_split: str | None, image: st
 def splits(what: str, there: Sequence[str], validation: str | None, test: str | None) -> tuple[str | None, str | None]:
     """The splits to validate and to test on, of those that are there; None: they are split off the training images."""
     if test is not None and test not in there:
-        raise UserError(f"{what}: no split {test} to test on; it has {', '.join(there)}")
+        raise UserError(
+            f"{what}: no split {test} to test on; it has {', '.join(there)}: give --data.test-split None or one of them"
+        )
     test = test or next((split for split in ("test", validation) if split in there), None)
     return validation if validation in there and validation != test else None, test
 

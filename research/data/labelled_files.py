@@ -84,7 +84,8 @@ def _table(path: Path, text: Sequence[str] | None, label: str, limit: int | None
         names, columns = ["text", label], ("text",)
     else:
         expected = f"expected columns {' and '.join(columns)} and {label}, named in the first row"
-        raise UserError(f"data.name {path}: {expected}, which is {', '.join(first[:5]) or 'not there'}")
+        there = f"which is {', '.join(first[:5]) or 'not there'}"
+        raise UserError(f"data.name {path}: {expected}, {there}: say --data.text-features and --data.label-feature")
     wrong = next((row for row in rows if len(row) != len(names)), None)
     if wrong is not None:
         shown = f"{' | '.join(wrong)[:60]!r} has {len(wrong)}"

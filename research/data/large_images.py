@@ -39,15 +39,15 @@ class LargeImages(LabelledImages):
     is the split validation where it is not tested on, else it is held out of the training images.
 
     Attributes:
-        name: path of a folder with train/CLASS/*.jpg, and perhaps validation (or val) and test likewise; or a data set
-            of TensorFlow Datasets with images and labels, such as imagenet2012
+        name: path of a folder with train/CLASS/*.jpg (or .jpeg, .png), and perhaps validation (or val) and test
+            likewise; or a data set of TensorFlow Datasets with images and labels, such as imagenet2012
         dir: directory of TensorFlow Datasets; None: the environment variable TFDS_DATA_DIR, else the default directory
             of the library
         batch: size of the global training batch
         evaluation_batch: size of validation and test batches
         validation: fraction of the training images that is held out for validation, at least one image; used if the
             data has no validation split, or it is tested on
-        test_split: split to test on; None: see above
+        test_split: split to test on; None: test, else validation, else a fifth of the training images
         seed: seed of that split, of the order of training, and of the random parts and flips
         limit: largest number of images to use from each split; None: all
         size: height and width of the images that the net reads, in pixels

@@ -46,6 +46,11 @@ def builder(name: str, dir: str | None, bundled: str | None, files: str = "") ->
     """
     import tensorflow_datasets as tfds
 
+    if name.startswith(("/", ".", "~")):
+        raise UserError(
+            f"data.name {name}: a data set of TensorFlow Datasets is expected, not a path; docs/data.md has the "
+            "configs that read files"
+        )
     root = dir or "~/tensorflow_datasets"  # its own default
     prepare = f"pip install 'samestep[prepare]' && {_build(name, root)}"
     try:
