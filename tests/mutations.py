@@ -738,7 +738,7 @@ DQN = [
     ),
     Mutation(
         "rl/priorities.py",
-        "whole = (number >= 0) & (",
+        "whole = (number >= oldest) & (",
         "whole = (",
         "tests/test_q_learning.py -k whole_windows",
         "slots that hold nothing are drawn",

@@ -236,7 +236,7 @@ def test_a_sum_tree_finds_what_its_masses_lie_in():
     assert priorities.find(exact, jnp.array([0.0, 1.0])).tolist() == [0, 8]
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, 10, 12])
 def test_only_whole_windows_have_a_priority(n):
     slots, rollout_length = 12, 4
     trees = priorities.empty(1, slots)
