@@ -5,6 +5,7 @@ update unrolls the net from it; the first frames of a sequence only bring that m
 2019, "Recurrent experience replay in distributed reinforcement learning").
 """
 
+import math
 from dataclasses import dataclass, field
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import UserError, positive
+from research.core.errors import between, positive
 from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import bind, network
@@ -53,8 +54,7 @@ class DRQN(ReplayLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "sequence")
-        if self.burn_in < 0:
-            raise UserError(f"burn_in must be at least 0, not {self.burn_in}")
+        between(self, 0, math.inf, "burn_in")
         super().__post_init__()
 
     @property

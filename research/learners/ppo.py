@@ -6,6 +6,7 @@ al. 2022 ("The 37 implementation details of proximal policy optimization"), exce
 the whole rollout, not over each minibatch, and that values are clipped only where `value_clip` is set.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Inference, Load, Report, Run, microbatch
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import Network, bind, network
@@ -102,6 +103,8 @@ class PPO(Reinforcement):
 
     def __post_init__(self) -> None:
         positive(self, "", "epochs", "minibatches")
+        between(self, 0, 1, "gae_lambda")
+        between(self, 0, math.inf, "clip_epsilon", "value_clip")
         super().__post_init__()
         multiple(self, "rollout_length", self.minibatches, "minibatches")
 
