@@ -23,7 +23,7 @@ from research.rl.environments import Environment
 
 
 def config() -> DQN:
-    """The experiment: 100 frames and 10 updates per step."""
+    """The experiment: 128 frames and 16 updates per step."""
     return DQN(
         environment=Environment("CartPole-v1"),
         net=MLP(widths=(120, 84)),

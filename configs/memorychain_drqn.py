@@ -6,7 +6,7 @@ bsuite's (Osband et al. 2020, arXiv:1908.03568); nothing but a memory solves it.
     python -m experiments.train memorychain_drqn --seeds 10
 
 Expected: the best return, 1; without a memory it is 0. Measured by the command: 1 for 10 of 10 seeds, after 256,000
-frames, in 174 s on 2 cores that much other work shared. The bit is 5 frames back; --environment.params memory_length
+frames, in 677 s on 1 core that much other work shared. The bit is 5 frames back; --environment.params memory_length
 100 makes it 100.
 """
 

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -31,6 +31,7 @@ def compare(
     runs: Annotated[Directories, tyro.conf.Positional],
     against: Directories,
     metric: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None,
+    mode: Literal["max", "min"] | None = None,
     reference: Annotated[Path | None, tyro.conf.arg(metavar="FILE.json")] = None,
     output: Annotated[Path, tyro.conf.arg(metavar="FILE.png")] = Path("compare.png"),
 ) -> None:
@@ -44,22 +45,26 @@ def compare(
         runs: directories of finished runs
         against: directories of finished runs to compare them with
         metric: test metric to compare by; by default run.metric of the first run
+        mode: whether the metric is maximised or minimised; by default run.mode of the first run, which holds for its
+            run.metric alone: another metric needs this option
         reference: JSON of {task: {"random": score of a random agent, "reach": score to reach}}, as docs/scores.json;
             scores are normalised by it. Several tasks need it
         output: file of the picture, which ends in .png
     """
     if output.suffix != ".png":
         raise UserError(f"--output must end in .png, not be {output}")
-    first = _about(runs[0])
-    metric = metric or first["config"]["run"]["metric"]
-    scales = {} if reference is None else read_json(reference)
+    run = _about(runs[0])["config"]["run"]
+    metric = metric or run["metric"]
+    if mode is None and metric != run["metric"]:
+        raise UserError(f"say whether {metric} is maximised or minimised: give --mode max or --mode min")
+    scales = {} if reference is None else _reference(reference)
     ours, theirs = _scores(runs, metric, scales), _scores(against, metric, scales)
     if ours.keys() != theirs.keys():
         raise UserError(f"the tasks differ: {', '.join(ours)} and, against them, {', '.join(theirs)}")
     if len(ours) > 1 and not scales:
         raise UserError(f"there are {len(ours)} tasks, whose scores have different units: give --reference")
-    minimised = first["config"]["run"]["mode"] == "min"
-    both = _filled([_matrix(ours), _matrix(theirs)], np.nanmax if minimised else np.nanmin)
+    minimised = (mode or run["mode"]) == "min"
+    both = _filled([_matrix(ours), _matrix(theirs)], [*ours], np.nanmax if minimised else np.nanmin)
     show(both, metric, minimised, bool(scales))
     _draw(both, metric, output)
     print(output)
@@ -101,10 +106,26 @@ def _about(directory: Path) -> dict[str, Any]:
     about = workdir.about(directory)
     if about is None:
         raise UserError(f"{directory} holds no run: it has no config.json")
+    if about.get("over"):
+        raise UserError(f"{directory} holds settings of a sweep, not seeds of one: train the one to compare by itself")
     return about
 
 
-def _scores(directories: Sequence[Path], metric: str, scales: Mapping[str, Any]) -> dict[str, list[float]]:
+def _reference(path: Path) -> dict[str, tuple[float, float]]:
+    """The score of a random agent and the score to reach, by task. Raises UserError where the file has others."""
+    try:
+        found = {task: (float(score["random"]), float(score["reach"])) for task, score in read_json(path).items()}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise UserError(f'--reference: {path} is not of the form {{task: {{"random": 0.0, "reach": 1.0}}}}') from None
+    for task, (low, high) in found.items():
+        if low == high:
+            raise UserError(f"--reference: of {task} the random score and the score to reach are both {number(low)}")
+    return found
+
+
+def _scores(
+    directories: Sequence[Path], metric: str, scales: Mapping[str, tuple[float, float]]
+) -> dict[str, list[float]]:
     """The scores of all seeds by task, which is an environment or the name of a config."""
     found: dict[str, list[float]] = {}
     for directory in directories:
@@ -120,7 +141,7 @@ def _scores(directories: Sequence[Path], metric: str, scales: Mapping[str, Any])
         if scales:
             if task not in scales:
                 raise UserError(f"--reference has no scores of {task}: it has {', '.join(scales)}")
-            low, high = scales[task]["random"], scales[task]["reach"]
+            low, high = scales[task]
             each = [(x - low) / (high - low) for x in each]
         found.setdefault(task, []).extend(each)
     return dict(sorted(found.items()))
@@ -134,9 +155,13 @@ def _matrix(scores: Mapping[str, Sequence[float]]) -> np.ndarray:
     return np.array(list(scores.values()), float).T
 
 
-def _filled(scores: Sequence[np.ndarray], worst: Any) -> list[np.ndarray]:
-    """The scores with the worst one of each task where there is none."""
-    of_task = worst(np.concatenate(scores), axis=0)
+def _filled(scores: Sequence[np.ndarray], tasks: Sequence[str], worst: Any) -> list[np.ndarray]:
+    """The scores with the worst one of each task where there is none. Raises UserError where a task has none at all."""
+    every = np.concatenate(scores)
+    for task, column in zip(tasks, every.T, strict=True):
+        if np.isnan(column).all():
+            raise UserError(f"all runs of {task} have diverged: there is no score to compare")
+    of_task = worst(every, axis=0)
     return [np.where(np.isnan(x), of_task, x) for x in scores]
 
 

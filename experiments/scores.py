@@ -1,6 +1,7 @@
-"""Scores that returns are normalised by, for every environment of the configs: python -m experiments.scores.
+"""Scores that returns are normalised by, for environments of the configs: python -m experiments.scores.
 
-The score of random actions is measured; the one to reach is published, or the best that there is, as `REACH` says.
+The score of random actions is measured; the one to reach is published, or the best that there is, as `REACH` says. An
+environment that `REACH` has no score of is named and left out.
 `experiments.compare --reference FILE` reads the file.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 import tyro
 
 from experiments.console import number, status
+from research.core.errors import UserError
 from research.core.files import write_json
 from research.core.state import Batch
 from research.core.types import Tree
@@ -65,8 +67,10 @@ def task(environment: Mapping[str, Any]) -> str:
     How rewards are scaled in training is left out, since returns are reported in the environment's own.
     """
     plain, apart = dataclasses.asdict(Environment()), ("name", "params", "reward_scale", "reward_clip")
-    changed = [(name, environment[name]) for name, x in plain.items() if name not in apart and environment[name] != x]
-    fields = [f"{name}={value}" for name, value in [*environment["params"], *changed]]
+    # A config.json that was written before a field was added has its default.
+    given = {name: environment.get(name, default) for name, default in plain.items()}
+    changed = [(name, given[name]) for name, default in plain.items() if name not in apart and given[name] != default]
+    fields = [f"{name}={value}" for name, value in [*given["params"], *changed]]
     return " ".join([environment["name"], *fields])
 
 
@@ -110,6 +114,8 @@ def scores(
         output: file to write
         episodes: number of episodes of random actions in each environment
     """
+    if episodes < 1:
+        raise UserError(f"--episodes must be at least 1, not {episodes}")
     found: dict[str, dict[str, Any]] = {}
     for name, environment in sorted(environments().items()):
         reach = REACH.get(name)

@@ -173,6 +173,39 @@ def test_what_is_typed_wrong(arguments, says, capsys, tmp_path):
     assert says in said and "Traceback" not in said
 
 
+@pytest.mark.parametrize(
+    ("learner", "field", "value", "allowed"),
+    [
+        ("dqn", "gamma", 99.0, "between 0 and 1"),
+        ("dqn", "epsilon_start", -1.0, "between 0 and 1"),
+        ("drqn", "epsilon_end", 3.0, "between 0 and 1"),
+        ("pqn", "epsilon_fraction", float("nan"), "between 0 and 1"),
+        ("pqn", "q_lambda", -0.1, "between 0 and 1"),
+        ("dqn", "tau", 5.0, "between 0 and 1"),
+        ("dqn", "learning_starts", -5, "at least 0"),
+        ("drqn", "burn_in", -1, "at least 0"),
+        ("rainbow", "importance_exponent", -3.0, "between 0 and 1"),
+        ("rainbow", "priority_exponent", -1.0, "at least 0"),
+        ("ppo", "gae_lambda", 7.0, "between 0 and 1"),
+        ("ppo", "clip_epsilon", -1.0, "at least 0"),
+        ("ppo", "value_clip", -1.0, "at least 0"),
+        *((name, "average", 2.0, "between 0 and 1") for name, x in EXPERIMENTS.items() if hasattr(x, "average")),
+    ],
+)
+def test_numbers_out_of_range_are_refused(learner, field, value, allowed):
+    with pytest.raises(UserError, match=f"^{field} must be {allowed}, not {value}$"):
+        dataclasses.replace(EXPERIMENTS[learner], **{field: value})
+
+
+def test_a_run_that_ends_before_it_learns_is_warned_of(capsys, tmp_path):
+    """10,240 frames of 128 a step fill 80 steps, and the last of them learns. The wrong metric ends the run early."""
+    small = ("--run.steps-per-dispatch", "1", "--run.metric", "retrun", "--workdir", str(tmp_path / "run"))
+    for steps, warned in (("79", True), ("80", False)):
+        status, said = run(capsys, "cartpole_dqn", "--steps", steps, *small)
+        assert status == 2 and "retrun" in said
+        assert ("warning: nothing is learned in 79 steps, since the first 79 only fill the replay" in said) == warned
+
+
 def test_another_config_is_refused_naming_the_field(copy, capsys):
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--seed", "5")
     assert status == 2 and "run.seed: 0 there, 5 now" in said and "--overwrite" in said

@@ -4,6 +4,8 @@ What is computed by them, test_golden.py has.
 """
 
 import dataclasses
+import re
+from importlib import import_module
 
 import jax
 import pytest
@@ -13,6 +15,22 @@ from research.data.text import Text
 from research.training import config
 from research.training.checks import check_contract
 from research.training.run import load
+
+
+def test_what_a_config_says_of_its_step_is_so():
+    stated = {}
+    for name in config.names():
+        of_step = re.search(
+            r"([\d,]+) frames and ([\d,]+) updates per step", import_module(f"configs.{name}").config.__doc__
+        )
+        if of_step is not None:
+            experiment = config.load(name)
+            updates = (
+                experiment.updates if hasattr(experiment, "updates") else experiment.epochs * experiment.minibatches
+            )
+            stated[name] = [int(number.replace(",", "")) for number in of_step.groups()]
+            assert stated[name] == [experiment.frames, updates], name
+    assert len(stated) > 10
 
 
 @pytest.mark.parametrize("name", config.names())

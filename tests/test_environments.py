@@ -116,6 +116,20 @@ def test_wrong_parameters_are_refused(name, params, says):
         make(Environment(name, params=(params,)))
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("vector:Box", "highway:…, probes:…"),
+        ("environments:Environment", "highway:…, probes:…"),
+        ("suites:Adapter", "highway:…, probes:…"),
+        ("probes:ProbeState", "did you mean probes:Constant"),
+    ],
+)
+def test_a_class_that_is_no_environment_is_refused(name, says):
+    with pytest.raises(UserError, match=f"there is no environment '{name}'.*{says}"):
+        make(Environment(name))
+
+
 def test_q_learning_refuses_continuous_actions():
     with pytest.raises(UserError, match=r"the actions of Pendulum-v1 are continuous.*PPO"):
         DQN(environment=Environment("Pendulum-v1")).build()

@@ -18,6 +18,7 @@ from research.rl.environments import Environment, make
 from research.rl.highway import (
     DT,
     FASTER,
+    FURTHEST,
     IDM_MOBIL,
     KEEP,
     LANE,
@@ -368,6 +369,17 @@ def test_it_follows_the_interface():
             Highway(**wrong)
     with pytest.raises(UserError, match="kinematics or grid, not 'pixels'"):
         Highway(observation="pixels")
+
+
+@pytest.mark.parametrize("ring", [99.0, 131073.0])
+def test_the_road_has_room_for_its_cars_and_an_end(ring):
+    """Of 20 cars on 4 lanes, a lane has 5 at least 20 m apart; their order has 30 bits, 8 of a metre and 5 of a car."""
+    road = lambda ring: Environment("highway:Highway", params=(("ring", ring),))
+    with pytest.raises(UserError, match=rf"a ring of 20 cars on 4 lanes has 100 to 131072 m, not {ring}"):
+        make(road(ring))
+    assert make(road(100.0)).num_actions == make(road(131072.0)).num_actions == 5
+    furthest = ordered(jnp.array([1.0, 0.0, *[0.0] * 18]), jnp.float32(131072))[0]
+    assert furthest.max() < FURTHEST and (furthest >= 0).all()
 
 
 # The report.

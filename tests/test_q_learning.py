@@ -3,13 +3,14 @@ every variant on probe environments, whose values are known."""
 
 from dataclasses import replace
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from research.core.experiment import Run
-from research.core.modules import network
+from research.core.modules import FromData, network
 from research.core.optimizers import Optimizer
 from research.core.state import NO_BATCH, example_keys, rng
 from research.core.transformations import scan_steps
@@ -110,6 +111,47 @@ def test_a_recurrent_net_recalls_what_it_has_seen(burn_in):
         np.testing.assert_allclose(second[0], best, atol=0.15)
 
 
+class Counter(nn.Module):
+    """A memory that each frame adds `increment` to, and values that are the memory before the frame."""
+
+    width: int = 1
+    outputs: FromData[int] = 0
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        memory = x[:, -2:]
+        return memory + self.param("increment", nn.initializers.ones, ()), jnp.tile(memory[:, :1], self.outputs)
+
+
+@pytest.mark.parametrize("burn_in", [1, 2])
+def test_a_burn_in_is_not_learned_from(burn_in):
+    """The value of the second frame after the burn-in hangs on its first one: it alone gives the increment a gradient.
+
+    The memory at the start of a sequence counts the frames before it, and the reward is as many.
+    """
+    config = DRQN(
+        **SMALL | {"optimizer": Optimizer(name="sgd", learning_rate=0.1, momentum=0.0)},
+        environment=Environment("probes:Counting"),
+        net=Counter(),
+        rollout_length=7,
+        buffer_size=4 * 7,
+        learning_starts=0,
+        batch=4,
+        sequence=2,
+        burn_in=burn_in,
+        updates=1,
+    )
+    learner = config.build()
+    before = jax.jit(learner.init)(jax.random.key(0))
+    state, _ = jax.jit(learner.step)(before, NO_BATCH)
+    keys = example_keys(rng(before, "sample"), jnp.arange(4))
+    first = np.asarray(replay.uniform(keys, before.step, 7, 7, (1, 1), config.length)).reshape(4)
+    x = first[:, None] + burn_in + np.arange(2)
+    target = x + G * (x + 1)
+    gradient = np.mean((2 * (x - target)) * [0, 1])  # of the mean squared error
+    np.testing.assert_allclose(state.params["q"]["increment"], 1 - 0.1 * gradient, rtol=1e-5)
+
+
 def test_sequences_are_those_that_were_stored():
     """The memory that an observation ends in is of the frames before it in the episode: here, how many they are."""
     environment = append_memory(make(Environment("probes:Counting")), lambda x: x[:, -1:] + 1, 1)
@@ -194,7 +236,7 @@ def test_a_sum_tree_finds_what_its_masses_lie_in():
     assert priorities.find(exact, jnp.array([0.0, 1.0])).tolist() == [0, 8]
 
 
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, 10, 12])
 def test_only_whole_windows_have_a_priority(n):
     slots, rollout_length = 12, 4
     trees = priorities.empty(1, slots)

@@ -54,6 +54,14 @@ def test_a_rollout_follows_its_policy_and_goes_on_where_it_stopped():
     assert float(metrics["return"].count) == 0 and float(later["return"].value) == 21
 
 
+def test_returns_are_of_the_environments_own_rewards():
+    environment = make(Environment("probes:Counting", reward_scale=10.0, reward_clip=25.0, frame_stack=2))
+    policy, key = lambda observation, uniform: (uniform * 2).astype(jnp.int32), jax.random.key(0)
+    _, transitions, metrics = rollout(environment, policy, reset(environment, key, 2), key, 7)
+    np.testing.assert_array_equal(transitions.reward, [[0, 10, 20, 25, 25, 25, 25]] * 2)
+    assert float(metrics["return"].value) == 21
+
+
 def test_an_environment_draws_the_same_beside_any_others():
     environment = make(Environment("CartPole-v1"))
     policy = lambda observation, uniform: (uniform < 0.5).astype(jnp.int32)

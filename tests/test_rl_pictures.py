@@ -4,6 +4,7 @@ import dataclasses
 from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from gymnax.environments.bsuite.deep_sea import DeepSea
@@ -16,12 +17,15 @@ from PIL import Image
 from research.core.experiment import Split
 from research.core.state import Batch
 from research.evaluation import episodes, values
-from research.rl.environments import Environment
+from research.rl.environments import Environment, make
 
 
 @pytest.mark.parametrize(
     ("name", "environment"),
-    [("dqn", Environment("CartPole-v1", 60)), ("ppo_continuous", Environment("Pendulum-v1", 20, reward_scale=0.1))],
+    [
+        ("dqn", Environment("CartPole-v1", 60, frame_stack=2)),
+        ("ppo_continuous", Environment("Pendulum-v1", 20, reward_scale=0.1)),
+    ],
 )
 def test_the_episode_is_the_one_that_is_judged(name, environment, tmp_path):
     experiment = dataclasses.replace(EXPERIMENTS[name], environment=environment)
@@ -58,6 +62,16 @@ def test_episodes_of_every_kind_can_be_drawn(name, shape, frames, tmp_path):
     assert imread(tmp_path / "episode.png").std() > 0.01
 
 
+def test_of_stacked_frames_the_newest_is_drawn(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(episodes, "_sheet", lambda draw, observations, *_: drawn.append(observations))
+    config, seeds = Environment("probes:Counting", frame_stack=3), EXPERIMENTS["dqn"].feeds().test
+    report = episodes.episode(config, make(config), lambda state, x: jnp.zeros(len(x), jnp.int32))
+    state = jax.jit(EXPERIMENTS["dqn"].build().init)(jax.random.key(0))
+    assert report.run(state, Split("test", seeds), tmp_path) == {"episode_return": 21}
+    np.testing.assert_array_equal(drawn[0], np.arange(8)[:, None])
+
+
 def test_a_film_has_every_few_frames_of_a_long_episode(tmp_path):
     seen = np.zeros((201, 2, 2, 1), np.float32)
     seen[200] = 1  # the last frame, which is none of 0, 3, 6, ...
@@ -73,14 +87,19 @@ def test_a_film_has_every_few_frames_of_a_long_episode(tmp_path):
 
 
 def test_a_map_of_values_has_an_arrow_for_the_best_action():
-    lake, sea = FrozenLake(), DeepSea(3)
-    grid = values._frozen_lake(lake)
+    lake = FrozenLake()
+    grid = values._frozen_lake(lake, lake.default_params)
     assert [*grid.marks[3]] == ["hole", "", "", "goal"]
     for action, direction in enumerate(np.asarray(DIRECTIONS)):  # gymnax's are (rows, columns)
         np.testing.assert_array_equal(grid.moves[1, 2, action], direction[::-1])
-    grid = values._deep_sea(sea)
+
+
+@pytest.mark.parametrize("randomize_actions", [True, False])
+def test_the_arrows_of_deep_sea_lead_where_its_actions_lead(randomize_actions):
+    sea = DeepSea(3)
+    key, params = jax.random.key(0), sea.default_params.replace(randomize_actions=randomize_actions)
+    grid = values._deep_sea(sea, params)
     np.testing.assert_array_equal(grid.marks == "", np.tri(3, dtype=bool))
-    key, params = jax.random.key(0), sea.default_params
     _, start = sea.reset_env(key, params)
     for row, column, action in np.ndindex(3, 3, 2):
         _, after, *_ = sea.step_env(key, start.replace(row=row, column=column), action, params)
@@ -97,6 +116,8 @@ def test_values_of_a_grid_are_drawn(tmp_path):
     with mock.patch.object(values, "draw", lambda found, grid, title, path: drawn.update(found=found, path=path)):
         assert report.run(jax.jit(EXPERIMENTS["dqn"].build().init)(jax.random.key(0)), None, tmp_path) == {}
     np.testing.assert_array_equal(drawn["found"], given.reshape(3, 3, 2))
-    values.draw(drawn["found"], values._deep_sea(DeepSea(3)), "title", drawn["path"])
+    values.draw(drawn["found"], values._deep_sea(DeepSea(3), DeepSea(3).default_params), "title", drawn["path"])
     assert imread(tmp_path / "values.png").std() > 0.01
-    assert not [*values.value_map(Environment("CartPole-v1"), q)]
+    sampled = dataclasses.replace(config, params=(*config.params, ("sample_action_map", True)))
+    for none in (Environment("CartPole-v1"), sampled):
+        assert not [*values.value_map(none, q)]

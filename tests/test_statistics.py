@@ -72,10 +72,11 @@ def test_a_sweep_equals_its_runs(tmp_path, capsys, without_pictures):
     assert swept(tmp_path / "sweep") == found
 
     capsys.readouterr()
-    directories = [str(tmp_path / "sweep" / f"data.batch={n}") for n in (16, 32)]
-    arguments = [directories[0], "--against", directories[1], "--output", str(tmp_path / "compare.png")]
-    assert compare.main(arguments) == 0
+    alone, of_sweep = str(tmp_path / "alone"), str(tmp_path / "sweep" / "data.batch=16")
+    assert compare.main([alone, "--against", alone, "--output", str(tmp_path / "compare.png")]) == 0
     assert "interquartile mean" in capsys.readouterr().out and (tmp_path / "compare.png").exists()
+    assert compare.main([alone, "--against", of_sweep]) == 2
+    assert "holds settings of a sweep" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -100,6 +101,8 @@ def test_a_task_is_an_environment_and_what_differs_from_its_defaults():
     fields = {field.name for field in dataclasses.fields(Environment)}
     known = {"name", "params", "max_steps", "sticky_actions", "frame_stack", "time_limit", "limit_terminates"}
     assert fields == known | {"reward_scale", "reward_clip"}
+    # A run that was made before a field was added has no value of it.
+    assert scores.task({"name": "CartPole-v1", "params": [], "max_steps": 9}) == "CartPole-v1 max_steps=9"
 
 
 def test_scores_are_those_of_random_actions(tmp_path, monkeypatch, capsys):
@@ -111,6 +114,7 @@ def test_scores_are_those_of_random_actions(tmp_path, monkeypatch, capsys):
     (found,) = [json.loads((tmp_path / "scores.json").read_text())["CartPole-v1"]]
     assert 20 < found["random"] < 26 and found["reach"] == 500  # Gymnasium's documentation has about 22
     assert "x: no score to reach is known" in capsys.readouterr().out
+    assert scores.main(["--episodes", "-1"]) == 2 and "at least 1, not -1" in capsys.readouterr().err
 
 
 def test_the_scores_are_of_all_environments_that_have_one():
@@ -119,15 +123,55 @@ def test_the_scores_are_of_all_environments_that_have_one():
     assert all(x["reach"] == scores.REACH[task].value > x["random"] for task, x in found.items())
 
 
+def finished(directory, metrics, config) -> str:
+    """The directory of a run of two seeds that ended with these values of its test metrics."""
+    directory.mkdir()
+    about = {"format": workdir.FORMAT, "name": "alike", "config": config, "seeds": 2}
+    (directory / "config.json").write_text(json.dumps(about))
+    measured = {metric: {"mean": None, "spread": None, "each": each} for metric, each in metrics.items()}
+    (directory / "summary.json").write_text(json.dumps({"test": measured}))
+    return str(directory)
+
+
+def test_a_metric_is_compared_in_its_own_direction(tmp_path, capsys):
+    """The run's metric is maximised and its loss minimised; a seed that has diverged has the worst loss."""
+    run = lambda name, loss: finished(
+        tmp_path / name,
+        {"loss": loss, "accuracy": [0.5, None]},
+        {"run": {"metric": "accuracy", "mode": "max"}},
+    )
+    compared = [run("ours", [0.1, 0.2]), "--against", run("theirs", [0.4, None]), "--metric"]
+    output = ["--output", str(tmp_path / "compare.png")]
+    assert compare.main([*compared, "loss", *output]) == 2
+    assert "give --mode max or --mode min" in " ".join(capsys.readouterr().err.split())
+    for mode, likely, filled in (("min", "1 ", "0.4 "), ("max", "0.375 ", "0.25 ")):
+        assert compare.main([*compared, "loss", "--mode", mode, *output]) == 0
+        said = capsys.readouterr().out
+        assert re.search(rf"improvement +│ {likely}", said) and re.search(rf" mean +│ 0.15 .*│ {filled}", said), said
+    assert compare.main([*compared, "accuracy", *output]) == 0
+
+
+def test_what_can_not_be_compared_is_said(tmp_path, capsys):
+    config = {"run": {"metric": "return", "mode": "max"}}
+    ours, diverged = (finished(tmp_path / name, {"return": [x, x]}, config) for name, x in (("a", 1.0), ("b", None)))
+    references = {
+        "[1]": "is not of the form",
+        '{"alike": 3}': "is not of the form",
+        '{"alike": {"random": 0}}': "is not of the form",
+        '{"alike": {"random": 2, "reach": 2}}': "of alike the random score and the score to reach are both 2",
+    }
+    for text, message in references.items():
+        (tmp_path / "scores.json").write_text(text)
+        assert compare.main([ours, "--against", ours, "--reference", str(tmp_path / "scores.json")]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
+    assert compare.main([diverged, "--against", diverged]) == 2
+    assert "all runs of alike have diverged" in " ".join(capsys.readouterr().err.split())
+
+
 def test_runs_of_several_tasks_are_compared_by_their_scores(tmp_path, capsys):
     def run(name, environment, returns):
-        (tmp_path / name).mkdir()
         config = {"environment": dataclasses.asdict(environment), "run": {"metric": "return", "mode": "max"}}
-        about = {"format": workdir.FORMAT, "name": name, "config": config, "seeds": 1}
-        (tmp_path / name / "config.json").write_text(json.dumps(about))
-        measured = {"mean": np.mean(returns), "spread": None, "each": returns}
-        (tmp_path / name / "summary.json").write_text(json.dumps({"test": {"return": measured}}))
-        return str(tmp_path / name)
+        return finished(tmp_path / name, {"return": returns}, config)
 
     small, large = Environment("CartPole-v1"), Environment("CartPole-v1", max_steps=1000)
     ours = [run("a", small, [60.0, 100.0]), run("b", large, [600.0, 1000.0])]

@@ -19,6 +19,7 @@ from research.rl import environments, suites
 from research.rl.environments import Environment, make
 from research.rl.rollout import reset, rollout
 from research.rl.suites import SUITES, Adapter, Step, Task
+from research.training import config
 
 PACKAGES = {"playground": "mujoco_playground"}
 
@@ -139,7 +140,8 @@ def test_arguments_of_a_suites_constructor(walker):
 
 
 def test_an_environment_that_is_first_made_within_a_trace_keeps_no_tracer(walker):
-    build = lambda gamma: dataclasses.replace(EXPERIMENTS["ppo_continuous"], environment=walker, gamma=gamma).build()
+    experiment = dataclasses.replace(EXPERIMENTS["ppo_continuous"], environment=walker)
+    build = lambda gamma: config.with_values(experiment, {"gamma": gamma}).build()
     jax.eval_shape(lambda gamma: build(gamma).init(jax.random.key(0)), 0.9)
     assert acted(make(walker), 5).terminated[:, -1].all()
 

@@ -1,6 +1,7 @@
 """What goes wrong, in one clear message each."""
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -35,3 +36,12 @@ def positive(config: Any, prefix: str, *names: str) -> None:
         if value is not None and min(sizes, default=0) < 1:
             shown = f"{prefix}.{name}" if prefix else name
             raise UserError(f"{shown} must be at least 1, not {value}")
+
+
+def between(config: Any, low: float, high: float, *names: str) -> None:
+    """Raises UserError unless the fields `names` of `config` are None, or numbers from `low` to `high`, inclusive."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not low <= value <= high:
+            allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
+            raise UserError(f"{name} must be {allowed}, not {value}")

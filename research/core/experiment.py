@@ -185,6 +185,10 @@ class Experiment(ABC):
     def feeds(self) -> Feeds:
         """The data; for reinforcement learning the empty feed and the seeds of the episodes to evaluate on."""
 
+    def warnings(self) -> tuple[str, ...]:
+        """What is probably not meant in the values of the fields; the lines are printed before training begins."""
+        return ()
+
     def divisible(self) -> dict[str, int]:
         """The sizes, by field name, that the number of devices must divide."""
         data = getattr(self, "data", None)

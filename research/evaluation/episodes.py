@@ -101,10 +101,12 @@ def episode(config: Environment, environment: VectorEnv, act: Act) -> Report:
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         found = play(agent(state), int(split.batches[0].index[0]))
-        draw = drawer(config.name, found.observations)
-        _sheet(draw, found.observations, found.title(config.name), directory / "episode.png")
+        size = found.observations.shape[-1] // config.frame_stack
+        frames = found.observations[..., -size:]  # the newest of those that an observation stacks
+        draw = drawer(config.name, frames)
+        _sheet(draw, frames, found.title(config.name), directory / "episode.png")
         if draw is not None:
-            _film(draw, found.observations, directory / "episode.gif")
+            _film(draw, frames, directory / "episode.gif")
         return {"episode_return": float(found.rewards.sum())}
 
     return Report(run, metrics=("episode_return",))

@@ -33,13 +33,16 @@ class Grid(NamedTuple):
 
 
 def value_map(config: Environment, q: Q) -> Iterator[Report]:
-    """The report values.png where the environment is a grid: each cell's greatest value, and the action that has it."""
+    """The report values.png where the environment is a grid: each cell's greatest value, and the action that has it.
+
+    There is none of stacked frames, nor of DeepSea where every episode samples which way its actions lead.
+    """
     make_grid = _GRIDS.get(config.name)
-    if make_grid is None or config.frame_stack > 1:
+    if make_grid is None or config.frame_stack > 1 or dict(config.params).get("sample_action_map"):
         return
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        grid, shape = make_grid(unwrapped(config)[0]), make(config).observation_shape
+        grid, shape = make_grid(*unwrapped(config)), make(config).observation_shape
         cells = jnp.eye(math.prod(shape)).reshape(-1, *shape)
         found = np.asarray(jax.jit(q)(agent(state), cells)).reshape(grid.moves.shape[:3])
         draw(found, grid, f"{config.name}: the greatest value of each cell", directory / "values.png")
@@ -71,19 +74,23 @@ def draw(values: np.ndarray, grid: Grid, title: str, path: Path) -> None:
     plots.write(figure, path)
 
 
-def _frozen_lake(env: Any) -> Grid:
+def _frozen_lake(env: Any, _: Any) -> Grid:
     """The actions are left, down, right and up; on slippery ice one may lead to its sides as well."""
     moves = np.array([[-1, 0], [0, 1], [1, 0], [0, -1]], float)
     desc = np.asarray(env.desc)
     return Grid(np.broadcast_to(moves, (*desc.shape, 4, 2)), np.array(["", "", "hole", "goal"])[desc])
 
 
-def _deep_sea(env: Any) -> Grid:
-    """One action leads down to the right and the other down to the left; which one does, differs from cell to cell."""
-    right = np.arange(2) == np.asarray(env.action_mapping)[..., None]
+def _deep_sea(env: Any, params: Any) -> Grid:
+    """One action leads down to the right and the other down to the left.
+
+    Which one leads to the right differs from cell to cell; where randomize_actions is False it is action 1.
+    """
+    mapping = np.asarray(env.action_mapping) if params.randomize_actions else np.ones((env.size, env.size))
+    right = np.arange(2) == mapping[..., None]
     moves = np.stack([np.where(right, 1.0, -1.0), np.ones(right.shape)], -1)
     rows, columns = np.indices(right.shape[:2])
     return Grid(moves, np.where(columns > rows, "·", ""))  # no way leads there
 
 
-_GRIDS: dict[str, Callable[[Any], Grid]] = {"FrozenLake-misc": _frozen_lake, "DeepSea-bsuite": _deep_sea}
+_GRIDS: dict[str, Callable[[Any, Any], Grid]] = {"FrozenLake-misc": _frozen_lake, "DeepSea-bsuite": _deep_sea}

@@ -7,13 +7,14 @@ replay (`rl.priorities`), and by the net dueling streams and noise (`nets.q`). O
 softly (Lillicrap et al. 2016, arXiv:1509.02971) and averaged weights for evaluation (Polyak & Juditsky 1992).
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
@@ -75,11 +76,11 @@ class DQN(ReplayLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "n_step", "atoms")
+        between(self, 0, math.inf, "priority_exponent")
+        between(self, 0, 1, "importance_exponent")
         super().__post_init__()
         if self.returns == "categorical" and (self.atoms < 2 or self.v_min >= self.v_max):
             raise UserError("returns=categorical needs at least 2 atoms, and a v_min below v_max")
-        if self.priority_exponent < 0:
-            raise UserError(f"priority_exponent must be at least 0, not {self.priority_exponent}")
 
     @property
     def window(self) -> tuple[str, int]:

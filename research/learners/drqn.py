@@ -5,6 +5,7 @@ update unrolls the net from it; the first frames of a sequence only bring that m
 2019, "Recurrent experience replay in distributed reinforcement learning").
 """
 
+import math
 from dataclasses import dataclass, field
 
 import flax.linen as nn
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import UserError, positive
+from research.core.errors import between, positive
 from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import bind, network
@@ -53,8 +54,7 @@ class DRQN(ReplayLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "sequence")
-        if self.burn_in < 0:
-            raise UserError(f"burn_in must be at least 0, not {self.burn_in}")
+        between(self, 0, math.inf, "burn_in")
         super().__post_init__()
 
     @property
@@ -97,7 +97,7 @@ def drqn(config: DRQN) -> Learner:
         return append_memory(environment, lambda observation: forward(params, observation)[0], size)
 
     def unrolled(params: Tree, sequences: Transition) -> tuple[jax.Array, jax.Array]:
-        """The values f32[batch, length, actions] at the frames of sequences, and those at what followed each."""
+        """The values f32[batch, sequence, actions] after the burn-in of sequences, and those at what followed each."""
 
         def with_memory(observation: jax.Array, memory: jax.Array) -> jax.Array:
             return jnp.concatenate([observation[..., :-size], memory], -1)
@@ -110,8 +110,12 @@ def drqn(config: DRQN) -> Learner:
         observation, done, following = jax.tree.map(
             lambda x: x.swapaxes(0, 1), (sequences.observation, sequences.done, sequences.next_observation)
         )
-        _, (memories, values) = jax.lax.scan(frame, observation[0, :, -size:], (observation, done))
-        _, next_values = jax.vmap(forward, (None, 0))(params, with_memory(following, memories))
+        burn_in, rest = (lambda x: x[: config.burn_in]), (lambda x: x[config.burn_in :])
+        memory, _ = jax.lax.scan(frame, observation[0, :, -size:], (burn_in(observation), burn_in(done)))
+        # The burn-in makes a memory to start from; it is not learned from, so no gradient flows through it.
+        memory = jax.lax.stop_gradient(memory)
+        _, (memories, values) = jax.lax.scan(frame, memory, (rest(observation), rest(done)))
+        _, next_values = jax.vmap(forward, (None, 0))(params, with_memory(rest(following), memories))
         return values.swapaxes(0, 1), next_values.swapaxes(0, 1)
 
     def init(key: jax.Array) -> State:
@@ -133,7 +137,8 @@ def drqn(config: DRQN) -> Learner:
         return state._replace(world=World(actor, buffer)), metrics
 
     def sample(state: State) -> tuple[Transition, jax.Array]:
-        """The sequences of a step, leaves [updates, batch, length, ...], and the best values of Q̂ that follow them."""
+        """The sequences of a step, leaves [updates, batch, length, ...], and the best values of Q̂ after
+        each frame that is learned from, f32[updates, batch, sequence]."""
         keys = example_keys(rng(state, "sample"), state.world.actor.env_id)
         shape = (config.updates, config.share)
         slots = replay.uniform(keys, state.step, config.rollout_length, config.slots, shape, config.length)
@@ -144,11 +149,11 @@ def drqn(config: DRQN) -> Learner:
     def td_loss(params: Tree, state: State, batch: tuple[Transition, jax.Array], rng: jax.Array) -> tuple[Mean, Aux]:
         """The squared temporal difference of the frames after the burn-in."""
         sequences, next_value = batch
-        y = sequences.reward + config.gamma * jnp.where(sequences.terminated, 0, next_value)
+        learned = jax.tree.map(lambda x: x[:, config.burn_in :], sequences)
+        y = learned.reward + config.gamma * jnp.where(learned.terminated, 0, next_value)
         values, _ = unrolled(params, sequences)
-        value = (values * jax.nn.one_hot(sequences.action, values.shape[-1])).sum(-1)
-        learned = slice(config.burn_in, None)
-        return mean(optax.squared_error(value, y)[:, learned]), Aux({"q": mean(value[:, learned])})
+        value = (values * jax.nn.one_hot(learned.action, values.shape[-1])).sum(-1)
+        return mean(optax.squared_error(value, y)), Aux({"q": mean(value)})
 
     def learn(state: State) -> tuple[State, Metrics]:
         """A gradient descent step on each minibatch."""

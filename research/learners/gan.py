@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import Network, network
@@ -96,6 +96,7 @@ class GAN(Adversarial):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "latent", "num_updates", "num_samples")
+        between(self, 0, 1, "average")
         if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
             raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
         penalised = self.gradient_penalty is not None or self.r1 is not None

@@ -2,9 +2,11 @@
 
 `ppo` follows their Algorithm 1: act, estimate the advantages, and optimise the clipped surrogate for K epochs of
 minibatches; all of it is one step. Its details are those of Andrychowicz et al. 2021 (arXiv:2006.05990) and Huang et
-al. 2022 ("The 37 implementation details of proximal policy optimization").
+al. 2022 ("The 37 implementation details of proximal policy optimization"), except that advantages are normalised over
+the whole rollout, not over each minibatch, and that values are clipped only where `value_clip` is set.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Inference, Load, Report, Run, microbatch
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import Network, bind, network
@@ -80,7 +82,7 @@ class PPO(Reinforcement):
         gae_lambda: lambda of the generalised advantage estimates
         clip_epsilon: how far the ratio of the new probability of an action to the old one may be from 1
         value_clip: how far an update may move a value, before its error counts as if it had not; None for no limit
-        value_coef: weight of the value's squared error in the loss
+        value_coef: weight of half the value's squared error in the loss
         entropy_coef: weight of the policy's entropy in the loss
         normalise_observations: whether observations are normalised by their running mean and standard deviation
         normalise_rewards: whether rewards are scaled by the running standard deviation of the discounted rewards
@@ -101,6 +103,8 @@ class PPO(Reinforcement):
 
     def __post_init__(self) -> None:
         positive(self, "", "epochs", "minibatches")
+        between(self, 0, 1, "gae_lambda")
+        between(self, 0, math.inf, "clip_epsilon", "value_clip")
         super().__post_init__()
         multiple(self, "rollout_length", self.minibatches, "minibatches")
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError, positive
+from research.core.errors import between, positive
 from research.core.experiment import Experiment, Run, microbatch
 from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
@@ -66,10 +66,9 @@ class PQN(QLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "epochs", "minibatches")
+        between(self, 0, 1, "q_lambda")
         super().__post_init__()
         multiple(self, "rollout_length", self.minibatches, "minibatches")
-        if not 0 <= self.q_lambda <= 1:
-            raise UserError(f"q_lambda must be between 0 and 1, not {self.q_lambda}")
 
     @property
     def batch(self) -> int:

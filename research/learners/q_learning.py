@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.errors import between
 from research.core.experiment import Inference, Load, Report
 from research.core.metrics import Metrics
 from research.core.modules import bind, network
@@ -41,6 +42,10 @@ class QLearning(Reinforcement):
     epsilon_fraction: float = 0.5
 
     dtypes: ClassVar[tuple[Dtype, ...]] = ("float32", "bfloat16", "float16")
+
+    def __post_init__(self) -> None:
+        between(self, 0, 1, "epsilon_start", "epsilon_end", "epsilon_fraction")
+        super().__post_init__()
 
     def distribution(self) -> Distribution:
         """How the net's outputs are read."""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Feeds, Report, Run, multiples
 from research.core.optimizers import Optimizer
 from research.data.feed import Empty, episodes
@@ -42,6 +42,7 @@ class Reinforcement(Experiment):
 
     def __post_init__(self) -> None:
         positive(self, "", "num_envs", "rollout_length", "episodes", "test_episodes")
+        between(self, 0, 1, "gamma", "average")
         super().__post_init__()
 
     @property

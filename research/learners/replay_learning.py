@@ -3,6 +3,7 @@
 `act_and_learn` is the outer loop of their Algorithm 1: act, store, learn from samples, and every C steps reset Q̂ to Q.
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import microbatch
 from research.core.metrics import Metrics, mean
 from research.core.state import Batch, State, Step
@@ -59,6 +60,8 @@ class ReplayLearning(QLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "buffer_size", "batch", "updates", "target_update_interval")
+        between(self, 0, 1, "tau")
+        between(self, 0, math.inf, "learning_starts")
         super().__post_init__()
         multiple(self, "batch", self.num_envs, "num_envs")
         multiple(self, "buffer_size", self.frames, "num_envs * rollout_length")
@@ -87,6 +90,15 @@ class ReplayLearning(QLearning):
     def warmup_steps(self) -> int:
         """Number of steps that act without learning."""
         return max(-(-self.learning_starts // self.frames), -(-self.window[1] // self.rollout_length)) - 1
+
+    def warnings(self) -> tuple[str, ...]:
+        """See `Experiment`."""
+        if self.run.steps > self.warmup_steps:
+            return ()
+        return (
+            f"nothing is learned in {self.run.steps} steps, since the first {self.warmup_steps} only fill the replay "
+            "buffer: give more --steps or a smaller --learning-starts",
+        )
 
     def updater(self) -> Updater:
         """`init` and `update` of one net, called "q"."""

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
@@ -81,6 +81,7 @@ class Restore(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "hole")
+        between(self, 0, 1, "average")
 
     def build(self) -> Learner:
         """See `Experiment`."""

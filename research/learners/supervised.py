@@ -7,6 +7,7 @@ from typing import Any, Literal
 import flax.linen as nn
 import jax
 
+from research.core.errors import between
 from research.core.experiment import Experiment
 from research.core.losses import Criterion, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
@@ -37,6 +38,10 @@ class Supervised(Experiment):
     quantization: Literal["int8"] | None = None
 
     dtypes = ("float32", "bfloat16", "float16")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between(self, 0, 1, "average")
 
     def updater(self) -> Updater:
         """`init` and `update` of one net, called "net"."""

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import Network, network
@@ -66,6 +66,7 @@ class VAE(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "latent", "num_samples", "bound_samples")
+        between(self, 0, 1, "average")
         if self.num_samples > 1 and not self.variational:
             raise UserError(
                 f"num_samples={self.num_samples} is of variational autoencoders: give 1 with --no-variational"

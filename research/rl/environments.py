@@ -4,7 +4,6 @@ A new environment is one file: a class in research/rl/mine.py, and in the config
 `probes.py` has short examples.
 """
 
-import ast
 import dataclasses
 import importlib
 import inspect
@@ -208,6 +207,7 @@ def _made(kind: str, max_steps: int | None, given: dict[str, Value]) -> tuple[An
             hint = nearest(name, {**arguments, **defaults})
             raise UserError(f"environment.params: {kind} has no parameter {name!r}: {hint}")
     params = params.replace(**{name: _typed(name, value, defaults[name]) for name, value in given.items()})
+    getattr(env, "check_params", lambda params: None)(params)
     return env, params if max_steps is None else params.replace(max_steps_in_episode=max_steps)
 
 
@@ -229,14 +229,14 @@ def _find(name: str) -> Callable[..., Any]:
         return _suites().find(file, kind)
     if not colon and name in _gymnax().registered_envs:
         return lambda **arguments: _gymnax().make(name, **arguments)[0]
-    paths = {path.stem: path for path in sorted(Path(__file__).parent.glob("*.py"))}
-    # A file is read, not run, until it is known to define the class: a name may come from a run's config.json.
-    classes = set() if file not in paths else _classes(paths[file])
-    if colon and kind in classes:
-        return getattr(importlib.import_module(f"research.rl.{file}"), kind)
+    # A name may come from a run's config.json: none but these files are imported.
+    files = sorted({path.stem for path in Path(__file__).parent.glob("*.py")} - {"__init__", "suites"})
+    classes = _classes(file) if colon and file in files else {}
+    if kind in classes:
+        return classes[kind]
     if colon:
-        files = [*_suites().SUITES, *(file for file in paths if file != "__init__")]
-        names = [f"{file}:{kind}" for kind in sorted(classes)] or [f"{file}:…" for file in files]
+        others = [*_suites().SUITES, *(file for file in files if _classes(file))]
+        names = [f"{file}:{kind}" for kind in sorted(classes)] or [f"{other}:…" for other in others]
     else:
         names = list(_gymnax().registered_envs)
     raise UserError(f"environment.name: there is no environment {name!r}: {nearest(name, names)}")
@@ -256,10 +256,13 @@ def _suites() -> Any:
     return suites
 
 
-def _classes(path: Path) -> set[str]:
-    """The names of the public classes that a file defines."""
-    nodes = ast.parse(path.read_text()).body
-    return {node.name for node in nodes if isinstance(node, ast.ClassDef) and not node.name.startswith("_")}
+def _classes(file: str) -> dict[str, type]:
+    """The public classes with gymnax's interface that research/rl/FILE.py defines, by name."""
+    module = importlib.import_module(f"research.rl.{file}")
+    own = {name: x for name, x in vars(module).items() if isinstance(x, type) and x.__module__ == module.__name__}
+    interface = ("reset_env", "step_env", "default_params")
+    public = {name: x for name, x in own.items() if not name.startswith("_")}
+    return {name: x for name, x in public.items() if all(hasattr(x, member) for member in interface)}
 
 
 def check(name: str, env: Any, params: Any) -> int | None:

@@ -282,6 +282,15 @@ class Highway(environment.Environment[HighwayState, HighwayParams]):
         """40 seconds, on a road with a car for every 80 m of a lane."""
         return HighwayParams(max_steps_in_episode=round(40 / (DT * self.substeps)), ring=80.0 * self.rows)
 
+    def check_params(self, params: HighwayParams) -> None:
+        """Raises UserError where the cars have no room on the road, or it is too long for `ordered`."""
+        least, most = 20 * self.rows, FURTHEST // TICKS >> self.cars.bit_length()
+        if not least <= params.ring <= most:
+            raise UserError(
+                f"environment.params: a ring of {self.cars} cars on {self.lanes} lanes has {least} to {most} m, not "
+                f"{params.ring}"
+            )
+
     def reset_env(self, key: jax.Array, params: HighwayParams) -> tuple[jax.Array, HighwayState]:
         """The cars of a lane are spread over the ring, at least 20 m from one another."""
         keys = jax.random.split(key, 3)

@@ -45,7 +45,8 @@ def write(trees: jax.Array, step: jax.Array, rollout_length: int, slots: int, n:
     written over, 0.
     """
     number = step * rollout_length - (n - 1) + jnp.arange(rollout_length + n - 1)
-    whole = (number >= 0) & (jnp.arange(rollout_length + n - 1) < rollout_length)
+    oldest = jnp.maximum((step + 1) * rollout_length - slots, 0)  # of the transitions that are still stored
+    whole = (number >= oldest) & (jnp.arange(rollout_length + n - 1) < rollout_length)
     return jax.vmap(lambda tree: put(tree, number % slots, jnp.where(whole, tree[0], 0)))(trees)
 
 

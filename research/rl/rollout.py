@@ -30,7 +30,7 @@ class ActorState(NamedTuple):
         env_id: i32, each environment's global index
         env_state: the environments' own states
         observation: f32, what the next action is chosen by
-        episode_return: f32, the sum of the rewards of the episode so far
+        episode_return: f32, the sum of the environment's own rewards of the episode so far, neither scaled nor clipped
         episode_length: f32, the number of its frames so far
     """
 
@@ -89,7 +89,8 @@ def rollout(
         transition = Transition(
             actor.observation, action, timestep.reward, timestep.terminated, done, timestep.next_observation
         )
-        episode_return, episode_length = actor.episode_return + timestep.reward, actor.episode_length + 1
+        reward = timestep.reward if timestep.own_reward is None else timestep.own_reward
+        episode_return, episode_length = actor.episode_return + reward, actor.episode_length + 1
         metrics: Metrics = {"return": mean(episode_return, done), "length": mean(episode_length, done)}
         actor = ActorState(
             actor.env_id,

@@ -31,6 +31,7 @@ class Timestep(NamedTuple):
         reward: f32
         terminated: bool, the episode ended: nothing follows it
         truncated: bool, the episode was cut short: what would have followed still has a value
+        own_reward: f32, the environment's own reward where a wrapper has changed `reward`, else None
     """
 
     observation: jax.Array
@@ -38,6 +39,7 @@ class Timestep(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
+    own_reward: jax.Array | None = None
 
 
 class VectorEnv(NamedTuple):

@@ -18,11 +18,11 @@ Starts = tuple[Tree, jax.Array]
 
 
 def rewards(environment: VectorEnv, changed: Callable[[jax.Array], jax.Array]) -> VectorEnv:
-    """Rewards f32[num_envs] as `changed` makes them."""
+    """Rewards f32[num_envs] as `changed` makes them; returns are reported with `own_reward`, which they were before."""
 
     def step(keys: jax.Array, states: Tree, actions: jax.Array, starts: Starts) -> tuple[Tree, Timestep]:
         states, timestep = environment.step(keys, states, actions, starts)
-        return states, timestep._replace(reward=changed(timestep.reward))
+        return states, timestep._replace(reward=changed(timestep.reward), own_reward=timestep.reward)
 
     return environment._replace(step=step)
 

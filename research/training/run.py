@@ -152,6 +152,8 @@ def prepare(command: config.Command[Experiment], files: workdir.Files, checkpoin
     check_dtype(experiment, jax.default_backend())
     where = place(command.place, layout(command))
     check_divisible(experiment, where)
+    for warning in experiment.warnings():
+        warn(warning)
     feeds = experiment.feeds()
     reports = tuple(experiment.reports(load))
     workdir.keep(files.directory, feeds.kept, checkpoints.parent)
