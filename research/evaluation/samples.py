@@ -184,7 +184,7 @@ def classifier_metrics(
             shares = np.bincount(predicted, minlength=num_labels) / num_samples
             values = {
                 "fid": fid(features, train),
-                "kid": kid(features, train).mean,
+                "kid": kid(features, train),
                 "precision": manifold.precision,
                 "recall": manifold.recall,
                 "confidence": float(probabilities.max(1).mean()),
@@ -199,7 +199,7 @@ def classifier_metrics(
         if split.name == "test":
             test, probabilities = classifier.predict(arrays.test_images)
             values["fid_of_test_images"] = fid(test, train)
-            values["kid_of_test_images"] = kid(test, train).mean
+            values["kid_of_test_images"] = kid(test, train)
             values["confidence_of_test_images"] = float(probabilities.max(1).mean())
         about = {
             "classifier_dir": classifier.directory,
