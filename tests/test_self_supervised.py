@@ -245,6 +245,8 @@ def test_few_labels_are_balanced_and_not_those_of_validation():
         balanced(labels, np.arange(6), 3, 2, 0)
     with pytest.raises(UserError, match="4 labelled images of each class are more than the 3"):
         balanced(labels, np.arange(6), 8, 2, 0)
+    with pytest.raises(UserError, match=r"data\.draw must be at least 0, not -1"):
+        FewLabels(draw=-1)
 
 
 def test_few_labels_are_made_up_where_there_is_no_data(tmp_path, monkeypatch):
