@@ -164,8 +164,15 @@ def classifier_metrics(
 
     every: steps between evaluations during training, or None.
 
-    Raises UserError where there are too few samples or images for FID.
+    Raises UserError where there are too few samples or images for FID, and where the generator reads labels that are
+    not the classifier's classes.
     """
+    if conditional and classifier.names != data.spec().names:
+        given, expected = (" ".join(names) for names in (classifier.names, data.spec().names))
+        raise UserError(
+            f"classifier_dir: the classes of the classifier in {classifier.directory} are {given}, and the labels of "
+            f"the samples are {expected}: give a classifier of the same classes in this order, or leave it out"
+        )
     check_counts(
         data, num_samples, classifier.num_features, "give a classifier_dir with fewer features, or leave it out"
     )
