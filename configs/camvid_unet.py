@@ -3,7 +3,7 @@
 Paper: Ronneberger, Fischer & Brox 2015, "U-Net: convolutional networks for biomedical image segmentation"
 (arXiv:1505.04597), of the residual blocks of Ho, Jain & Abbeel 2020. Data: Brostow, Fauqueur & Cipolla 2009, in the
 split and the classes of SegNet (Badrinarayanan, Kendall & Cipolla 2017, arXiv:1511.00561). From scratch, on 367 images:
-random crops of random scale, flips and colours; rarer classes count more, and half of the loss' weight is a Dice loss.
+random crops of random scale, flips and colours; rarer classes count more, and half of a Dice loss is added.
 
     python -m experiments.train camvid_unet
 

@@ -7,7 +7,8 @@ which takes 6 times as many steps), much less is to be expected.
     python -m experiments.train coco_detector --dtype bfloat16
 
 Data: coco/2017 of TensorFlow Datasets; its 118,287 training images, resized without regard to their proportions, take
-23 GB of the host's memory. The 5,000 images of its split validation are tested on.
+23 GB of the host's memory. The 5,000 images of its split validation are tested on. Boxes of crowds are left out, so
+that what is detected within one counts as wrong, which COCO ignores.
 
 Measured: It has not been trained yet.
 """

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from experiments.runs import image_classifier
+from experiments.runs import first_images, image_classifier
 from research.core.errors import positive
 from research.core.files import write_json
 from research.core.losses import cross_entropy
@@ -98,13 +98,14 @@ def attack(options: Options) -> None:
         keys = example_keys(jax.random.key(0), index)
         return right(square_search(at, options.queries, loss, images, keys))
 
+    images = sum(int(counted.sum()) for _, counted in first_images(test, options.curves))
     natural: Stands = lambda loss, right, images, index, _: right(images)
     radii, default = [radius * part for part in SHARES], replace(asked, step_size=None)
     found: dict[str, Any] = {
         "about": {"steps": asked.steps, "radius": radius, "step_size": asked.step_size, "restarts": options.restarts},
         "accuracy": accuracies(natural, [0.0], options.limit)[0],
         "attacked_accuracy": accuracies(attacked(asked, options.restarts), [radius], options.limit)[0],
-        "images_of_the_rest": options.curves,
+        "images_of_the_rest": images,
         "attacked_accuracy_of_these": accuracies(attacked(asked, options.restarts), [radius])[0],
         "searched_accuracy_of_these": accuracies(searched, [radius])[0],
         "by_radius": dict(zip(radii, accuracies(attacked(default), radii), strict=True)),
@@ -116,7 +117,7 @@ def attack(options: Options) -> None:
     table = Table("images", "accuracy", title=f"{options.directory}, radius {radius:.4g}", title_justify="left")
     table.add_row("as they are", f"{found['accuracy']:.4f}")
     table.add_row(f"{asked.steps} steps, {options.restarts} restarts", f"{found['attacked_accuracy']:.4f}")
-    table.add_row(f"the same, {options.curves} images", f"{found['attacked_accuracy_of_these']:.4f}")
+    table.add_row(f"the same, {images} images", f"{found['attacked_accuracy_of_these']:.4f}")
     table.add_row(f"{options.queries} queries without gradient", f"{found['searched_accuracy_of_these']:.4f}")
     Console().print(table)
 
@@ -142,11 +143,11 @@ def shares(
         right = lambda images: logits(images).argmax(-1) == batch.targets
         return stands(loss, right, batch.inputs.astype(jnp.float32) / 255, batch.index, value)
 
-    size = sum(int(np.sum(batch.mask)) for batch in test) if limit is None else limit
-    batches = test[: -(-size // len(test[0].index))]
-    valid = np.concatenate([np.asarray(batch.mask) > 0 for batch in batches])
-    each = ([np.asarray(kept(batch, jnp.asarray(value))) for batch in batches] for value in values)
-    return [float(np.concatenate(found)[valid][:size].mean()) for found in each]
+    found = [
+        [np.asarray(kept(batch, jnp.asarray(value)))[counted] for value in values]
+        for batch, counted in first_images(test, limit)
+    ]
+    return [float(np.concatenate(each).mean()) for each in zip(*found, strict=True)]
 
 
 def draw(found: dict[str, Any], directory: Path) -> None:

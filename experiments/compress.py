@@ -30,7 +30,7 @@ from rich.table import Table
 
 from experiments.console import status
 from experiments.results import provenance
-from experiments.runs import image_classifier
+from experiments.runs import first_images, image_classifier
 from research.core.errors import positive
 from research.core.files import write_json
 from research.core.int8 import RANGES, integers, scale_of
@@ -119,7 +119,7 @@ def compress(options: Options) -> None:
         "about": provenance(f"python -m experiments.compress {options.directory}", device()),
         "sparsity": sparsity,
         "compressed": rows,
-        "images_of_the_curves": options.curves,
+        "images_of_the_curves": sum(int(counted.sum()) for _, counted in first_images(feeds.test, options.curves)),
         "accuracy_by_sparsity": {
             {"layer": "by layer", "global": "all together"}[scope]: dict(
                 zip(SPARSITIES, one_shot(programs["float32"], config, scope, feeds.test, options.curves), strict=True)
@@ -140,11 +140,11 @@ def calibrated(experiment: Classify, state: State, batches: Sequence[Any]) -> di
 
 def accuracy(logits: Callable[..., jax.Array], state: State, test: Sequence[Batch], limit: int | None = None) -> float:
     """The share of the test images, of the first `limit`, whose largest logit is that of their class."""
-    size = sum(int(np.sum(batch.mask)) for batch in test) if limit is None else limit
-    batches = test[: -(-size // len(test[0].index))]
-    right = [np.asarray(logits(state, batch.inputs)).argmax(-1) == batch.targets for batch in batches]
-    valid = np.concatenate([np.asarray(batch.mask) > 0 for batch in batches])
-    return float(np.concatenate(right)[valid][:size].mean())
+    right = [
+        (np.asarray(logits(state, batch.inputs)).argmax(-1) == batch.targets)[counted]
+        for batch, counted in first_images(test, limit)
+    ]
+    return float(np.concatenate(right).mean())
 
 
 def one_shot(

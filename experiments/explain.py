@@ -8,7 +8,7 @@ written to the run's directory.
 """
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from experiments.runs import image_classifier
+from experiments.runs import first_images, image_classifier
 from research.core.console import console
 from research.core.errors import UserError, positive
 from research.core.files import failing, make_directory, write_json
@@ -183,15 +183,13 @@ def suited(
     return methods, missing
 
 
-def taken(batches: Any, limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def taken(batches: Sequence[Batch], limit: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first `limit` images f32 in 0 ... 1 of batches, their labels and their indices."""
-    found: list[Batch] = []
-    for batch in batches:
-        valid = np.asarray(batch.mask) > 0
-        found.append(jax.tree.map(lambda x, valid=valid: np.asarray(x)[valid], batch))
-        if sum(len(one.index) for one in found) >= limit:
-            break
-    images, labels, index = (np.concatenate([one[k] for one in found])[:limit] for k in (2, 3, 0))
+    rows = [
+        (batch.inputs[counted], batch.targets[counted], batch.index[counted])
+        for batch, counted in first_images(batches, limit)
+    ]
+    images, labels, index = map(np.concatenate, zip(*rows, strict=True))
     return images.astype(np.float32) / 255, labels, index
 
 

@@ -69,6 +69,11 @@ class Options:
         positive(self, "", "images", "seeds")
         if len(set(self.images)) < len(self.images):
             raise UserError("--images has a number twice")
+        for name in ("pretraining", "tuning"):
+            try:
+                shlex.split(getattr(self, name))
+            except ValueError as error:
+                raise UserError(f"--{name}: {error}") from error
 
 
 def main(arguments: list[str]) -> int:

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,13 @@ import pytest
 from learners import EXPERIMENTS
 
 from experiments import attack as script
+from experiments.runs import first_images
 from experiments.train import main
 from research.core.errors import UserError
 from research.core.losses import classification
 from research.core.modules import network
 from research.core.state import Batch, State, example_keys
+from research.data.feed import EvalBatches
 from research.evaluation.attacks import Attack, projected_gradient, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, corrupted
 from research.learners.robust import Adversarial, divergence, trades_loss
@@ -142,6 +145,30 @@ def test_a_run_is_trained_and_attacked(tmp_path, capsys, without_pictures):
     assert 0 < logged[-1]["attacked_accuracy"] <= logged[-1]["accuracy"]
     assert script.main([str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_the_first_images_are_read_once_and_counted():
+    read = []
+
+    def batch(n, mask):
+        read.append(n)
+        return Batch(np.arange(4) + 4 * n, np.array(mask), np.zeros((4, 1)), np.zeros(4, int))
+
+    masks = [1, 0, 1, 1], [1, 1, 1, 1], [1, 1, 0, 0]
+    test = EvalBatches([partial(batch, n, mask) for n, mask in enumerate(masks)])
+    index = lambda limit: np.concatenate([each.index[counted] for each, counted in first_images(test, limit)]).tolist()
+    assert index(3) == [0, 2, 3] and read == [0]
+    assert index(4) == [0, 2, 3, 4] and read == [0, 0, 1]
+    assert index(None) == index(100) == [0, 2, 3, 4, 5, 6, 7, 8, 9]
+
+
+def test_the_share_that_withstands_is_of_the_first_images():
+    images = np.arange(6, dtype=np.uint8).reshape(2, 3, 1, 1, 1) * 50
+    test = [Batch(np.arange(3), np.array([1, 1, 1 - n]), x, np.zeros(3, int)) for n, x in enumerate(images)]
+    brighter = lambda loss, right, images, index, value: images.max((1, 2, 3)) * 255 > value
+    logits = lambda images: images.reshape(-1, 1)
+    assert script.shares(logits, brighter, [20, 120], test, None) == [4 / 5, 2 / 5]
+    assert script.shares(logits, brighter, [20, 120], test, 4) == [3 / 4, 1 / 4]
 
 
 def test_trades_trains():

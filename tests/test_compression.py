@@ -188,7 +188,7 @@ def test_a_trained_net_is_pruned_and_quantised_in_fine_tuning(pruned, tmp_path, 
 
 def test_what_compression_costs_is_measured(pruned, tmp_path, capsys):
     """A pruned net in int8: within a point, which is 3 of the 359 images, at the size that its arrays have."""
-    assert script.main([str(pruned), "--rounds", "2", "--curves", "100", "--output", str(tmp_path / "found.json")]) == 0
+    assert script.main([str(pruned), "--rounds", "2", "--curves", "400", "--output", str(tmp_path / "found.json")]) == 0
     found = json.loads((tmp_path / "found.json").read_text())
     rows, state = found["compressed"], research.load(pruned)[2]
     test = json.loads((pruned / "summary.json").read_text())["test"]["accuracy"]["mean"]
@@ -204,7 +204,7 @@ def test_what_compression_costs_is_measured(pruned, tmp_path, capsys):
     kept = sum(int((x != 0).sum()) for x in kernels)
     assert rows["float32, sparse"]["bytes"] == 4 * (every - integer) + bits + 4 * kept
     assert rows["int8, sparse"]["bytes"] < rows["int8"]["bytes"] and rows["float32"]["zlib_bytes"] < 4 * every
-    assert found["sparsity"] == pytest.approx(0.75, abs=0.01)
+    assert found["sparsity"] == pytest.approx(0.75, abs=0.01) and found["images_of_the_curves"] == 359
     by_layer = found["accuracy_by_sparsity"]["by layer"]
     assert by_layer["0.0"] == by_layer["0.7"] > by_layer["0.95"]  # three quarters of the weights are 0 already
     said = " ".join(capsys.readouterr().out.split())

@@ -42,6 +42,8 @@ def test_one_step(name):
         known = {field.name for field in dataclasses.fields(experiment.data)}
         few = {name: value for name, value in few.items() if name in known}
         experiment = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, **few))
+    if hasattr(experiment, "probe_labels"):
+        experiment = dataclasses.replace(experiment, probe_labels=(20,))
     if hasattr(experiment, "minibatches"):
         experiment = dataclasses.replace(experiment, num_envs=2, epochs=1)
     try:

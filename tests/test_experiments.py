@@ -19,6 +19,9 @@ import research
 from experiments import console, demo, dtypes, evaluate, plot, reproduce, train
 from research.core.errors import RunError
 from research.core.experiment import Report, Split
+from research.core.state import State
+from research.data.feed import EvalBatches
+from research.evaluation import images
 from research.learners.classify import Classify
 from research.training import config
 
@@ -184,6 +187,30 @@ def test_mistakes_are_those_that_numpy_counts(finished):
     count = sum(batch.mask.sum() for batch in data)
     assert summary["reports"]["ensemble_accuracy"] == pytest.approx(together / count)
     assert wrong == round(count * (1 - summary["test"]["accuracy"]["each"][0]))
+
+
+def test_predictions_are_those_with_the_smallest_margins_in_one_pass(tmp_path, monkeypatch, rng):
+    pixels, labels = rng.permutation(400).reshape(100, 2, 2, 1), rng.integers(0, 3, 100)
+    read, drawn = [], {}
+
+    def examples(places):
+        read.append(len(places))
+        return pixels[places], labels[places]
+
+    monkeypatch.setattr(
+        images.plot, "image_grid", lambda found, captions, *_, **__: drawn.update(images=found, captions=captions)
+    )
+    logits = lambda state, images: images.reshape(len(images), -1)[:, :3].astype(float)
+    state = State(0, jax.random.key(0), {}, {}, {}, ())
+    numbers = images.classification(logits, "abc").run(
+        state, Split("test", EvalBatches.of(examples, 100, 40)), tmp_path
+    )
+    outputs = pixels.reshape(100, 4)[:, :3]
+    margins = [x[label] - max(np.delete(x, label)) for x, label in zip(outputs, labels, strict=True)]
+    chosen = np.argsort(margins, kind="stable")[:48]
+    assert read == [40] * 3 and numbers == {"mistakes": np.sum(np.array(margins) < 0)}
+    np.testing.assert_array_equal(drawn["images"], pixels[chosen])
+    assert drawn["captions"][0] == f"predicted {'abc'[outputs[chosen[0]].argmax()]},\nis {'abc'[labels[chosen[0]]]}"
 
 
 def test_reports_judge_the_averaged_weights(tmp_path):

@@ -356,7 +356,7 @@ def stored(monkeypatch, splits):
     features = {"image": SimpleNamespace(shape=(8, 8, 1)), "label": scalar, "id": scalar, "speaker": labelled}
     builder = SimpleNamespace(info=SimpleNamespace(features=features, splits=dict.fromkeys(splits)))
     places = {"label": 0, "id": 1, "speaker": 2}
-    read = lambda _, name, split, wanted, limit: [[row[places[x]] for row in splits[split]] for x in wanted]
+    read = lambda _, name, split, wanted, limit: [[row[places[x]] for row in splits[split][:limit]] for x in wanted]
     monkeypatch.setattr(columns.tfds, "builder", lambda *_: builder)
     monkeypatch.setattr(columns.tfds, "columns", read)
 
@@ -368,6 +368,10 @@ def test_columns_of_a_data_set(monkeypatch):
     assert columns.column_names(data) == ("id", "label", "speaker")
     assert columns.test_column(data, "speaker") == columns.Column([3, 4, 5], ["bert", "anna", "bert"])
     assert columns.test_column(data, "id").values == ["train_3", "train_4", "train_5"]
+    # Some classes, renumbered, of which as many as the limit.
+    some = Images(name="stored", classes=(5, 3), limit=2)
+    assert columns.test_column(some, "id") == columns.Column([1, 0], ["train_3", "train_5"])
+    assert columns.test_column(Images(name="stored", classes=(5, 3), limit=1), "id").values == ["train_3"]
     # GLUE's test labels are secret: the examples are those of validation.
     stored(monkeypatch, {"train": rows, "test": [(-1, b"x", 0)], "validation": rows[:2]})
     assert columns.test_column(data, "id").values == ["train_0", "train_1"]

@@ -332,8 +332,22 @@ def test_sizes_that_cannot_be_are_mistakes():
         shape_of(cyclegan.PatchDiscriminator(), jnp.zeros((1, 8, 8, 1)))
     with pytest.raises(UserError, match="halved"):
         shape_of(cyclegan.CycleGenerator(), jnp.zeros((1, 30, 30, 1)))
+    with pytest.raises(UserError, match=r"generator\.kernel_size must be odd, not 4"):
+        cyclegan.CycleGenerator(kernel_size=4)
     with pytest.raises(UserError, match="batch normalisation couples them"):
         replace(TINY, gradient_penalty=10.0)
+
+
+@pytest.mark.parametrize("widths, hidden", [((4, 4), 6), ((4, 4, 4), 0)])
+def test_an_instance_norm_of_one_pixel_is_refused(widths, hidden):
+    """It makes 0 of a dense layer, and of an image of 8x8 that is halved three times: nothing hangs on the input."""
+    labels = jnp.zeros(1, jnp.int32)
+    generator = dcgan.DCGANGenerator(widths, hidden, "instance", shape=(8, 8, 1))
+    discriminator = dcgan.DCGANDiscriminator(widths, hidden, "instance")
+    for net, x in ((generator, jnp.zeros((1, 5))), (discriminator, jnp.zeros((1, 8, 8, 1)))):
+        with pytest.raises(UserError, match="norm instance makes 0 of every dense layer"):
+            shape_of(net, (x, labels))
+        assert shape_of(net.clone(widths=(4, 4), hidden=0), (x, labels))
 
 
 def test_the_label_matters_where_it_is_read():

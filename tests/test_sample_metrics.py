@@ -40,24 +40,19 @@ def mmd(x, y):
 def test_kid_is_the_mean_of_unbiased_blocks():
     shuffle = np.random.default_rng(0).permutation
     x, y = shuffle(X), shuffle(Y)
-    assert kid(X, Y).mean == pytest.approx(mmd(x[: len(Y)], y), rel=1e-9)
-    assert np.isnan(kid(X, Y).error)
+    assert kid(X, Y) == pytest.approx(mmd(x[: len(Y)], y), rel=1e-9)
     blocks = [mmd(x[:20], y[:20]), mmd(x[20:40], y[20:40])]
-    found = kid(X, Y, block=20)
-    assert found.mean == pytest.approx(np.mean(blocks), rel=1e-9)
-    assert found.error == pytest.approx(abs(blocks[0] - blocks[1]) / 2, rel=1e-9)
+    assert kid(X, Y, block=20) == pytest.approx(np.mean(blocks), rel=1e-9)
 
 
 def test_kid_of_one_distribution_is_about_zero(rng):
     x, y = (rng.normal(size=(2000, 4)) for _ in range(2))
-    found = kid(x, y, block=200)
-    assert abs(found.mean) < 4 * found.error < 0.5
+    assert abs(kid(x, y, block=200)) < 0.1
 
 
 def test_kid_does_not_hang_on_the_datas_order(rng):
     x, y = (np.sort(rng.normal(size=(2000, 1)), axis=0) for _ in range(2))
-    found = kid(x, y[::-1], block=200)
-    assert abs(found.mean) < 4 * found.error < 0.5
+    assert abs(kid(x, y[::-1], block=200)) < 0.5
     assert mmd(x[:40], y[::-1][:40]) > 10
 
 

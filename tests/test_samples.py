@@ -182,6 +182,21 @@ def test_a_classifier_that_does_not_fit_is_refused_before_training(runs):
         samples.translation_metrics(cycle.translate, cycle.data, other, None)
 
 
+def test_a_classifier_of_segmented_images_is_refused():
+    load = lambda _: (EXPERIMENTS["segment"], None, None)
+    with pytest.raises(UserError, match="classifier_dir: there is not the run of an image classifier"):
+        load_classifier(load, "there", None, (8, 8, 1))
+
+
+def test_a_classifier_with_classes_in_another_order_is_refused_where_labels_matter(runs):
+    classifier = load_classifier(research.load, runs[1], None, (8, 8, 1))._replace(names=tuple("9876543210"))
+    data, generate = Images(name="digits"), lambda state, noise, labels: noise
+    report = lambda conditional: classifier_metrics(generate, 4, data, classifier, 300, conditional, None)
+    with pytest.raises(UserError, match="are 9 8 7 6 5 4 3 2 1 0, and the labels of the samples are 0 1 2 3 4 5"):
+        report(True)
+    assert "label_accuracy" not in report(False).metrics
+
+
 def test_sample_metrics_need_something_that_evaluates_the_samples():
     with pytest.raises(UserError, match="sample_metrics_every needs classifier_dir or inception"):
         dataclasses.replace(EXPERIMENTS["gan"], sample_metrics_every=6)

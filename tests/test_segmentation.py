@@ -208,6 +208,32 @@ def test_a_flip_and_a_crop_are_exact(rng):
     assert (found_masks == VOID).sum((1, 2)).min() >= 8 and found[found_masks == VOID].max() < 1
 
 
+def test_a_crop_without_scaling_is_a_part_of_the_image(rng):
+    images, masks = rng.random((40, 6, 8, 3)).astype(np.float32), rng.integers(0, 5, (40, 6, 8)).astype(np.uint8)
+    found, found_masks = augmented(AugmentMasks(crop=(4, 7)), images, masks)
+    starts = set()
+    for n in range(40):
+        places = [(y, x) for y in range(3) for x in range(2)]
+        parts = [images[n, y : y + 4, x : x + 7] for y, x in places]
+        ((y, x),) = (at for at, part in zip(places, parts, strict=True) if np.allclose(part, found[n], atol=1e-6))
+        np.testing.assert_array_equal(found_masks[n], masks[n, y : y + 4, x : x + 7])
+        starts.add((y, x))
+    assert len(starts) == 6
+    # A larger one holds the whole image.
+    found, found_masks = augmented(AugmentMasks(crop=(9, 8)), images, masks)
+    np.testing.assert_allclose(found[found_masks != VOID].reshape(images.shape), images, atol=1e-6)
+
+
+def test_an_enlarged_image_is_not_darker_at_its_edge():
+    images, masks = np.ones((8, 6, 8, 1), np.float32), np.zeros((8, 6, 8), np.uint8)
+    found, found_masks = augmented(AugmentMasks(crop=(12, 16), scaling=(2.0, 2.0)), images, masks)
+    assert not found_masks.any()
+    np.testing.assert_allclose(found, 1, atol=1e-6)
+    # What is outside is black.
+    found, found_masks = augmented(AugmentMasks(crop=(20, 24), scaling=(1.5, 2.0)), images, masks)
+    np.testing.assert_allclose(found[..., 0], found_masks != VOID, atol=1e-6)
+
+
 def test_colours_leave_the_mask(rng):
     images, masks = rng.random((4, 6, 8, 3)).astype(np.float32), rng.integers(0, 5, (4, 6, 8)).astype(np.uint8)
     found, found_masks = augmented(AugmentMasks(colour=0.5), images, masks)

@@ -224,6 +224,26 @@ def test_report_on_features(tmp_path, monkeypatch):
     assert len(set(draws)) == 2 and np.mean(draws) == pytest.approx(values["probe_accuracy_50"])
 
 
+@pytest.mark.parametrize(
+    "labels, message",
+    [
+        (505, "505 labelled images can't be shared equally by 10 classes"),
+        (10, "10 are fewer than two for each of 10 classes"),
+        (1500, "150 labelled images of each class are more than the"),
+    ],
+)
+def test_numbers_of_labels_are_checked_before_training(labels, message):
+    experiment = dataclasses.replace(SIMCLR, data=Images(name="digits"), probe_labels=(50, labels))
+    with pytest.raises(UserError, match=f"probe_labels: {message}"):
+        experiment.reports(None)
+
+
+def test_a_probe_of_two_labels_of_each_class(rng):
+    x, y = rng.normal(size=(6, 4)), np.array([0, 1, 2, 0, 1, 2])
+    x[np.arange(6), y] += 20
+    assert representations.probe_accuracy(x, y, x, y) == 1
+
+
 def test_few_labels_are_balanced_and_not_those_of_validation():
     every, few = Images(name="digits"), FewLabels(name="digits", labels=50, batch=50)
     drawn = [dataclasses.replace(few, draw=draw).feeds().train.batch_at(0) for draw in (0, 0, 1)]
@@ -245,6 +265,8 @@ def test_few_labels_are_balanced_and_not_those_of_validation():
         balanced(labels, np.arange(6), 3, 2, 0)
     with pytest.raises(UserError, match="4 labelled images of each class are more than the 3"):
         balanced(labels, np.arange(6), 8, 2, 0)
+    with pytest.raises(UserError, match=r"data\.draw must be at least 0, not -1"):
+        FewLabels(draw=-1)
 
 
 def test_few_labels_are_made_up_where_there_is_no_data(tmp_path, monkeypatch):

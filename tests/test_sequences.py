@@ -19,7 +19,7 @@ from research.core.modules import Dropout, network, random_bytes
 from research.core.special_tokens import BOS, EOS, PAD
 from research.core.state import Batch, State
 from research.evaluation.decoding import Sampling, beam_search, filter_logits, sample, sample_token
-from research.learners.masked import mask_tokens
+from research.learners.masked import Masked, mask_tokens
 from research.nets import attention, bag, lstm, recurrence, transformer
 from research.nets.cnn import CNN
 from research.nets.sequence import Memory, pool
@@ -114,6 +114,22 @@ def test_lstm_against_pytorch(layers, bidirectional):
     for ours, last in ((carry.hidden, hidden), (carry.cell, cell)):
         last = last.detach().numpy().reshape(layers, 1 + bidirectional, 3, -1)
         np.testing.assert_allclose(ours, last.transpose(2, 0, 1, 3).reshape(3, layers, 8), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: lstm.LSTM(0, 8), r"net\.layers must be at least 1, not 0"),
+        (lambda: lstm.LSTM(1, 0), r"net\.width must be at least 1, not 0"),
+        (lambda: lstm.LSTM(1, 7, bidirectional=True), r"net\.width must be even, half of it for each direction, not 7"),
+        (lambda: Stack(width=7, heads=1, positions="sinusoidal"), "sinusoidal positions need an even width, not 7"),
+        (lambda: Masked(share=1.5), r"share is a fraction above 0 and at most 1, not 1\.5"),
+        (lambda: Masked(share=0.0), r"share is a fraction above 0 and at most 1, not 0\.0"),
+    ],
+)
+def test_sizes_that_cannot_be(make, message):
+    with pytest.raises(UserError, match=message):
+        make()
 
 
 def test_attention_against_numpy():

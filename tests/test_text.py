@@ -157,7 +157,7 @@ def test_a_file_of_more_tokens_than_32_bits_count(tmp_path, monkeypatch):
     np.testing.assert_array_equal(batch.index.view(np.uint32), places % 2**32)
 
     few = tokens[:20]
-    monkeypatch.setattr(texts, "_tokens", lambda *_: (texts.TextSpec(None, 100, context, 0), tokens, few, few))
+    monkeypatch.setattr(texts, "_tokens", lambda *_: (texts.TextSpec(None, 100), tokens, few, few))
     config = Text("tokens.npy", context=context, batch=16, feed="host")
     equal(config.feeds().train.batch_at(3), batch)
     with pytest.raises(
@@ -204,7 +204,7 @@ def test_a_text_file(tmp_path):
     (tmp_path / "alphabet.txt").write_text(text)
     config = Text(name=str(tmp_path / "alphabet.txt"), context=16, batch=4, evaluation_batch=3, validation=0.1)
     spec, feeds = config.spec(), config.feeds()
-    assert (spec.classes, spec.context, spec.replaced) == (26, 16, 0)
+    assert spec.classes == 26
     assert tokenizer_from_json(feeds.kept["tokenizer.json"]).decode(feeds.train.tokens) == text[:1620]
     for part, expected in ((feeds.validation, text[1620:1800]), (feeds.test, text[1800:])):
         assert {batch.inputs.shape for batch in part} == {(3, 16)}
@@ -232,7 +232,6 @@ def test_a_folder_of_texts(tmp_path, kind):
     assert len(test) == round(len(whole) * 0.1) and len(validation) == round((len(whole) - len(test)) * 0.05)
     # The training part has none of the letters of "three😀" but t and e; its most_frequent character is the space.
     others = whole[len(train) :]
-    assert spec.replaced == (0 if kind == "bpe" else sum(map(others.count, "hr😀")))
     expected = others if kind == "bpe" else others.translate(dict.fromkeys(map(ord, "hr😀"), " "))
     assert validation + test == expected
     if kind == "bpe":
@@ -297,7 +296,7 @@ def test_the_standard_library():
 def test_tiny_shakespeare():
     config = Text(name="tiny_shakespeare", validation=0.05)
     spec, *parts = texts._tokens(config, os.environ["TFDS_DATA_DIR"])
-    assert (spec.classes, spec.replaced) == (65, 0)
+    assert spec.classes == 65
     assert [len(part) for part in parts] == [953_661, 50_193, 111_540], "nanoGPT's train, 1,003,854, and validation"
     assert spec.tokenizer.decode(range(13)) == "\n !$&',-.3:;?"
     assert spec.tokenizer.decode(parts[0][:14]) == "First Citizen:"
@@ -704,7 +703,7 @@ def test_pairs(tmp_path):
     config = Pairs(where, vocabulary=261, lengths=(10, 20), batch=2, evaluation_batch=2, test="test", validation=0.25)
     config = dataclasses.replace(config, seed=next(s for s in range(99) if split(4, 0.25, s)[1][0] == 0))
     spec, feeds = config.spec(), config.feeds(3)
-    assert (spec.tokenizer.size, spec.length, spec.left_out) == (261, 20, 1)
+    assert (spec.tokenizer.size, spec.length) == (261, 20)
     assert (config.sources(), config.references()) == test
     assert (config.sources("validation"), config.references("validation")) == (["a dog"], ["ein Hund"])
     encode = lambda text: spec.tokenizer.encode(text).tolist()
@@ -746,7 +745,7 @@ def test_multi30k():
     assert references[place] == "Zwei schwarze Hunde, ein schwarzer Welpe und ein weißer Hund im Schnee."
     spec, feeds = config.spec(), config.feeds(20)
     assert spec.tokenizer.size == 6000
-    assert sum(len(bucket.index) for bucket in feeds.train.buckets) + spec.left_out == 29_000
+    assert sum(len(bucket.index) for bucket in feeds.train.buckets) == 28_987, "13 of 29,000 are longer than 48 tokens"
     assert sum(batch.mask.sum() for batch in feeds.validation) == 1014
     met = set()
     for batch in feeds.test:

@@ -101,6 +101,12 @@ def test_each_way_has_the_rate_that_is_best_on_validation_data(tmp_path, monkeyp
     assert len(directories) == 1 + 3 * 2 * 4, "two rates of the first seed, and two more seeds"
 
 
+@pytest.mark.parametrize("name", ["pretraining", "tuning"])
+def test_an_open_quotation_is_refused(name):
+    with pytest.raises(UserError, match=f"--{name}: No closing quotation"):
+        transfer.Options(**{name: '--steps "3'})
+
+
 def test_the_table_by_hand():
     cell = lambda *each: {"accuracy": list(each)}
     record = {

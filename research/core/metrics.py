@@ -80,14 +80,14 @@ class ConfusionMatrix:
     """Counts of examples by true and predicted class.
 
     counts  f32[classes, classes], [true, predicted]
-    names   of the classes; with them, precision, recall and F1 of each class are reported too; static
+    names   of the classes; static
     """
 
     counts: jax.Array
-    names: tuple[str, ...] = struct.field(pytree_node=False, default=())
+    names: tuple[str, ...] = struct.field(pytree_node=False)
 
     def compute(self, name: str) -> Mapping[str, Any]:
-        """`macro_f1`, the unweighted mean of the classes' F1, and `mean_iou`; by class where there are names.
+        """`macro_f1`, the unweighted mean of the classes' F1, and the precision, recall and F1 of each class.
 
         A class that neither occurs nor is predicted counts as 0.
         """
@@ -100,8 +100,7 @@ class ConfusionMatrix:
             "f1": share(2 * right, true + predicted),
         }
         named = ((f"{kind}_{c}", x[..., n]) for kind, x in by_class.items() for n, c in enumerate(self.names))
-        iou = share(right, true + predicted - right)
-        return {"macro_f1": by_class["f1"].mean(-1), "mean_iou": iou.mean(-1), **dict(named)}
+        return {"macro_f1": by_class["f1"].mean(-1), **dict(named)}
 
 
 @struct.dataclass
@@ -129,12 +128,11 @@ class Overlap:
         return {"mean_iou": mean, **{f"iou_{c}": iou[..., n] for n, c in enumerate(self.names)}}
 
 
-def confusion(predicted: jax.Array, labels: jax.Array, mask: jax.Array, names: Sequence[str] | int) -> ConfusionMatrix:
-    """The ConfusionMatrix of predictions and labels, i32[batch] each; `names` of the classes, or how many there are."""
-    classes = names if isinstance(names, int) else len(names)
-    one_hot = lambda x: jax.nn.one_hot(x, classes)
+def confusion(predicted: jax.Array, labels: jax.Array, mask: jax.Array, names: Sequence[str]) -> ConfusionMatrix:
+    """The ConfusionMatrix of predictions and labels, i32[batch] each; `names` of the classes."""
+    one_hot = lambda x: jax.nn.one_hot(x, len(names))
     counts = jnp.einsum("b,bt,bp->tp", mask, one_hot(labels), one_hot(predicted), precision="highest")
-    return ConfusionMatrix(counts, () if isinstance(names, int) else tuple(names))
+    return ConfusionMatrix(counts, tuple(names))
 
 
 def added(metrics: Metrics) -> Metrics:

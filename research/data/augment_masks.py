@@ -59,7 +59,10 @@ def _augment_one(
     low, high = config.scaling or (1.0, 1.0)
     factor = low * (high / low) ** enlargement  # as often larger as smaller
     sizes = config.crop or mask.shape
-    y, x = (_points(*axis, factor) for axis in zip(mask.shape, sizes, places, strict=True))
+    # Without scaling a crop starts at a whole pixel, so that nothing is interpolated.
+    y, x = (
+        _points(*axis, factor, whole=config.scaling is None) for axis in zip(mask.shape, sizes, places, strict=True)
+    )
     if config.flip:
         x = jnp.where(side < 0.5, mask.shape[1] - 1 - x, x)
     if config.scaling or config.crop or config.flip:
@@ -72,16 +75,24 @@ def _augment_one(
     return image, mask
 
 
-def _points(size: int, crop: int, place: jax.Array, factor: jax.Array) -> jax.Array:
-    """Where a crop of so many pixels lies along an axis of `size` pixels enlarged by a factor, f32[crop]."""
+def _points(size: int, crop: int, place: jax.Array, factor: jax.Array, whole: bool) -> jax.Array:
+    """Where a crop of so many pixels lies along an axis of `size` pixels enlarged by a factor, f32[crop].
+
+    whole  whether it starts at a whole pixel
+    """
     room = size - crop / factor  # below 0 where the crop is the larger one; it then lies around the image
-    start = jnp.where(room == 0, 0, room * place)
+    start = jnp.sign(room) * jnp.floor(place * (abs(room) + 1)) if whole else jnp.where(room == 0, 0, room * place)
     return start + (jnp.arange(crop) + 0.5) / factor - 0.5
 
 
 def _bilinear(at: jax.Array, size: int) -> jax.Array:
-    """The weights f32[points, size] of an axis' pixels at the points; all of them are 0 outside."""
-    return jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(size)))
+    """The weights f32[points, size] of an axis' pixels at the points; all of them are 0 outside.
+
+    The outermost pixels reach half a pixel beyond their centres, and there they count wholly.
+    """
+    inside = (at >= -0.5) & (at <= size - 0.5)
+    distances = jnp.abs(at.clip(0, size - 1)[:, None] - jnp.arange(size))
+    return inside[:, None] * jnp.maximum(0, 1 - distances)
 
 
 def _nearest(mask: jax.Array, y: jax.Array, x: jax.Array) -> jax.Array:

@@ -38,17 +38,23 @@ def column_names(data: Any) -> tuple[str, ...]:
 def test_column(data: Any, name: str) -> Column:
     """The column `name` of the test examples of `data`, see `Column`.
 
+    They are those of `data.classes` where it names any, whose numbers become their places in it.
+
     Raises UserError if there is none of that name, RunError if the data is damaged.
     """
     if name not in column_names(data):
         raise UserError(f"the data has no column {name}")
     if isinstance(data, Sentences) and is_path(data.name):
         return _from_table(data, name)
-    builder, limit = _builder(data), data.limit
+    builder, classes = _builder(data), getattr(data, "classes", ())
+    limit = None if classes else data.limit
     read = lambda split: tfds.columns(builder, data.name, split, (data.label_feature, name), limit)
     there = [split for split in ("test", "validation") if split in builder.info.splits]
     found = next((pair for pair in map(read, there) if set(pair[0]) != {NO_LABEL}), None)
     labels, values = _fifth(*read("train")) if found is None else found
+    if classes:
+        rows = [(classes.index(label), value) for label, value in zip(labels, values, strict=True) if label in classes]
+        labels, values = ([row[at] for row in rows[: data.limit]] for at in (0, 1))
     names = getattr(builder.info.features[name], "names", None)
     if names:
         return Column(labels, [names[value] for value in values])

@@ -33,6 +33,8 @@ class FewLabels(Images):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "data", "labels")
+        if self.draw < 0:
+            raise UserError(f"data.draw must be at least 0, not {self.draw}")
 
     def feeds(self) -> Feeds:
         """The feeds of a run. Raises as `spec` does, and UserError where a class has too few images."""

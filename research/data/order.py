@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.core.errors import UserError
+
 MAX_DEVICE_SIZE = 2**31
 """The most examples that a data set on a device may have: indices have 32 bits there, and 64 on the host."""
 
@@ -116,10 +118,10 @@ def hash32(x: Any) -> Any:
 def split(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """0 ... size-1 in two parts by a keyed shuffle: (rest, part), i64 and sorted.
 
-    `part` has `fraction` of them, and each of the two has at least one. Raises ValueError if `size` is less than 2.
+    `part` has `fraction` of them, and each of the two has at least one. Raises UserError if `size` is less than 2.
     """
     if size < 2:
-        raise ValueError(f"{size} examples can't be split in two")
+        raise UserError(f"data: {size} training examples are too few to hold some out: give 2 or more")
     order = permute(np.arange(size, dtype=np.uint32), np.uint32(0xFFFFFFFF), size, seed, np).astype(np.int64)
     count = min(max(1, round(size * fraction)), size - 1)
     return np.sort(order[count:]), np.sort(order[:count])

@@ -35,12 +35,10 @@ class PairSpec(NamedTuple):
 
     tokenizer  the tokenizer of both languages
     length     length of the longest bucket, in tokens
-    left_out   number of training pairs that are longer
     """
 
     tokenizer: Tokenizer
     length: int
-    left_out: int
 
 
 @dataclass(frozen=True)
@@ -176,7 +174,7 @@ def _tokens(config: Pairs, where: str | None) -> _Tokens:
             f"data.lengths: no training pair is as short as {config.lengths[-1]} tokens; give a longer bucket"
         )
     fitting = [sources[i] for i in fits], [targets[i] for i in fits]
-    spec = PairSpec(tokenizer, config.lengths[-1], len(sources) - len(fits))
+    spec = PairSpec(tokenizer, config.lengths[-1])
     return _Tokens(spec, (fitting, *((x, y) for x, y in others)), {"validation": validation, "test": test})
 
 

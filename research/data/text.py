@@ -39,15 +39,10 @@ class TextSpec(NamedTuple):
 
     tokenizer  None: the data are tokens already
     classes    number of different tokens
-    context    tokens in a training window
-    replaced   characters of the validation and test text that do not occur in the training text, which are replaced; 0
-               for byte pairs
     """
 
     tokenizer: Tokenizer | None
     classes: int
-    context: int
-    replaced: int
 
 
 @dataclass(frozen=True)
@@ -58,7 +53,7 @@ class Text:
     tested on their last tenth, and validated on the fraction `validation` before it; of stdlib, files are held out at
     random. tiny_shakespeare is tested on its validation and test splits together, which is the validation data of
     nanoGPT. The tokenizer is trained on the training text. Characters of the validation and test text that do not occur
-    there are replaced by its most frequent one; `TextSpec.replaced` counts them.
+    there are replaced by its most frequent one.
 
     Attributes:
         name: stdlib (the sources of Python's standard library), tiny_shakespeare, or another data set of TensorFlow
@@ -186,19 +181,17 @@ def _tokens(text: Text, where: str | None) -> tuple[TextSpec, np.ndarray, np.nda
         tokens = _numbers(text)
         rest, test = _cut(tokens, 0.1)
         parts = _limited((*_cut(rest, text.validation), test), text.limit)
-        spec = TextSpec(None, text.vocabulary, text.context, 0)
+        spec = TextSpec(None, text.vocabulary)
     else:
         train, *others = _limited(_parts(text, where), text.limit)
         if not train:
             raise UserError(f"data.name {text.name}: there is no text to train on")
         tokenizer = train_tokenizer(text.tokenizer, _documents(train), text.vocabulary)
-        replaced = 0
         if text.tokenizer == "characters":
             known, substitute = set(train), most_frequent(train)
-            replaced = sum(other.count(c) for other in others for c in set(other) - known)
             others = [other.translate({ord(c): substitute for c in set(other) - known}) for other in others]
         parts = tuple(np.concatenate(tokenizer.encode_batch(_documents(part))) for part in (train, *others))
-        spec = TextSpec(tokenizer, tokenizer.size, text.context, replaced)
+        spec = TextSpec(tokenizer, tokenizer.size)
     for what, part in zip(("train", "validate", "test"), parts, strict=True):
         if len(part) < 2:
             raise UserError(f"data.name {text.name}: {len(part)} tokens to {what} on are too few; give a longer text")

@@ -39,6 +39,10 @@ def detection(detected: Detected, names: Sequence[str], every: int | None) -> Re
     ap50_95    the mean of those at 0.5, 0.55, ... 0.95, COCO's AP
     ap50_NAME  that of one class
 
+    Two figures differ from published ones. COCO ignores what is detected within a crowd, whose box is not among the
+    objects here, so that such a detection counts as wrong. VOC ignores objects that are marked as difficult, which
+    count here as all others.
+
     names  of the classes
     every  steps between evaluations during training, or None
 

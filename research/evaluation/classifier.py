@@ -14,6 +14,7 @@ from research.core.experiment import Load
 from research.core.state import State
 from research.core.transformations import first_seed
 from research.core.types import Tree
+from research.data.images import LabelledImages
 
 BATCH = 250
 """Images that are computed at a time."""
@@ -49,7 +50,7 @@ def load_classifier(load: Load, directory: str, sha256: str | None, shape: tuple
     experiment: Any
     experiment, _, state = load(directory)
     logits = getattr(experiment, "logits", None)
-    if logits is None:
+    if logits is None or not isinstance(experiment.data, LabelledImages):
         raise UserError(
             f"classifier_dir: {directory} is not the run of an image classifier: give one, for example of mnist_cnn"
         )

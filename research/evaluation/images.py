@@ -27,30 +27,42 @@ def classification(logits: Callable[[State, jax.Array], jax.Array], names: Seque
     logits = jax.jit(logits)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        valid = np.concatenate([batch.mask for batch in split.batches]) > 0
-        collect = lambda values: np.concatenate([np.asarray(x) for x in values])[valid]
-        each = np.stack([collect(logits(one, batch.inputs) for batch in split.batches) for one in each_seed(state)])
-        outputs = each[0]
-        labels = collect(batch.targets for batch in split.batches)
-        images = collect(batch.inputs for batch in split.batches)
-        predicted, rows = outputs.argmax(1), np.arange(len(labels))
-
-        # The margin is the logit of the true class minus the largest other one; it is negative for a mistake.
-        others = outputs.copy()
-        others[rows, labels] = -np.inf
-        chosen = np.argsort(outputs[rows, labels] - others.max(1))[:EXAMPLES]
+        states = list(each_seed(state))
+        all_outputs, all_labels = [], []
+        # The margins, images, labels and predictions of the smallest margins so far.
+        chosen: tuple[np.ndarray, ...] = ()
+        for batch in split.batches:
+            valid = np.asarray(batch.mask) > 0
+            labels = np.asarray(batch.targets)[valid]
+            outputs = np.stack([np.asarray(logits(one, batch.inputs))[valid] for one in states])
+            all_outputs.append(outputs)
+            all_labels.append(labels)
+            found = margins(outputs[0], labels), np.asarray(batch.inputs)[valid], labels, outputs[0].argmax(1)
+            candidates = [np.concatenate(both) for both in zip(chosen, found, strict=True)] if chosen else found
+            order = np.argsort(candidates[0], kind="stable")[:EXAMPLES]
+            chosen = tuple(x[order] for x in candidates)
+        each, labels = np.concatenate(all_outputs, 1), np.concatenate(all_labels)
         caption = lambda label, guess: (
             names[label] if label == guess else f"predicted {names[guess]},\nis {names[label]}"
         )
-        captions = [caption(labels[i], predicted[i]) for i in chosen]
-        plot.image_grid(images[chosen], captions, directory / "predictions.png", columns=8)
+        _, images, truths, guesses = chosen
+        captions = [caption(*both) for both in zip(truths, guesses, strict=True)]
+        plot.image_grid(images, captions, directory / "predictions.png", columns=8)
 
+        predicted = each[0].argmax(1)
         matrix = confusion_matrix(labels, predicted, len(names))
         plot.confusion(matrix, names, directory / "confusion.png")
         numbers: Numbers = {"mistakes": int(matrix.sum() - np.trace(matrix))}
         return numbers | ({"ensemble_accuracy": ensemble_accuracy(each, labels)} if len(each) > 1 else {})
 
     return Report(run, metrics=("mistakes", "ensemble_accuracy"))
+
+
+def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The logit of the true class minus the largest other one, [examples]; it is negative for a mistake."""
+    rows, others = np.arange(len(labels)), logits.copy()
+    others[rows, labels] = -np.inf
+    return logits[rows, labels] - others.max(1)
 
 
 def filters() -> Report:

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.core.errors import UserError
 from research.core.experiment import Numbers, Report, Split
 from research.core.files import write_json
 from research.core.state import State
@@ -41,28 +42,38 @@ def representation(features: Features, data: Images, labels: Sequence[int], ever
                       draws, which are those of `FewLabels`; the regularisation is chosen by cross-validation on them
 
     every: steps between evaluations on the validation split, or None
+
+    Raises UserError where the classes do not divide a number of labels, or one has too few images.
     """
+    arrays = data.load()
+    rest, _ = split_training(len(arrays.train_labels), data.validation, data.seed)
+    bank_labels, classes = arrays.train_labels[rest], len(arrays.names)
+    if labels and min(labels) < 2 * classes:
+        raise UserError(f"probe_labels: {min(labels)} are fewer than two for each of {classes} classes")
+    try:
+        chosen = {
+            count: [balanced(bank_labels, np.arange(len(rest)), count, classes, draw) for draw in range(DRAWS)]
+            for count in labels
+        }
+    except UserError as error:
+        raise UserError(f"probe_labels: {error}") from error
     features = jax.jit(features)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        arrays = data.load()
-        rest, _ = split_training(len(arrays.train_labels), data.validation, data.seed)
         valid = np.concatenate([batch.mask for batch in split.batches]) > 0
         queries, truth = (
             np.concatenate([getattr(batch, name) for batch in split.batches])[valid] for name in ("inputs", "targets")
         )
-        classes, each_draw = len(arrays.names), []
+        each_draw = []
 
         def evaluate(state: State) -> dict[str, float]:
             bank = computed(features, state, arrays.train_images[rest])
             found = computed(features, state, queries)
-            bank_labels = arrays.train_labels[rest]
             neighbours = knn_predictions(bank, bank_labels, found, classes)
             values = {"knn_accuracy": float((neighbours == truth).mean())}
             draws = {}
-            for count in labels:
-                chosen = [balanced(bank_labels, np.arange(len(rest)), count, classes, draw) for draw in range(DRAWS)]
-                draws[count] = [probe_accuracy(bank[at], bank_labels[at], found, truth) for at in chosen]
+            for count, places in chosen.items():
+                draws[count] = [probe_accuracy(bank[at], bank_labels[at], found, truth) for at in places]
                 values[f"probe_accuracy_{count}"] = float(np.mean(draws[count]))
             each_draw.append(draws)
             return values
@@ -102,11 +113,15 @@ def knn_predictions(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, c
 
 
 def probe_accuracy(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> float:
-    """The accuracy on the test features of a linear classifier of features x [examples, n] and labels y i[examples]."""
+    """The accuracy on the test features of a linear classifier of features x [examples, n] and labels y i[examples].
+
+    Each class has as many examples, two or more.
+    """
     from sklearn.linear_model import LogisticRegression  # imported here: it takes seconds
     from sklearn.model_selection import GridSearchCV
 
     mean, std = x.mean(0), x.std(0)
     scaled = lambda x: (x - mean) / np.where(std == 0, 1, std)
-    probe = GridSearchCV(LogisticRegression(max_iter=300), {"C": STRENGTHS}, cv=5).fit(scaled(x), y)
+    folds = min(5, int(np.bincount(y).max()))
+    probe = GridSearchCV(LogisticRegression(max_iter=300), {"C": STRENGTHS}, cv=folds).fit(scaled(x), y)
     return float(probe.score(scaled(test_x), test_y))

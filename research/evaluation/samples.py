@@ -164,8 +164,15 @@ def classifier_metrics(
 
     every: steps between evaluations during training, or None.
 
-    Raises UserError where there are too few samples or images for FID.
+    Raises UserError where there are too few samples or images for FID, and where the generator reads labels that are
+    not the classifier's classes.
     """
+    if conditional and classifier.names != data.spec().names:
+        given, expected = (" ".join(names) for names in (classifier.names, data.spec().names))
+        raise UserError(
+            f"classifier_dir: the classes of the classifier in {classifier.directory} are {given}, and the labels of "
+            f"the samples are {expected}: give a classifier of the same classes in this order, or leave it out"
+        )
     check_counts(
         data, num_samples, classifier.num_features, "give a classifier_dir with fewer features, or leave it out"
     )
@@ -184,7 +191,7 @@ def classifier_metrics(
             shares = np.bincount(predicted, minlength=num_labels) / num_samples
             values = {
                 "fid": fid(features, train),
-                "kid": kid(features, train).mean,
+                "kid": kid(features, train),
                 "precision": manifold.precision,
                 "recall": manifold.recall,
                 "confidence": float(probabilities.max(1).mean()),
@@ -199,7 +206,7 @@ def classifier_metrics(
         if split.name == "test":
             test, probabilities = classifier.predict(arrays.test_images)
             values["fid_of_test_images"] = fid(test, train)
-            values["kid_of_test_images"] = kid(test, train).mean
+            values["kid_of_test_images"] = kid(test, train)
             values["confidence_of_test_images"] = float(probabilities.max(1).mean())
         about = {
             "classifier_dir": classifier.directory,

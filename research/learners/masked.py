@@ -46,6 +46,8 @@ class Masked(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0 < self.share <= 1:
+            raise UserError(f"share is a fraction above 0 and at most 1, not {self.share}")
         if self.predicted_tokens is not None and self.predicted_tokens <= SPECIAL:
             raise UserError(
                 f"predicted_tokens must be more than the {SPECIAL} special tokens, not {self.predicted_tokens}"

@@ -20,7 +20,8 @@ class SelfSupervised(Supervised):
 
     Attributes:
         data: the images
-        probe_labels: numbers of labelled images that linear classifiers are trained on in the report
+        probe_labels: numbers of labelled images that linear classifiers are trained on in the report, each a multiple
+            of the number of classes
         report_every: steps between reports on the features during training; by default there is one, at the end
     """
 

@@ -25,7 +25,8 @@ class Supervised(Experiment):
     """What supervised experiments have in common; each adds its data and its net.
 
     Attributes:
-        average: decay of the moving average of the weights that is evaluated; None to evaluate the last weights
+        average: decay of the moving average of the weights that is evaluated; None to evaluate the last weights. Batch
+            statistics are not averaged: those of the last weights are evaluated with it
         optimizer: optimizer of the net
         quantization: int8: dense layers and convolutions multiply 8-bit integers, in training (rounding has the
             gradient of the identity) and in evaluation; weights stay float32 for the optimizer

@@ -30,6 +30,8 @@ class CycleGenerator(nn.Module):
 
     def __post_init__(self) -> None:
         positive(self, "generator", "width", "blocks", "kernel_size")
+        if self.kernel_size % 2 == 0:
+            raise UserError(f"generator.kernel_size must be odd, not {self.kernel_size}")
         super().__post_init__()
 
     @nn.compact

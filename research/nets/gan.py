@@ -115,6 +115,8 @@ class Norm(nn.Module):
     batch: over the global batch; layer: over each image (Ba, Kiros & Hinton 2016, arXiv:1607.06450); instance: over
     each channel of each image, without scale and bias (Ulyanov, Vedaldi & Lempitsky 2016, arXiv:1607.08022); none:
     the identity.
+
+    Raises UserError for instance normalisation of 1x1 images, whose result is 0 whatever they are.
     """
 
     kind: Normalisation
@@ -125,6 +127,11 @@ class Norm(nn.Module):
             case "batch":
                 return BatchNorm()(x, train)
             case "instance":
+                if x.shape[1:3] == (1, 1):
+                    raise UserError(
+                        "norm instance makes 0 of every dense layer and image of 1x1: choose another norm, or leave "
+                        "hidden out and give fewer widths"
+                    )
                 return normalise(x, (1, 2))
             case "layer":
                 scale = self.param("scale", nn.initializers.ones, x.shape[:1])

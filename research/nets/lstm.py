@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.devices import replicated, shard_batch
+from research.core.errors import UserError, positive
 from research.core.modules import Dropout, FromData
 from research.core.special_tokens import PAD
 from research.nets.bag import Bag
@@ -68,6 +69,12 @@ class LSTM(nn.Module):
     width: int
     bidirectional: bool = False
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        positive(self, "net", "layers", "width")
+        if self.bidirectional and self.width % 2:
+            raise UserError(f"net.width must be even, half of it for each direction, not {self.width}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(

@@ -85,6 +85,8 @@ class Stack:
             )
         if self.positions == "rotary" and self.width // self.heads % 2:
             raise UserError(f"net.stack: rotary positions need heads of even width, not {self.width // self.heads}")
+        if self.positions == "sinusoidal" and self.width % 2:
+            raise UserError(f"net.stack: sinusoidal positions need an even width, not {self.width}")
 
 
 class Cache(NamedTuple):
