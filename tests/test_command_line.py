@@ -156,6 +156,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--seeds", "0"], "--seeds must be at least 1"),
         (["digits_cnn", "--run.evaluate-every", "70"], "the nearest are 50 or 100"),
         (["digits_cnn", "--run.keep", "1"], "run.keep must be at least 2"),
+        (["digits_cnn", "--update.clip", "-1", *TINY], "update.clip must be above 0"),
         (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
         (["digits_cnn", "--run.metric", "acuracy", *TINY], "accuracy"),
