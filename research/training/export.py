@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -228,7 +229,7 @@ def difference(outputs: Tree, expected: Tree) -> float:
     """
 
     def of_leaf(a: Any, b: Any) -> float:
-        whole = not np.issubdtype(b.dtype, np.floating)
+        whole = not jnp.issubdtype(b.dtype, jnp.floating)
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         with np.errstate(invalid="ignore"):
             apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b)).max(initial=0)
