@@ -19,6 +19,7 @@ from research.core.console import say
 from research.core.errors import RunError, UserError, nearest
 from research.core.experiment import Experiment
 from research.core.files import write_json
+from research.core.metrics import plain
 from research.evaluation import plots, statistics
 from research.training import config, log, workdir
 from research.training.run import build, train
@@ -264,7 +265,7 @@ def _report(results: Sequence[Result], experiment: Experiment, directory: Path) 
         middle = None if np.isnan(mean(one)) else mean(one)
         lost = int(np.isnan(one.scores).sum())
         table.add_row(*one.setting.values(), number(middle), shown, str(lost) if lost else "")
-        rows.append({**one.setting, run.metric: middle, "interval": ends, "each": log.plain(one.scores.tolist())})
+        rows.append({**one.setting, run.metric: middle, "interval": ends, "each": plain(one.scores.tolist())})
     Console().print(table)
     write_json(directory / "sweep.json", rows)
     label = lambda one: ", ".join(f"{field.rpartition('.')[2]} {text}" for field, text in one.setting.items())

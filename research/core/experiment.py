@@ -11,6 +11,7 @@ import jax
 import tyro
 
 from research.core.errors import UserError, positive
+from research.core.metrics import Numbers
 from research.core.state import Batch, Learner, State
 from research.core.update import Dtype, UpdateConfig
 
@@ -58,10 +59,6 @@ class Split(NamedTuple):
 
     name: Literal["validation", "test"]
     batches: Sequence[Batch]
-
-
-Numbers = dict[str, Any]
-"""Numbers by name: a float, or a list of one float per seed."""
 
 
 class Report(NamedTuple):

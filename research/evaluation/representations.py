@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
 from research.core.files import write_json
+from research.core.metrics import Numbers
 from research.core.state import State
 from research.core.transformations import each_seed
 from research.data.few_labels import balanced

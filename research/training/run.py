@@ -13,10 +13,11 @@ import numpy as np
 from research.core.bucket import located
 from research.core.console import say, warn
 from research.core.errors import UserError
-from research.core.experiment import Experiment, Feeds, Numbers, Report, Split
+from research.core.experiment import Experiment, Feeds, Report, Split
+from research.core.files import write_json
 from research.core.flops import peak
 from research.core.layout import Layout, make_mesh
-from research.core.metrics import Values
+from research.core.metrics import Numbers, plain
 from research.core.placement import Place, place
 from research.core.state import Learner, State
 from research.core.transformations import per_seed, per_setting
@@ -240,14 +241,14 @@ def _log(job: Job) -> log.Log:
     return log.Log(job.directory, job.command.log.wandb and job.group.primary)
 
 
-def validate(job: Job, step: int, state: State) -> Values:
+def validate(job: Job, step: int, state: State) -> Numbers:
     """The validation metrics and the numbers of reports that are due after a step, by name."""
     run, directory = job.experiment.run, job.directory / "history" / f"{step:08}"
     due = lambda every: step % every == 0 or step == run.steps
     values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
     reports = [report for report in job.reports if report.every is not None and due(report.every)]
     split = Split("validation", job.feeds.validation)
-    values = log.plain(values | reported(reports, gathered(job, state), split, directory, run.metric))
+    values = plain(values | reported(reports, gathered(job, state), split, directory, run.metric))
     return json.loads(job.group.broadcast("validation", json.dumps(values)))
 
 
@@ -286,7 +287,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
         with _log(job) as lines:
             for picture in sorted(directory.glob("*.png")):
                 lines.picture(step, picture)
-        log.write_json(directory / "summary.json", result)
+        write_json(directory / "summary.json", result)
         return result
 
 
@@ -301,7 +302,7 @@ def reported(
     for report in reports:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            numbers |= log.plain(report.run(state, split, directory))
+            numbers |= plain(report.run(state, split, directory))
         except Exception as error:  # a picture that can't be drawn must not cost the run its summary
             if needed in report.metrics:
                 raise

@@ -15,7 +15,7 @@ from research.core.bucket import check_bucket, errors, in_bucket, located
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
-from research.core.files import delete_tree, entries, failing, reason, rename, replacing
+from research.core.files import delete_tree, entries, failing, reason, rename, replacing, write_json
 from research.training import checkpoint, config, log, provenance
 from research.training.mirror import Mirror
 from research.training.processes import ProcessGroup
@@ -134,7 +134,7 @@ def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> N
         if longer:
             _extend(directory, command.config, there)
     else:
-        log.write_json(directory / "config.json", _describe(name, command))
+        write_json(directory / "config.json", _describe(name, command))
 
 
 @contextlib.contextmanager
@@ -281,7 +281,7 @@ def moved(directory: Path, command: config.Command[Experiment], run: Path) -> No
     if before is not None and before != now:
         words = lambda topology: ", ".join(f"{name} {value}" for name, value in topology.items())
         say(f"{run}: Restored on another topology: {words(now)}; before, {words(before)}")
-        log.write_json(directory / "config.json", {**there, "topology": now})
+        write_json(directory / "config.json", {**there, "topology": now})
 
 
 def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> bool:
@@ -330,7 +330,7 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
             rename(summary, directory / f"summary_{before}.json")
     values = {**there["config"], "run": {**there["config"]["run"], "steps": after}}
     extended = [*there.get("extended_from", ()), before]
-    log.write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
+    write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
     say(f"{directory}: extended from {before} to {after} steps")
     if scheduled := config.scheduled(experiment):
         warn(
