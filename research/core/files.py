@@ -67,10 +67,10 @@ def files_under(directory: Path) -> list[str]:
 
 
 def delete_tree(directory: Path) -> None:
-    """Delete a directory with all that is in it."""
+    """Delete a directory with all that is in it, where there is one."""
     if bucket.in_bucket(directory):
         directory.rmtree(missing_ok=True)  # type: ignore[attr-defined]
-    else:
+    elif directory.exists():
         shutil.rmtree(directory)
 
 

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -193,12 +192,17 @@ def about(directory: Path) -> dict[str, Any] | None:
     return content
 
 
-def evaluates_best(directory: Path) -> bool:
-    """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
+def run_in(directory: Path) -> dict[str, Any]:
+    """`about` the run in `directory`. Raises UserError where there is none, too."""
     there = about(directory)
     if there is None:
         raise UserError(f"{directory} holds no run: it has no config.json")
-    return there["config"]["run"]["checkpoint_for_test"] == "best"
+    return there
+
+
+def evaluates_best(directory: Path) -> bool:
+    """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
+    return run_in(directory)["config"]["run"]["checkpoint_for_test"] == "best"
 
 
 def _read(directory: Path) -> dict[str, Any] | None:
@@ -347,12 +351,10 @@ def _resolved(path: Path | str | None) -> Path | None:
 
 
 def _clear(directory: Path) -> None:
-    """Delete the run in `directory`."""
+    """Delete the run in `directory`, config.json last: after a deletion that failed, it still counts as a run."""
     for part in ("checkpoints", "tensorboard", "history", "profile", "export", "wandb"):
-        if in_bucket(directory):
-            delete_tree(directory / part)
-        else:
-            shutil.rmtree(directory / part, ignore_errors=True)
-    for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):
-        for path in directory.glob(pattern):
-            path.unlink()
+        delete_tree(directory / part)
+    patterns = ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt")
+    found = [path for pattern in patterns for path in directory.glob(pattern)]
+    for path in sorted(found, key=lambda path: path.name == "config.json"):
+        path.unlink()
