@@ -98,10 +98,7 @@ def _draw(scores: Sequence[np.ndarray], metric: str, path: Path) -> None:
 
 
 def _about(directory: Path) -> dict[str, Any]:
-    about = workdir.about(directory)
-    if about is None:
-        raise UserError(f"{directory} holds no run: it has no config.json")
-    return about
+    return workdir.run_in(directory)
 
 
 def _scores(directories: Sequence[Path], metric: str, scales: Mapping[str, Any]) -> dict[str, list[float]]:

@@ -73,7 +73,7 @@ def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> 
     check_platforms(platforms)
     directory, output = located(directory), located(output)
     experiment, _, state = run.load(directory)
-    about = workdir.about(directory) or {}
+    about = workdir.run_in(directory)
     experiment = with_xla_attention(experiment)
     learner, _ = run.build(experiment, about["seeds"], config.as_over(about.get("over", ())))
     feeds, step, kind = experiment.feeds(), int(state.step), experiment.run.checkpoint_for_test

@@ -73,9 +73,7 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     Of a run of several seeds, State and learner have their axis. Raises UserError where there is no such run.
     """
     directory = located(directory)
-    about = workdir.about(directory)
-    if about is None:
-        raise UserError(f"{directory} holds no run: it has no config.json")
+    about = workdir.run_in(directory)
     experiment = config.from_json(about["name"], about["config"])
     learner, key = build(experiment, about["seeds"], config.as_over(about.get("over", ())))
     best = experiment.run.checkpoint_for_test == "best"
