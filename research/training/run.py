@@ -222,12 +222,11 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
                 bar.say("validation", values)
             if run.metric in values:
                 scores.append(score(values, run))
-                if best(scores, run) == len(scores) - 1:
-                    lines.flush()
-                    saved.save_best(step, state)
-            if step % run.save_every == 0 or step == run.steps or exhausted(scores, run) or stop is not None:
+            new_best = run.metric in values and best(scores, run) == len(scores) - 1
+            due = step % run.save_every == 0 or step == run.steps or exhausted(scores, run) or stop is not None
+            if due or new_best:
                 lines.flush()
-                saved.save(step, state)
+                saved.save(step, state, new_best)
             if stop is not None:
                 saved.wait()
                 raise Interrupted(stop)
@@ -246,13 +245,13 @@ def validate(job: Job, step: int, state: State) -> Numbers:
     values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
     reports = [report for report in job.reports if report.every is not None and due(report.every)]
     split = Split("validation", job.feeds.validation)
-    values = plain(values | reported(reports, gathered(job, state), split, directory, run.metric))
+    values = plain(values | reported(reports, gathered(job, state, reports), split, directory, run.metric))
     return json.loads(job.group.broadcast("validation", json.dumps(values)))
 
 
-def gathered(job: Job, state: State) -> State:
-    """The State for reports: with several processes, its weights are gathered on every device."""
-    return state if job.group.size == 1 else job.where.gather(state._replace(opt_state={}, world=()))
+def gathered(job: Job, state: State, reports: Sequence[Report]) -> State:
+    """The State for reports, if there are any: with several processes, its weights are gathered on every device."""
+    return state if job.group.size == 1 or not reports else job.where.gather(state._replace(opt_state={}, world=()))
 
 
 def finish(job: Job, step: int, state: State) -> dict[str, Any]:
@@ -267,7 +266,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             there = job.where.put(job.abstract)
             step, state = checkpoint.restore(job.checkpoints, there, warn, True, job.group) or (step, state)
         test = summary(job.evaluate(state, job.feeds.test))
-        numbers = reported(job.reports, gathered(job, state), Split("test", job.feeds.test), directory)
+        numbers = reported(job.reports, gathered(job, state, job.reports), Split("test", job.feeds.test), directory)
         history = log.read(directory)
         result = {
             "test": test,
