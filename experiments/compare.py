@@ -103,9 +103,7 @@ def _draw(scores: Sequence[np.ndarray], metric: str, path: Path) -> None:
 
 
 def _about(directory: Path) -> dict[str, Any]:
-    about = workdir.about(directory)
-    if about is None:
-        raise UserError(f"{directory} holds no run: it has no config.json")
+    about = workdir.run_in(directory)
     if about.get("over"):
         raise UserError(f"{directory} holds settings of a sweep, not seeds of one: train the one to compare by itself")
     return about

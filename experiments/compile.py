@@ -127,6 +127,8 @@ def _largest(name: str, arguments: tuple[str, ...], where: Topology, directory: 
     examples = made_up.available(command.config, directory)[0].feeds().train.size
     found = fit.largest(fits, unit, fit.batch(command.config), examples or 2**31)
     capped = f"; there are {examples} training examples" if examples and found == examples // unit * unit else ""
+    if not found:
+        return f"no batch fits: the smallest, for {len(where.devices)} devices, is {unit}{capped}"
     return f"the largest batch that fits: {' '.join(options(found))} ({found // len(where.devices)} a device{capped})"
 
 

@@ -135,7 +135,8 @@ def finish(
 ) -> dict[str, Path]:
     """Submits the calls that are neither finished nor running, and waits until no job runs.
 
-    Returns the log file of each call that has ended unfinished, by name.
+    Returns the log file of each call that has ended unfinished, by name; its workdir, where it ran in another process
+    than a job.
 
     calls      by the names of their workdirs, which are in `directory`
     finished   whether the call of a name is finished, by the files of its workdir
@@ -178,4 +179,5 @@ def finish(
             time.sleep(poll)
         if cluster == "slurm" and not all(finished(name) for name in unfinished):
             time.sleep(DELAY)
-    return {name: jobs[name].paths.stdout for name in unfinished if not finished(name)}
+    place = lambda name: jobs[name].paths.stdout if name in jobs else directory / name
+    return {name: place(name) for name in unfinished if not finished(name)}

@@ -33,8 +33,7 @@ def curves(
     if output.suffix != ".png":
         raise UserError(f"--output must end in .png, not be {output}")
     for directory in directories:
-        if workdir.about(directory) is None:
-            raise UserError(f"{directory} holds no run: it has no config.json")
+        workdir.run_in(directory)
     names = [directory.resolve().name for directory in directories]
     labels = names if len(set(names)) == len(names) else [str(directory) for directory in directories]
     runs = {label: log.read(directory) for label, directory in zip(labels, directories, strict=True)}

@@ -19,9 +19,10 @@ from research.core.console import say
 from research.core.errors import RunError, UserError, nearest
 from research.core.experiment import Experiment
 from research.core.files import write_json
+from research.core.metrics import plain
 from research.evaluation import plots, statistics
 from research.training import config, log, workdir
-from research.training.run import build, train
+from research.training.run import train
 
 T = TypeVar("T")
 
@@ -37,9 +38,10 @@ ABOUT = f"""{__doc__}
                                  what each job asks for (minutes: {jobs.JobOptions.timeout_min} by default)
   --program I                    train only program I, from 0, and print no table: what a job does
 
-Numbers that change no shapes are trained in one compiled program, all settings at once; others one after another. The
-same command resumes; with --submit it finds the jobs that run and submits those that have ended unfinished. Other
-options are those of experiments.train; for these and all fields: python -m experiments.sweep NAME --help"""
+Numbers that training or evaluation reads, and that change no shapes, are trained in one compiled program, all settings
+at once; others one after another. The reports of such a program (pictures, BLEU, FID) read them as they are without
+--over. The same command resumes; with --submit it finds the jobs that run and submits those that have ended unfinished.
+Other options are those of experiments.train; for these and all fields: python -m experiments.sweep NAME --help"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +149,10 @@ def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], dire
     """
     parse = lambda options: config.parse(name, [*rest, *options], Command, "sweep")
     command = parse([])
-    over = {_path(command.config, field): texts for field, texts in over.items()}
+    paths = [_path(command.config, field) for field in over]
+    if twice := [path for path in paths if paths.count(path) > 1]:
+        raise UserError(f"--over {twice[0]} has a value twice: give all values of a field after one --over")
+    over = dict(zip(paths, over.values(), strict=True))
     # Each value goes through the command line's parser, which checks it.
     with_one = lambda field, text: parse([f"--{field}", text]).config
     values = {field: [config.leaves(with_one(field, text))[field] for text in over[field]] for field in over}
@@ -231,15 +236,24 @@ def _path(experiment: Experiment, field: str) -> str:
 
 
 def _traceable(experiment: Experiment, path: str, values: Sequence[Any]) -> bool:
-    """Whether one compiled program can hold all these values: numbers that decide no shape and no branch."""
+    """Whether one compiled program can hold all these values: numbers that the learner reads, and that decide no shape
+    and no branch."""
     if not all(isinstance(value, float) for value in values):
         return False
-    learner, keys = build(experiment, 1, ((path, tuple(values[:1])),))
+    feeds = experiment.feeds()
+    batch, validation = feeds.train.batch_at(0), feeds.validation[0]
+
+    def computed(value: jax.Array) -> Any:
+        learner = config.with_values(experiment, {path: value}).build()
+        state = learner.init(jax.random.key(0))
+        return learner.step(state, batch), learner.evaluate(state, validation)
+
     try:
-        jax.eval_shape(learner.step, jax.eval_shape(learner.init, keys), experiment.feeds().train.batch_at(0))
+        program = jax.make_jaxpr(computed)(np.float32(values[0])).jaxpr
     except (TypeError, jax.errors.JAXTypeError):  # it decides something while the program is made
         return False
-    return True
+    read = [*program.outvars, *(x for equation in program.eqns for x in equation.invars)]
+    return any(x is program.invars[0] for x in read)  # otherwise data or reports alone read it
 
 
 def _seeds_of(line: dict[str, Any], seeds: slice) -> dict[str, Any]:
@@ -264,7 +278,7 @@ def _report(results: Sequence[Result], experiment: Experiment, directory: Path) 
         middle = None if np.isnan(mean(one)) else mean(one)
         lost = int(np.isnan(one.scores).sum())
         table.add_row(*one.setting.values(), number(middle), shown, str(lost) if lost else "")
-        rows.append({**one.setting, run.metric: middle, "interval": ends, "each": log.plain(one.scores.tolist())})
+        rows.append({**one.setting, run.metric: middle, "interval": ends, "each": plain(one.scores.tolist())})
     Console().print(table)
     write_json(directory / "sweep.json", rows)
     label = lambda one: ", ".join(f"{field.rpartition('.')[2]} {text}" for field, text in one.setting.items())

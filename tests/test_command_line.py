@@ -156,6 +156,13 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--seeds", "0"], "--seeds must be at least 1"),
         (["digits_cnn", "--run.evaluate-every", "70"], "the nearest are 50 or 100"),
         (["digits_cnn", "--run.keep", "1"], "run.keep must be at least 2"),
+        (["digits_cnn", "--update.clip", "-1", *TINY], "update.clip must be above 0"),
+        (["digits_cnn", "--update.clip", "inf", *TINY], "update.clip must be finite, not inf"),
+        (
+            ["digits_cnn", "--optimizer.halve-at", "0.5", "nan", *TINY],
+            "optimizer.halve_at must be finite",
+        ),
+        (["digits_cnn", "--seed", "99999999999999999999", *TINY], "run.seed must be a number of 32 bits"),
         (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
         (["digits_cnn", "--run.metric", "acuracy", *TINY], "accuracy"),
@@ -410,6 +417,26 @@ def test_what_an_extension_changes_is_told_and_what_is_none_is_refused(copy, cap
     assert "extended from 4 to 8 steps" in said
     assert "warning: schedules are now computed for 8 steps (optimizer.schedule=one_cycle)" in said
     assert config.scheduled(config.load("cartpole_dqn")) == ["optimizer.schedule=linear", "epsilon_fraction=0.3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("digits_cnn", ["--optimizer.lookahead.every", "2"], ["optimizer.lookahead.power=3.0"]),
+        ("digits_cnn", ["--optimizer.lookahead.every", "2", "--optimizer.lookahead.power", "0"], []),
+        ("cartpole_dqn", ["--priority-exponent", "0.5"], ["epsilon_fraction=0.3", "importance_exponent=0.4"]),
+    ],
+)
+def test_lookahead_and_importance_weights_are_scheduled(name, arguments, expected):
+    assert config.scheduled(config.parse(name, ["--optimizer.schedule", "constant", *arguments]).config) == expected
+
+
+def test_overwriting_reports_what_it_can_not_delete(copy):
+    shutil.move(copy / "checkpoints", copy.with_name("elsewhere"))
+    (copy / "checkpoints").symlink_to(copy.with_name("elsewhere"))
+    with pytest.raises(RunError, match=f"could not write to {copy}: .* symbolic link"):
+        owned(copy, *TINY, "--overwrite")
+    assert workdir.run_in(copy)["name"] == "digits_cnn"
 
 
 def test_a_run_that_stopped_early_is_not_extended(copy):

@@ -275,6 +275,15 @@ def test_schedules(how, at, value):
     assert float(schedule(how, 100)(at)) == pytest.approx(value, abs=2e-4)
 
 
+def test_a_schedule_of_few_updates():
+    """A linear one ends after the last update; fractions that fall on one update halve the rate once each."""
+    rates = lambda **how: [float(schedule(Optimizer(learning_rate=1.0, **how), 4)(at)) for at in range(5)]
+    assert rates(schedule="linear") == [1, 0.75, 0.5, 0.25, 0]
+    assert rates(schedule="halving") == [1, 1, 0.5, 0.125, 0.125]
+    with pytest.raises(UserError, match=r"optimizer\.warmup must be 0 or more"):
+        Optimizer(warmup=-1)
+
+
 def test_host_metrics():
     metrics = {"a": Mean(np.array([[1.0, 2.0], [3.0, np.nan]]), np.array([[1.0, 1.0], [1.0, 1.0]]))}
     metrics["none"] = Mean(np.zeros(2), np.zeros(2))

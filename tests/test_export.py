@@ -214,6 +214,7 @@ def test_a_program_that_differs_is_not_written(tmp_path):
 def test_the_difference_is_relative_to_the_largest_number():
     assert programs.difference([np.float32([1, 4])], [np.float32([2, 4])]) == 0.25
     assert programs.difference([np.int32([10**9])], [np.int32([10**9 + 1])]) == 1
+    assert programs.difference([jnp.bfloat16([2**-20])], [jnp.bfloat16([2**-19])]) == 0.5
     same = np.float32([np.nan, np.inf, 0])
     assert programs.difference([same, ()], [same, ()]) == 0
     assert not programs.difference(np.float32([1, np.nan]), np.float32([1, 2])) <= 1

@@ -101,6 +101,9 @@ def test_what_ends_the_search_is_said(tmp_path, monkeypatch):
     assert said.endswith(
         "--data.batch 1288 --data.evaluation-batch 1288 (161 a device; there are 1294 training examples)"
     )
+    monkeypatch.setattr(compile, "_tried", lambda *_: None)
+    said = compile._largest("digits_cnn", (), Topology("v5e:2x4", [None] * 8, 2**34), tmp_path)
+    assert said == "no batch fits: the smallest, for 8 devices, is 8"
 
 
 def test_alternatives_begin_with_what_changes_least():

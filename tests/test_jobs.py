@@ -236,6 +236,15 @@ def test_the_sbatch_script_asks_for_what_was_said(tmp_path, monkeypatch):
     assert "--time=240" in few and not re.search("--(partition|gpus|cpus|mem)", few)
 
 
+def test_a_run_that_is_no_job_and_ends_unfinished_is_named(tmp_path, monkeypatch):
+    """An ordinary sweep has its workdir at first."""
+    pytest.importorskip("submitit", reason="submitit is in the extras jobs and dev")
+    locked = iter([True, False])
+    monkeypatch.setattr(workdir, "in_use", lambda directory: next(locked))
+    calls = {"a": jobs.Call("script", ())}
+    assert jobs.finish(calls, lambda name: False, tmp_path, "local", jobs.JobOptions()) == {"a": tmp_path / "a"}
+
+
 def test_a_workdir_is_in_use_while_it_is_locked(tmp_path):
     assert not workdir.in_use(tmp_path / "none")
     with (tmp_path / ".lock").open("w") as lock:
@@ -284,11 +293,11 @@ def test_programs_of_few_settings_have_a_workdir_each(tmp_path):
     ],
 )
 def test_mistakes_end_before_anything_is_built(more, message, tmp_path, capsys, monkeypatch):
-    def build(*_):
+    def traced(*_):
         raise AssertionError("it was built")
 
     monkeypatch.setitem(sys.modules, "submitit", None)
-    monkeypatch.setattr(sweep, "build", build)
+    monkeypatch.setattr(sweep, "_traceable", traced)
     try:
         status = swept(tmp_path / "sweep", *more.split())
     except SystemExit as stopped:  # by the parser of the command line

@@ -6,6 +6,7 @@ import math
 import os
 import sys
 import time
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +15,7 @@ from rich.console import Console
 
 from research.core import console as people
 from research.core.errors import RunError, UserError
+from research.core.files import read_json, write_json
 from research.evaluation import plots as plot
 from research.training import config, log, run
 
@@ -70,6 +72,15 @@ def test_cut_drops_what_is_later_and_a_torn_line(tmp_path):
     assert [line["step"] for line in log.read(tmp_path)] == [1, 2, 3, 4, 5]
 
 
+def test_a_damaged_line_is_named(tmp_path):
+    write(tmp_path, range(1, 4))
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(path.read_bytes().replace(b'{"step": 2', b"\0\0\0"))
+    for reading in (lambda: log.read(tmp_path), lambda: log.cut(tmp_path, 3)):
+        with pytest.raises(UserError, match=f"could not read {path}: line 2 is damaged"):
+            reading()
+
+
 def test_tensorboard_has_every_event_once_after_a_resume(tmp_path):
     grid = tmp_path / "grid.png"
     plot.image_grid(np.zeros((1, 4, 6, 3), np.uint8), None, grid)
@@ -97,7 +108,8 @@ def test_tensorboard_has_every_event_once_after_a_resume(tmp_path):
 def test_tensorboard_has_the_mean_and_spread_of_seeds(tmp_path):
     with log.Log(tmp_path) as lines:
         lines.line(1, "train", {"loss": [1.0, 3.0, None], "gone": [None, None, None], "none": None})
-    assert events(tmp_path) == [(1, "train/loss", 2.0), (1, "train/loss/spread", 1.0)]
+    assert events(tmp_path) == [(1, "train/loss", 2.0), (1, "train/loss/spread", np.float32(2**0.5))]
+    assert log.numbers({"split": "train", "loss": [None, 2.0], "time": {}}) == {"train/loss": 2.0}
 
 
 def test_tensorboard_itself_reads_it(tmp_path):
@@ -111,18 +123,27 @@ def test_tensorboard_itself_reads_it(tmp_path):
 
 def test_write_json_is_atomic(tmp_path, monkeypatch):
     path = tmp_path / "summary.json"
-    log.write_json(path, {"a": 1.5})
+    write_json(path, {"a": 1.5})
     assert json.loads(path.read_text()) == {"a": 1.5}
     with pytest.raises(ValueError):
-        log.write_json(path, {"a": math.nan})
+        write_json(path, {"a": math.nan})
 
     def fail(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(RunError, match=r"could not write .*summary\.json: the disk is full"):
-        log.write_json(path, {"a": 2})
+        write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1.5} and [p.name for p in tmp_path.iterdir()] == ["summary.json"]
+
+
+def test_what_is_denied_may_be_reading_or_writing(tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(Path, "read_text", fail)
+    with pytest.raises(UserError, match=r"could not read .*a\.json: permission is denied, or .* check its permissions"):
+        read_json(tmp_path / "a.json")
 
 
 def test_what_cannot_be_written_is_a_failure(tmp_path):
@@ -237,12 +258,12 @@ def test_weights_and_biases_get_the_same_and_go_on_with_one_run(tmp_path, monkey
     fake, grid = FakeWandb(), tmp_path / "grid.png"
     plot.image_grid(np.zeros((1, 4, 6, 3), np.uint8), None, grid)
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    log.write_json(tmp_path / "config.json", {"name": "digits_cnn"})
+    write_json(tmp_path / "config.json", {"name": "digits_cnn"})
     for step in (1, 2):
         with log.Log(tmp_path, wandb=True) as lines:
             lines.line(step, "train", {"loss": [1.0, 3.0, None], "none": None}, {"steps_per_second": 2.0})
             lines.picture(step, grid)
-    values = {"train/loss": 2.0, "train/loss/spread": 1.0, "time/steps_per_second": 2.0}
+    values = {"train/loss": 2.0, "train/loss/spread": 2**0.5, "time/steps_per_second": 2.0}
     assert (
         fake.logged == [(step, x) for step in (1, 2) for x in (values, {"grid": f"image {grid}"})]
         and fake.finished == 2

@@ -13,6 +13,7 @@ from digits import tiny
 from learners import EXPERIMENTS
 
 from experiments.train import main
+from research.core.experiment import Report, Run
 from research.core.layout import Layout, make_mesh
 from research.core.metrics import mean
 from research.core.placement import place
@@ -40,12 +41,12 @@ def test_metrics_are_read_one_dispatch_late_but_before_an_evaluation_or_a_save(t
     note(reader.MetricsReader, "add", "start", lambda *_: next(started))
     note(reader, "check_finite", "read", lambda _, before, __: before + 2)
     note(run, "validate", "validate", lambda _, step, __: step)
-    note(run.checkpoint.Checkpoints, "save", "save", lambda _, step, __: step)
+    note(run.checkpoint.Checkpoints, "save", "save", lambda _, step, *__: step)
     every = ["--run.evaluate-every", "6", "--run.save-every", "8", "--profile"]
     assert main(["digits_cnn", "--workdir", str(tmp_path / "run"), *tiny(10), *every]) == 0
     assert list((tmp_path / "run" / "profile").rglob("perfetto_trace.json.gz"))
     assert done == [
-        *("start 2", "start 4", "read 2", "start 6", "read 4", "read 6", "validate 6"),
+        *("start 2", "start 4", "read 2", "start 6", "read 4", "read 6", "validate 6", "save 6"),
         *("start 8", "read 8", "validate 8", "save 8", "start 10", "read 10", "validate 10", "save 10"),
     ]
     lines = [f"{line['split']} {line['step']}" for line in run.log.read(tmp_path / "run")]
@@ -66,6 +67,21 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, capsys, every):
     assert all(n < step for n in saved) and saved == good[-2:], (step, saved)
     lines = [line["step"] for line in run.log.read(tmp_path / "run") if line["split"] == "train"]
     assert lines == list(range(2, step, 2))
+
+
+def test_weights_are_gathered_for_the_reports_that_are_due_alone(tmp_path):
+    state, gathers = State(jnp.int32(0), jax.random.key(0), {}, {}, {}, ()), []
+    job = SimpleNamespace(
+        experiment=SimpleNamespace(run=Run(steps=400, evaluate_every=100)),
+        directory=tmp_path,
+        evaluate=lambda state, batches: {"loss": 1.0},
+        feeds=SimpleNamespace(validation=[]),
+        reports=[Report(lambda state, split, directory: {}, every=200)],
+        group=SimpleNamespace(size=2, broadcast=lambda name, text: text),
+        where=SimpleNamespace(gather=gathers.append),
+    )
+    for step, expected in ((100, 0), (200, 1), (300, 1), (400, 2)):
+        assert run.validate(job, step, state) == {"loss": 1.0} and len(gathers) == expected
 
 
 def test_each_shape_of_the_data_is_compiled_once_and_its_operations_are_counted():

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from learners import EXPERIMENTS
 from scipy import stats
 
 from experiments import compare, scores, sweep
@@ -85,11 +86,31 @@ def test_a_sweep_equals_its_runs(tmp_path, capsys, without_pictures):
         (["--seeds", "2"], "name a field and its values"),
         (["--over", "optimizer.learning-rat", "1"], "did you mean optimizer.learning_rate"),
         (["--over", "optimizer.learning-rate", "1", "1"], "has a value twice"),
+        (
+            ["--over", "learning-rate", "1", "--over", "optimizer.learning-rate", "3"],
+            "rate has a value twice: give",
+        ),
     ],
 )
 def test_mistakes_of_a_sweep_name_the_mend(arguments, message, tmp_path, capsys):
-    assert sweep.main(["digits_cnn", *arguments, "--workdir", str(tmp_path)]) == 2
+    assert sweep.main(["digits_cnn", *arguments, *TINY.split(), "--workdir", str(tmp_path)]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "together"),
+    [
+        ("cnn", "optimizer.learning_rate", True),
+        ("cnn", "augment.noise", True),
+        ("cnn", "data.validation", False),
+        ("detector", "overlap", False),
+        ("detector", "radius", True),
+        ("diffusion", "eta", False),
+    ],
+)
+def test_what_data_or_reports_alone_read_is_swept_one_after_another(name, field, together):
+    """Within one program every setting would have the same."""
+    assert sweep._traceable(EXPERIMENTS[name], field, [0.1, 0.3]) == together
 
 
 def test_a_task_is_an_environment_and_what_differs_from_its_defaults():

@@ -163,6 +163,19 @@ def test_lookahead_by_hand(rng, power):
         np.testing.assert_allclose(state.params["net"]["kernel"], fast, atol=1e-5)
 
 
+def test_lookahead_begins_at_the_parameters_that_training_begins_with(rng):
+    """The State gets other parameters after `init`, as by --init-from; one of them is frozen."""
+    how = Optimizer(name="sgd", learning_rate=0.0, lookahead=Lookahead(every=2, power=0))
+    init, update = updater(UpdateConfig(freeze=("bias",)), {"net": (how, 10)})
+    params = {name: np.float32(rng.normal(size=4)) for name in ("kernel", "bias")}
+    state = init(jax.random.key(0), {"net": (jax.tree.map(jnp.zeros_like, params), {})})
+    state = state._replace(params={"net": jax.tree.map(jnp.asarray, params)})
+    loss = lambda params, state, batch, keys: (Mean(batch.sum() * params["kernel"].sum(), jnp.float32(1)), Aux())
+    for _ in range(4):
+        state, _ = update(state, "net", loss, np.ones(1, np.float32))
+    jax.tree.map(np.testing.assert_array_equal, state.params["net"], params)
+
+
 def test_the_learning_rate_is_a_triangle():
     config = cifar10_airbench.config()
     rate = schedule(config.optimizer, 480)

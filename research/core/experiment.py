@@ -11,6 +11,7 @@ import jax
 import tyro
 
 from research.core.errors import UserError, positive
+from research.core.metrics import Numbers
 from research.core.state import Batch, Learner, State
 from research.core.update import Dtype, UpdateConfig
 
@@ -58,10 +59,6 @@ class Split(NamedTuple):
 
     name: Literal["validation", "test"]
     batches: Sequence[Batch]
-
-
-Numbers = dict[str, Any]
-"""Numbers by name: a float, or a list of one float per seed."""
 
 
 class Report(NamedTuple):
@@ -131,6 +128,8 @@ class Run:
 
     def __post_init__(self) -> None:
         positive(self, "run", "steps", "steps_per_dispatch", "evaluate_every", "save_every", "patience")
+        if not -(2**31) <= self.seed < 2**31:
+            raise UserError(f"run.seed must be a number of 32 bits, from -2^31 to 2^31 - 1, not {self.seed}")
         if self.keep < 2:
             raise UserError(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
         for name in ("evaluate_every", "save_every", "steps"):

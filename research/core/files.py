@@ -67,10 +67,10 @@ def files_under(directory: Path) -> list[str]:
 
 
 def delete_tree(directory: Path) -> None:
-    """Delete a directory with all that is in it."""
+    """Delete a directory with all that is in it, where there is one."""
     if bucket.in_bucket(directory):
         directory.rmtree(missing_ok=True)  # type: ignore[attr-defined]
-    else:
+    elif directory.exists():
         shutil.rmtree(directory)
 
 
@@ -123,7 +123,7 @@ def reason(error: BaseException, path: Path | str = "") -> str:
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
         return "the disk is full; free some space and start again, the run goes on from its last checkpoint"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "Permission denied" in text or "Read-only" in text:
-        return "it can't be written to; check its permissions, or choose another --workdir"
+        return "permission is denied, or the disk is read-only; check its permissions, or choose another --workdir"
     if number in (errno.ENOTDIR, errno.EEXIST) or "Not a directory" in text:
         return "there is a file where a directory should be; move it, or choose another --workdir"
     return f"{type(error).__name__}: {text[:300]}"

@@ -43,7 +43,8 @@ def lookahead(tx: optax.GradientTransformation, config: Lookahead, steps: int) -
     """`tx`, with parameters that move to their slow average after every `config.every` updates, of `steps` in all.
 
     After update t, a multiple of it, the average becomes d * average + (1 - d) * parameters, with
-    d = decay ** every * (t / steps) ** power. `tx` itself where `config.every` is 0.
+    d = decay ** every * (t / steps) ** power. The average begins at the parameters of the first update,
+    which need not be those of `init` (`--init-from`). `tx` itself where `config.every` is 0.
     """
     if not config.every:
         return tx
@@ -58,7 +59,8 @@ def lookahead(tx: optax.GradientTransformation, config: Lookahead, steps: int) -
         keep = config.decay**config.every * (count / steps) ** config.power
         now = count % config.every == 0
         fast = optax.apply_updates(params, updates)
-        slow = jax.tree.map(lambda s, f: jnp.where(now, s + (1 - keep) * (f - s), s), state.slow, fast)
+        slow = jax.tree.map(lambda s, p: jnp.where(state.count == 0, p, s), state.slow, params)
+        slow = jax.tree.map(lambda s, f: jnp.where(now, s + (1 - keep) * (f - s), s), slow, fast)
         updates = jax.tree.map(lambda u, s, p: jnp.where(now, s - p, u), updates, slow, params)
         return updates, LookaheadState(count, slow, inner)
 

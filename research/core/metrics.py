@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-Values = dict[str, Any]
+Numbers = dict[str, Any]
 """Numbers by name: a float, or a list with one for each seed; None where nothing was counted or it is not finite."""
 
 
@@ -140,17 +140,25 @@ def added(metrics: Metrics) -> Metrics:
     return jax.tree.map(lambda x: x.sum(0), metrics)
 
 
-def merged(metrics: Metrics) -> Values:
+def merged(metrics: Metrics) -> Numbers:
     """The numbers of metrics with a leading axis, of steps or of batches: added up over it on the host, in float64."""
     return computed(jax.tree.map(lambda x: np.asarray(x, np.float64).sum(0), metrics))
 
 
-def computed(metrics: Metrics) -> Values:
+def computed(metrics: Metrics) -> Numbers:
     """The numbers of metrics that have been added up."""
-    return {key: _plain(x) for name, metric in metrics.items() for key, x in metric.compute(name).items()}
+    return {key: plain(x) for name, metric in metrics.items() for key, x in metric.compute(name).items()}
 
 
-def _plain(value: Any) -> Any:
-    if np.ndim(value):
-        return [_plain(x) for x in value]
-    return float(value) if math.isfinite(value) else None
+def plain(value: Any) -> Any:
+    """`value` for JSON: arrays as lists, and None for numbers that are not finite (JSON has no NaN)."""
+    if isinstance(value, Mapping):
+        return {name: plain(x) for name, x in value.items()}
+    if isinstance(value, str) or value is None:
+        return value
+    if isinstance(value, list | tuple):
+        return [plain(x) for x in value]
+    value = np.asarray(value).tolist()  # a float32 becomes the float64 that it equals, and is written out in full
+    if isinstance(value, list):
+        return plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,7 @@
 """Optimizers and learning rate schedules by name: one flat dataclass over optax."""
 
 import operator
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -26,13 +27,13 @@ class Optimizer:
             the gates of an LSTM) by itself, and first and last layers, embeddings, biases and scales by Adam. Muon's
             updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both share learning_rate
         learning_rate: the peak of the learning rate
-        schedule: how the learning rate changes: constant; linear or cosine: from the peak to final_ratio of it at
+        schedule: how the learning rate changes: constant; linear or cosine: from the peak to final_ratio of it after
             the last update; halving: see halve_at; one_cycle (Smith & Topin 2018, arXiv:1708.07120): rises from 1/25
             of the peak in the first 30 % of the run and falls to about 0 by a cosine
         warmup: number of updates in which the learning rate rises linearly from initial_ratio of the peak, before its
             schedule begins
         initial_ratio: learning rate at the first update of the warmup, as a fraction of the peak
-        final_ratio: learning rate at the last update of linear and cosine, as a fraction of the peak
+        final_ratio: learning rate after the last update of linear and cosine, as a fraction of the peak
         halve_at: fractions of the run after which the schedule halving halves the learning rate
         weight_decay: strength of weight decay, of kernels and embeddings (muon: of kernels alone). For sgd it is added
             to the gradient (L2 regularisation); for all others each update subtracts it times the learning rate from
@@ -73,7 +74,7 @@ class Optimizer:
         if self.decays and self.name != "sgd":
             raise UserError(f"optimizer.decays are for sgd, not for {self.name}")
         if self.warmup < 0:
-            raise ValueError(f"optimizer.warmup must be 0 or more updates, not {self.warmup}")
+            raise UserError(f"optimizer.warmup must be 0 or more updates, not {self.warmup}")
 
     @property
     def betas(self) -> tuple[float, float]:
@@ -92,8 +93,8 @@ def schedule(config: Optimizer, steps: int) -> optax.Schedule:
         case "cosine":
             shape = optax.cosine_decay_schedule(1.0, decay_steps, config.final_ratio)
         case "halving":
-            boundaries = {int(fraction * steps) - config.warmup: 0.5 for fraction in config.halve_at}
-            shape = optax.piecewise_constant_schedule(1.0, boundaries)
+            halvings = Counter(int(fraction * steps) - config.warmup for fraction in config.halve_at)
+            shape = optax.piecewise_constant_schedule(1.0, {at: 0.5**count for at, count in halvings.items()})
         case "one_cycle":
             shape = optax.cosine_onecycle_schedule(decay_steps, 1.0)
     if config.warmup:

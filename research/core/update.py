@@ -65,6 +65,8 @@ class UpdateConfig:
     def __post_init__(self) -> None:
         if self.grad_accum_steps < 1:
             raise UserError(f"update.grad_accum_steps must be at least 1, not {self.grad_accum_steps}")
+        if self.clip is not None and not self.clip > 0:
+            raise UserError(f"update.clip must be above 0, not {self.clip}: None is no clipping")
 
 
 class Aux(NamedTuple):

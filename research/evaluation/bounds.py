@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
+from research.core.metrics import Numbers
 from research.core.state import Batch, State
 from research.core.transformations import each_seed
 from research.evaluation.samples import show

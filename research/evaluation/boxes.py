@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from research.core.errors import NotInstalled
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
+from research.core.metrics import Numbers
 from research.core.state import State
 from research.core.transformations import each_seed
 from research.data.boxes import Objects

@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
+from research.core.metrics import Numbers
 from research.core.state import State
 from research.core.transformations import first_seed
 from research.core.types import Tree

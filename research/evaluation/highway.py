@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
 
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
 from research.core.files import failing, replacing
+from research.core.metrics import Numbers
 from research.core.state import State
 from research.evaluation import plots
 from research.evaluation.episodes import Act, Episode, agent, episode, player

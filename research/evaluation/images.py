@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
+from research.core.metrics import Numbers
 from research.core.state import State, evaluated
 from research.core.transformations import each_seed, first_seed
 from research.evaluation import plots as plot

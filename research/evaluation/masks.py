@@ -6,7 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
+from research.core.metrics import Numbers
 from research.core.state import State
 from research.core.transformations import first_seed
 from research.data.masks import VOID

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.errors import UserError
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
 from research.core.files import write_json
+from research.core.metrics import Numbers
 from research.core.state import State
 from research.core.transformations import each_seed
 from research.data.few_labels import balanced
@@ -122,6 +123,6 @@ def probe_accuracy(x: np.ndarray, y: np.ndarray, test_x: np.ndarray, test_y: np.
 
     mean, std = x.mean(0), x.std(0)
     scaled = lambda x: (x - mean) / np.where(std == 0, 1, std)
-    folds = min(5, int(np.bincount(y).max()))
+    folds = min(5, len(y) // len(np.unique(y)))
     probe = GridSearchCV(LogisticRegression(max_iter=300), {"C": STRENGTHS}, cv=folds).fit(scaled(x), y)
     return float(probe.score(scaled(test_x), test_y))

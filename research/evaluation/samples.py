@@ -15,8 +15,9 @@ from PIL import Image
 
 from research.core.console import console
 from research.core.errors import UserError
-from research.core.experiment import Load, Numbers, Report, Split
+from research.core.experiment import Load, Report, Split
 from research.core.files import write_json
+from research.core.metrics import Numbers
 from research.core.state import State
 from research.core.transformations import each_seed, first_seed
 from research.data.images import Images

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from research.core.experiment import Numbers
+from research.core.metrics import Numbers
 
 
 def per_seed(each: Sequence[Mapping[str, float]]) -> Numbers:

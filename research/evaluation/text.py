@@ -13,8 +13,9 @@ import sacrebleu
 from matplotlib.figure import Figure
 
 from research.core.console import console
-from research.core.experiment import Numbers, Report, Split
+from research.core.experiment import Report, Split
 from research.core.files import failing, replacing
+from research.core.metrics import Numbers
 from research.core.special_tokens import EOS, PAD
 from research.core.state import Batch, State, evaluated
 from research.core.transformations import each_seed, first_seed

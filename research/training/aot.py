@@ -6,7 +6,6 @@ What comes out are facts about the program (memory, collectives, the HLO itself)
 import math
 import re
 import time
-from collections import Counter
 from typing import Any, NamedTuple
 
 import jax
@@ -67,11 +66,6 @@ class Compiled(NamedTuple):
     def memory(self) -> int:
         """Bytes in all."""
         return self.arguments + self.outputs + self.temporaries
-
-    @property
-    def convolutions(self) -> int:
-        """How many convolutions are in the program. (To a TPU matrix products are too, but have no window.)"""
-        return len(re.findall(r' convolution\(.*window=|custom_call_target="__cudnn\$conv', self.hlo))
 
 
 def compiled(
@@ -143,11 +137,6 @@ def trace(experiment: Experiment, target: Place, steps: int) -> jax.stages.Trace
 def shapes(tree: Tree) -> Tree:
     """The tree with shapes in place of its arrays."""
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(x)), tree)
-
-
-def operations(hlo: str) -> Counter[str]:
-    """How often each operation occurs in a program: {"all-reduce": 2, "convolution": 20, …}."""
-    return Counter(re.findall(r"^ *(?:ROOT )?%?[\w.-]+ = .*?[\]})] ([a-z][a-z0-9-]*)\(", hlo, re.MULTILINE))
 
 
 def collectives(hlo: str) -> dict[str, Collective]:

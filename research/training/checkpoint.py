@@ -141,29 +141,13 @@ class Checkpoints:
         saved = self.steps()
         return f"Step {saved[-1]} is saved in {self._directory}" if saved else "There is no checkpoint yet"
 
-    def save(self, step: int, state: State) -> bool:
-        """Start saving `state`, which may be donated at once. Returns False where that step is saved already."""
-        return self._save(step, state, best=False)
+    def save(self, step: int, state: State, best: bool = False) -> None:
+        """Start saving `state`, which may be donated at once, when the save before it has ended.
 
-    def save_best(self, step: int, state: State) -> bool:
-        """`save`, and mark the step as the best so far, also where it is saved already."""
-        return self._save(step, state, best=True)
-
-    def wait(self) -> None:
-        """Wait until all checkpoints and their checksums are on the disk."""
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
-            self._group.barrier("saved")
-
-    def _save(self, step: int, state: State, best: bool) -> bool:
-        if step in self.steps():
-            if best and self._group.primary:
-                with failing("save to", self._directory):
-                    manifest = _manifest(self._directory, step)
-                    _write_manifest(self._directory, step, manifest._replace(best=True))
-                    _rotate(self._directory, self._keep)
-            return False
+        step  none that is saved already
+        best  whether to mark the step as the best so far
+        """
+        self.wait()
         leaves = named(state)
         described = {name: describe(leaf) for name, leaf in leaves.items()}
         saved = plain(leaves)
@@ -175,7 +159,13 @@ class Checkpoints:
         except Exception as error:
             raise self._failure(step, error) from error
         self._pending = self._worker.submit(self._finish, step, described, best)
-        return True
+
+    def wait(self) -> None:
+        """Wait until all checkpoints and their checksums are on the disk."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+            self._group.barrier("saved")
 
     def _finish(self, step: int, described: dict[str, str], best: bool) -> None:
         """In the background: wait for orbax, then write the checksums, and only then delete old steps."""
@@ -390,7 +380,7 @@ def _newest(
     for step in sorted(saved + unsaved, reverse=True):
         try:
             if step in unsaved:
-                raise _Damaged("it has no checksum, its save was cut short")
+                raise _Damaged("it has no checksum: it is being saved, or its save was cut short")
             manifest = _manifest(directory, step)
             if best and not manifest.best:
                 continue
@@ -400,7 +390,8 @@ def _newest(
             damage.append((step, str(error)))
             continue
         for damaged, why in damage:
-            warn(f"checkpoint {directory / str(damaged)} is damaged ({why}): using step {step} instead")
+            what = "not complete" if damaged in unsaved else "damaged"
+            warn(f"checkpoint {directory / str(damaged)} is {what} ({why}): using step {step} instead")
         return step, found
     if len(damage) == 1 and damage[0][0] in unsaved:
         warn(f"checkpoint {directory / str(damage[0][0])} is not used ({damage[0][1]}): there is none before it")

@@ -6,11 +6,13 @@ import dataclasses
 import importlib
 import io
 import itertools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Generic, TypeVar
 
 import flax.linen as nn
+import jax
 import tyro
 
 from research.core.bucket import located
@@ -148,11 +150,12 @@ def parse(name: str, arguments: list[str], command: Any = Command, script: str =
     command  the class to parse into: `Command`, or a script's own class with a field `config`
     script   the name of the script, for messages
 
-    Exits with status 2 and a message where an option or a value is wrong.
+    Exits with status 2 and a message where an option or a value is wrong; raises UserError where a number of the config
+    is not finite.
     """
     default = load(name)
     typed = command[type(default)]
-    return tyro.cli(
+    found = tyro.cli(
         typed,
         default=typed(default),
         args=arguments,
@@ -160,6 +163,10 @@ def parse(name: str, arguments: list[str], command: Any = Command, script: str =
         description=header(name),
         config=(tyro.conf.AvoidSubcommands,),
     )
+    for path, value in leaves(found.config).items():
+        if any(isinstance(x, float) and not math.isfinite(x) for x in jax.tree.leaves(value)):
+            raise UserError(f"{path} must be finite, not {value}")
+    return found
 
 
 def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:
@@ -266,10 +273,13 @@ def differences(config: Experiment, values: Any) -> dict[str, tuple[Any, Any]]:
 
 def scheduled(config: Experiment) -> list[str]:
     """The fields that vary something over the course of run.steps, as text: schedules, fractions of the training."""
+    values = leaves(config)
     return [
         f"{path}={value}"
-        for path, value in leaves(config).items()
+        for path, value in values.items()
         if (path.endswith("schedule") and value != "constant")
         or path.endswith("_fraction")
         or (path == "update.pruning.sparsity" and value is not None)
+        or (path.endswith("lookahead.power") and value and values[f"{path.removesuffix('power')}every"])
+        or (path == "importance_exponent" and values["priority_exponent"])
     ]

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from research.core.experiment import Run
-from research.core.metrics import Values, merged
+from research.core.metrics import Numbers, merged
 from research.core.placement import Place
 from research.core.state import Batch, Learner, State
 
@@ -20,13 +20,13 @@ class Evaluator:
         self._evaluate = where.evaluate(learner.evaluate, 0)
         self._where = where
 
-    def __call__(self, state: State, batches: Iterable[Batch]) -> Values:
+    def __call__(self, state: State, batches: Iterable[Batch]) -> Numbers:
         """The metrics of `state` over `batches`, on the host or in their place."""
         found = [self._evaluate(state, self._where.put_data(batch, 0)) for batch in batches]
         return merged(jax.tree.map(lambda *means: np.stack(means), *jax.device_get(found)))
 
 
-def summary(values: Values) -> dict[str, dict[str, Any]]:
+def summary(values: Numbers) -> dict[str, dict[str, Any]]:
     """{metric: {"mean", "spread", "each"}} over the seeds; the spread is the sample standard deviation."""
 
     def one(value: Any) -> dict[str, Any]:
@@ -41,7 +41,7 @@ def summary(values: Values) -> dict[str, dict[str, Any]]:
     return {name: one(value) for name, value in values.items()}
 
 
-def score(values: Values, run: Run) -> float | None:
+def score(values: Numbers, run: Run) -> float | None:
     """The metric that "best" goes by: its mean over the seeds that have not diverged; None where there is none."""
     value = values[run.metric]
     each = [x for x in (value if isinstance(value, list) else [value]) if x is not None]

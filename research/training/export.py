@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
 
@@ -72,7 +73,7 @@ def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> 
     check_platforms(platforms)
     directory, output = located(directory), located(output)
     experiment, _, state = run.load(directory)
-    about = workdir.about(directory) or {}
+    about = workdir.run_in(directory)
     experiment = with_xla_attention(experiment)
     learner, _ = run.build(experiment, about["seeds"], config.as_over(about.get("over", ())))
     feeds, step, kind = experiment.feeds(), int(state.step), experiment.run.checkpoint_for_test
@@ -228,7 +229,7 @@ def difference(outputs: Tree, expected: Tree) -> float:
     """
 
     def of_leaf(a: Any, b: Any) -> float:
-        whole = not np.issubdtype(b.dtype, np.floating)
+        whole = not jnp.issubdtype(b.dtype, jnp.floating)
         a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
         with np.errstate(invalid="ignore"):
             apart = np.where((a == b) | (np.isnan(a) & np.isnan(b)), 0, np.abs(a - b)).max(initial=0)

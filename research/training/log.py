@@ -1,7 +1,6 @@
 """The metrics of a run: metrics.jsonl, the same numbers for TensorBoard and others, and a progress bar."""
 
 import json
-import math
 import os
 import shutil
 import statistics
@@ -21,8 +20,10 @@ from rich.table import Column
 
 from research.core.bucket import located
 from research.core.console import console
+from research.core.errors import UserError
 from research.core.files import failing, replacing
-from research.core.files import write_json as write_json
+from research.core.metrics import Numbers, plain
+from research.training.evaluate import summary
 from research.training.weights_and_biases import WeightsAndBiases
 
 # tensorboardX imports PyTorch where it is installed, which is slow and not needed here.
@@ -37,33 +38,19 @@ finally:
     if hidden:
         del sys.modules["torch"]
 
-Values = Mapping[str, Any]
-"""Values by metric: a number, or a list with one for each seed; None where there is no finite value."""
-
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 
 
-def plain(value: Any) -> Any:
-    """`value` for JSON: arrays as lists, and None for numbers that are not finite (JSON has no NaN)."""
-    if isinstance(value, Mapping):
-        return {name: plain(x) for name, x in value.items()}
-    if isinstance(value, str) or value is None:
-        return value
-    if isinstance(value, list | tuple):
-        return [plain(x) for x in value]
-    value = np.asarray(value).tolist()  # a float32 becomes the float64 that it equals, and is written out in full
-    if isinstance(value, list):
-        return plain(value)
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def read(directory: Path | str) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, without the last one where a killed run left it incomplete."""
+    """The lines of metrics.jsonl, without the last one where a killed run left it incomplete.
+
+    Raises UserError where another one is damaged.
+    """
     path = located(directory) / METRICS
     with failing("read", path):
         try:
-            return [json.loads(line) for line in _whole(path)]
+            return [line for _, line in _whole(path)]
         except FileNotFoundError:
             return []
 
@@ -103,14 +90,21 @@ def cut(directory: Path | str, step: int) -> None:
     with failing("write", path):
         if not path.exists():
             return
-        lines = [line for line in _whole(path) if json.loads(line)["step"] <= step]
+        lines = [text for text, line in _whole(path) if line["step"] <= step]
         with replacing(path) as temporary:
             temporary.write_bytes(b"".join(lines))
 
 
-def _whole(path: Path) -> Iterator[bytes]:
-    """The complete lines."""
-    return (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+def _whole(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The complete lines, as text and as what it says. Raises UserError where one is damaged."""
+    for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if text.endswith(b"\n"):
+            try:
+                yield text, json.loads(text)
+            except ValueError:
+                raise UserError(
+                    f"could not read {path}: line {number} is damaged: restore the file, or delete the line"
+                ) from None
 
 
 class Log:
@@ -148,7 +142,7 @@ class Log:
                 except OSError:  # flush has raised it
                     continue
 
-    def line(self, step: int, split: str, values: Values, timing: Values | None = None) -> None:
+    def line(self, step: int, split: str, values: Numbers, timing: Numbers | None = None) -> None:
         """Write one line: the values of a split after `step` steps, and `timing`, which differs from run to run."""
         line = plain({"step": step, "split": split, **values, "time": {"unix": time.time(), **(timing or {})}})
         with failing("write to", self._directory):
@@ -173,15 +167,16 @@ class Log:
 
 
 def numbers(line: dict[str, Any]) -> dict[str, float]:
-    """All numbers of a line of metrics.jsonl by name, "train/loss"; with several seeds, their mean and spread."""
+    """All numbers of a line of metrics.jsonl by name, "train/loss"; with several seeds, their mean and spread
+    (see `summary`)."""
     named = {f"{line['split']}/{name}": x for name, x in line.items() if name not in ("step", "split", "time")}
     named |= {f"time/{name}": value for name, value in line["time"].items() if name != "unix"}
     found: dict[str, float] = {}
     for name, number in named.items():
         if isinstance(number, list):
-            each = [x for x in number if x is not None]
-            if each:
-                found |= {name: float(np.mean(each)), f"{name}/spread": float(np.std(each))}
+            each = summary({name: number})[name]
+            both = {name: each["mean"], f"{name}/spread": each["spread"]}
+            found |= {key: x for key, x in both.items() if x is not None}
         elif isinstance(number, int | float):
             found[name] = number
     return found
@@ -316,7 +311,7 @@ class Progress:
             self._say()
             self._said = time.monotonic()
 
-    def say(self, split: str, values: Values) -> None:
+    def say(self, split: str, values: Numbers) -> None:
         """Show the latest values of a split."""
         self._texts[split] = f"{split} {brief(values)}"
         if self._bar:
@@ -338,7 +333,7 @@ class Progress:
         console.print(", ".join(parts) + "".join(f" | {text}" for text in self._texts.values()), markup=False)
 
 
-def brief(values: Values) -> str:
+def brief(values: Numbers) -> str:
     """The values as a short text; with several seeds, their means."""
     words = []
     for name, value in values.items():

@@ -13,10 +13,11 @@ import numpy as np
 from research.core.bucket import located
 from research.core.console import say, warn
 from research.core.errors import UserError
-from research.core.experiment import Experiment, Feeds, Numbers, Report, Split
+from research.core.experiment import Experiment, Feeds, Report, Split
+from research.core.files import write_json
 from research.core.flops import peak
 from research.core.layout import Layout, make_mesh
-from research.core.metrics import Values
+from research.core.metrics import Numbers, plain
 from research.core.placement import Place, place
 from research.core.state import Learner, State
 from research.core.transformations import per_seed, per_setting
@@ -72,9 +73,7 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     Of a run of several seeds, State and learner have their axis. Raises UserError where there is no such run.
     """
     directory = located(directory)
-    about = workdir.about(directory)
-    if about is None:
-        raise UserError(f"{directory} holds no run: it has no config.json")
+    about = workdir.run_in(directory)
     experiment = config.from_json(about["name"], about["config"])
     learner, key = build(experiment, about["seeds"], config.as_over(about.get("over", ())))
     best = experiment.run.checkpoint_for_test == "best"
@@ -225,12 +224,11 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
                 bar.say("validation", values)
             if run.metric in values:
                 scores.append(score(values, run))
-                if best(scores, run) == len(scores) - 1:
-                    lines.flush()
-                    saved.save_best(step, state)
-            if step % run.save_every == 0 or step == run.steps or exhausted(scores, run) or stop is not None:
+            new_best = run.metric in values and best(scores, run) == len(scores) - 1
+            due = step % run.save_every == 0 or step == run.steps or exhausted(scores, run) or stop is not None
+            if due or new_best:
                 lines.flush()
-                saved.save(step, state)
+                saved.save(step, state, new_best)
             if stop is not None:
                 saved.wait()
                 raise Interrupted(stop)
@@ -242,20 +240,20 @@ def _log(job: Job) -> log.Log:
     return log.Log(job.directory, job.command.log.wandb and job.group.primary)
 
 
-def validate(job: Job, step: int, state: State) -> Values:
+def validate(job: Job, step: int, state: State) -> Numbers:
     """The validation metrics and the numbers of reports that are due after a step, by name."""
     run, directory = job.experiment.run, job.directory / "history" / f"{step:08}"
     due = lambda every: step % every == 0 or step == run.steps
     values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
     reports = [report for report in job.reports if report.every is not None and due(report.every)]
     split = Split("validation", job.feeds.validation)
-    values = log.plain(values | reported(reports, gathered(job, state), split, directory, run.metric))
+    values = plain(values | reported(reports, gathered(job, state, reports), split, directory, run.metric))
     return json.loads(job.group.broadcast("validation", json.dumps(values)))
 
 
-def gathered(job: Job, state: State) -> State:
-    """The State for reports: with several processes, its weights are gathered on every device."""
-    return state if job.group.size == 1 else job.where.gather(state._replace(opt_state={}, world=()))
+def gathered(job: Job, state: State, reports: Sequence[Report]) -> State:
+    """The State for reports, if there are any: with several processes, its weights are gathered on every device."""
+    return state if job.group.size == 1 or not reports else job.where.gather(state._replace(opt_state={}, world=()))
 
 
 def finish(job: Job, step: int, state: State) -> dict[str, Any]:
@@ -270,7 +268,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             there = job.where.put(job.abstract)
             step, state = checkpoint.restore(job.checkpoints, there, warn, True, job.group) or (step, state)
         test = summary(job.evaluate(state, job.feeds.test))
-        numbers = reported(job.reports, gathered(job, state), Split("test", job.feeds.test), directory)
+        numbers = reported(job.reports, gathered(job, state, job.reports), Split("test", job.feeds.test), directory)
         history = log.read(directory)
         result = {
             "test": test,
@@ -288,7 +286,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
         with _log(job) as lines:
             for picture in sorted(directory.glob("*.png")):
                 lines.picture(step, picture)
-        log.write_json(directory / "summary.json", result)
+        write_json(directory / "summary.json", result)
         return result
 
 
@@ -303,7 +301,7 @@ def reported(
     for report in reports:
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            numbers |= log.plain(report.run(state, split, directory))
+            numbers |= plain(report.run(state, split, directory))
         except Exception as error:  # a picture that can't be drawn must not cost the run its summary
             if needed in report.metrics:
                 raise

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from research.core.bucket import check_bucket, errors, in_bucket, located
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
-from research.core.files import delete_tree, entries, failing, reason, rename, replacing
+from research.core.files import delete_tree, entries, failing, reason, rename, replacing, write_json
 from research.training import checkpoint, config, log, provenance
 from research.training.mirror import Mirror
 from research.training.processes import ProcessGroup
@@ -134,7 +133,7 @@ def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> N
         if longer:
             _extend(directory, command.config, there)
     else:
-        log.write_json(directory / "config.json", _describe(name, command))
+        write_json(directory / "config.json", _describe(name, command))
 
 
 @contextlib.contextmanager
@@ -193,12 +192,17 @@ def about(directory: Path) -> dict[str, Any] | None:
     return content
 
 
-def evaluates_best(directory: Path) -> bool:
-    """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
+def run_in(directory: Path) -> dict[str, Any]:
+    """`about` the run in `directory`. Raises UserError where there is none, too."""
     there = about(directory)
     if there is None:
         raise UserError(f"{directory} holds no run: it has no config.json")
-    return there["config"]["run"]["checkpoint_for_test"] == "best"
+    return there
+
+
+def evaluates_best(directory: Path) -> bool:
+    """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
+    return run_in(directory)["config"]["run"]["checkpoint_for_test"] == "best"
 
 
 def _read(directory: Path) -> dict[str, Any] | None:
@@ -281,7 +285,7 @@ def moved(directory: Path, command: config.Command[Experiment], run: Path) -> No
     if before is not None and before != now:
         words = lambda topology: ", ".join(f"{name} {value}" for name, value in topology.items())
         say(f"{run}: Restored on another topology: {words(now)}; before, {words(before)}")
-        log.write_json(directory / "config.json", {**there, "topology": now})
+        write_json(directory / "config.json", {**there, "topology": now})
 
 
 def _check_same(directory: Path, name: str, command: config.Command[Experiment], there: dict[str, Any]) -> bool:
@@ -330,7 +334,7 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
             rename(summary, directory / f"summary_{before}.json")
     values = {**there["config"], "run": {**there["config"]["run"], "steps": after}}
     extended = [*there.get("extended_from", ()), before]
-    log.write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
+    write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
     say(f"{directory}: extended from {before} to {after} steps")
     if scheduled := config.scheduled(experiment):
         warn(
@@ -347,12 +351,10 @@ def _resolved(path: Path | str | None) -> Path | None:
 
 
 def _clear(directory: Path) -> None:
-    """Delete the run in `directory`."""
+    """Delete the run in `directory`, config.json last: after a deletion that failed, it still counts as a run."""
     for part in ("checkpoints", "tensorboard", "history", "profile", "export", "wandb"):
-        if in_bucket(directory):
-            delete_tree(directory / part)
-        else:
-            shutil.rmtree(directory / part, ignore_errors=True)
-    for pattern in ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt"):
-        for path in directory.glob(pattern):
-            path.unlink()
+        delete_tree(directory / part)
+    patterns = ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt")
+    found = [path for pattern in patterns for path in directory.glob(pattern)]
+    for path in sorted(found, key=lambda path: path.name == "config.json"):
+        path.unlink()
