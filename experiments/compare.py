@@ -37,9 +37,9 @@ def compare(
 ) -> None:
     """Print and draw how the finished runs compare with others, by the interquartile mean and its likes.
 
-    Runs of several directories of one environment (or one config) are seeds of one task; of several environments, or of
-    one with other parameters, tasks. Both sets need the same tasks. A seed that has diverged has the worst score of its
-    task.
+    Runs of several directories of one environment (or one data set) are seeds of one task; of several environments, or
+    of one with other parameters, tasks. Both sets need the same tasks. A seed that has diverged has the worst score of
+    its task.
 
     Args:
         runs: directories of finished runs
@@ -124,7 +124,7 @@ def _reference(path: Path) -> dict[str, tuple[float, float]]:
 def _scores(
     directories: Sequence[Path], metric: str, scales: Mapping[str, tuple[float, float]]
 ) -> dict[str, list[float]]:
-    """The scores of all seeds by task, which is an environment or the name of a config."""
+    """The scores of all seeds by task, which is an environment or a data set."""
     found: dict[str, list[float]] = {}
     for directory in directories:
         about = _about(directory)
@@ -134,7 +134,7 @@ def _scores(
         if metric not in test:
             raise UserError(f"{directory} has no test metric {metric!r}: it has {', '.join(test)}")
         environment = about["config"].get("environment")
-        task = scores.task(environment) if environment else about["name"]
+        task = scores.task(environment) if environment else _data(about["config"]["data"])
         each = [np.nan if x is None else x for x in test[metric]["each"]]
         if scales:
             if task not in scales:
@@ -143,6 +143,12 @@ def _scores(
             each = [(x - low) / (high - low) for x in each]
         found.setdefault(task, []).extend(each)
     return dict(sorted(found.items()))
+
+
+def _data(data: Mapping[str, Any]) -> str:
+    """The data of a run in words: its name, and its classes where they are some of them."""
+    classes = data.get("classes")
+    return data["name"] if classes is None else f"{data['name']} of classes {', '.join(map(str, classes))}"
 
 
 def _matrix(scores: Mapping[str, Sequence[float]]) -> np.ndarray:

@@ -1,6 +1,5 @@
 """Evaluate a run on its test data again: python -m experiments.evaluate DIR. Nothing is written."""
 
-import json
 import math
 import sys
 from typing import Annotated
@@ -10,6 +9,7 @@ import tyro
 import research
 from experiments.console import show, status
 from research.core.console import warn
+from research.core.files import read_json
 from research.core.placement import place
 from research.training.config import Directory
 from research.training.evaluate import Evaluator, summary
@@ -32,7 +32,7 @@ def evaluate(directory: Annotated[Directory, tyro.conf.Positional]) -> None:
     here = place("jit")
     test = summary(Evaluator(learner, here)(here.put(state), experiment.feeds().test))
     done = directory / "summary.json"
-    recorded = {k: v["mean"] for k, v in json.loads(done.read_text())["test"].items()} if done.exists() else {}
+    recorded = {k: v["mean"] for k, v in read_json(done)["test"].items()} if done.exists() else {}
     title = f"{directory}: test metrics of the {experiment.run.checkpoint_for_test} checkpoint, step {int(state.step)}"
     show(title, test, {"published": dict(experiment.run.published), **({"summary.json": recorded} if recorded else {})})
     for metric, value in recorded.items():

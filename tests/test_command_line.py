@@ -159,9 +159,15 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--update.clip", "-1", *TINY], "update.clip must be above 0"),
         (["digits_cnn", "--update.clip", "inf", *TINY], "update.clip must be finite, not inf"),
         (
-            ["digits_cnn", "--optimizer.halve-at", "0.5", "nan", *TINY],
-            "optimizer.halve_at must be finite",
+            ["digits_cnn", "--optimizer.learning-rate", "-1", *TINY],
+            "optimizer.learning_rate must be at least 0, not -1.0",
         ),
+        (["digits_cnn", "--optimizer.halve-at", "0.5", "1.5", *TINY], "optimizer.halve_at must be between 0 and 1"),
+        (["digits_cnn", "--augment.noise", "-1", *TINY], "augment.noise must be at least 0"),
+        (["digits_cnn", "--mixing.mixup", "-1", *TINY], "mixing.mixup must be at least 0"),
+        (["digits_cnn", "--smoothing", "2", *TINY], "smoothing must be between 0 and 1"),
+        (["digits_cnn", "--net.dropout", "1.5", *TINY], "a dropout rate must be at least 0 and below 1, not 1.5"),
+        (["digits_cnn", "--data.name", "./digits", *TINY], "a data set of TensorFlow Datasets is expected, not a path"),
         (["digits_cnn", "--seed", "99999999999999999999", *TINY], "run.seed must be a number of 32 bits"),
         (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
@@ -397,7 +403,7 @@ def test_more_steps_extend_a_run_and_give_what_the_longer_run_gives(tmp_path, ca
     assert summary["a/summary.json"]["test"] == summary["b/summary.json"]["test"]
     assert json.loads((tmp_path / "a" / "summary_4.json").read_text())["step"] == 4
     assert json.loads((tmp_path / "a" / "config.json").read_text())["extended_from"] == [4]
-    status, said = run(capsys, *arguments, "--steps", "8")
+    status, said = run(capsys, *arguments, "--steps", "8", "--run.save-every", "4")  # which changes no result
     assert status == 0 and "already finished" in said
 
 
@@ -437,6 +443,35 @@ def test_overwriting_reports_what_it_can_not_delete(copy):
     with pytest.raises(RunError, match=f"could not write to {copy}: .* symbolic link"):
         owned(copy, *TINY, "--overwrite")
     assert workdir.run_in(copy)["name"] == "digits_cnn"
+
+
+def test_an_extension_that_fails_leaves_the_run_as_it_was(copy, capsys, monkeypatch):
+    """Unless the longer run has saved something: then it goes on from there."""
+
+    def fails(*_):
+        raise UserError("the data is gone")
+
+    before = {name: (copy / name).read_bytes() for name in ("config.json", "summary.json")}
+    monkeypatch.setattr(research.training.run, "prepare", fails)
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--steps", "8")
+    assert status == 2 and "the data is gone" in said
+    assert {name: (copy / name).read_bytes() for name in before} == before and not (copy / "summary_4.json").exists()
+    (copy / "checkpoints" / "6").mkdir()
+    assert run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--steps", "8")[0] == 2
+    assert workdir.run_in(copy)["config"]["run"]["steps"] == 8 and not (copy / "summary.json").exists()
+
+
+def test_a_damaged_summary_is_said_in_one_line(copy, capsys):
+    (copy / "summary.json").write_text("{")
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
+    assert status == 2 and f"could not read {copy / 'summary.json'}" in said
+    assert evaluate.main([str(copy)]) == 2
+
+
+def test_published_results_are_those_of_the_configs_data():
+    published = lambda *arguments: config.parse("mnist_cnn", list(arguments)).config.run.published
+    assert published("--net.widths", "8") == config.load("mnist_cnn").run.published != ()
+    assert published("--data.name", "digits") == ()
 
 
 def test_a_run_that_stopped_early_is_not_extended(copy):

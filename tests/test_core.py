@@ -280,7 +280,7 @@ def test_a_schedule_of_few_updates():
     rates = lambda **how: [float(schedule(Optimizer(learning_rate=1.0, **how), 4)(at)) for at in range(5)]
     assert rates(schedule="linear") == [1, 0.75, 0.5, 0.25, 0]
     assert rates(schedule="halving") == [1, 1, 0.5, 0.125, 0.125]
-    with pytest.raises(UserError, match=r"optimizer\.warmup must be 0 or more"):
+    with pytest.raises(UserError, match=r"optimizer\.warmup must be at least 0"):
         Optimizer(warmup=-1)
 
 

@@ -159,7 +159,7 @@ def test_a_metric_is_compared_in_its_own_direction(tmp_path, capsys):
     run = lambda name, loss: finished(
         tmp_path / name,
         {"loss": loss, "accuracy": [0.5, None]},
-        {"run": {"metric": "accuracy", "mode": "max"}},
+        {"run": {"metric": "accuracy", "mode": "max"}, "data": {"name": "alike"}},
     )
     compared = [run("ours", [0.1, 0.2]), "--against", run("theirs", [0.4, None]), "--metric"]
     output = ["--output", str(tmp_path / "compare.png")]
@@ -173,7 +173,7 @@ def test_a_metric_is_compared_in_its_own_direction(tmp_path, capsys):
 
 
 def test_what_can_not_be_compared_is_said(tmp_path, capsys):
-    config = {"run": {"metric": "return", "mode": "max"}}
+    config = {"run": {"metric": "return", "mode": "max"}, "data": {"name": "alike"}}
     ours, diverged = (finished(tmp_path / name, {"return": [x, x]}, config) for name, x in (("a", 1.0), ("b", None)))
     references = {
         "[1]": "is not of the form",
@@ -187,6 +187,11 @@ def test_what_can_not_be_compared_is_said(tmp_path, capsys):
         assert message in " ".join(capsys.readouterr().err.split())
     assert compare.main([diverged, "--against", diverged]) == 2
     assert "all runs of alike have diverged" in " ".join(capsys.readouterr().err.split())
+    few = finished(tmp_path / "few", {"return": [1.0, 1.0]}, config | {"data": {"name": "alike", "classes": [3, 5]}})
+    assert compare.main([ours, "--against", few]) == 2
+    assert "the tasks differ: alike and, against them, alike of classes 3, 5" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_runs_of_several_tasks_are_compared_by_their_scores(tmp_path, capsys):

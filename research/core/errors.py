@@ -38,10 +38,13 @@ def positive(config: Any, prefix: str, *names: str) -> None:
             raise UserError(f"{shown} must be at least 1, not {value}")
 
 
-def between(config: Any, low: float, high: float, *names: str) -> None:
-    """Raises UserError unless the fields `names` of `config` are None, or numbers from `low` to `high`, inclusive."""
+def between(config: Any, prefix: str, low: float, high: float, *names: str) -> None:
+    """Raises UserError unless the fields `names` of `config` are None, or numbers (or tuples) from `low` to `high`,
+    inclusive. Values that a sweep traces are not looked at."""
     for name in names:
         value = getattr(config, name)
-        if value is not None and not low <= value <= high:
+        numbers = value if isinstance(value, tuple) else (value,)
+        if not all(low <= x <= high for x in numbers if isinstance(x, int | float)):
+            shown = f"{prefix}.{name}" if prefix else name
             allowed = f"at least {low}" if high == math.inf else f"between {low} and {high}"
-            raise UserError(f"{name} must be {allowed}, not {value}")
+            raise UserError(f"{shown} must be {allowed}, not {value}")

@@ -1,5 +1,6 @@
 """Lookahead (Zhang, Lucas, Hinton & Ba 2019, arXiv:1907.08610): parameters are drawn back to their slow average."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import UserError
+from research.core.errors import between
 from research.core.types import Tree
 
 
@@ -27,8 +28,8 @@ class Lookahead:
     power: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.every < 0:
-            raise UserError(f"optimizer.lookahead.every must be at least 0, not {self.every}")
+        between(self, "optimizer.lookahead", 0, math.inf, "every", "power")
+        between(self, "optimizer.lookahead", 0, 1, "decay")
 
 
 class LookaheadState(NamedTuple):

@@ -18,6 +18,7 @@ import tyro
 from jax import lax
 
 from research.core.devices import shard_batch
+from research.core.errors import UserError
 from research.core.int8 import RANGES, int8_layer, largest_input, linear
 from research.core.types import Tree
 
@@ -178,6 +179,11 @@ class Dropout(RandomByExample):
     rate: float
     shared: tuple[int, ...] = ()
     batch_axis: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate < 1:
+            raise UserError(f"a dropout rate must be at least 0 and below 1, not {self.rate}")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool, keys: jax.Array | None = None) -> jax.Array:

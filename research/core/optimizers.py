@@ -1,5 +1,6 @@
 """Optimizers and learning rate schedules by name: one flat dataclass over optax."""
 
+import math
 import operator
 from collections import Counter
 from dataclasses import dataclass, field
@@ -9,7 +10,7 @@ import jax
 import optax
 from jax.tree_util import tree_map_with_path
 
-from research.core.errors import UserError
+from research.core.errors import UserError, between
 from research.core.lookahead import Lookahead
 from research.core.muon import flattened, muon
 from research.core.patterns import matching
@@ -73,8 +74,9 @@ class Optimizer:
             raise UserError("optimizer.mu_dtype must be float32 for adafactor, which keeps no first moment")
         if self.decays and self.name != "sgd":
             raise UserError(f"optimizer.decays are for sgd, not for {self.name}")
-        if self.warmup < 0:
-            raise UserError(f"optimizer.warmup must be 0 or more updates, not {self.warmup}")
+        between(self, "optimizer", 0, math.inf, "learning_rate", "warmup", "initial_ratio", "final_ratio")
+        between(self, "optimizer", 0, math.inf, "weight_decay", "eps")
+        between(self, "optimizer", 0, 1, "halve_at", "momentum", "b1", "b2")
 
     @property
     def betas(self) -> tuple[float, float]:

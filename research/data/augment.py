@@ -1,5 +1,6 @@
 """Augmentation of images: a pure function of one key for each example, traced inside the compiled step."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -7,7 +8,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError
+from research.core.errors import UserError, between
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,8 @@ class Augment:
     noise: float | None = None
 
     def __post_init__(self) -> None:
-        # In a sweep the floats are traced, so nothing may branch on their values.
-        for name in ("shift", "cutout"):
-            if getattr(self, name) < 0:
-                raise UserError(f"augment.{name} must be at least 0, not {getattr(self, name)}")
+        between(self, "augment", 0, 1, "crop", "grey")
+        between(self, "augment", 0, math.inf, "shift", "cutout", "jitter", "rotation", "scaling", "noise")
 
 
 def augment(config: Augment, keys: jax.Array, images: jax.Array, mirrored: jax.Array | None = None) -> jax.Array:

@@ -4,12 +4,14 @@ Images change places within pairs of neighbours in the batch, which is shuffled.
 another one, and what becomes of an image hangs on the two keys of the pair alone.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from research.core.errors import between
 from research.core.losses import Criterion
 from research.core.metrics import Mean, Metrics
 
@@ -40,6 +42,9 @@ class Mixing:
 
     mixup: float | None = None
     cutmix: float | None = None
+
+    def __post_init__(self) -> None:
+        between(self, "mixing", 0, math.inf, "mixup", "cutmix")
 
     @property
     def on(self) -> bool:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.devices import position
-from research.core.errors import UserError
+from research.core.errors import UserError, between
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.lookahead import Lookahead
 from research.core.losses import classification, criterion_loss, criterion_metrics
@@ -62,6 +62,7 @@ class Classify(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        between(self, "", 0, 1, "smoothing")
         if self.mixing.on and self.adversarial.steps:
             raise UserError("mixing and adversarial.steps: mixed images have no one label that an attack could raise")
         if self.mixing.on and self.data.batch % 2:

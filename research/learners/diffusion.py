@@ -83,7 +83,7 @@ class Diffusion(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "timesteps", "sampling_steps", "num_samples", "sample_metrics_every")
-        between(self, 0, 1, "average")
+        between(self, "", 0, 1, "average")
         self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
         if self.sampling_steps > self.timesteps:
             raise UserError(f"sampling_steps={self.sampling_steps} are more than the {self.timesteps} timesteps")

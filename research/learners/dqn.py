@@ -76,8 +76,8 @@ class DQN(ReplayLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "n_step", "atoms")
-        between(self, 0, math.inf, "priority_exponent")
-        between(self, 0, 1, "importance_exponent")
+        between(self, "", 0, math.inf, "priority_exponent")
+        between(self, "", 0, 1, "importance_exponent")
         super().__post_init__()
         if self.returns == "categorical" and (self.atoms < 2 or self.v_min >= self.v_max):
             raise UserError("returns=categorical needs at least 2 atoms, and a v_min below v_max")

@@ -54,7 +54,7 @@ class DRQN(ReplayLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "sequence")
-        between(self, 0, math.inf, "burn_in")
+        between(self, "", 0, math.inf, "burn_in")
         super().__post_init__()
 
     @property

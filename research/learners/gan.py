@@ -96,7 +96,7 @@ class GAN(Adversarial):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "latent", "num_updates", "num_samples")
-        between(self, 0, 1, "average")
+        between(self, "", 0, 1, "average")
         if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
             raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
         penalised = self.gradient_penalty is not None or self.r1 is not None

@@ -103,8 +103,8 @@ class PPO(Reinforcement):
 
     def __post_init__(self) -> None:
         positive(self, "", "epochs", "minibatches")
-        between(self, 0, 1, "gae_lambda")
-        between(self, 0, math.inf, "clip_epsilon", "value_clip")
+        between(self, "", 0, 1, "gae_lambda")
+        between(self, "", 0, math.inf, "clip_epsilon", "value_clip")
         super().__post_init__()
         multiple(self, "rollout_length", self.minibatches, "minibatches")
 

@@ -66,7 +66,7 @@ class PQN(QLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "epochs", "minibatches")
-        between(self, 0, 1, "q_lambda")
+        between(self, "", 0, 1, "q_lambda")
         super().__post_init__()
         multiple(self, "rollout_length", self.minibatches, "minibatches")
 

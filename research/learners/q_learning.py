@@ -44,7 +44,7 @@ class QLearning(Reinforcement):
     dtypes: ClassVar[tuple[Dtype, ...]] = ("float32", "bfloat16", "float16")
 
     def __post_init__(self) -> None:
-        between(self, 0, 1, "epsilon_start", "epsilon_end", "epsilon_fraction")
+        between(self, "", 0, 1, "epsilon_start", "epsilon_end", "epsilon_fraction")
         super().__post_init__()
 
     def distribution(self) -> Distribution:

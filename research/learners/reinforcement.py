@@ -42,7 +42,7 @@ class Reinforcement(Experiment):
 
     def __post_init__(self) -> None:
         positive(self, "", "num_envs", "rollout_length", "episodes", "test_episodes")
-        between(self, 0, 1, "gamma", "average")
+        between(self, "", 0, 1, "gamma", "average")
         super().__post_init__()
 
     @property

@@ -60,8 +60,8 @@ class ReplayLearning(QLearning):
 
     def __post_init__(self) -> None:
         positive(self, "", "buffer_size", "batch", "updates", "target_update_interval")
-        between(self, 0, 1, "tau")
-        between(self, 0, math.inf, "learning_starts")
+        between(self, "", 0, 1, "tau")
+        between(self, "", 0, math.inf, "learning_starts")
         super().__post_init__()
         multiple(self, "batch", self.num_envs, "num_envs")
         multiple(self, "buffer_size", self.frames, "num_envs * rollout_length")

@@ -81,7 +81,7 @@ class Restore(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "hole")
-        between(self, 0, 1, "average")
+        between(self, "", 0, 1, "average")
 
     def build(self) -> Learner:
         """See `Experiment`."""

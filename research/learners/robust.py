@@ -1,5 +1,6 @@
 """Adversarial training: what a classifier's step needs to train on images that an attack has changed."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError
+from research.core.errors import between
 from research.core.losses import Criterion, cross_entropy
 from research.core.metrics import Mean, mean
 from research.core.modules import Network
@@ -34,8 +35,7 @@ class Adversarial(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.ramp < 0:
-            raise UserError(f"adversarial.ramp must be at least 0, not {self.ramp}")
+        between(self, "adversarial", 0, math.inf, "ramp", "trades")
 
     @property
     def paired(self) -> bool:

@@ -42,7 +42,7 @@ class Supervised(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        between(self, 0, 1, "average")
+        between(self, "", 0, 1, "average")
 
     def updater(self) -> Updater:
         """`init` and `update` of one net, called "net"."""

@@ -66,7 +66,7 @@ class VAE(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "latent", "num_samples", "bound_samples")
-        between(self, 0, 1, "average")
+        between(self, "", 0, 1, "average")
         if self.num_samples > 1 and not self.variational:
             raise UserError(
                 f"num_samples={self.num_samples} is of variational autoencoders: give 1 with --no-variational"

@@ -358,6 +358,12 @@ def any_saved(directory: Path) -> bool:
     return any(name.removesuffix(".json").isdecimal() for name in names)
 
 
+def newest(directory: Path) -> int:
+    """The newest step with a checkpoint in `directory`, even a damaged one; 0 where there is none."""
+    with failing("read", directory):
+        return max((step for steps in _steps(directory) for step in steps), default=0)
+
+
 class _Damaged(Exception):
     """A step can't be used, and why."""
 

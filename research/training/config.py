@@ -25,7 +25,7 @@ from research.training.processes import check as check_processes
 T = TypeVar("T")
 Config = TypeVar("Config")
 
-MAY_CHANGE = ("run.keep",)
+MAY_CHANGE = ("run.keep", "run.save_every", "run.published")
 """Fields that may differ when a run is resumed."""
 
 
@@ -166,7 +166,15 @@ def parse(name: str, arguments: list[str], command: Any = Command, script: str =
     for path, value in leaves(found.config).items():
         if any(isinstance(x, float) and not math.isfinite(x) for x in jax.tree.leaves(value)):
             raise UserError(f"{path} must be finite, not {value}")
+    if _subject(found.config) != _subject(default):  # what was published is of other data
+        run = dataclasses.replace(found.config.run, published=())
+        found = dataclasses.replace(found, config=dataclasses.replace(found.config, run=run))
     return found
+
+
+def _subject(experiment: Experiment) -> str | None:
+    """The name of the data, or of the environment."""
+    return getattr(getattr(experiment, "data", None) or getattr(experiment, "environment", None), "name", None)
 
 
 def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:

@@ -41,11 +41,11 @@ def versions() -> dict[str, str]:
     return found
 
 
-def device() -> str:
-    """The devices of this run, in words."""
+def device(count: int | None = None) -> str:
+    """The devices of this run in words; `count` of them, or all there are."""
     devices = jax.devices()
     kind = platform.processor() or platform.machine() if devices[0].platform == "cpu" else devices[0].device_kind
-    return f"{len(devices)} x {devices[0].platform} ({kind})"
+    return f"{count or len(devices)} x {devices[0].platform} ({kind})"
 
 
 def deterministic_ops() -> bool:
@@ -77,8 +77,8 @@ def check_code(directory: Path, there: str) -> None:
     """Warn where the run in `directory` was started by other code than this; `there` is that code's hash."""
     if there != code():
         warn(
-            f"the code in {LIBRARY.name}/ has changed since {directory} was started: its results are not those of the "
-            "code as it is now; --overwrite trains anew"
+            f"the code in {LIBRARY.name}/ has changed since {directory} was started: its results may not be what "
+            "the code as it is now would give"
         )
 
 

@@ -14,7 +14,7 @@ from research.core.bucket import located
 from research.core.console import say, warn
 from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Report, Split
-from research.core.files import write_json
+from research.core.files import read_json, write_json
 from research.core.flops import peak
 from research.core.layout import Layout, make_mesh
 from research.core.metrics import Numbers, plain
@@ -60,7 +60,7 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         done = files.directory / "summary.json"
         if done.exists():
             say(f"{directory} is already finished: these are its results; --overwrite trains anew")
-            return json.loads(done.read_text())
+            return read_json(done)
         job = prepare(command, files, directory / "checkpoints", group)
         step, state = begin(job)
         step, state = loop(job, step, state)
@@ -279,7 +279,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             "seconds": sum(line["time"]["seconds"] for line in history if line["split"] == "train"),
             "steps_per_second": log.steps_per_second(history),
             "time": log.timing(history),
-            "device": provenance.device(),
+            "device": provenance.device(job.where.devices),
             "published": dict(run.published),
         }
         plots.curves({directory.name: history}, directory / "curves.png")

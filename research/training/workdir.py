@@ -116,12 +116,17 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
         else:
             stack.enter_context(_locked(directory))
         with failing("write to", directory):
-            _begin(directory, name, command)
-        yield
+            extended = _begin(directory, name, command)
+        try:
+            yield
+        except BaseException:
+            if extended is not None:
+                _withdraw(directory, extended)
+            raise
 
 
-def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> None:
-    """Make `directory` that of this run, see `owned`."""
+def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> dict[str, Any] | None:
+    """Make `directory` that of this run, see `owned`. Returns what config.json was before, where it was extended."""
     if _read(directory) is None and any(path.name != ".lock" for path in entries(directory)):
         raise UserError(f"{directory} holds something other than a run: choose another --workdir")
     if command.overwrite:
@@ -132,8 +137,10 @@ def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> N
         provenance.check_code(directory, there["code"])
         if longer:
             _extend(directory, command.config, there)
+            return there
     else:
         write_json(directory / "config.json", _describe(name, command))
+    return None
 
 
 @contextlib.contextmanager
@@ -341,6 +348,18 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
             f"schedules are now computed for {after} steps ({', '.join(scheduled)}): the result is not that of a run "
             f"of {after} steps from its start"
         )
+
+
+def _withdraw(directory: Path, there: dict[str, Any]) -> None:
+    """Undo `_extend` after an error, unless the longer run has saved something: the run is as it was, `there`."""
+    before = there["config"]["run"]["steps"]
+    if checkpoint.newest(directory / "checkpoints") > before:
+        return
+    with failing("write to", directory):
+        summary = directory / f"summary_{before}.json"
+        if summary.exists():
+            rename(summary, directory / "summary.json")
+        write_json(directory / "config.json", there)
 
 
 def _resolved(path: Path | str | None) -> Path | None:
