@@ -348,6 +348,25 @@ def test_a_finished_run_says_so_and_whether_the_code_has_changed(copy, capsys):
     assert status == 0 and f"warning: the code in research/ has changed since {copy} was started" in said
 
 
+def test_other_data_than_before_is_told(copy, capsys):
+    about = workdir.run_in(copy)
+    feeds = config.from_json(about["name"], about["config"]).feeds()
+    batch, validation = feeds.train.batch_at(0), feeds.validation[0]
+    data = provenance.data((batch, validation))
+    assert about["data"] == data == provenance.data((batch, validation))
+    assert data != provenance.data((batch._replace(targets=batch.targets + 1), validation))
+    workdir.check_data(copy, data, copy)
+    assert capsys.readouterr().err == ""
+    workdir.check_data(copy, "0" * 16, copy)
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"warning: the data of {copy} has changed since it was started" in said
+    assert workdir.run_in(copy) == about
+    shutil.rmtree(copy / "checkpoints")
+    (copy / "summary.json").unlink()
+    workdir.check_data(copy, "1" * 16, copy)
+    assert workdir.run_in(copy)["data"] == "1" * 16 and capsys.readouterr().err == ""
+
+
 def test_the_hash_of_the_code(tmp_path):
     (tmp_path / "core").mkdir()
     for name, text in (("core/a.py", "1"), ("b.py", "2"), ("c.txt", "3")):

@@ -79,5 +79,5 @@ def check_same(path: Path, held: dict[str, str], leaves: dict[str, Any]) -> None
         more = f"; and {len(differ) - 3} more" if len(differ) > 3 else ""
         raise UserError(
             f"checkpoint {path} holds something else ({'; '.join(differ[:3])}{more}): "
-            "use the config and the code that it was made with"
+            "use the config, the data and the code that it was made with"
         )

@@ -158,7 +158,9 @@ def prepare(command: config.Command[Experiment], files: workdir.Files, checkpoin
     workdir.keep(files.directory, feeds.kept, checkpoints.parent)
     learner, key = build(experiment, command.seeds, command.over)
     logged = {name for report in reports if report.every is not None for name in report.metrics}
-    abstract = check_contract(learner, key, feeds.train.batch_at(0), feeds.validation[0], experiment, logged)
+    batch, validation = feeds.train.batch_at(0), feeds.validation[0]
+    abstract = check_contract(learner, key, batch, validation, experiment, logged)
+    workdir.check_data(files.directory, provenance.data((batch, validation)), checkpoints.parent)
     evaluate = Evaluator(learner, where)
     return Job(command, files, checkpoints, group, experiment, learner, key, abstract, where, feeds, reports, evaluate)
 

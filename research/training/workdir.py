@@ -245,6 +245,19 @@ def keep(directory: Path, texts: Mapping[str, str], run: Path | None = None) -> 
                 temporary.write_text(text)
 
 
+def check_data(directory: Path, data: str, run: Path) -> None:
+    """Warn where the checkpoints of the run in `run` were made with other data; else note in config.json what it is.
+
+    directory  where its files are written
+    data       the hash of the data, see `provenance.data`
+    """
+    there = run_in(directory)
+    if not saved(run) or "data" not in there:
+        write_json(directory / "config.json", {**there, "data": data})
+    elif there["data"] != data:
+        warn(f"the data of {run} has changed since it was started: it goes on with other examples")
+
+
 def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
     """Raise UserError where the run in `directory` keeps a file of one of these names with another content."""
     for name, text in texts.items():
