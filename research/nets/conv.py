@@ -159,8 +159,9 @@ def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SA
     if x.dtype == jnp.int8:
         patches = lambda x, w: _patches(x, w, stride, padding)
         return lax.platform_dependent(x, w, cpu=patches, cuda=patches, default=lambda x, w: _lax(x, w, stride, padding))
-    channels, pixels = len(x), x[0].size
-    if stride == 1 and w.shape[:2] == (3, 3) and channels >= 8 and pixels > FEW_PIXELS and x.dtype == jnp.float32:
+    pixels = math.prod(x.shape[1:])
+    few = isinstance(pixels, int) and pixels <= FEW_PIXELS  # no int: a batch of any size, in an export
+    if stride == 1 and w.shape[:2] == (3, 3) and w.shape[2] >= 8 and not few and x.dtype == jnp.float32:
         on_cpu = lambda x, w: _winograd(x, w, padding)
     else:
         on_cpu = lambda x, w: _patches(x, w, stride, padding)
