@@ -8,8 +8,9 @@ their figure, the return of the last 100 episodes of training is about 10, as a 
 
     python -m experiments.train breakout_dqn
 
-It has not been trained to its end yet. Seed 0, stopped after 2,020,000 frames: a training return of 15.8 at epsilon
-0.1, 17.4 a little before, and a greedy one of 33.8 on validation episodes.
+Measured, one seed: a training return of 17.8 at epsilon 0.1 over the last 115 episodes (the last line of
+metrics.jsonl), and a greedy one of 39.4 on 100 new episodes. It takes an hour and a half on a core of its own; measured
+beside other work, in four.
 """
 
 from dataclasses import replace
@@ -23,11 +24,11 @@ from research.rl.environments import Environment
 
 def config() -> DQN:
     """The experiment: 32 frames and 32 updates per step."""
-    return minatar(Environment("Breakout-MinAtar", max_steps=100_000), published=10.0)
+    return minatar(Environment("Breakout-MinAtar", max_steps=100_000))
 
 
-def minatar(game: Environment, published: float) -> DQN:
-    """The experiment in any of MinAtar's games; `published` is the authors' return."""
+def minatar(game: Environment) -> DQN:
+    """The experiment in any of MinAtar's games."""
     return DQN(
         environment=replace(game, params=(("use_minimal_action_set", False),), sticky_actions=0.1),
         net=MinAtarNet(channels=16, hidden=128),
@@ -52,6 +53,5 @@ def minatar(game: Environment, published: float) -> DQN:
             evaluate_every=12_500,
             save_every=12_500,
             metric="return",
-            published=(("return", published),),
         ),
     )

@@ -15,4 +15,4 @@ from research.rl.environments import Environment
 
 def config() -> DQN:
     """The experiment: 32 frames and 32 updates per step."""
-    return minatar(Environment("Freeway-MinAtar", max_steps=2500, limit_terminates=True), published=50.0)
+    return minatar(Environment("Freeway-MinAtar", max_steps=2500, limit_terminates=True))

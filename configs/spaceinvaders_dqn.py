@@ -14,4 +14,4 @@ from research.rl.environments import Environment
 
 def config() -> DQN:
     """The experiment: 32 frames and 32 updates per step."""
-    return minatar(Environment("SpaceInvaders-MinAtar", max_steps=100_000), published=44.0)
+    return minatar(Environment("SpaceInvaders-MinAtar", max_steps=100_000))
