@@ -70,6 +70,8 @@ def delete_tree(directory: Path) -> None:
     """Delete a directory with all that is in it, where there is one."""
     if bucket.in_bucket(directory):
         directory.rmtree(missing_ok=True)  # type: ignore[attr-defined]
+    elif directory.is_symlink():
+        raise OSError(f"{directory} is a symbolic link: delete it, and what it leads to")
     elif directory.exists():
         shutil.rmtree(directory)
 
