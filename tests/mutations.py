@@ -1231,7 +1231,7 @@ HIGHWAY = [
         "evaluation/highway.py",
         "jnp.where(state.crashed, 0, DT * env.substeps)",
         "DT * env.substeps",
-        "tests/test_highway.py -k drivers",
+        "tests/test_highway.py -k time_of_an_episode",
         "the time after a collision lowers the speed",
     ),
 ]

@@ -404,6 +404,21 @@ def test_a_replay_shows_the_substeps_of_the_decisions():
     assert frames.time.shape == (21,)
 
 
+def test_the_time_of_an_episode_ends_with_its_collision():
+    """Nothing moves afterwards, so a longer episode adds no time, and the mean speed is that of driving."""
+    env = Highway(lanes=3)
+    params = env.default_params
+    keep = lambda observation, draws: jnp.full(len(observation), KEEP)
+    short, long = (
+        report.drives(env, params.replace(max_steps_in_episode=frames), keep, jnp.arange(8)) for frames in (16, 32)
+    )
+    crashed = np.asarray(short.collided)
+    assert crashed.any() and not crashed.all()
+    np.testing.assert_array_equal(short.seconds[crashed], long.seconds[crashed])
+    np.testing.assert_allclose(short.seconds[~crashed], 16 * DT * env.substeps, rtol=1e-5)
+    assert (long.seconds[~crashed] > short.seconds[~crashed]).all()
+
+
 def test_drivers_are_measured_and_drawn(tmp_path):
     """A policy that always keeps its lane and speed is the baseline "constant"."""
     config = Environment("highway:Highway", max_steps=16, params=(("lanes", 3),))
