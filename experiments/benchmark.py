@@ -10,6 +10,8 @@
     ppo          frames/s of PPO on CartPole, beside purejaxrl's
     pqn          frames/s of PQN on CartPole, beside purejaxql's
     pqn_minatar  frames/s of PQN on MinAtar's Breakout, beside purejaxql's
+    solved       seeds/min of PPO to a return of 475 on CartPole, 10 together, beside one of CleanRL's PPO and one of
+                 Stable-Baselines3's
     seeds        frames/s of PQN on CartPole, 1 to 64 seeds in one program; --output draws them too
     cartpole     steps/s of CartPole alone, 1,024 environments (or --num-envs), beside Gymnasium's vector environment
     records      images/s of reading and cropping CIFAR-10's records, 2 workers, beside PyTorch's DataLoader
@@ -48,6 +50,7 @@ from experiments.contenders import (
     samestep_cartpole,
     samestep_dcgan,
     samestep_rl,
+    samestep_solved,
 )
 from experiments.loaders import LOADING, pytorch_images, samestep_images, tree_memory
 from experiments.results import provenance
@@ -70,6 +73,7 @@ WORK = {
     "ppo": ("frames/s", "PPO on CartPole in purejaxrl's setting"),
     "pqn": ("frames/s", "PQN on CartPole in purejaxql's setting"),
     "pqn_minatar": ("frames/s", "PQN on MinAtar's Breakout in purejaxql's setting"),
+    "solved": ("seeds/min", "PPO on CartPole to a return of 475"),
     "seeds": ("frames/s", "PQN on CartPole, all seeds together"),
     "cartpole": ("steps/s", "CartPole alone"),
     "records": ("images/s", "reading CIFAR-10's records, random resized crops of 32 pixels, 2 workers"),
@@ -108,6 +112,7 @@ What = Literal[
     "ppo",
     "pqn",
     "pqn_minatar",
+    "solved",
     "seeds",
     "cartpole",
     "records",
@@ -152,6 +157,10 @@ def contenders(options: Options) -> dict[str, Contender]:
         peer = {"Gymnasium": _peer(options, "gymnasium_cartpole", options.num_envs)} if options.python else {}
         ours = lambda fresh: Contender(lambda: samestep_cartpole(options.num_envs, fresh))
         return {"samestep": ours(True), "samestep, the same starts": ours(False)} | peer
+    if what == "solved":
+        cleanrl = {"CleanRL, 1 seed": _peer(options, "cleanrl_ppo", options.clone)} if options.clone else {}
+        sb3 = {"Stable-Baselines3, 1 seed": _peer(options, "sb3_ppo", ".")} if options.python else {}
+        return {"samestep, 10 seeds": Contender(lambda: samestep_solved(10))} | cleanrl | sb3
     if what == "seeds":
         of = lambda seeds: Contender(lambda: samestep_rl("pqn", seeds))
         return {"1 seed" if n == 1 else f"{n} seeds": of(n) for n in SEEDS}

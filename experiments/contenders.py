@@ -3,13 +3,19 @@
 What only one contender needs is imported in its function: another's process does without.
 """
 
+import itertools
+import json
 import os
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from experiments.peers import FRAMES
+from experiments.peers import FRAMES, SOLVED
 
 CORES = os.cpu_count() or 1
 BATCH, STEPS = 128, 10
@@ -315,5 +321,25 @@ def samestep_cartpole(num_envs: int, fresh: bool) -> Callable[[], float]:
             states, done = play(states, jax.random.key(i))
         jax.block_until_ready(done)
         return steps * 100 * num_envs / (time.perf_counter() - began)
+
+    return once
+
+
+def samestep_solved(seeds: int) -> Callable[[], float]:
+    """Seeds a minute that `cartpole_ppo` trains, from the start of a process to its end: with compilation, evaluations,
+    checkpoints and pictures. Every round has seeds of its own. A greedy return below `SOLVED` is a RuntimeError."""
+    firsts = itertools.count(0, seeds)
+
+    def once() -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            where = ("--seeds", str(seeds), "--run.seed", str(next(firsts)), "--workdir", f"{folder}/run")
+            command = (sys.executable, "-m", "experiments.train", "cartpole_ppo", *where)
+            began = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            seconds = time.perf_counter() - began
+            returns = json.loads(Path(folder, "run", "summary.json").read_text())["test"]["return"]["each"]
+        if min(returns) < SOLVED:
+            raise RuntimeError(f"a return of {min(returns)}, below {SOLVED}")
+        return 60 * seeds / seconds
 
     return once

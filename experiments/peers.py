@@ -3,19 +3,28 @@
     PYTHON -m experiments.peers NAME [DIR]
 
 NAME is a function below and DIR a clone of its repository. Nothing of ours is imported. A line of standard input plays
-a round, and its frames/s are printed.
+a round, and its figure is printed: frames/s, or seeds/min.
 """
 
 import importlib.util
+import itertools
+import os
+import re
+import subprocess
 import sys
+import tempfile
 import time
 import types
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 FRAMES = 250_000
 """Frames of a round of reinforcement learning."""
+
+SOLVED, EPISODES = 475, 20
+"""The return at which CartPole counts as solved, as the mean of so many episodes of training."""
 
 
 class Absent(types.ModuleType):
@@ -160,11 +169,69 @@ def gymnasium_cartpole(num_envs: int) -> Callable[[], float]:
     return once
 
 
+def cleanrl_ppo(clone: Path) -> Callable[[], float]:
+    """Seeds a minute of its script for CartPole as it is, from the start of its process to the moment at which its last
+    episodes are solved. Every round has a seed of its own."""
+    seeds = itertools.count(0)
+
+    def once() -> float:
+        command = (sys.executable, str(clone.absolute() / "cleanrl" / "ppo.py"), "--seed", str(next(seeds)))
+        began, recent = time.perf_counter(), deque[float](maxlen=EPISODES)
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            subprocess.Popen(
+                command, cwd=folder, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}
+            ) as process,
+        ):
+            assert process.stdout
+            for line in process.stdout:
+                recent.extend(float(value) for value in re.findall(r"episodic_return=\D*([\d.]+)", line))
+                if _solved(recent):
+                    process.kill()
+                    return 60 / (time.perf_counter() - began)
+        raise RuntimeError(f"it ended at {sum(recent) / max(len(recent), 1)}, below {SOLVED}")
+
+    return once
+
+
+def sb3_ppo(_: Path) -> Callable[[], float]:
+    """Seeds a minute of Stable-Baselines3's PPO in its zoo's setting for CartPole, until the last episodes are solved,
+    without the start of the process. Every round has a seed of its own."""
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+
+    class UntilSolved(BaseCallback):
+        def _on_step(self) -> bool:
+            return not _solved([episode["r"] for episode in list(self.model.ep_info_buffer)[-EPISODES:]])
+
+    seeds = itertools.count(0)
+
+    def once() -> float:
+        seed, began = next(seeds), time.perf_counter()
+        falling = lambda first: lambda left: first * left
+        setting = {"n_steps": 32, "batch_size": 256, "gae_lambda": 0.8, "gamma": 0.98, "n_epochs": 20}
+        rates = {"learning_rate": falling(1e-3), "clip_range": falling(0.2)}
+        model = PPO("MlpPolicy", make_vec_env("CartPole-v1", 8, seed), ent_coef=0.0, seed=seed, **setting, **rates)
+        until = UntilSolved()
+        model.learn(100_000, until)
+        if until.on_step():
+            raise RuntimeError(f"it ended below {SOLVED}")
+        return 60 / (time.perf_counter() - began)
+
+    return once
+
+
+def _solved(returns: Collection[float]) -> bool:
+    return len(returns) == EPISODES and sum(returns) >= SOLVED * EPISODES
+
+
 def main(arguments: list[str]) -> None:
     """Plays a round for each line of standard input."""
     name, where = arguments
     peers: dict[str, Callable[[Any], Callable[[], float]]] = {
-        f.__name__: f for f in (purejaxrl_dqn, purejaxrl_ppo, purejaxql_pqn, purejaxql_pqn_minatar)
+        f.__name__: f
+        for f in (purejaxrl_dqn, purejaxrl_ppo, purejaxql_pqn, purejaxql_pqn_minatar, cleanrl_ppo, sb3_ppo)
     }
     once = gymnasium_cartpole(int(where)) if name == "gymnasium_cartpole" else peers[name](Path(where))
     for _ in sys.stdin:
