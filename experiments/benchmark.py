@@ -10,7 +10,7 @@
     ppo          frames/s of PPO on CartPole, beside purejaxrl's
     pqn          frames/s of PQN on CartPole, beside purejaxql's
     pqn_minatar  frames/s of PQN on MinAtar's Breakout, beside purejaxql's
-    solved       seeds/min of PPO to a return of 475 on CartPole, 10 together, beside one of CleanRL's PPO and one of
+    solved       seeds/h of PPO to a return of 475 on CartPole, 10 together, beside one of CleanRL's PPO and one of
                  Stable-Baselines3's
     seeds        frames/s of PQN on CartPole, 1 to 64 seeds in one program; --output draws them too
     cartpole     steps/s of CartPole alone, 1,024 environments (or --num-envs), beside Gymnasium's vector environment
@@ -73,7 +73,7 @@ WORK = {
     "ppo": ("frames/s", "PPO on CartPole in purejaxrl's setting"),
     "pqn": ("frames/s", "PQN on CartPole in purejaxql's setting"),
     "pqn_minatar": ("frames/s", "PQN on MinAtar's Breakout in purejaxql's setting"),
-    "solved": ("seeds/min", "PPO on CartPole to a return of 475"),
+    "solved": ("seeds/h", "PPO on CartPole to a return of 475"),
     "seeds": ("frames/s", "PQN on CartPole, all seeds together"),
     "cartpole": ("steps/s", "CartPole alone"),
     "records": ("images/s", "reading CIFAR-10's records, random resized crops of 32 pixels, 2 workers"),

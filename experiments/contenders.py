@@ -326,7 +326,7 @@ def samestep_cartpole(num_envs: int, fresh: bool) -> Callable[[], float]:
 
 
 def samestep_solved(seeds: int) -> Callable[[], float]:
-    """Seeds a minute that `cartpole_ppo` trains, from the start of a process to its end: with compilation, evaluations,
+    """Seeds an hour that `cartpole_ppo` trains, from the start of a process to its end: with compilation, evaluations,
     checkpoints and pictures. Every round has seeds of its own. A greedy return below `SOLVED` is a RuntimeError."""
     firsts = itertools.count(0, seeds)
 
@@ -340,6 +340,6 @@ def samestep_solved(seeds: int) -> Callable[[], float]:
             returns = json.loads(Path(folder, "run", "summary.json").read_text())["test"]["return"]["each"]
         if min(returns) < SOLVED:
             raise RuntimeError(f"a return of {min(returns)}, below {SOLVED}")
-        return 60 * seeds / seconds
+        return 3600 * seeds / seconds
 
     return once

@@ -3,7 +3,7 @@
     PYTHON -m experiments.peers NAME [DIR]
 
 NAME is a function below and DIR a clone of its repository. Nothing of ours is imported. A line of standard input plays
-a round, and its figure is printed: frames/s, or seeds/min.
+a round, and its figure is printed: frames/s, or seeds/h.
 """
 
 import importlib.util
@@ -170,7 +170,7 @@ def gymnasium_cartpole(num_envs: int) -> Callable[[], float]:
 
 
 def cleanrl_ppo(clone: Path) -> Callable[[], float]:
-    """Seeds a minute of its script for CartPole as it is, from the start of its process to the moment at which its last
+    """Seeds an hour of its script for CartPole as it is, from the start of its process to the moment at which its last
     episodes are solved. Every round has a seed of its own."""
     seeds = itertools.count(0)
 
@@ -188,14 +188,14 @@ def cleanrl_ppo(clone: Path) -> Callable[[], float]:
                 recent.extend(float(value) for value in re.findall(r"episodic_return=\D*([\d.]+)", line))
                 if _solved(recent):
                     process.kill()
-                    return 60 / (time.perf_counter() - began)
+                    return 3600 / (time.perf_counter() - began)
         raise RuntimeError(f"it ended at {sum(recent) / max(len(recent), 1)}, below {SOLVED}")
 
     return once
 
 
 def sb3_ppo(_: Path) -> Callable[[], float]:
-    """Seeds a minute of Stable-Baselines3's PPO in its zoo's setting for CartPole, until the last episodes are solved,
+    """Seeds an hour of Stable-Baselines3's PPO in its zoo's setting for CartPole, until the last episodes are solved,
     without the start of the process. Every round has a seed of its own."""
     from stable_baselines3 import PPO
     from stable_baselines3.common.callbacks import BaseCallback
@@ -217,7 +217,7 @@ def sb3_ppo(_: Path) -> Callable[[], float]:
         model.learn(100_000, until)
         if until.on_step():
             raise RuntimeError(f"it ended below {SOLVED}")
-        return 60 / (time.perf_counter() - began)
+        return 3600 / (time.perf_counter() - began)
 
     return once
 

@@ -24,7 +24,7 @@ def clone(folder, final):
 
 def test_cleanrl_is_timed_until_its_last_episodes_are_solved(tmp_path):
     once, began = peers.cleanrl_ppo(clone(tmp_path, 475.0)), time.perf_counter()
-    assert 60 / once() < time.perf_counter() - began < 50, "it is not waited for until its end"
+    assert 3600 / once() < time.perf_counter() - began < 50, "it is not waited for until its end"
 
 
 def test_cleanrl_that_is_never_solved_has_no_figure(tmp_path):
