@@ -3,8 +3,8 @@
 Method: Gallici et al. 2025, arXiv:2407.04811. As in their code (purejaxql at 47af6d7): 32 environments, 64 frames a
 step, 4 epochs of 16 minibatches, two hidden layers, discount 0.99, lambda 0.95, epsilon 0.2 at the end, gradients
 clipped at 10, a learning rate that falls linearly. Other than there: Adam at 5e-4 (RAdam at 1e-4), hidden layers of 128
-(256), the rewards as they are (times 0.1), epsilon that falls for 0.3 of the run (0.2), 409,600 frames (500,000), and
-averaged weights for evaluation.
+(256), the rewards as they are (times 0.1), targets that bootstrap at the limit of 500 frames (not), epsilon that falls
+for 0.3 of the run (0.2), 409,600 frames (500,000), and averaged weights for evaluation.
 
     python -m experiments.train cartpole_pqn --seeds 30
 

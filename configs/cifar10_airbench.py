@@ -5,8 +5,8 @@ of 1,000 runs, in 0.36 PFLOPs and 3.29 s on an A100. As there: frozen whitening 
 the first three passes; convolutions that start as the identity; batch normalisation without a scale and with short
 averages; alternating flips, shifts by 2 with reflected edges, label smoothing; Nesterov's momentum with a learning rate
 and a weight decay that are those of whole steps, 64 times the learning rate for the norms' biases; lookahead; six views
-of each test image. Here lookahead averages the parameters alone, not the batch statistics, and begins at once, with a
-decay that is near 0 in the first passes; 200 training images are held out.
+of each test image. Here lookahead averages the parameters alone, not the batch statistics; 200 training images are held
+out.
 
     python -m experiments.train cifar10_airbench
 

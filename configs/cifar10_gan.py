@@ -1,8 +1,9 @@
 """CIFAR-10 by residual nets with spectral normalisation and the hinge loss: for a GPU or TPU.
 
 Paper: Miyato, Kataoka, Koyama & Yoshida 2018, "Spectral normalization for generative adversarial networks"
-(arXiv:1802.05957), its residual nets: five critic updates a step, Adam at 0.0002 falling to 0. The generator's batch
-is the discriminator's here, 64, where the paper doubles it.
+(arXiv:1802.05957), its residual nets: five critic updates a step, Adam at 0.0002 falling to 0. The generator's batch is
+the discriminator's here, 64, where the paper doubles it, and samples are judged by a moving average of the generator's
+weights, which the paper does not have.
 
     python -m experiments.train cifar10_resnet20
     python -m experiments.train cifar10_gan --classifier-dir runs/cifar10_resnet20
@@ -10,7 +11,8 @@ is the discriminator's here, 64, where the paper doubles it.
 With --classifier-dir, samples are compared with the data on the features of that classifier. Such an FID is not
 Inception's, on which published ones are computed: compare it with the FID of the test images. The Inception FID needs
 the file of Inception's weights, --inception inception.npz (see `research/evaluation/inception.py`). With --conditional
-both nets read the label (Miyato & Koyama 2018, arXiv:1802.05637).
+both nets read the label: the discriminator by a projection (Miyato & Koyama 2018, arXiv:1802.05637), the generator
+beside the noise, where theirs has conditional batch normalisation.
 
 Data: measured on a copy of CIFAR-10 rebuilt from several repositories, in which 77 training and 21 test images are
 decoded JPEGs.

@@ -4,9 +4,10 @@ Paper: Madry, Makelov, Schmidt, Tsipras & Vladu 2018, "Towards deep learning mod
 (arXiv:1706.06083), table 1: 93.2 % under 40 steps of 0.01 from a random start; 98.8 % of the images as they are. Their
 challenge (MadryLab/mnist_challenge): 92.5 % under 100 steps, 89.6 % under 50 restarts.
 
-Differences: their two convolutions of 5x5 and a dense layer of 1,024 are four of 3x3 and a dense layer of 200 here, as
-in TRADES (Zhang et al. 2019); the training attack has 10 steps of 0.075 in place of 40 of 0.01; the radius grows over
-the first 2,000 steps; there are 17 passes over the data in place of 83.
+Differences: their two convolutions of 5x5 and a dense layer of 1,024 are four of 3x3, as in TRADES (Zhang et al. 2019),
+and one dense layer of 200 here, where TRADES has two and dropout between them; the training attack has 10 steps of
+0.075 in place of 40 of 0.01; the radius grows over the first 2,000 steps; there are 17 passes over the data in place of
+83.
 
     python -m experiments.train mnist_adversarial
     python -m experiments.attack runs/mnist_adversarial --step-size 0.01 --queries 2000

@@ -1,10 +1,10 @@
 """MNIST by a Wasserstein GAN with gradient penalty that is conditioned on the label.
 
 Paper: Gulrajani, Ahmed, Arjovsky, Dumoulin & Courville 2017, "Improved training of Wasserstein GANs"
-(arXiv:1704.00028): its Algorithm 1, with a penalty of 10, and five critic updates a step. Differences: the
-learning rate decays from 0.001, ten times the paper's, to 0, since there are few steps; and the critic has a dense
-layer, without which it sees only parts of digits (after 1,000 steps without labels, the FID was 15.9 without that layer
-and 10.2 with it).
+(arXiv:1704.00028): its Algorithm 1, with a penalty of 10, and five critic updates a step. Differences: the learning
+rate decays from 0.001, ten times the paper's, to 0, since there are few steps; and the critic has a dense layer,
+without which it sees only parts of digits (after 1,000 steps without labels, the FID was 15.9 without that layer and
+10.2 with it); samples are judged by a moving average of the generator's weights.
 
     python -m experiments.train mnist_cnn --smoothing 0
     python -m experiments.train mnist_wgan_gp --classifier-dir runs/mnist_cnn

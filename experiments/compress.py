@@ -35,6 +35,7 @@ from research.core.errors import positive
 from research.core.files import write_json
 from research.core.int8 import RANGES, integers, scale_of
 from research.core.modules import cast
+from research.core.muon import OUTPUTS
 from research.core.pruning import Pruning, largest, sparsity_of
 from research.core.state import Batch, State, evaluated, owned
 from research.core.types import Tree
@@ -170,13 +171,18 @@ def one_shot(
 
 def in_int8(weights: Tree, ranges: Tree) -> tuple[Tree, Tree]:
     """The weights, by path, in which the kernels of the layers that have a range are integers; and their scales."""
-    flat, layers = flatten_dict(weights), {path[:-1] for path in flatten_dict(ranges)}
+    flat, stacked = flatten_dict(weights), {path[:-1]: x.ndim for path, x in flatten_dict(ranges).items()}
     scales = {
-        path: scale_of(jnp.abs(x).max(tuple(range(x.ndim - 1))))
+        path: scale_of(jnp.abs(x).max(_inputs(path, x, stacked[path[:-1]]), keepdims=True))
         for path, x in flat.items()
-        if path[-1] == "kernel" and path[:-1] in layers
+        if path[-1] == "kernel" and path[:-1] in stacked
     }
     return {path: integers(x, scales[path]) if path in scales else x for path, x in flat.items()}, scales
+
+
+def _inputs(path: tuple[str, ...], kernel: jax.Array, stacked: int) -> tuple[int, ...]:
+    """The axes of a kernel that are inputs; of `stacked` layers the first axis counts layers."""
+    return tuple(range(stacked, kernel.ndim - OUTPUTS.get(path[-2], 1)))
 
 
 def sparse(weights: Tree) -> Tree:

@@ -22,7 +22,7 @@ import os
 import platform
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -34,6 +34,7 @@ from experiments.console import markdown, number, status
 from research.core.console import size
 from research.core.errors import UserError
 from research.core.files import failing, replacing
+from research.training import config
 
 ROOT = Path(__file__).parent.parent
 PAGES = (
@@ -72,8 +73,8 @@ def records(directory: Path) -> list[Record]:
 
 
 def tables(found: list[Record]) -> dict[str, str]:
-    """The tables in Markdown by name: families (for README.md), training, commands, speed, agreement, places, dtypes,
-    transfer, compiled and compiled_large."""
+    """The tables in Markdown by name: families (for README.md), training, commands, untrained, speed, agreement,
+    places, dtypes, transfer, compiled and compiled_large."""
     trained = [record for record in found if "runs" in record]
     return {
         "families": markdown(
@@ -85,6 +86,7 @@ def tables(found: list[Record]) -> dict[str, str]:
             [row for record in trained for row in training(record)],
         ),
         "commands": "".join(commands(record) for record in trained),
+        "untrained": untrained(trained, config.names()),
         "speed": markdown(
             ("training", "contender", "median", "unit", "ratio"),
             [row for record in found if "contenders" in record for row in speed(record)],
@@ -130,9 +132,9 @@ def family(record: Record) -> tuple[str, ...]:
     """The line of an experiment in README.md: its first figure."""
     about, runs = record["about"], record["runs"]
     figure = about["figures"][0]
-    config = f"`{about['command'].split()[3]}`"
+    name = f"`{about['command'].split()[3]}`"
     shown = (figure["label"], value_of(figure["metric"], runs), published(figure), time(about, runs))
-    return about["family"], about["data"], config, *shown
+    return about["family"], about["data"], name, *shown
 
 
 def commands(record: Record) -> str:
@@ -141,6 +143,13 @@ def commands(record: Record) -> str:
     when = f"{about['date']} ({about['source']})" if "source" in about else about["date"]
     lines = "\n".join(f"    {line}" for line in [*about.get("first", ()), about["command"]])
     return f"`{record['name']}`, {when}. {about.get('note', '')}".strip() + f"\n\n{lines}\n\n"
+
+
+def untrained(trained: list[Record], names: Sequence[str]) -> str:
+    """The configs that no command of the experiments trains."""
+    lines = [line for record in trained for line in [*record["about"].get("first", ()), record["about"]["command"]]]
+    told = {word for line in lines for word in line.split()}
+    return ", ".join(f"`{name}`" for name in names if name not in told) + "\n"
 
 
 def speed(record: Record) -> Iterator[tuple[str, ...]]:

@@ -164,7 +164,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         ),
         (["digits_cnn", "--optimizer.halve-at", "0.5", "1.5", *TINY], "optimizer.halve_at must be between 0 and 1"),
         (["digits_cnn", "--augment.noise", "-1", *TINY], "augment.noise must be at least 0"),
-        (["digits_cnn", "--mixing.mixup", "-1", *TINY], "mixing.mixup must be at least 0"),
+        (["digits_cnn", "--mixing.mixup", "0", *TINY], "mixing.mixup must be more than 0, or None for none"),
         (["digits_cnn", "--smoothing", "2", *TINY], "smoothing must be between 0 and 1"),
         (["digits_cnn", "--net.dropout", "1.5", *TINY], "a dropout rate must be at least 0 and below 1, not 1.5"),
         (["digits_cnn", "--data.name", "./digits", *TINY], "a data set of TensorFlow Datasets is expected, not a path"),

@@ -18,6 +18,7 @@ from research.core.errors import UserError
 from research.core.int8 import int8_product, linear
 from research.core.metrics import mean
 from research.core.modules import input_ranges, network
+from research.core.muon import OUTPUTS
 from research.core.optimizers import Optimizer
 from research.core.pruning import Pruning, largest, pruning
 from research.core.state import Batch, evaluated
@@ -234,10 +235,11 @@ def test_int8_layers_against_a_loop(kind, rng):
     bound = np.abs(x).max() / 2
     outputs, _ = net.apply(params, jax.tree.map(lambda _: bound, own), x)
     kernel = np.asarray(inner["kernel"])
-    by_output = np.abs(kernel).max(tuple(range(kernel.ndim - 1))) / 127
+    dense = kind in ("dense", "heads")
+    by_output = np.abs(kernel).max(0 if dense else (0, 1, 2)) / 127
     whole = np.clip(np.round(x / (bound / 127)), -127, 127).astype(int), np.round(kernel / by_output).astype(int)
     assert whole[0].max() == 127 and np.abs(whole[1]).max() == 127
-    if kind in ("dense", "heads"):
+    if dense:
         expected = np.tensordot(*whole, 1) * (bound / 127 * by_output) + np.asarray(inner["bias"])
     else:
         size, stride = layer.kernel_size, layer.stride
@@ -255,6 +257,20 @@ def test_int8_layers_against_a_loop(kind, rng):
     assert float(jax.tree.leaves(later)[0]) == pytest.approx(np.abs(x).max() * (0.99 + 0.03))
     seen = input_ranges(Net(layer), "float32", params, {}, x)
     np.testing.assert_array_equal(jax.tree.leaves(seen), jax.tree.leaves(moved))
+
+
+def test_stored_kernels_have_a_scale_for_each_output_of_each_layer(rng):
+    """Of stacked layers and of heads too; the integers times their scales are the kernels to half a step."""
+    qkv, conv = rng.normal(size=(2, 8, 3, 4)), rng.normal(size=(3, 3, 5, 7))
+    weights = {"layers": {"qkv": {"kernel": qkv * 9.0 ** np.arange(3)[:, None]}}, "conv": {"kernel": conv}}
+    ranges = {"layers": {"qkv": {"inputs": np.ones(2)}}, "conv": {"inputs": np.ones(())}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(OUTPUTS, "qkv", 2)
+        whole, scales = script.in_int8(weights, ranges)
+    for path, axes in ((("layers", "qkv", "kernel"), 1), (("conv", "kernel"), (0, 1, 2))):
+        kernel = weights[path[0]]["qkv"]["kernel"] if len(path) == 3 else conv
+        np.testing.assert_allclose(scales[path], np.abs(kernel).max(axes, keepdims=True) / 127, rtol=1e-5)
+        assert np.abs(whole[path] * scales[path] - kernel).max() <= 0.501 * scales[path].max()
 
 
 class Net(nn.Module):

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 from scipy.signal import correlate
 
 from research.core.devices import AXIS
+from research.core.errors import UserError
 from research.core.losses import classification
 from research.core.modules import network
 from research.nets import conv
@@ -212,3 +213,13 @@ def test_classification_by_hand():
     smooth, _ = jax.jit(classification(0.3))(logits, labels, mask)
     targets = np.full((3, 3), 0.1) + 0.7 * np.eye(3)[labels]
     assert smooth.value == pytest.approx(-(targets * log_p)[:2].sum() / 2, rel=1e-5)
+
+
+def test_images_or_widths_that_do_not_fit_are_refused():
+    init = lambda net: net.init(jax.random.key(0), jnp.zeros((2, 8, 8, 3)))
+    init(CNN(widths=(4, 4, 4)))
+    with pytest.raises(UserError, match=r"net\.widths: 4 stages need images of at least 16 pixels a side"):
+        init(CNN(widths=(4, 4, 4, 4)))
+    init(ResNet((8, 4), (1, 1), "project"))
+    with pytest.raises(UserError, match=r"net\.widths \(8, 4\) fall, and net\.shortcut pad adds channels"):
+        ResNet((8, 4), (1, 1))

@@ -16,6 +16,8 @@ from research.core.muon import OUTPUTS, labels, matrices
 from research.core.optimizers import Optimizer, optimizer
 from research.core.state import Batch
 from research.core.update import Aux, UpdateConfig, updater
+from research.nets.actor_critic import ActorCritic
+from research.nets.q import MLP
 
 RATE, DECAY = 0.1, 0.3
 PARAMS = {
@@ -144,6 +146,20 @@ def test_muon_leaves_first_and_last_layers_to_adam(net, inputs):
     assert all(path in left for path in map("/".join, flatten_dict(params)) if not path.endswith("kernel"))
     first_and_last = {path for path in map("/".join, flatten_dict(params)) if path in LEFT_TO_ADAM[type(net).__name__]}
     assert first_and_last <= left
+
+
+def test_the_last_layers_of_a_dueling_net_are_adams():
+    """With atoms, the value's layer has several columns. The tower of an actor-critic called value is Muon's."""
+    init = lambda net: net.init(jax.random.key(0), jnp.zeros((2, 4)))["params"]
+    found = labels(init(MLP(widths=(8, 8), atoms=5, dueling=True, outputs=3)))
+    assert {key: x["kernel"] for key, x in found.items()} == {
+        "stem": "adam",
+        "Dense_0": "muon",
+        "value": "adam",
+        "head": "adam",
+    }
+    tower = labels(init(ActorCritic(widths=(8, 8), outputs=3)))["value"]
+    assert [tower[key]["kernel"] for key in sorted(tower)] == ["muon", "adam", "adam"]
 
 
 LAYERS = {

@@ -44,6 +44,13 @@ def test_values_by_hand():
     assert results.value_of("loss", [{"test": {"loss": {"mean": 1.949, "spread": 0.009}}}]) == "1.949 ± 0.009"
 
 
+def test_configs_without_a_figure():
+    record = {
+        "about": {"first": ["python -m experiments.train a"], "command": "python -m experiments.train b --seeds 2"}
+    }
+    assert results.untrained([record], ["a", "aa", "b", "c"]) == "`aa`, `c`\n"
+
+
 def test_a_training_result_by_hand():
     published = {"value": 0.9, "spread": 0.01, "source": "Someone 2020"}
     figures = [

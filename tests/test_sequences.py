@@ -470,6 +470,9 @@ def test_dropout():
     assert abs((dropped == 0).mean() - 0.3) < 0.02
     np.testing.assert_allclose(np.unique(dropped), [0, 256 / (256 - 77)])
     np.testing.assert_array_equal(layer.apply({}, x, False), x)
+    for rate, kept in ((0.001, 255 / 256), (0.9995, 1 / 256)):  # the least and the largest 256th
+        rare = np.asarray(Dropout(rate).apply({}, x, True, rngs={"dropout": jax.random.key(0)})) != 0
+        assert 0 < abs((rare).mean() - kept) < 0.002
     words = Dropout(0.5, shared=(2,)).apply({}, x, True, rngs={"dropout": jax.random.key(0)})
     assert ((np.asarray(words) == 0).all(2) == (np.asarray(words) == 0).any(2)).all()
     found = np.asarray(random_bytes(jax.random.key(1), (99, 101)))

@@ -12,7 +12,7 @@ from configs import cifar10_airbench
 from research.core.errors import UserError
 from research.core.lookahead import Lookahead
 from research.core.metrics import Mean
-from research.core.modules import network
+from research.core.modules import input_ranges, network
 from research.core.optimizers import Optimizer, schedule
 from research.core.state import Batch, State
 from research.core.update import Aux, UpdateConfig, updater
@@ -145,6 +145,19 @@ def test_updates_equal_pytorch_sgd(rng):
     np.testing.assert_allclose(found["stem"]["bias"], stem.detach(), rtol=2e-5, atol=2e-5)
 
 
+def test_every_convolution_can_be_of_int8(rng):
+    """With products of int8 each of them has a range, and the logits are near those of float32."""
+    images = rng.normal(size=(4, 13, 13, 3)).astype(np.float32)
+    net = WhitenedCNN(widths=(6, 8), outputs=3)
+    params, own = network(net).init(jax.random.key(0), images)
+    seen = input_ranges(net, "float32", params, own, images)["ranges"]
+    convolutions = [f"IdentityConv_{n}" for n in range(4)]
+    assert set(seen) == {"stem", "head", *convolutions} and all(x > 0 for x in jax.tree.leaves(seen))
+    exact, _ = network(net).apply(params, own, images)
+    whole, _ = network(net, quantization="int8").apply(params, {**own, "ranges": seen}, images)
+    assert 0 < np.abs(whole - exact).max() < 0.1 * np.abs(exact).max()
+
+
 @pytest.mark.parametrize("power", [0.0, 2.0])
 def test_lookahead_by_hand(rng, power):
     how = Optimizer(name="sgd", learning_rate=0.5, momentum=0.0, lookahead=Lookahead(every=3, decay=0.8, power=power))
@@ -152,13 +165,15 @@ def test_lookahead_by_hand(rng, power):
     fast = slow = np.float32(rng.normal(size=4))
     state = init(jax.random.key(0), {"net": ({"kernel": jnp.asarray(fast)}, {})})
     loss = lambda params, state, batch, keys: (Mean((params["kernel"] * batch[0]).sum(), jnp.float32(1)), Aux())
-    for t in range(1, 9):
+    for t in range(1, 11):
         gradient = rng.normal(size=4).astype(np.float32)
         state, _ = update(state, "net", loss, gradient[None])
         fast = fast - 0.5 * gradient
         if t % 3 == 0:
             keep = 0.8**3 * (t / 10) ** power
             slow = keep * slow + (1 - keep) * fast
+            fast = slow
+        if t == 10:  # the last update, after which training ends at the average
             fast = slow
         np.testing.assert_allclose(state.params["net"]["kernel"], fast, atol=1e-5)
 

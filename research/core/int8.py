@@ -1,8 +1,9 @@
 """Products of 8-bit integers: int8 x int8 -> int32, with the gradient of the product of the numbers themselves.
 
-The weights of a layer are symmetric, with a scale for each output; its inputs are symmetric, with one scale for all
-(Jacob et al. 2018, arXiv:1712.05877; Krishnamoorthi 2018, arXiv:1806.08342). Rounding has the gradient of the identity
-(the straight-through estimator, Bengio, Leonard & Courville 2013, arXiv:1308.3432), and clipping has its own.
+The weights of a layer are symmetric, with a scale for each output, those of each head; its inputs are symmetric, with
+one scale for all (Jacob et al. 2018, arXiv:1712.05877; Krishnamoorthi 2018, arXiv:1806.08342). Rounding has the
+gradient of the identity (the straight-through estimator, Bengio, Leonard & Courville 2013, arXiv:1308.3432), and
+clipping has its own.
 """
 
 from collections.abc import Callable
@@ -28,19 +29,28 @@ DECAY = 0.99
 class Linear(NamedTuple):
     """What a layer computes before it adds its bias.
 
-    product  (x, kernel) -> outputs, linear in both; of int8 it is int32. The kernel's last axis counts outputs
-    axis     the axis of the result along which the kernel's last axis lies
+    product  (x, kernel) -> outputs, linear in both; of int8 it is int32
+    first    whether the result's first axis counts outputs, as the kernel's last one does; else the kernel's first axis
+             counts inputs, and its others are the result's last ones
     """
 
     product: Callable[[jax.Array, jax.Array], jax.Array]
-    axis: int
+    first: bool
+
+    def scales(self, kernel: jax.Array) -> jax.Array:
+        """The step between the integers of each output's weights."""
+        return scale_of(_largest(kernel, tuple(range(kernel.ndim - 1)) if self.first else 0))
+
+    def along(self, outputs: jax.Array, ndim: int) -> jax.Array:
+        """Numbers of outputs in the shape in which they are broadcast over a result of `ndim` axes."""
+        return outputs.reshape(-1, *(1,) * (ndim - 1)) if self.first else outputs
 
 
 def linear(layer: nn.Module) -> Linear | None:
     """Of Flax's dense layers, and of a layer that has a method `product`, whose outputs come first; of others None."""
     if isinstance(layer, nn.Dense) or (isinstance(layer, nn.DenseGeneral) and layer.axis == -1):
-        return Linear(_dense, -1)
-    return Linear(layer.product, 0) if hasattr(layer, "product") else None
+        return Linear(_dense, False)
+    return Linear(layer.product, True) if hasattr(layer, "product") else None
 
 
 def _dense(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -76,7 +86,7 @@ def int8_layer(layer: nn.Module, form: Linear, call: Callable[..., Any], train: 
         bound = seen
     y = int8_product(form, x, layer.get_variable("params", "kernel"), bound)
     bias: Any = layer.get_variable("params", "bias")
-    return y if bias is None else y + _along(bias, form.axis, y.ndim)
+    return y if bias is None else y + form.along(bias, y.ndim)
 
 
 def int8_product(form: Linear, x: jax.Array, kernel: jax.Array, bound: jax.Array) -> jax.Array:
@@ -90,10 +100,10 @@ def int8_product(form: Linear, x: jax.Array, kernel: jax.Array, bound: jax.Array
         return forward(x, kernel, bound)[0]
 
     def forward(x: jax.Array, kernel: jax.Array, bound: jax.Array) -> tuple[jax.Array, Any]:
-        by_input, by_output = scale_of(bound), scale_of(_largest(kernel, tuple(range(kernel.ndim - 1))))
+        by_input, by_output = scale_of(bound), form.scales(kernel)
         whole = integers(x, by_input), integers(kernel, by_output)
         sums = form.product(*whole)
-        y = sums.astype(jnp.float32) * _along(by_input * by_output, form.axis, sums.ndim)
+        y = sums.astype(jnp.float32) * form.along(by_input * by_output, sums.ndim)
         return y.astype(x.dtype), (*whole, by_input, by_output, jnp.abs(x) <= bound, kernel[:0], bound)
 
     def backward(saved: Any, gradient: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -118,8 +128,3 @@ def integers(x: jax.Array, scale: jax.Array) -> jax.Array:
 
 def _largest(x: jax.Array, axes: Any = None) -> jax.Array:
     return jnp.abs(x).max(axes).astype(jnp.float32)
-
-
-def _along(values: jax.Array, axis: int, ndim: int) -> jax.Array:
-    """Numbers of outputs in the shape in which they are broadcast along an axis, the first or the last."""
-    return values if axis else values.reshape(-1, *(1,) * (ndim - 1))

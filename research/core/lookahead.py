@@ -45,7 +45,8 @@ def lookahead(tx: optax.GradientTransformation, config: Lookahead, steps: int) -
 
     After update t, a multiple of it, the average becomes d * average + (1 - d) * parameters, with
     d = decay ** every * (t / steps) ** power. The average begins at the parameters of the first update,
-    which need not be those of `init` (`--init-from`). `tx` itself where `config.every` is 0.
+    which need not be those of `init` (`--init-from`). After the last update the parameters are the average, whether or
+    not it is a multiple. `tx` itself where `config.every` is 0.
     """
     if not config.every:
         return tx
@@ -57,12 +58,12 @@ def lookahead(tx: optax.GradientTransformation, config: Lookahead, steps: int) -
     def update(gradient: Tree, state: LookaheadState, params: Tree = None) -> tuple[Tree, LookaheadState]:
         updates, inner = tx.update(gradient, state.inner, params)
         count = state.count + 1
-        keep = config.decay**config.every * (count / steps) ** config.power
-        now = count % config.every == 0
+        due, last = count % config.every == 0, count == steps
+        keep = jnp.where(due, config.decay**config.every * (count / steps) ** config.power, 1)
         fast = optax.apply_updates(params, updates)
         slow = jax.tree.map(lambda s, p: jnp.where(state.count == 0, p, s), state.slow, params)
-        slow = jax.tree.map(lambda s, f: jnp.where(now, s + (1 - keep) * (f - s), s), slow, fast)
-        updates = jax.tree.map(lambda u, s, p: jnp.where(now, s - p, u), updates, slow, params)
+        slow = jax.tree.map(lambda s, f: s + (1 - keep) * (f - s), slow, fast)
+        updates = jax.tree.map(lambda u, s, p: jnp.where(due | last, s - p, u), updates, slow, params)
         return updates, LookaheadState(count, slow, inner)
 
     return optax.GradientTransformation(init, update)

@@ -167,8 +167,9 @@ class Dropout(RandomByExample):
     """Sets a random fraction `rate` of the numbers to 0 and scales the others by 1 / (1 - rate).
 
     Srivastava, Hinton, Krizhevsky, Sutskever & Salakhutdinov 2014. An example's mask depends on its own key alone,
-    not on where in a batch, a microbatch or on which device it is computed. The rate is rounded to a 256th: one byte
-    is drawn for each number, since random bits are most of dropout's cost on a CPU.
+    not on where in a batch, a microbatch or on which device it is computed. The rate is rounded to a 256th, to the
+    least and the largest of them at the edges: one byte is drawn for each number, since random bits are most of
+    dropout's cost on a CPU.
 
     Attributes:
         rate: the fraction that is set to 0
@@ -196,7 +197,7 @@ class Dropout(RandomByExample):
         keys = own_keys(self.make_rng("dropout"), x.shape[self.batch_axis], keys)
         shape = [1 if axis in self.shared else size for axis, size in enumerate(x.shape)]
         del shape[self.batch_axis]
-        dropped = round(256 * self.rate)
+        dropped = min(255, max(1, round(256 * self.rate)))
         kept = jax.vmap(lambda key: random_bytes(key, tuple(shape)) >= dropped, out_axes=self.batch_axis)(keys)
         return jnp.where(kept, x * (256 / (256 - dropped)), 0).astype(x.dtype)
 

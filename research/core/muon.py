@@ -4,7 +4,7 @@ Jordan, Jin, Boza, You, Cesista, Newhouse & Bernstein 2024, "Muon: an optimizer 
 (kellerjordan.github.io/posts/muon). Muon orthogonalises the momentum of the matrices of hidden layers. As its authors
 do, first and last layers, embeddings, biases and scales are left to Adam. Parameters are told apart by their names:
 
-    stem…, head        the modules of first and last layers: Adam
+    stem…, head        the modules of first and last layers: Adam; so is a dense layer called value, a dueling net's
     …kernel            of all other modules: Muon; a kernel of one row or one column is a vector: Adam
     anything else      Adam
 
@@ -64,7 +64,8 @@ def labels(params: Tree) -> Tree:
 
     def label(path: tuple, x: jax.Array) -> str:
         names = _names(path)
-        if not names[-1].endswith("kernel") or any(name.startswith("stem") or name == "head" for name in names):
+        ends = any(name.startswith("stem") or name == "head" for name in names) or names[-2:] == ["value", "kernel"]
+        if not names[-1].endswith("kernel") or ends:
             return "adam"
         inputs, outputs = axes_of(path, x)
         return "adam" if 1 in (math.prod(x.shape[n] for n in part) for part in (inputs, outputs)) else "muon"

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import between
+from research.core.errors import UserError
 from research.core.losses import Criterion
 from research.core.metrics import Mean, Metrics
 
@@ -44,7 +44,9 @@ class Mixing:
     cutmix: float | None = None
 
     def __post_init__(self) -> None:
-        between(self, "mixing", 0, math.inf, "mixup", "cutmix")
+        for name, value in (("mixup", self.mixup), ("cutmix", self.cutmix)):
+            if value is not None and not 0 < value < math.inf:
+                raise UserError(f"mixing.{name} must be more than 0, or None for none, not {value}")
 
     @property
     def on(self) -> bool:

@@ -2,8 +2,13 @@
 
 `ppo` follows their Algorithm 1: act, estimate the advantages, and optimise the clipped surrogate for K epochs of
 minibatches; all of it is one step. Its details are those of Andrychowicz et al. 2021 (arXiv:2006.05990) and Huang et
-al. 2022 ("The 37 implementation details of proximal policy optimization"), except that advantages are normalised over
-the whole rollout, not over each minibatch, and that values are clipped only where `value_clip` is set.
+al. 2022 ("The 37 implementation details of proximal policy optimization"), except that
+
+- advantages are normalised over the whole rollout, not over each minibatch, and values clipped if `value_clip` is set;
+- an episode that is truncated is bootstrapped from its last observation;
+- the moments of observations stay during a step, and those of rewards hold the step's own rewards;
+- a minibatch has as many frames of each environment, and the learning rate falls from update to update;
+- MinAtar's convolution starts He-normal, not orthogonal.
 """
 
 import math

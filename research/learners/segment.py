@@ -29,7 +29,7 @@ class Segment(Supervised):
         net: a Flax module: images -> logits of each pixel, with a field `outputs` for the number of classes
         augment: augmentation of training images and their masks
         balance: how much the cross-entropy of rare classes counts: a pixel's weight is its class' share of all pixels
-            to the power -balance; 0: all alike, 1: all classes alike
+            to the power -balance, beside the other pixels of its image; 0: all alike
         dice: weight of the Dice loss (Milletari, Navab & Ahmadi 2016, arXiv:1606.04797) beside the cross-entropy;
             None for none
     """
@@ -87,20 +87,20 @@ class Segment(Supervised):
 
 
 def weights(shares: Sequence[float], balance: float) -> jax.Array:
-    """The weights f32[classes] of pixels, share ** -balance, scaled so that the mean over all pixels is 1.
+    """The weights f32[classes] of pixels, share ** -balance, next to each other in one image: see `segmentation`.
 
     A class that does not occur has the weight of the rarest one that does.
     """
     share = jnp.array(shares)
     rarest = jnp.where(share > 0, share, 1).min()
-    raw = jnp.maximum(share, rarest) ** -balance
-    return raw / (raw * share).sum()
+    return jnp.maximum(share, rarest) ** -balance
 
 
 def segmentation(weights: jax.Array | None = None, dice: float | None = None, names: tuple[str, ...] = ()) -> Criterion:
     """The loss of logits f32[batch, height, width, classes] against masks u8[batch, height, width].
 
-    It is a mean over images: of each one the mean cross-entropy of its pixels, in nats, and `dice` times its Dice loss.
+    It is a mean over images, which all count alike: of each one the weighted mean cross-entropy of its pixels, in nats,
+    and `dice` times its Dice loss.
     Pixels without a class (VOID) count for nothing. The accuracy is that of pixels.
 
     weights  f32[classes], how much a pixel of each class counts in the cross-entropy; None: all alike

@@ -97,7 +97,7 @@ class ActorCritic(nn.Module):
 
 
 class MinAtarActorCritic(nn.Module):
-    """The network of MinAtar's own agents (Young & Tian 2019, arXiv:1903.03176), shared by the policy and the value.
+    """The layers of MinAtar's DQN (Young & Tian 2019, arXiv:1903.03176), shared by the policy and the value.
 
     Attributes:
         channels: output channels of the convolution

@@ -41,7 +41,10 @@ class CNN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Images f32[batch, height, width, channels] -> logits [batch, outputs]; of 0 outputs, the features that the
-        last layer would read."""
+        last layer would read. Raises UserError where the images are too small for the stages."""
+        if min(x.shape[1:3]) < 2 ** len(self.widths):
+            least = 2 ** len(self.widths)
+            raise UserError(f"net.widths: {len(self.widths)} stages need images of at least {least} pixels a side")
         x = x.transpose(3, 1, 2, 0)
         for stage, width in enumerate(self.widths):
             for layer in range(self.depth):
@@ -74,6 +77,8 @@ class ResNet(nn.Module):
     def __post_init__(self) -> None:
         positive(self, "net", "widths", "blocks")
         stages(self.widths, self.blocks)
+        if self.shortcut == "pad" and list(self.widths) != sorted(self.widths):
+            raise UserError(f"net.widths {self.widths} fall, and net.shortcut pad adds channels: choose project")
         super().__post_init__()
 
     @nn.compact

@@ -291,7 +291,8 @@ class Embedding(nn.Module):
         if self.stack.positions == "learned":
             return x + self.positions(positions)
         if self.stack.positions == "sinusoidal":
-            # The table is small, since it makes logits too; without the factor the sinusoids would dominate.
+            # The factor is the paper's (section 3.4). The table is smaller than theirs, since it makes logits too: at
+            # the start tokens have a root mean square of 0.02 * sqrt(width), and the sinusoids of sqrt(1/2).
             return x * self.stack.width**0.5 + sinusoids(positions, self.stack.width).astype(x.dtype)
         return x
 

@@ -79,7 +79,11 @@ class Whitening(nn.Module):
         shape = (self.patch, self.patch, len(x), 2 * size)
         kernel = self.param("kernel", lambda _: jnp.asarray(whitening(moments).reshape(shape), jnp.float32))
         bias = self.param("bias", nn.initializers.zeros, (2 * size,))
-        return convolve(x, kernel, padding="VALID") + bias[:, None, None, None]
+        return self.product(x, kernel) + bias[:, None, None, None]
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The convolution without the bias; of int8, in int32."""
+        return convolve(x, kernel, padding="VALID")
 
 
 class IdentityConv(nn.Module):
@@ -93,7 +97,11 @@ class IdentityConv(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """[channels, height, width, batch] -> [features, height, width, batch]."""
-        return convolve(x, self.param("kernel", _identity, (3, 3, len(x), self.features)))
+        return self.product(x, self.param("kernel", _identity, (3, 3, len(x), self.features)))
+
+    def product(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """The convolution; of int8, in int32."""
+        return convolve(x, kernel)
 
 
 def _uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:

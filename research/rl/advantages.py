@@ -43,37 +43,33 @@ def gae(transitions: Transition, value: jax.Array, next_value: jax.Array, gamma:
 
 def normalised(advantages: jax.Array) -> jax.Array:
     """The advantages with mean 0 and standard deviation 1 over the global batch, of whatever shape."""
+    centred = advantages - _mean(advantages)
+    return centred / (jnp.sqrt(_mean(centred**2)) + 1e-8)
 
-    def mean(x: jax.Array) -> jax.Array:
-        total, count = summed((x.sum(), jnp.float32(x.size)))
-        return total / count
 
-    centred = advantages - mean(advantages)
-    return centred / (jnp.sqrt(mean(centred**2)) + 1e-8)
+def _mean(x: jax.Array) -> jax.Array:
+    """The mean over all devices."""
+    total, count = summed((x.sum(), jnp.float32(x.size)))
+    return total / count
 
 
 class ExplainedVariance(NamedTuple):
     """The metric 1 - Var(return - value) / Var(return): 1 where values are right, 0 where they are a constant.
 
-    Leaves f32[]: the number of returns, the sums of returns and of errors, and of their squares.
+    Leaves f32[]: the sums of squares of errors and of returns, each less its mean over the rollout that it is of.
     """
 
-    number: jax.Array
-    returns: jax.Array
-    squared_returns: jax.Array
     errors: jax.Array
-    squared_errors: jax.Array
+    returns: jax.Array
 
     def compute(self, name: str) -> Mapping[str, Any]:
         """The number under the metric's own name; NaN where the returns are constant."""
-        variance = lambda total, squares: squares / self.number - (total / self.number) ** 2
         with np.errstate(divide="ignore", invalid="ignore"):
-            errors = variance(self.errors, self.squared_errors)
-            return {name: 1 - errors / variance(self.returns, self.squared_returns)}
+            return {name: 1 - self.errors / self.returns}
 
 
 def explained_variance(returns: jax.Array, value: jax.Array) -> ExplainedVariance:
-    """Of values and what they should have been, both of one shape."""
-    error = returns - value
-    number = jnp.float32(returns.size)
-    return ExplainedVariance(number, returns.sum(), (returns**2).sum(), error.sum(), (error**2).sum())
+    """Of values and what they should have been, both of one shape, of one rollout."""
+    # Less their mean before they are squared: returns of thousands would leave no digits for what values explain.
+    squares = lambda x: ((x - _mean(x)) ** 2).sum()
+    return ExplainedVariance(squares(returns - value), squares(returns))
