@@ -2,8 +2,9 @@
 
 Paper: He, Zhang, Ren & Sun 2016, "Deep residual learning for image recognition" (arXiv:1512.03385), in the 90 passes of
 Goyal et al. 2017 (arXiv:1706.02677): large batches, a learning rate of 0.1 for each 256 images, 5 passes of warm-up,
-the last scales of the blocks from zero, a weight decay of 1e-4. Besides a cosine and label smoothing, as in the recipe
-of He et al. 2019, "Bag of tricks" (arXiv:1812.01187).
+from 0.1, the last scales of the blocks from zero, a weight decay of 1e-4. (Their last layer starts from a normal
+distribution of 0.01, here from Flax's default.) Besides a cosine and label smoothing, as in the recipe of He et al.
+2019, "Bag of tricks" (arXiv:1812.01187).
 
     python -m experiments.train imagenet_resnet50
     python -m experiments.train imagenet_resnet50 --data.name ~/imagenet      # train/CLASS/*.JPEG and val/CLASS/*.JPEG
@@ -39,6 +40,7 @@ def config() -> Classify:
             learning_rate=0.1 * BATCH / 256,
             schedule="cosine",
             warmup=5 * EPOCH,
+            initial_ratio=256 / BATCH,
             weight_decay=1e-4,
             momentum=0.9,
         ),
