@@ -134,6 +134,7 @@ def test_a_run_is_trained_and_attacked(tmp_path, capsys, without_pictures):
         directory = tmp_path / name
         assert main(["digits_cnn", "--workdir", str(directory), *options, *more]) == 0
         asked = ["--steps", "5", "--radius", "0.15", "--queries", "50", "--curves", "60", "--restarts", "2"]
+        asked += ["--step-size", "0.01"]
         assert script.main([str(directory), *asked]) == 0
         found[name] = json.loads((directory / "attack.json").read_text())
     plain, robust = found["plain"], found["robust"]
@@ -143,8 +144,22 @@ def test_a_run_is_trained_and_attacked(tmp_path, capsys, without_pictures):
     assert robust["searched_accuracy_of_these"] >= robust["attacked_accuracy_of_these"]
     logged = [json.loads(line) for line in (tmp_path / "robust" / "metrics.jsonl").read_text().splitlines()]
     assert 0 < logged[-1]["attacked_accuracy"] <= logged[-1]["accuracy"]
+    # The curve by radius goes through the attack that was asked for; by steps it is another one, which is named.
+    for each in found.values():
+        assert each["by_radius"]["0.15"] == each["attacked_accuracy_of_these"]
+        assert each["about"]["by_steps"] == {"step_size": "2.5 radius / steps", "restarts": 1}
+        assert each["about"]["by_corruption"] == "severities 1 to 5 of CIFAR-10-C"
+    assert plain["by_steps"]["5"] < plain["by_radius"]["0.15"]
     assert script.main([str(tmp_path / "nothing")]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["radius", "step-size"])
+@pytest.mark.parametrize("value", ["nan", "1.5", "-0.1"])
+def test_a_change_of_a_pixel_is_within_its_range(option, value, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["runs/x", f"--{option}={value}"])
+    assert f"--{option} must be between 0 and 1, not {value}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_first_images_are_read_once_and_counted():
