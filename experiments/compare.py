@@ -85,7 +85,7 @@ def show(found: Sequence[np.ndarray], metric: str, minimised: bool, normalised: 
         table.add_row(name, *(_with_interval(aggregate, x) for x in found))
     ordered = found[::-1] if minimised else found
     table.add_row("probability of improvement", _with_interval(statistics.probability_of_improvement, *ordered), "")
-    Console().print(table)
+    Console(markup=False).print(table)
     if min(map(len, found)) == 1:
         print("There is no interval of one run a task: train more seeds.")
 
