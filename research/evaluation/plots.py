@@ -130,7 +130,8 @@ def masks(images: Any, truths: Any, predictions: Any, names: Sequence[str], path
     for row, pictures in zip(axes, zip(images, coloured(truths), coloured(predictions), strict=True), strict=True):
         for ax, picture in zip(row, pictures, strict=True):
             ax.axis("off")
-            ax.imshow(picture[..., 0] if channels == 1 and picture is pictures[0] else picture, cmap="gray")
+            grey = channels == 1 and picture is pictures[0]
+            ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=255)
     for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         ax.set_title(title, fontsize=11)
     handles = [Patch(color=colour, label=name) for colour, name in zip(palette, names, strict=True)]
