@@ -55,7 +55,7 @@ def agree(
     for step in sorted({*np.linspace(0, steps - 1, SHOWN).astype(int).tolist()}):
         a, b = ours[step], theirs[step]
         table.add_row(str(step + 1), f"{a:.6f}", f"{b:.6f}", f"{a - b:.1e}")
-    Console().print(table)
+    Console(markup=False).print(table)
     largest = float(np.abs(np.subtract(ours, theirs)).max())
     print(f"largest difference in {steps} steps: {largest:.1e} nats")
     if output is not None:

@@ -8,7 +8,7 @@ attack_steps.png and corruptions.png.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +21,7 @@ from rich.table import Table
 
 from experiments.console import status
 from experiments.runs import first_images, image_classifier
-from research.core.errors import positive
+from research.core.errors import UserError, positive
 from research.core.files import write_json
 from research.core.losses import cross_entropy
 from research.core.state import Batch, example_keys
@@ -69,6 +69,9 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "steps", "restarts", "queries", "limit", "curves")
+        for option, value in (("radius", self.radius), ("step-size", self.step_size)):
+            if value is not None and not 0 <= value <= 1:
+                raise UserError(f"--{option} must be between 0 and 1, not {value}")
 
 
 def main(arguments: list[str]) -> int:
@@ -100,16 +103,23 @@ def attack(options: Options) -> None:
 
     images = sum(int(counted.sum()) for _, counted in first_images(test, options.curves))
     natural: Stands = lambda loss, right, images, index, _: right(images)
-    radii, default = [radius * part for part in SHARES], replace(asked, step_size=None)
+    radii = [radius * part for part in SHARES]
     found: dict[str, Any] = {
-        "about": {"steps": asked.steps, "radius": radius, "step_size": asked.step_size, "restarts": options.restarts},
+        "about": {
+            "steps": asked.steps,
+            "radius": radius,
+            "step_size": asked.step_size,
+            "restarts": options.restarts,
+            "by_steps": {"step_size": "2.5 radius / steps", "restarts": 1},
+            "by_corruption": "severities 1 to 5 of CIFAR-10-C",
+        },
         "accuracy": accuracies(natural, [0.0], options.limit)[0],
         "attacked_accuracy": accuracies(attacked(asked, options.restarts), [radius], options.limit)[0],
         "images_of_the_rest": images,
         "attacked_accuracy_of_these": accuracies(attacked(asked, options.restarts), [radius])[0],
         "searched_accuracy_of_these": accuracies(searched, [radius])[0],
-        "by_radius": dict(zip(radii, accuracies(attacked(default), radii), strict=True)),
-        "by_steps": {steps: accuracies(attacked(replace(default, steps=steps)), [radius])[0] for steps in STEPS},
+        "by_radius": dict(zip(radii, accuracies(attacked(asked, options.restarts), radii), strict=True)),
+        "by_steps": {steps: accuracies(attacked(Attack(steps, radius)), [radius])[0] for steps in STEPS},
         "by_corruption": {each.__name__: accuracies(_under(each), range(5)) for each in CORRUPTIONS},
     }
     write_json(options.directory / "attack.json", found)
@@ -119,7 +129,7 @@ def attack(options: Options) -> None:
     table.add_row(f"{asked.steps} steps, {options.restarts} restarts", f"{found['attacked_accuracy']:.4f}")
     table.add_row(f"the same, {images} images", f"{found['attacked_accuracy_of_these']:.4f}")
     table.add_row(f"{options.queries} queries without gradient", f"{found['searched_accuracy_of_these']:.4f}")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def _under(corruption: Corruption) -> Stands:
@@ -154,9 +164,11 @@ def draw(found: dict[str, Any], directory: Path) -> None:
     """Writes the pictures."""
     about = found["about"]
     radii = list(found["by_radius"]), list(found["by_radius"].values())
-    plots.lines({f"{about['steps']} steps": radii}, "radius", "accuracy", directory / "attack_radius.png")
+    restarts = f"{about['restarts']} restart{'s' if about['restarts'] > 1 else ''}"
+    plots.lines({f"{about['steps']} steps, {restarts}": radii}, "radius", "accuracy", directory / "attack_radius.png")
     steps = list(found["by_steps"]), list(found["by_steps"].values())
-    plots.lines({f"radius {about['radius']:.3g}": steps}, "steps", "accuracy", directory / "attack_steps.png")
+    how = f"radius {about['radius']:.3g}, 1 restart, a step 2.5 radius / steps"
+    plots.lines({how: steps}, "steps", "accuracy", directory / "attack_steps.png")
     levels = {name.replace("_", " "): (range(1, 6), each) for name, each in found["by_corruption"].items()}
     plots.lines(levels, "severity", "accuracy", directory / "corruptions.png")
 

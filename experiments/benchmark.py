@@ -25,8 +25,10 @@ Each contender is a process of its own. They take turns, round by round, since m
 medians and their ratios.
 """
 
+import contextlib
 import os
 import select
+import shutil
 import statistics
 import subprocess
 import sys
@@ -40,6 +42,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
+from experiments.console import status, thousands
 from experiments.contenders import (
     CORES,
     DCGAN,
@@ -55,6 +58,7 @@ from experiments.contenders import (
 from experiments.loaders import LOADING, pytorch_images, samestep_images, tree_memory
 from experiments.results import provenance
 from research.core.console import size
+from research.core.errors import UserError, positive
 from research.core.files import write_json
 from research.core.hardware import PEAKS
 from research.evaluation import plots
@@ -142,6 +146,13 @@ class Options:
     output: Path | None = None
     contender: str = ""
 
+    def __post_init__(self) -> None:
+        positive(self, "", "rounds", "num_envs")
+        if self.clone is not None and not self.clone.is_dir():
+            raise UserError(f"--clone: there is no directory {self.clone}")
+        if self.python is not None and shutil.which(self.python) is None:
+            raise UserError(f"--python: there is no program {self.python}")
+
 
 def contenders(options: Options) -> dict[str, Contender]:
     """By name. The first is compared with the others."""
@@ -184,7 +195,7 @@ def _peer(options: Options, name: str, where: Any) -> Contender:
 
 def compete(options: Options, arguments: list[str]) -> tuple[dict[str, list[float]], dict[str, int]]:
     """The figures of each contender, by round; they take turns. And the bytes that its processes held at most, where
-    they load data."""
+    they load data. Raises UserError where a contender ends before its last round."""
     processes = {}
     for name, contender in contenders(options).items():
         ours = (sys.executable, "-m", "experiments.benchmark", *arguments, "--contender", name)
@@ -197,18 +208,28 @@ def compete(options: Options, arguments: list[str]) -> tuple[dict[str, list[floa
 
     def turn(name: str, process: subprocess.Popen) -> float:
         assert process.stdin and process.stdout
-        print(file=process.stdin, flush=True)
+        with contextlib.suppress(BrokenPipeError):  # it has ended, as the empty line tells
+            print(file=process.stdin, flush=True)
         while options.what in LOADING and not select.select([process.stdout], [], [], 0.5)[0]:
             memory[name] = max(memory.get(name, 0), tree_memory(process.pid))
-        return float(process.stdout.readline())
+        line = process.stdout.readline()
+        if not line:
+            where = "" if options.clone is None else f", and whether {options.clone} is a clone of what it needs"
+            raise UserError(f"the contender {name} ended with status {process.wait()}: see its message above{where}")
+        return float(line)
 
-    warm = {name: turn(name, process) for name, process in processes.items()}  # compiles; does not count
-    figures: dict[str, list[float]] = {name: [] for name in warm}
-    for _ in range(options.rounds):
-        for name, process in processes.items():
-            figures[name].append(turn(name, process))
-    for process in processes.values():
-        process.communicate()
+    try:
+        warm = {name: turn(name, process) for name, process in processes.items()}  # compiles; does not count
+        figures: dict[str, list[float]] = {name: [] for name in warm}
+        for _ in range(options.rounds):
+            for name, process in processes.items():
+                figures[name].append(turn(name, process))
+        for process in processes.values():
+            process.communicate()
+    finally:
+        for process in processes.values():
+            process.kill()
+            process.wait()
     return figures, memory
 
 
@@ -247,7 +268,12 @@ def device() -> str:
     return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str]) -> int:
+    """Returns the exit status, see `console.status`."""
+    return status(lambda: benchmark(arguments))
+
+
+def benchmark(arguments: list[str]) -> None:
     """Prints the table, or is a contender: plays a round for each line of standard input."""
     options = tyro.cli(Options, args=arguments, prog="python -m experiments.benchmark", description=__doc__)
     if options.contender:
@@ -270,8 +296,8 @@ def main(arguments: list[str]) -> None:
         numbers = (row["median"], row["least"], row["most"])
         used = [] if peak is None else [f"{row['median'] * TEXT[options.what].operations() / peak:.1%}"]
         held = [size(row["memory"])] if "memory" in row else []
-        table.add_row(row["name"], *(f"{n:,.0f}" for n in numbers), f"{row['ratio']:.2f}", *used, *held)
-    Console().print(table)
+        table.add_row(row["name"], *map(thousands, numbers), f"{row['ratio']:.2f}", *used, *held)
+    Console(markup=False).print(table)
     print(f"{options.rounds} rounds, {CORES} cores, load {os.getloadavg()[0]:.1f}")
     if options.output is not None:
         write_json(options.output, result)
@@ -281,4 +307,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main(sys.argv[1:]))

@@ -48,7 +48,8 @@ def compare(
         mode: whether the metric is maximised or minimised; by default run.mode of the first run, which holds for its
             run.metric alone: another metric needs this option
         reference: JSON of {task: {"random": score of a random agent, "reach": score to reach}}, as docs/scores.json;
-            scores are normalised by it. Several tasks need it
+            scores are normalised by it, so that the random agent's is 0, the one to reach 1, and a larger one is
+            better. Several tasks need it
         output: file of the picture, which ends in .png
     """
     if output.suffix != ".png":
@@ -63,10 +64,10 @@ def compare(
         raise UserError(f"the tasks differ: {', '.join(ours)} and, against them, {', '.join(theirs)}")
     if len(ours) > 1 and not scales:
         raise UserError(f"there are {len(ours)} tasks, whose scores have different units: give --reference")
-    minimised = (mode or run["mode"]) == "min"
+    minimised = (mode or run["mode"]) == "min" and not scales  # what is normalised is maximised
     both = _filled([_matrix(ours), _matrix(theirs)], [*ours], np.nanmax if minimised else np.nanmin)
     show(both, metric, minimised, bool(scales))
-    _draw(both, metric, output)
+    _draw(both, f"normalised {metric}" if scales else metric, minimised, output)
     print(output)
 
 
@@ -84,22 +85,30 @@ def show(found: Sequence[np.ndarray], metric: str, minimised: bool, normalised: 
         table.add_row(name, *(_with_interval(aggregate, x) for x in found))
     ordered = found[::-1] if minimised else found
     table.add_row("probability of improvement", _with_interval(statistics.probability_of_improvement, *ordered), "")
-    Console().print(table)
+    Console(markup=False).print(table)
+    if min(map(len, found)) == 1:
+        print("There is no interval of one run a task: train more seeds.")
 
 
 def _with_interval(aggregate: Any, *scores: np.ndarray) -> str:
+    """The aggregate and its interval as text; without an interval of one run a task."""
+    value = number(float(aggregate(*scores)))
+    if all(len(x) == 1 for x in scores):
+        return value
     low, high = statistics.interval(aggregate, *scores)
-    return f"{number(float(aggregate(*scores)))} [{number(float(low))}, {number(float(high))}]"
+    return f"{value} [{number(float(low))}, {number(float(high))}]"
 
 
-def _draw(scores: Sequence[np.ndarray], metric: str, path: Path) -> None:
+def _draw(scores: Sequence[np.ndarray], metric: str, minimised: bool, path: Path) -> None:
+    """Draws the share of runs above each score, of a minimised metric below it."""
     every = np.concatenate([x.ravel() for x in scores])
-    thresholds = np.linspace(every.min() - 1e-9, every.max(), 201)
+    ends = (every.min(), every.max() + 1e-9) if minimised else (every.min() - 1e-9, every.max())
+    thresholds, sign = np.linspace(*ends, 201), -1 if minimised else 1
     profiles = {}
     for label, x in zip(("runs", "against"), scores, strict=True):
-        share = partial(statistics.profile, thresholds=thresholds)
-        profiles[label] = (share(x), statistics.interval(share, x))
-    plots.profiles(thresholds, profiles, metric, path)
+        share = partial(statistics.profile, thresholds=sign * thresholds)
+        profiles[label] = (share(sign * x), statistics.interval(share, sign * x))
+    plots.profiles(thresholds, profiles, metric, "below" if minimised else "above", path)
 
 
 def _about(directory: Path) -> dict[str, Any]:
@@ -148,7 +157,7 @@ def _scores(
 def _data(data: Mapping[str, Any]) -> str:
     """The data of a run in words: its name, and its classes where they are some of them."""
     classes = data.get("classes")
-    return data["name"] if classes is None else f"{data['name']} of classes {', '.join(map(str, classes))}"
+    return f"{data['name']} of classes {', '.join(map(str, classes))}" if classes else data["name"]
 
 
 def _matrix(scores: Mapping[str, Sequence[float]]) -> np.ndarray:

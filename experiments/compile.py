@@ -161,7 +161,7 @@ def show(name: str, where: Topology, facts: aot.Compiled) -> None:
     table = Table(title=f"{name}, compiled for {where.name}", title_justify="left", show_header=False)
     for row in rows.items():
         table.add_row(*row)
-    Console().print(table)
+    Console(markup=False).print(table)
     if facts.collectives:
         print("Collectives: how many, and the bytes of their results on a device. Those in a loop count once.")
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import status
-from experiments.results import provenance
+from experiments.results import command_of, provenance
 from experiments.runs import first_images, image_classifier
 from research.core.errors import positive
 from research.core.files import write_json
@@ -117,7 +117,7 @@ def compress(options: Options) -> None:
         rows["float32, sparse"] = {**rows["float32"], **sizes((sparse(weights), own))}
         rows["int8, sparse"] = {**rows["int8"], **sizes((sparse(in_int8(weights, ranges[RANGES])), own, ranges))}
     found = {
-        "about": provenance(f"python -m experiments.compress {options.directory}", device()),
+        "about": provenance(command_of("compress", options), device()),
         "sparsity": sparsity,
         "compressed": rows,
         "images_of_the_curves": sum(int(counted.sum()) for _, counted in first_images(feeds.test, options.curves)),
@@ -234,7 +234,7 @@ def show(directory: Path, found: dict[str, Any]) -> None:
             f"{row['accuracy']:.4f}",
             f"{row['examples_per_second']:.0f}",
         )
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 if __name__ == "__main__":

@@ -47,12 +47,12 @@ def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, 
     table = Table(*rows[0], title=title, title_justify="left")
     for row in rows:
         table.add_row(*row.values())
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:
     """The test metrics of a summary, and the numbers of its reports in the same form."""
-    return {**result["test"], **summary(result.get("reports", {}))}
+    return {**result.get("test", {}), **summary(result.get("reports", {}))}
 
 
 def headlines(result: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]]:
@@ -75,6 +75,11 @@ def spread(value: Mapping[str, Any]) -> str:
 def number(value: float | None) -> str:
     """A value as text, with four significant digits."""
     return "" if value is None else f"{value:.4g}"
+
+
+def thousands(value: float) -> str:
+    """A value as text: from 100 on a whole number with commas, else with four significant digits."""
+    return f"{value:,.0f}" if round(value) >= 100 else number(value)
 
 
 def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

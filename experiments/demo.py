@@ -43,7 +43,7 @@ def demo() -> None:
         pictures.append(f"  {directory}/: {' '.join(path.name for path in sorted(directory.glob('*.png')))}")
         for metric, value, published in headlines(result, command.config.run.metric):
             table.add_row(name, metric, value, published, f"{result['seconds']:.0f}")
-    Console().print(table)
+    Console(markup=False).print(table)
     print("pictures:", *pictures, sep="\n")
 
 

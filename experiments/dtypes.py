@@ -21,6 +21,7 @@ import tyro
 from experiments.console import markdown, status
 from experiments.results import dtype_rows, provenance
 from research.core.console import say
+from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.core.files import write_json
 from research.core.hardware import PEAKS
@@ -79,6 +80,9 @@ def compare(
         workers: programs that are compiled at the same time
         output: JSON file that the figures are written to, for `experiments.results`
     """
+    for option, value in (("rounds", rounds), ("workers", workers)):
+        if value < 1:
+            raise UserError(f"--{option} must be at least 1, not {value}")
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
     cells = [(name, dtype) for name in names for dtype in dtypes]
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(workers) as pool:

@@ -36,7 +36,9 @@ def evaluate(directory: Annotated[Directory, tyro.conf.Positional]) -> None:
     title = f"{directory}: test metrics of the {experiment.run.checkpoint_for_test} checkpoint, step {int(state.step)}"
     show(title, test, {"published": dict(experiment.run.published), **({"summary.json": recorded} if recorded else {})})
     for metric, value in recorded.items():
-        if not _same(test[metric]["mean"], value):
+        if metric not in test:
+            warn(f"{metric} is no longer computed; it is {value} in {done}")
+        elif not _same(test[metric]["mean"], value):
             warn(f"{metric} is {test[metric]['mean']} here, {value} in {done}")
 
 

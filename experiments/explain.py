@@ -7,6 +7,7 @@ random. explain.json, explain.png, explain_deletion.png and, of a net with a con
 written to the run's directory.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,8 +69,8 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "steps", "samples", "images", "limit")
-        if self.noise < 0:
-            raise UserError(f"noise must be at least 0, not {self.noise}")
+        if not 0 <= self.noise < math.inf:
+            raise UserError(f"--noise must be a number of at least 0, not {self.noise}")
 
 
 def main(arguments: list[str]) -> int:
@@ -225,7 +226,7 @@ def show(found: Mapping[str, Any], title: str) -> None:
     for name, one in found["deletion"].items():
         if name != "shares":
             table.add_row(name, *(f"{x:.3f}" for x in one["accuracy"]), f"{one['area']:.3f}")
-    Console().print(table)
+    Console(markup=False).print(table)
     print("Accuracy after so many of the pixels are removed: by a faithful map it falls sooner than at random.")
     complete = found["completeness"]
     print(

@@ -48,7 +48,7 @@ def show(output: Path, programs: list[Written]) -> None:
         sizes = [str(aval.shape[0]) for aval in program.in_avals if path.stem != "step"]
         batch = sizes[0].replace("batch", "any") if sizes else "as in training"
         table.add_row(path.name, f"{size / 2**20:.2f}", batch, f"{difference:.1e}")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 if __name__ == "__main__":

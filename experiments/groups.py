@@ -3,8 +3,9 @@
 Accuracy, expected calibration error and selection, true-positive and false-positive rates of each group of test
 examples, and the differences between the groups: equalised odds, demographic parity and the like; see
 research/evaluation/groups.py. A group is a value of a column that the data has, or a range of its numbers. Every run
-also has the columns label and predicted; images have brightness and contrast, and texts have length, in tokens.
-groups.json, groups.png and groups_reliability.png are written to the run's directory.
+also has the columns label and predicted; images have brightness and contrast, and texts have length, in tokens; where
+the data has a column of such a name, that one is taken. groups.json, groups.png and groups_reliability.png are written
+to the run's directory.
 """
 
 import sys
@@ -142,7 +143,7 @@ def _check(by: str, data: Any, inputs: Any) -> None:
 
 def column(by: str, data: Any, made: Predictions) -> Any:
     """The values of a column for the examples of `made`. Raises RunError where its rows are not those examples'."""
-    if by in made.derived:
+    if by in made.derived and (by not in column_names(data) or by == data.label_feature):
         return made.derived[by]
     labels, values = test_column(data, by)
     if made.index.max() >= len(labels) or not all(
@@ -154,7 +155,7 @@ def column(by: str, data: Any, made: Predictions) -> Any:
 
 
 def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> tuple[dict[str, Any], ByGroup, Any]:
-    """The numbers for groups.json, the counts by group, and those of the bootstrap samples, None of 0 samples."""
+    """The numbers for groups.json, the counts by group, and the rates of the bootstrap samples, None of 0 samples."""
     arrays = (groups.of, len(groups.names), made.labels, made.probabilities)
     whole = of_groups.count(*arrays)
     sizes = np.bincount(groups.of, minlength=len(groups.names))
@@ -164,22 +165,22 @@ def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> t
             f"fewer than two groups have {options.least} test examples, the largest have "
             f"{', '.join(map(str, np.sort(sizes)[::-1][:3]))}: give a smaller --least, or fewer --quantiles"
         )
-    large = lambda counts: ByGroup(counts.confusion[..., kept, :, :], counts.bins[..., kept, :, :])
+    large = lambda rates, axis: of_groups.Rates(*(x.take(kept, axis) for x in rates))
     samples = of_groups.bootstrapped(*arrays, options.samples) if options.samples else None
     chance = of_groups.shuffled(*arrays, options.samples) if options.samples else None
 
-    each, differences = of_groups.rates(whole), of_groups.differences(large(whole))
+    each = of_groups.rates(whole)
+    differences = of_groups.differences(large(each, 0))
     gaps, by_class = differences.overall(), differences._asdict()
-    drawn = None if samples is None else of_groups.rates(samples)
-    between = {} if samples is None else of_groups.differences(large(samples)).overall()
-    by_chance = {} if chance is None else of_groups.differences(large(chance)).overall()
+    between = {} if samples is None else of_groups.differences(large(samples, 1)).overall()
+    by_chance = {} if chance is None else of_groups.differences(large(chance, 1)).overall()
     found: dict[str, Any] = {"groups": {}, "differences": {}}
     for n, name in enumerate(groups.names):
         row: dict[str, Any] = {"examples": int(sizes[n]), "too_few": bool(sizes[n] < options.least)}
         for key, values in each._asdict().items():
             row[key] = plain(values[n])
-            if drawn is not None and values.ndim == 1:
-                row[f"{key}_interval"] = plain(interval(getattr(drawn, key)[:, n]))
+            if samples is not None and values.ndim == 1:
+                row[f"{key}_interval"] = plain(interval(getattr(samples, key)[:, n]))
         found["groups"][name] = row
     for key, value in gaps.items():
         found["differences"][key] = {"value": plain(value)}
@@ -218,7 +219,7 @@ def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: 
             number(row["calibration_error"]),
             *(overall(row[key]) for key in rates.values()),
         )
-    Console().print(table)
+    Console(markup=False).print(table)
     if any(row["too_few"] for row in found["groups"].values()):
         print(f"* fewer than {options.least} examples: left out of the differences")
     table = Table("difference between groups", "value", "95 %", "by chance")
@@ -226,18 +227,18 @@ def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: 
         table.add_row(
             name.replace("_", " "), number(row["value"]), span(row.get("interval")), number(row.get("by_chance"))
         )
-    Console().print(table)
+    Console(markup=False).print(table)
     of = f"of the class {classes[1]}" if two else "means over the classes, each against the rest"
     print(f"The rates of predictions (TPR, FPR) and their differences are {of}.")
 
 
-def draw(names: tuple[str, ...], whole: ByGroup, samples: ByGroup | None, directory: Path) -> None:
+def draw(names: tuple[str, ...], whole: ByGroup, samples: of_groups.Rates | None, directory: Path) -> None:
     """Writes the pictures."""
     count, confidence, right = np.moveaxis(whole.bins, -1, 0)
     filled = np.maximum(count, 1)
     bins = {name: (confidence[n] / filled[n], right[n] / filled[n], count[n]) for n, name in enumerate(names)}
     plots.reliability(bins, directory / "groups_reliability.png")
-    found, drawn = of_groups.rates(whole), None if samples is None else of_groups.rates(samples)
+    found = of_groups.rates(whole)
     titles = {"accuracy": "accuracy", "calibration_error": "expected calibration error"}
     kinds = {"true_positive": "true-positive rate", "false_positive": "false-positive rate"}
     if whole.confusion.shape[-1] == 2:
@@ -246,7 +247,7 @@ def draw(names: tuple[str, ...], whole: ByGroup, samples: ByGroup | None, direct
     for key, title in (titles | kinds).items():
         single = lambda x, key=key: x if key in titles else of_groups.over_classes(x)
         values = single(getattr(found, key))
-        around = np.stack([values, values]) if drawn is None else interval(single(getattr(drawn, key)))
+        around = np.stack([values, values]) if samples is None else interval(single(getattr(samples, key)))
         bars[title] = values, around
     plots.bars(bars, names, directory / "groups.png")
 

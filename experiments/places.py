@@ -80,7 +80,7 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
         for name in names:
             found[name] = dict(differences(name, known[name], steps, Path(directory)))
             table.add_row(name, *map(place_cell, found[name].values()))
-    Console().print(table)
+    Console(markup=False).print(table)
     if output is not None:
         about = provenance(" ".join(["python -m experiments.places", *names, f"--steps {steps}"]), "cpu")
         write_json(output, {"about": about, "steps": steps, "places": found})

@@ -21,8 +21,10 @@ import json
 import os
 import platform
 import re
+import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
 from datetime import date
 from pathlib import Path
 from statistics import mean, median, stdev
@@ -30,7 +32,7 @@ from typing import Any
 
 import tyro
 
-from experiments.console import markdown, number, status
+from experiments.console import markdown, measured, number, status, thousands
 from research.core.console import size
 from research.core.errors import UserError
 from research.core.files import failing, replacing
@@ -64,6 +66,19 @@ def provenance(command: str, device: str) -> dict[str, Any]:
     """The "about" of a figure that is measured now, by `command`, on a device with this name."""
     machine = f"{device} ({platform.machine()})"
     return {"command": command, "machine": machine, "cores": os.cpu_count(), "date": date.today().isoformat()}
+
+
+def command_of(script: str, options: Any) -> str:
+    """The command of a script, with those of its options that are not the default ones, but for `output`."""
+    parts = [f"python -m experiments.{script}"]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.default is MISSING:
+            parts.append(shlex.quote(str(value)))
+        elif value != field.default and field.name != "output":
+            option = f"--{field.name.replace('_', '-')}"
+            parts.append(shlex.join([option, *map(str, value)] if isinstance(value, tuple) else [f"{option}={value}"]))
+    return " ".join(parts)
 
 
 def records(directory: Path) -> list[Record]:
@@ -156,7 +171,7 @@ def speed(record: Record) -> Iterator[tuple[str, ...]]:
     """The lines of a benchmark, one a contender."""
     for at, contender in enumerate(record["contenders"]):
         ratio = "" if contender["ratio"] is None else f"{contender['ratio']:.2f}"
-        shown = (contender["name"], f"{contender['median']:,.0f}", record["unit"], ratio)
+        shown = (contender["name"], thousands(contender["median"]), record["unit"], ratio)
         yield record["about"]["title"] if at == 0 else "", *shown
 
 
@@ -253,15 +268,13 @@ def moved(collectives: Mapping[str, int]) -> str:
 def value_of(metric: str, runs: list[Record]) -> str:
     """The mean of a metric over all seeds of all runs; where they differ, its sample standard deviation and its range.
 
-    A run's report has one number, that of its first seed. Runs of which only the mean and the spread are known have no
-    range.
+    A run's report has one number, or a list of one for each seed. Runs of which only the mean and the spread are known
+    have no range.
     """
-    if metric in runs[0].get("reports", {}):
-        each = [run["reports"][metric] for run in runs]
-    elif "each" in (only := runs[0]["test"][metric]):
-        each = [x for run in runs for x in run["test"][metric]["each"]]
-    else:
+    found = [measured(run)[metric] for run in runs]
+    if "each" not in (only := found[0]):
         return number(only["mean"]) + (f" ± {only['spread']:.2g}" if "spread" in only else "")
+    each = [x for one in found for x in one["each"]]
     least, most = number(min(each)), number(max(each))
     return least if least == most else f"{number(mean(each))} ± {stdev(each):.2g} ({least} to {most})"
 

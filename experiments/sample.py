@@ -1,5 +1,6 @@
 """Continue a prompt with a language model, or translate it: python -m experiments.sample DIR --prompt TEXT."""
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +31,8 @@ class Options:
 
     Attributes:
         directory: directory of the run
-        prompt: text to continue or to translate
+        prompt: text to continue or to translate; a translation is the likeliest one, and the options below but for
+            --length are for language models alone
         length: number of tokens to generate; not used for translations, which end by themselves
         temperature: number that the logits are divided by; 0 always takes the likeliest token
         top_k: sample from the k likeliest tokens only; 0 samples from all tokens
@@ -48,7 +50,7 @@ class Options:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.length < 1 or self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1:
+        if self.length < 1 or not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError("expected --length 1 or more, --temperature and --top-k 0 or more, --top-p from 0 to 1")
 
 
@@ -64,6 +66,10 @@ def _write(arguments: list[str]) -> None:
         raise UserError(f"{options.directory} is not a run of a language model or a translator")
     workdir.check_kept(options.directory, experiment.feeds().kept)
     if isinstance(experiment, Translate):
+        default = Options(options.directory, options.prompt, options.length)
+        given = [name for name, value in vars(options).items() if value != getattr(default, name)]
+        if given:
+            raise UserError(f"translations are the likeliest ones, not drawn: leave out --{given[0].replace('_', '-')}")
         print(translated(experiment, state, options.prompt))
         return
     print(options.prompt, end="", flush=True)

@@ -9,7 +9,6 @@ own: the same command resumes. Accuracies on test data are written to the output
 
 import shlex
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments.console import measured, status
-from experiments.results import provenance
+from experiments.results import command_of, provenance
 from research.core.errors import UserError, positive
 from research.core.files import write_json
 from research.evaluation import plots
@@ -86,21 +85,25 @@ def main(arguments: list[str]) -> int:
 def transfer(options: Options) -> None:
     """Trains what is not trained yet, prints a table, and writes the numbers and the picture."""
     source = options.directory / "pretrained"
-    pretrained = train(
-        PRETRAINED, config.parse(PRETRAINED, [*shlex.split(options.pretraining), "--workdir", str(source)])
-    )
-    classes = len(config.load(TUNED).data.classes)  # type: ignore[attr-defined]
+    pretraining = config.parse(PRETRAINED, [*shlex.split(options.pretraining), "--workdir", str(source)])
+    commands = {
+        (name, images, rate, seed): _command(options, name, images, rate, seed)
+        for name, way in WAYS.items()
+        for images in options.images
+        for rate in way.rates
+        for seed in range(options.seeds)
+    }
+    # What can't be trained is said before the pre-training.
+    for data in dict.fromkeys(command.config.data for command in commands.values()):
+        data.feeds()
+    pretrained = train(PRETRAINED, pretraining)
     found: dict[str, dict[str, Any]] = {}
     for name, way in WAYS.items():
         found[name] = {}
         for images in options.images:
-            how = ["--data.labels", str(images * classes), *way.options, *shlex.split(options.tuning)]
-            if way.pretrained:
-                how += ["--init-from", str(source), "--init-paths", "!net/head/*"]
-            where = options.directory / f"{name.replace(' ', '_')}_{images}"
-            validated = {rate: _validated(_run(where, how, rate, 0)[1]) for rate in way.rates}
+            validated = {rate: _validated(commands[name, images, rate, 0]) for rate in way.rates}
             rate = max(validated, key=lambda rate: validated[rate])
-            each = [_run(where, how, rate, seed)[0] for seed in range(options.seeds)]
+            each = [train(TUNED, commands[name, images, rate, seed]) for seed in range(options.seeds)]
             found[name][str(images)] = {
                 "accuracy": [measured(result)["accuracy"]["mean"] for result in each],
                 "learning_rate": rate,
@@ -108,7 +111,7 @@ def transfer(options: Options) -> None:
                 "seconds": sum(result["seconds"] for result in each),
             }
     record = {
-        "about": provenance("python -m experiments.transfer", jax.devices()[0].device_kind),
+        "about": provenance(command_of("transfer", options), jax.devices()[0].device_kind),
         "pretrained": pretrained,
         "transfer": found,
     }
@@ -117,7 +120,7 @@ def transfer(options: Options) -> None:
     table = Table("images a class", *found, title="accuracy on test data, each seed", title_justify="left")
     for key in map(str, options.images):
         table.add_row(key, *(" ".join(f"{x:.3f}" for x in cells[key]["accuracy"]) for cells in found.values()))
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
@@ -129,16 +132,22 @@ def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
     plots.by_size(ways, "images of each class", "test accuracy", path)
 
 
-def _run(where: Path, options: Sequence[str], rate: float, seed: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The summary and the log of one run, which is trained unless it is there."""
-    workdir = where / f"rate_{rate:g}_seed_{seed}"
-    arguments = [*options, "--optimizer.learning-rate", str(rate), "--seed", str(seed), "--data.draw", str(seed)]
-    summary = train(TUNED, config.parse(TUNED, [*arguments, "--workdir", str(workdir)]))
-    return summary, log.read(workdir)
+def _command(options: Options, name: str, images: int, rate: float, seed: int) -> config.Command:
+    """The command that trains in one way on so many images of each class. Raises UserError where it can't be run."""
+    way, classes = WAYS[name], len(config.load(TUNED).data.classes)  # type: ignore[attr-defined]
+    arguments = ["--data.labels", str(images * classes), *way.options, *shlex.split(options.tuning)]
+    if way.pretrained:
+        arguments += ["--init-from", str(options.directory / "pretrained"), "--init-paths", "!net/head/*"]
+    arguments += ["--optimizer.learning-rate", str(rate), "--seed", str(seed), "--data.draw", str(seed)]
+    workdir = options.directory / f"{name.replace(' ', '_')}_{images}" / f"rate_{rate:g}_seed_{seed}"
+    return config.parse(TUNED, [*arguments, "--workdir", str(workdir)])
 
 
-def _validated(history: Sequence[dict[str, Any]]) -> float:
-    """The last accuracy on validation data."""
+def _validated(command: config.Command) -> float:
+    """The last accuracy on validation data of a run, which is trained unless it is there."""
+    assert command.workdir is not None, "each has its own"
+    train(TUNED, command)
+    history = log.read(command.workdir)
     return next(line["accuracy"] for line in reversed(history) if line["split"] == "validation")
 
 

@@ -171,7 +171,11 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--seed", "99999999999999999999", *TINY], "run.seed must be a number of 32 bits"),
         (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
-        (["digits_cnn", "--run.metric", "acuracy", *TINY], "accuracy"),
+        (["digits_cnn", "--run.metric", "acuracy", "--run.mode", "max", *TINY], "one of accuracy"),
+        (
+            ["digits_cnn", "--run.metric", "loss"],
+            "loss is maximised or minimised: give --run.mode max or --run.mode min",
+        ),
         (["digits_cnn", "--data.name", "mnits"], "did you mean mnist?"),
         (["digits_cnn", "--data.limit", "1"], "1 training examples are too few to hold some out: give 2 or more"),
         (["mnist_cnn", "--data.dir", "nowhere"], "--data.name digits needs nothing"),
@@ -213,7 +217,15 @@ def test_numbers_out_of_range_are_refused(learner, field, value, allowed):
 
 def test_a_run_that_ends_before_it_learns_is_warned_of(capsys, tmp_path):
     """10,240 frames of 128 a step fill 80 steps, and the last of them learns. The wrong metric ends the run early."""
-    small = ("--run.steps-per-dispatch", "1", "--run.metric", "retrun", "--workdir", str(tmp_path / "run"))
+    small = (
+        "--run.steps-per-dispatch",
+        "1",
+        "--run.metric",
+        "retrun",
+        "--run.mode=max",
+        "--workdir",
+        str(tmp_path / "run"),
+    )
     for steps, warned in (("79", True), ("80", False)):
         status, said = run(capsys, "cartpole_dqn", "--steps", steps, *small)
         assert status == 2 and "retrun" in said
@@ -303,6 +315,14 @@ def test_init_from_starts_from_what_the_other_run_evaluates(tmp_path, capsys):
     assert run(capsys, "digits_cnn", *again, *still)[0] == 0
     _, _, found = research.load(tmp_path / "b")
     jax.tree.map(np.testing.assert_array_equal, found.params, state.collections["average"])
+
+
+def test_a_metric_of_ones_own_has_a_mode_and_is_read_again():
+    """A config.json has both, of which the mode may be the config's own."""
+    parsed = config.parse("digits_cnn", ["--run.metric", "speed", "--run.mode=max"]).config
+    assert (parsed.run.metric, parsed.run.mode) == ("speed", "max")
+    assert config.from_json("digits_cnn", config.to_json(parsed)) == parsed
+    assert config.parse("digits_cnn", ["--run.metric", "accuracy"]).config == config.load("digits_cnn")
 
 
 def test_a_refused_command_does_not_claim_the_directory(tmp_path, capsys):

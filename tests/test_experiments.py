@@ -73,10 +73,12 @@ def test_evaluate_tells_what_differs_and_what_is_no_run(finished, tmp_path, monk
         (tmp_path / "copy" / part).symlink_to(finished / part)
     summary = json.loads((finished / "summary.json").read_text())
     summary["test"]["accuracy"]["mean"] = 0.75
+    summary["test"]["speed"] = {"mean": 0.5, "spread": None, "each": [0.5]}
     (tmp_path / "copy" / "summary.json").write_text(json.dumps(summary))
     assert evaluate.main([str(tmp_path / "copy")]) == 0
     out = said(capsys)
     assert "warning: accuracy is" in out and "0.75 in" in out and "warning: loss" not in out
+    assert "warning: speed is no longer computed; it is 0.5 in" in out
     assert evaluate.main([str(tmp_path / "nowhere")]) == 2
     assert "nowhere holds no run" in said(capsys)
 
@@ -237,6 +239,16 @@ def test_both_dtypes_are_measured_and_written(tmp_path, capsys):
         assert cell["unit"] == "frames" and cell["utilisation"] is None  # no peak of a CPU is known
         assert 0 < cell["least"] <= cell["speed"] <= cell["most"] and cell["memory"] > 0
     assert "| `frozenlake_q` | frames/s |" in capsys.readouterr().out
+    for option in ("rounds", "workers"):
+        assert dtypes.main(["frozenlake_q", f"--{option}", "0"]) == 2
+        assert f"--{option} must be at least 1, not 0" in said(capsys)
+
+
+def test_names_with_brackets_are_printed_as_they_are(capsys):
+    """Rich would read [red] as a colour."""
+    console.show("runs/[red]a", {"[b]": {"mean": 0.5, "spread": None, "each": [0.5]}}, {"[u]": {}})
+    out = said(capsys)
+    assert "runs/[red]a" in out and "[b]" in out and "[u]" in out
 
 
 def test_a_script_starts_from_the_command_line(finished):

@@ -1,6 +1,7 @@
 """Explanations of classifiers, and their metrics by group."""
 
 import json
+import tracemalloc
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -259,7 +260,7 @@ def test_rates_by_group_in_loops(rng):
     # The empty group has no rates, and the differences are those of the others.
     assert np.isnan(found.accuracy[2]) and np.isnan(found.calibration_error[2])
     gap = {name: np.nanmax(x, 0) - np.nanmin(x, 0) for name, x in table.items()}
-    differences = of_groups.differences(counts)
+    differences = of_groups.differences(found)
     np.testing.assert_allclose(differences.demographic_parity, gap["selection"])
     np.testing.assert_allclose(differences.true_positive, gap["true_positive"])
     odds = np.maximum(gap["true_positive"], gap["false_positive"])
@@ -285,13 +286,13 @@ def test_of_two_classes_the_last_is_the_positive_one(rng):
     assert found["x_demographic_parity"] == pytest.approx(gaps[2])
     # The groups differ in their false positives alone.
     labels, predicted = np.array([1, 0, 1, 0]), np.eye(2)[[1, 0, 1, 1]]
-    found = of_groups.differences(of_groups.count(np.array([0, 0, 1, 1]), 2, labels, predicted))
+    found = of_groups.differences(of_groups.rates(of_groups.count(np.array([0, 0, 1, 1]), 2, labels, predicted)))
     assert found.true_positive[1] == 0 and found.equalised_odds.tolist() == [1, 1]
 
 
 def test_one_group_has_no_difference():
     counts = of_groups.count(np.zeros(4, int), 2, np.array([0, 1, 0, 1]), np.eye(2)[[0, 1, 1, 1]])
-    assert np.isnan(of_groups.differences(counts).accuracy)
+    assert np.isnan(of_groups.differences(of_groups.rates(counts)).accuracy)
     assert np.isnan(counts.compute("x")["x_demographic_parity"])
 
 
@@ -299,15 +300,30 @@ def test_bootstrap_and_chance(rng):
     """The spread of the bootstrap is the binomial one; in shuffled groups the planted difference is gone."""
     groups, labels, probabilities = example_groups(rng)
     whole = of_groups.rates(of_groups.count(groups, 4, labels, probabilities)).accuracy
-    drawn = of_groups.rates(of_groups.bootstrapped(groups, 4, labels, probabilities, 400)).accuracy
+    drawn = of_groups.bootstrapped(groups, 4, labels, probabilities, 400).accuracy
     for group in (0, 1, 3):
         p, size = whole[group], np.sum(groups == group)
         assert drawn[:, group].mean() == pytest.approx(p, abs=0.01)
         assert drawn[:, group].std() == pytest.approx(np.sqrt(p * (1 - p) / size), rel=0.15)
     chance = of_groups.shuffled(groups, 4, labels, probabilities, 50)
-    np.testing.assert_array_equal(chance.confusion.sum((2, 3)), np.tile(np.bincount(groups, minlength=4), (50, 1)))
-    gap = of_groups.differences(of_groups.count(groups, 4, labels, probabilities)).accuracy
+    # The groups have their sizes: of all examples as many are right, or predicted to be of a class.
+    sizes, predicted = np.bincount(groups, minlength=4), probabilities.argmax(1)
+    of_all = lambda rates: np.tensordot(np.nan_to_num(rates), sizes, (1, 0))
+    np.testing.assert_allclose(of_all(chance.accuracy), np.full(50, np.sum(predicted == labels)))
+    np.testing.assert_allclose(of_all(chance.selection.swapaxes(1, 2).reshape(150, 4)), [*np.bincount(predicted)] * 50)
+    gap = of_groups.differences(of_groups.rates(of_groups.count(groups, 4, labels, probabilities))).accuracy
     assert of_groups.differences(chance).accuracy.mean() < gap / 2
+
+
+@pytest.mark.parametrize("samples", [of_groups.bootstrapped, of_groups.shuffled])
+def test_samples_of_many_classes_keep_rates_alone(samples, rng):
+    """The confusions of 40 samples, of 4 groups and 200 classes each, would have 51 MB."""
+    groups, labels, probabilities = example_groups(rng, classes=200)
+    tracemalloc.start()
+    found = samples(groups, 4, labels, probabilities, 40)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.selection.shape == (40, 4, 200) and peak < 20e6
 
 
 def test_what_the_groups_are():
@@ -323,6 +339,10 @@ def test_what_the_groups_are():
     groups = of_groups.grouped(speakers, r"_([a-z]+)_")
     assert [groups.names[n] for n in groups.of] == ["theo", "jackson", "theo", "no match"]
     assert of_groups.grouped([2, 1, 2]).names == ("1", "2")
+    # What is not known is a group of its own, and in no other.
+    for quantiles, names in ((2, ("0 to 1", "2 to 3", "nan")), (9, ("0.0", "1.0", "2.0", "3.0", "nan"))):
+        groups = of_groups.grouped([3.0, np.nan, 0.0, 1.0, np.nan, 2.0], quantiles=quantiles)
+        assert groups.names == names and [n for n, of in enumerate(groups.of) if names[of] == "nan"] == [1, 4]
     for values, pattern, said in (
         (["a", "a"], None, "all examples are in one group, a"),
         (list(map(str, range(60))), None, "60 different values"),
@@ -348,6 +368,29 @@ def test_columns_of_a_table(tmp_path):
     assert columns.test_column(data, "region").values == ["north"]
     with pytest.raises(UserError, match="no column nation"):
         columns.test_column(data, "nation")
+
+
+def test_numbers_of_a_table_are_grouped_by_quantiles(tmp_path):
+    """A column with one text that is no number is of texts; so is that of the labels, whose values are names."""
+    rows = [f"text {n}\t{n % 2}\t{n}\t{n / 8}\t{n or 'none'}" for n in range(100)]
+    (tmp_path / "train.tsv").write_text("text\tlabel\tage\tshare\tchildren\ntext\t1\t7\t0.5\t2\n")
+    (tmp_path / "test.tsv").write_text("\n".join(["text\tlabel\tage\tshare\tchildren", *rows]))
+    values = {name: columns.test_column(Sentences(name=f"{tmp_path}/"), name).values for name in ("age", "share")}
+    assert values == {"age": list(range(100)), "share": [n / 8 for n in range(100)]}
+    assert of_groups.grouped(values["age"]).names == ("0 to 24", "25 to 49", "50 to 74", "75 to 99")
+    texts = {name: columns.test_column(Sentences(name=f"{tmp_path}/"), name).values for name in ("children", "label")}
+    assert texts == {"children": ["none", *map(str, range(1, 100))], "label": ["0", "1"] * 50}
+
+
+def test_a_stored_column_goes_before_one_that_is_made(tmp_path):
+    (tmp_path / "test.tsv").write_text("text\tlabel\tlength\na\tno\t30\nb\tyes\t10\nc\tno\t20\n")
+    (tmp_path / "train.tsv").write_text("text\tlabel\tlength\na\tno\t1\n")
+    derived = {"length": np.full(2, 1), "label": np.array(["no", "yes"]), "predicted": np.array(["no", "no"])}
+    made = groups_script.Predictions(np.array([2, 1]), np.array([0, 1]), np.eye(2), derived)
+    data = Sentences(name=f"{tmp_path}/")
+    assert groups_script.column("length", data, made) == [20, 10]
+    assert groups_script.column("label", data, made) is derived["label"]
+    assert groups_script.column("predicted", data, made) is derived["predicted"]
 
 
 def stored(monkeypatch, splits):
@@ -433,8 +476,10 @@ def test_groups_of_a_run(loaded, tmp_path, capsys, monkeypatch):
     assert (tmp_path / "groups.png").exists() and (tmp_path / "groups_reliability.png").exists()
 
     # By label, a class has true positives in one group alone; small groups are marked.
-    assert groups_script.main([str(tmp_path), "--by", "label", "--samples", "0", "--least", "36"]) == 0
-    found = json.loads((tmp_path / "groups.json").read_text())
+    small = ["--by", "label", "--samples", "0", "--least", "36"]
+    assert groups_script.main([str(tmp_path / "[red]"), *small]) == 0
+    assert "[red] by label" in said(capsys)
+    found = json.loads((tmp_path / "[red]" / "groups.json").read_text())
     sizes = np.bincount(data.test_labels)
     assert [row["too_few"] for row in found["groups"].values()] == (sizes < 36).tolist() and (sizes < 36).any()
     assert found["differences"]["true_positive"]["value"] is found["differences"]["equalised_odds"]["value"] is None
@@ -471,6 +516,13 @@ def test_groups_of_texts(loaded, tmp_path):
     first, *_, last = found["groups"]
     assert first.split()[0] == str(lengths.min()) and last.split()[-1] == str(lengths.max())
     assert found["classes"] == ["no", "yes"]
+
+
+def test_noise_is_a_number(capsys):
+    for noise in ("nan", "inf", "-1"):
+        with pytest.raises(SystemExit, match="2"):
+            explain_script.main(["runs/x", f"--noise={noise}"])
+        assert f"--noise must be a number of at least 0, not {float(noise)}" in said(capsys)
 
 
 @pytest.mark.parametrize(("script", "more"), [(explain_script, []), (groups_script, ["--by", "label"])])

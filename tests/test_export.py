@@ -4,8 +4,10 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,13 @@ SIGNATURES = {
     "sentences": {"inference": ("int32[batch,8]", "float32[batch,2]")},
     "translator": {"inference": ("int32[batch,32]", "int32[batch,32]")},
 }
+
+
+def test_the_page_has_every_learner():
+    page = (Path(export.__file__).parent.parent / "docs" / "export.md").read_text()
+    rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
+    assert {type(experiment).__name__ for experiment in EXPERIMENTS.values()} <= set(re.findall(r"`(\w+)`", rows))
+
 
 SERVE = """
 import json, sys

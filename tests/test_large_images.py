@@ -16,6 +16,7 @@ from research.core.errors import RunError, UserError
 from research.core.losses import classification
 from research.data import randaugment
 from research.data.crops import DRAWS, evaluation_image, random_resized_crop, training_image, uniforms
+from research.data.encoded import Folder
 from research.data.feed import prefetched
 from research.data.large_images import LargeImages, Reader
 from research.data.mixing import Mixed, Mixing, criterion_of_mixed, mixed, rectangle
@@ -183,13 +184,25 @@ def test_evaluation_has_every_image_in_order(folder):
     feeds = source(folder, validation=0.2).feeds()
     assert [batch.mask.sum() for batch in feeds.test] == [4, 3]
     assert sum(batch.mask.sum() for batch in feeds.validation) == 6
-    files = sorted(folder.glob("val/*/*.JPEG"))
+    files = [Path(one.data) for one in Folder(folder / "val", "abc").read(range(7))]
+    assert sorted(files) == sorted(folder.glob("val/*/*.JPEG"))
     images = np.concatenate([batch.inputs for batch in feeds.test])
     for file, image in zip(files, images, strict=False):
         np.testing.assert_array_equal(image, evaluation_image(str(file), 28, 24))
     labels = np.concatenate([batch.targets for batch in feeds.test])[:7]
     assert list(labels) == ["abc".index(file.parent.name) for file in files]
     same(feeds.test[1].inputs[3], feeds.test[1].inputs[2])  # the padding
+
+
+def test_the_first_images_of_a_folder_are_of_all_classes(folder):
+    """They are shuffled, always in the same way: by class the first ten would be those of a alone."""
+    feeds = source(folder, limit=10, batch=9).feeds()
+    few = np.concatenate([feeds.train.batch_at(0).targets, feeds.validation[0].targets[:1]])
+    assert np.bincount(few, minlength=3).min() >= 2
+    train = Folder(folder / "train", "abc")
+    assert train.read(range(30)) == Folder(folder / "train", "abc").read(range(30))
+    assert np.bincount(train.labels).tolist() == [10, 10, 10]
+    assert all(Path(one.data).parent.name == "abc"[one.label] for one in train.read(range(30)))
 
 
 def test_a_folder_may_have_all_three_splits(folder, tmp_path):
@@ -248,8 +261,10 @@ def test_the_run_goes_on_without_it_if_told_to(damaged, folder, capsys):
 def test_it_is_left_out_of_an_evaluation(damaged):
     feeds = source(damaged, unreadable="replace").feeds()
     assert sum(batch.mask.sum() for batch in feeds.test) == 6
-    batch = feeds.test[0]
-    assert list(batch.mask) == [1, 0, 1, 1] and not batch.inputs[1].any()
+    named = [Path(one.data).name for one in Folder(damaged / "val", "abc").read(range(7))]
+    bad = named.index("003.JPEG")
+    mask, images = (np.concatenate([getattr(b, name) for b in feeds.test])[:7] for name in ("mask", "inputs"))
+    assert list(mask) == [n != bad for n in range(7)] and not images[bad].any()
 
 
 def test_a_folder_of_nothing_but_damage_ends_the_run(tmp_path):

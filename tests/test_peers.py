@@ -1,10 +1,11 @@
 """The peers of the benchmark `solved`: a script of CleanRL's shape is read until its last episodes are solved."""
 
+import sys
 import time
 
 import pytest
 
-from experiments import peers
+from experiments import benchmark, peers
 
 SCRIPT = """
 import sys, time
@@ -36,3 +37,42 @@ def test_cleanrl_that_is_never_solved_has_no_figure(tmp_path):
 def test_solved_is_the_mean_of_so_many_episodes():
     assert peers._solved([475.0] * 20) and peers._solved([450.0] * 10 + [500.0] * 10)
     assert not peers._solved([500.0] * 19) and not peers._solved([475.0] * 19 + [474.0])
+
+
+def contender(code):
+    return benchmark.Contender(None, "", (sys.executable, "-c", code))
+
+
+ALIVE = "for _ in __import__('sys').stdin: print(2.5, flush=True)"
+
+
+def test_contenders_take_turns(monkeypatch, capsys):
+    monkeypatch.setattr(benchmark, "contenders", lambda _: {"ours": contender(ALIVE), "theirs": contender(ALIVE)})
+    monkeypatch.setattr(benchmark, "device", lambda: "abacus")
+    assert benchmark.main(["solved", "--rounds", "2"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("2.5 ") == 6 and said.count("1.00") == 2 and "2 rounds" in said
+
+
+def test_a_contender_that_dies_is_named_in_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        benchmark, "contenders", lambda _: {"ours": contender(ALIVE), "theirs": contender("raise SystemExit(3)")}
+    )
+    assert benchmark.main(["pqn", "--clone", str(tmp_path)]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "error: the contender theirs ended with status 3: see its message above" in said
+    assert f"whether {tmp_path} is a clone" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--rounds", "0"], "rounds must be at least 1, not 0"),
+        (["--clone", "nowhere/at/all"], "--clone: there is no directory nowhere/at/all"),
+        (["--python", "nowhere/python"], "--python: there is no program nowhere/python"),
+    ],
+)
+def test_what_can_not_be_measured_is_refused(options, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.main(["pqn", *options])
+    assert message in " ".join(capsys.readouterr().err.split())

@@ -92,3 +92,13 @@ def test_a_directory_that_is_none_is_a_failure(tmp_path):
 def test_growth(tmp_path):
     plot.growth((1, 2, 4), (100.0, 150.0, 160.0), "seeds", "frames/s", tmp_path / "growth.png")
     drawn(tmp_path / "growth.png")
+
+
+def test_grey_images_beside_masks_keep_their_brightness(tmp_path, monkeypatch, rng):
+    """As pixels of 0 to 255, in place of the darkest and the brightest of each image."""
+    figures = []
+    monkeypatch.setattr(plot, "write", lambda figure, path: figures.append(figure))
+    images, classes = rng.integers(100, 120, (2, 4, 5, 1), dtype=np.uint8), np.zeros((2, 4, 5), np.uint8)
+    plot.masks(images, classes, classes, ("one",), tmp_path / "masks.png")
+    for ax in figures[0].axes[::3]:
+        assert ax.images[0].get_clim() == (0, 255)

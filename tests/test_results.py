@@ -1,10 +1,14 @@
 """docs/results.md and README.md: their tables are made from docs/results/*.json, and their commands can be typed."""
 
+import dataclasses
 import re
+import shlex
+from pathlib import Path
 
 import pytest
+import tyro
 
-from experiments import benchmark, results
+from experiments import benchmark, compress, results, transfer
 from research.core.errors import UserError
 from research.training import config
 
@@ -41,6 +45,8 @@ def test_values_by_hand():
     assert results.value_of("accuracy", [run(accuracy=[1.0]), run(accuracy=[2.0])]) == "1.5 ± 0.71 (1 to 2)"
     assert results.value_of("accuracy", [run(accuracy=[1.0]), run(accuracy=[1.0])]) == "1"
     assert results.value_of("fid", [run() | {"reports": {"fid": x}} for x in (2.0, 4.0)]) == "3 ± 1.4 (2 to 4)"
+    # A report of a program of several seeds has a number of each.
+    assert results.value_of("fid", [run() | {"reports": {"fid": x}} for x in ([1.0, 2.0], 3.0)]) == "2 ± 1 (1 to 3)"
     assert results.value_of("loss", [{"test": {"loss": {"mean": 1.949, "spread": 0.009}}}]) == "1.949 ± 0.009"
 
 
@@ -90,6 +96,18 @@ def test_a_benchmark_by_hand(monkeypatch):
         ("ours", "20", "images/s", "1.00"),
         ("theirs", "10", "images/s", "3.00"),
     ]
+    few = benchmark.record(benchmark.Options("solved"), {"ours": [1234.56], "theirs": [1.23456]})
+    assert [row[2] for row in results.speed(few)] == ["1,235", "1.235"]
+
+
+def test_a_command_has_the_options_that_were_given():
+    options = transfer.Options(images=(2, 5), seeds=1, output=Path("x.json"), tuning="--smoothing 0.1")
+    command = results.command_of("transfer", options)
+    assert command == "python -m experiments.transfer --images 2 5 --seeds=1 '--tuning=--smoothing 0.1'"
+    assert tyro.cli(transfer.Options, args=shlex.split(command)[3:]) == dataclasses.replace(options, output=None)
+    assert results.command_of("transfer", transfer.Options()) == "python -m experiments.transfer"
+    command = results.command_of("compress", compress.Options(Path("runs/a b"), rounds=3))
+    assert command == "python -m experiments.compress 'runs/a b' --rounds=3"
 
 
 def commands():

@@ -182,6 +182,18 @@ def test_a_classifier_that_does_not_fit_is_refused_before_training(runs):
         samples.translation_metrics(cycle.translate, cycle.data, other, None)
 
 
+def test_features_are_those_of_the_image_as_it_is(rng):
+    """Also where the predictions are of several views."""
+    experiment, images = EXPERIMENTS["cnn"], rng.integers(0, 256, (3, 8, 8, 1), dtype=np.uint8)
+    state = jax.jit(experiment.build().init)(jax.random.key(0))
+    load = lambda views: lambda _: (dataclasses.replace(experiment, views=views), None, state)
+    (plain, one), (features, several) = (
+        load_classifier(load(views), "there", None, (8, 8, 1)).predict(images) for views in ("one", "mirror_shift")
+    )
+    np.testing.assert_allclose(features, plain, rtol=1e-5)
+    assert np.abs(one - several).max() > 1e-4
+
+
 def test_a_classifier_of_segmented_images_is_refused():
     load = lambda _: (EXPERIMENTS["segment"], None, None)
     with pytest.raises(UserError, match="classifier_dir: there is not the run of an image classifier"):

@@ -172,6 +172,48 @@ def test_a_metric_is_compared_in_its_own_direction(tmp_path, capsys):
     assert compare.main([*compared, "accuracy", *output]) == 0
 
 
+def test_what_is_normalised_is_maximised(tmp_path, capsys, monkeypatch):
+    """A loss of 2.0 by chance and 1.0 to reach: losses of 1.2 and 1.4 are better than 1.8 and one that diverged."""
+    drawn = []
+    monkeypatch.setattr(compare.plots, "profiles", lambda *arguments: drawn.append(arguments))
+    run = lambda name, loss, **more: finished(
+        tmp_path / name, {"loss": loss}, {"run": {"metric": "loss", "mode": "min"}, "data": {"name": "alike", **more}}
+    )
+    ours, theirs = run("ours", [1.2, 1.4]), run("theirs", [1.8, None])
+    (tmp_path / "scores.json").write_text('{"alike": {"random": 2.0, "reach": 1.0}}')
+    compared = [ours, "--against", theirs, "--output", str(tmp_path / "compare.png")]
+    assert compare.main([*compared, "--reference", str(tmp_path / "scores.json")]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r" mean +│ 0.7 .*│ 0.2 ", said) and re.search(r"improvement +│ 1 ", said), said
+    assert "no interval" not in said and "[" in said
+    assert compare.main(compared) == 0
+    said = capsys.readouterr().out
+    assert re.search(r" mean +│ 1.3 .*│ 1.8 ", said) and re.search(r"improvement +│ 1 ", said), said
+    # Of the losses themselves it is the share below that is drawn, which grows.
+    (_, normalised, *labels, _), (_, plain, *others, _) = drawn
+    assert labels == ["normalised loss", "above"] and others == ["loss", "below"]
+    assert (normalised["runs"][0][0], normalised["runs"][0][-1]) == (1, 0)
+    assert (plain["runs"][0][0], plain["runs"][0][-1], plain["against"][0][0], plain["against"][0][-1]) == (0, 1, 0, 1)
+    assert plain["runs"][0][100] == 1 and plain["against"][0][100] == 0  # at 1.5
+    # No classes are all of them.
+    assert compare.main([run("all", [1.0, 1.0], classes=[]), *compared[1:]]) == 0
+
+
+def test_one_run_a_task_has_no_interval(tmp_path, capsys):
+    config = {"run": {"metric": "loss", "mode": "min"}, "data": {"name": "alike"}}
+    one, other, two = (
+        finished(tmp_path / str(n), {"loss": losses}, config) for n, losses in enumerate(([1.0], [2.0], [2.0, 3.0]))
+    )
+    output = ["--output", str(tmp_path / "compare.png")]
+    assert compare.main([one, "--against", other, *output]) == 0
+    said = capsys.readouterr().out
+    assert "[" not in said and "There is no interval of one run a task" in said
+    assert re.search(r" mean +│ 1 +│ 2 ", said), said
+    assert compare.main([one, "--against", two, *output]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r" mean +│ 1 +│ 2.5 \[2, 3\]", said) and "There is no interval of one run a task" in said, said
+
+
 def test_what_can_not_be_compared_is_said(tmp_path, capsys):
     config = {"run": {"metric": "return", "mode": "max"}, "data": {"name": "alike"}}
     ours, diverged = (finished(tmp_path / name, {"return": [x, x]}, config) for name, x in (("a", 1.0), ("b", None)))

@@ -84,9 +84,10 @@ def test_what_can_not_be_sampled(language, capsys):
         assert sample.main([str(language), *arguments]) == 2
         assert message in said(capsys)
     assert sample.main([str(language.parent / "nothing")]) == 2
-    with pytest.raises(SystemExit, match="2"):
-        sample.main([str(language), "--top-p", "0"])
-    assert "--top-p from 0 to 1" in said(capsys)
+    for option in ("--top-p=0", "--temperature=nan", "--temperature=inf"):
+        with pytest.raises(SystemExit, match="2"):
+            sample.main([str(language), option])
+        assert "--temperature and --top-k 0 or more, --top-p from 0 to 1" in said(capsys)
 
 
 def test_another_tokenizer_is_refused(language, capsys):
@@ -114,6 +115,8 @@ def test_a_translator_learns_its_language(translator, capsys):
     assert capsys.readouterr().out == "DER ROTE MOND\n"
     assert sample.main([str(translator), "--prompt", "der rote Mond und " * 9]) == 2
     assert "longer than the net's context of 16" in said(capsys)
+    assert sample.main([str(translator), "--prompt", "der rote Mond", "--top-k", "3"]) == 2
+    assert "leave out --top-k" in said(capsys)
 
 
 def test_the_best_checkpoint_can_go_by_bleu(translator):

@@ -64,7 +64,7 @@ def test_all_but_the_head_is_frozen():
 
 def test_each_way_has_the_rate_that_is_best_on_validation_data(tmp_path, monkeypatch):
     """With runs whose accuracies hang on rate, seed and images; what is best on test data does not count."""
-    asked = []
+    asked, checked = [], []
 
     def train(name, command):
         asked.append((name, command))
@@ -80,6 +80,7 @@ def test_each_way_has_the_rate_that_is_best_on_validation_data(tmp_path, monkeyp
         return {"test": {"accuracy": {"mean": accuracy}}, "reports": {}, "seconds": 2.0}
 
     monkeypatch.setattr(transfer, "train", train)
+    monkeypatch.setattr(FewLabels, "feeds", lambda data: checked.append((data.labels, data.draw, len(asked))))
     options = ["--directory", str(tmp_path), "--images", "2", "5", "--seeds", "3", "--tuning=--run.save-every 20"]
     assert transfer.main(options) == 0
     found = json.loads((tmp_path / "transfer.json").read_text())["transfer"]
@@ -91,6 +92,7 @@ def test_each_way_has_the_rate_that_is_best_on_validation_data(tmp_path, monkeyp
             np.testing.assert_allclose(cell["accuracy"], count * 5 / 100 - max(way.rates) + np.arange(3) / 1000)
     assert (tmp_path / "transfer.png").stat().st_size > 10_000
     assert asked[0][1].workdir == tmp_path / "pretrained"
+    assert checked == [(labels, draw, 0) for labels in (10, 25) for draw in range(3)], "before the first training"
     for name, command in asked[1:]:
         assert name == transfer.TUNED and command.config.run.save_every == 20
         scratch = "from_scratch" in str(command.workdir)
@@ -99,6 +101,19 @@ def test_each_way_has_the_rate_that_is_best_on_validation_data(tmp_path, monkeyp
         assert bool(command.config.update.freeze) == ("head_only" in str(command.workdir))
     directories = {command.workdir for _, command in asked}
     assert len(directories) == 1 + 3 * 2 * 4, "two rates of the first seed, and two more seeds"
+
+
+def test_what_can_not_be_trained_is_said_before_the_pre_training(tmp_path, monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(transfer, "train", lambda *command: started.append(command))
+    monkeypatch.setattr(images, "arrays", lambda *_: images.read("digits", None))
+    options = ["--directory", str(tmp_path), "--seeds", "1", "--images"]
+    for more, error in (
+        (["20", "--tuning=--smoothing 2"], "smoothing must be between 0 and 1"),
+        (["20", "1000"], "1000 labelled images of each class are more than the"),
+    ):
+        assert transfer.main([*options, *more]) == 2 and started == []
+        assert error in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize("name", ["pretraining", "tuning"])

@@ -107,7 +107,8 @@ class Run:
         evaluate_every: steps between evaluations on validation data
         save_every: steps between checkpoints
         keep: number of newest checkpoints that are kept, at least 2; the best one is kept besides
-        metric: validation metric that decides which checkpoint is the best and when to stop early
+        metric: validation metric that decides which checkpoint is the best and when to stop early; with another one
+            than the config's, say --run.mode too
         mode: whether the metric is maximised or minimised
         patience: number of evaluations without a new best after which the run stops early; None for no early stopping
         checkpoint_for_test: checkpoint that is evaluated on the test data

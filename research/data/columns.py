@@ -1,5 +1,6 @@
 """Further columns of labelled data: what the test examples have beside their input and their label."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,7 +18,7 @@ class Column(NamedTuple):
     """A column of the test examples, in the order of `Batch.index`.
 
     labels  their labels, as they are stored, by which the order can be checked
-    values  texts or numbers
+    values  texts or numbers; those of a table are numbers where each of them is one
     """
 
     labels: list[Any]
@@ -80,7 +81,16 @@ def _from_table(data: Sentences, name: str) -> Column:
     splits = [split for split in ("test", "validation") if split in columns[0] and columns[0][split].labels is not None]
     split = splits[0] if splits else "train"
     labels, values = ([*(column[split].labels or ())] for column in columns)
+    values = values if name == data.label_feature else _numbers(values)
     return Column(*(_fifth(labels, values) if split == "train" else (labels, values)))
+
+
+def _numbers(texts: list[Any]) -> list[Any]:
+    """The numbers that texts are; the texts themselves where one of them is none."""
+    for number in (int, float):
+        with contextlib.suppress(ValueError):
+            return [number(text) for text in texts]
+    return texts
 
 
 def _fifth(labels: Sequence[Any], values: Sequence[Any]) -> tuple[list[Any], list[Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from research.core.errors import UserError
 from research.data import tfds
+from research.data.order import permute
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """The endings of image files, in lower case."""
@@ -52,7 +53,9 @@ class Sources(NamedTuple):
 
 
 class Folder:
-    """The images SPLIT/CLASS/*.jpg of one split (or .jpeg, .png); of them only the names are in memory.
+    """The images SPLIT/CLASS/*.jpg of one split (or .jpeg, .png), shuffled, always in the same way.
+
+    Only their names are in memory.
 
     Raises UserError where there are none, or where a folder is none of the `names` of the classes.
     """
@@ -63,11 +66,14 @@ class Folder:
         if wrong is not None:
             raise UserError(f"data.name {path}: {wrong} is no class of the training images")
         each = [sorted(entry.name for entry in os.scandir(path / name) if image_file(entry)) for name in folders(path)]
-        self.labels = np.repeat([names.index(name) for name in folders(path)], [len(files) for files in each])
-        # As bytes in one array: a million Python strings would be a hundred megabytes.
-        self.files = np.array([os.fsencode(file) for files in each for file in files])
-        if not len(self.files):
+        labels = np.repeat([names.index(name) for name in folders(path)], [len(files) for files in each])
+        if not len(labels):
             raise UserError(f"data.name {path}: no images there; expected files CLASS/*.jpg, .jpeg or .png")
+        # By class the first images, to which data.limit and scripts keep, would be of few classes.
+        order = permute(np.arange(len(labels), dtype=np.uint32), np.uint32(0), len(labels), 0, np)
+        self.labels = labels[order]
+        # As bytes in one array: a million Python strings would be a hundred megabytes.
+        self.files = np.array([os.fsencode(file) for files in each for file in files])[order]
 
     def __len__(self) -> int:
         return len(self.files)

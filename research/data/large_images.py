@@ -49,7 +49,8 @@ class LargeImages(LabelledImages):
             data has no validation split, or it is tested on
         test_split: split to test on; None: test, else validation, else a fifth of the training images
         seed: seed of that split, of the order of training, and of the random parts and flips
-        limit: largest number of images to use from each split; None: all
+        limit: largest number of images to use from each split; None: all. The images of a folder are shuffled, always
+            in the same way
         size: height and width of the images that the net reads, in pixels
         scale: smallest and largest area of a random part, as fractions of the image's
         ratio: smallest and largest ratio of a random part's width to its height

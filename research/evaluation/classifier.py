@@ -25,7 +25,8 @@ class Classifier(NamedTuple):
 
     predict        u8[images, height, width, channels] -> features f32[images, num_features] and
                    probabilities f32[images, classes]
-    feature_layer  path of the module whose input the features are: the last dense layer
+    feature_layer  path of the module whose input the features are: the last dense layer. They are those of the image
+                   as it is, also where its predictions are of several views
     num_features   numbers in the features of an image
     names          of the classes
     directory      of the classifier's run
@@ -78,7 +79,8 @@ def load_classifier(load: Load, directory: str, sha256: str | None, shape: tuple
 
         with nn.intercept_methods(record):
             outputs = logits(state, images)
-        layer, features = inputs[-1]
+        layer, _ = inputs[-1]
+        features = next(own for path, own in inputs if path == layer)  # of the first view, the image as it is
         layers.append(layer)
         return features.astype(jnp.float32), jax.nn.softmax(outputs)
 

@@ -39,7 +39,7 @@ class ByGroup(NamedTuple):
 
     def compute(self, name: str) -> Mapping[str, Any]:
         """The differences between the groups by name, see `Differences`, one number for all classes."""
-        return {f"{name}_{key}": value for key, value in differences(self).overall().items()}
+        return {f"{name}_{key}": value for key, value in differences(rates(self)).overall().items()}
 
 
 class Rates(NamedTuple):
@@ -88,20 +88,23 @@ def grouped(values: Sequence[Any], pattern: str | None = None, quantiles: int = 
 
     pattern    a regular expression; the group of a text is what its first parentheses match, or else the whole match.
                Texts that it does not match are the group "no match"
-    quantiles  number of groups, of about as many examples each, of numbers with more different values than that
+    quantiles  number of groups, of about as many examples each, of numbers with more different values than that; NaN
+               is a group besides
 
     Raises UserError where no text matches, or there are more than `MOST` groups, or only one.
     """
     if pattern is not None:
         values = _matched(pattern, [str(value) for value in values])
     found = np.asarray(values)
-    if found.dtype.kind in "iuf" and len(np.unique(found)) > quantiles:
+    known = found == found  # all but NaN
+    if found.dtype.kind in "iuf" and len(different := np.unique(found[known])) > quantiles:
         # The first group has the smallest number at least, and of equal numbers none is in another group.
-        edges = np.maximum(np.quantile(found, np.arange(1, quantiles) / quantiles), np.unique(found)[1])
-        there, of = np.unique(np.searchsorted(edges, found, side="right"), return_inverse=True)
+        edges = np.maximum(np.quantile(found[known], np.arange(1, quantiles) / quantiles), different[1])
+        places = np.where(known, np.searchsorted(edges, found, side="right"), quantiles)
+        there, of = np.unique(places, return_inverse=True)
         ends = [(found[of == n].min(), found[of == n].max()) for n in range(len(there))]
         # As few digits as tell the groups apart.
-        named = (tuple(f"{low:.{digits}g} to {high:.{digits}g}" for low, high in ends) for digits in (3, 6, 17))
+        named = (tuple(_range(low, high, digits) for low, high in ends) for digits in (3, 6, 17))
         groups = Groups(of, next(names for names in named if len(set(names)) == len(ends)))
     else:
         there, of = np.unique(found.astype(str) if found.dtype.kind not in "iuf" else found, return_inverse=True)
@@ -114,6 +117,11 @@ def grouped(values: Sequence[Any], pattern: str | None = None, quantiles: int = 
     if len(groups.names) < 2:
         raise UserError(f"all examples are in one group, {groups.names[0]}: there is nothing to compare")
     return groups
+
+
+def _range(low: float, high: float, digits: int) -> str:
+    """The name of a group of numbers; that of NaN is "nan"."""
+    return f"{low:.{digits}g}" + (f" to {high:.{digits}g}" if low <= high else "")
 
 
 def _matched(pattern: str, texts: Sequence[str]) -> list[str]:
@@ -165,9 +173,8 @@ def rates(counts: ByGroup) -> Rates:
         )
 
 
-def differences(counts: ByGroup) -> Differences:
+def differences(found: Rates) -> Differences:
     """The differences between the groups, see `Differences`."""
-    found = rates(counts)
 
     def of(x: np.ndarray, axis: int) -> np.ndarray:
         several = (~np.isnan(x)).sum(axis) > 1
@@ -202,25 +209,23 @@ def _over(reduce: Any, x: np.ndarray, axis: int) -> np.ndarray:
 
 def bootstrapped(
     groups: np.ndarray, num_groups: int, labels: np.ndarray, probabilities: np.ndarray, samples: int
-) -> ByGroup:
-    """The counts of so many bootstrap samples, leaves [samples, ...]: examples are drawn anew within each group."""
+) -> Rates:
+    """The rates of so many bootstrap samples, leaves [samples, ...]: examples are drawn anew within each group."""
     random = np.random.default_rng(0)
     weights = np.zeros((samples, len(labels)))
     for group in range(num_groups):
         places = np.flatnonzero(groups == group)
         if len(places):
             weights[:, places] = random.multinomial(len(places), np.full(len(places), 1 / len(places)), samples)
-    each = [count(groups, num_groups, labels, probabilities, one) for one in weights]
-    return ByGroup(*(np.stack(parts) for parts in zip(*each, strict=True)))
+    each = [rates(count(groups, num_groups, labels, probabilities, one)) for one in weights]
+    return Rates(*(np.stack(parts) for parts in zip(*each, strict=True)))
 
 
-def shuffled(
-    groups: np.ndarray, num_groups: int, labels: np.ndarray, probabilities: np.ndarray, samples: int
-) -> ByGroup:
-    """The counts of so many random assignments of examples to groups of the same sizes, leaves [samples, ...].
+def shuffled(groups: np.ndarray, num_groups: int, labels: np.ndarray, probabilities: np.ndarray, samples: int) -> Rates:
+    """The rates of so many random assignments of examples to groups of the same sizes, leaves [samples, ...].
 
     Their differences are those of chance: with few examples, groups that are alike differ too.
     """
     random = np.random.default_rng(0)
-    each = [count(random.permutation(groups), num_groups, labels, probabilities) for _ in range(samples)]
-    return ByGroup(*(np.stack(parts) for parts in zip(*each, strict=True)))
+    each = [rates(count(random.permutation(groups), num_groups, labels, probabilities)) for _ in range(samples)]
+    return Rates(*(np.stack(parts) for parts in zip(*each, strict=True)))

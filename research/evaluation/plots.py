@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from matplotlib import colormaps
@@ -130,7 +130,8 @@ def masks(images: Any, truths: Any, predictions: Any, names: Sequence[str], path
     for row, pictures in zip(axes, zip(images, coloured(truths), coloured(predictions), strict=True), strict=True):
         for ax, picture in zip(row, pictures, strict=True):
             ax.axis("off")
-            ax.imshow(picture[..., 0] if channels == 1 and picture is pictures[0] else picture, cmap="gray")
+            grey = channels == 1 and picture is pictures[0]
+            ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=255)
     for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         ax.set_title(title, fontsize=11)
     handles = [Patch(color=colour, label=name) for colour, name in zip(palette, names, strict=True)]
@@ -244,9 +245,13 @@ def confusion(matrix: Any, names: Sequence[str], path: Path | str) -> None:
 
 
 def profiles(
-    thresholds: np.ndarray, found: Mapping[str, tuple[np.ndarray, np.ndarray]], metric: str, path: Path | str
+    thresholds: np.ndarray,
+    found: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    metric: str,
+    side: Literal["above", "below"],
+    path: Path | str,
 ) -> None:
-    """Draws performance profiles: the share of runs above each of the thresholds [n].
+    """Draws performance profiles: the share of runs above each of the thresholds [n], or below it.
 
     found  by label: the shares [n] and their interval [2, n]
     """
@@ -255,7 +260,7 @@ def profiles(
     for (label, (share, (low, high))), colour in zip(found.items(), COLOURS, strict=False):
         ax.plot(thresholds, share, color=colour, lw=1.8, label=label)
         ax.fill_between(thresholds, low, high, color=colour, alpha=0.2, lw=0)
-    ax.set(xlabel=metric.replace("_", " "), ylabel="share of runs above", ylim=(-0.02, 1.02))
+    ax.set(xlabel=metric.replace("_", " "), ylabel=f"share of runs {side}", ylim=(-0.02, 1.02))
     ax.ticklabel_format(useOffset=False)
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """Image classification: cross-entropy, with augmentation and adversarial training inside the compiled step."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import flax.linen as nn
@@ -48,7 +48,8 @@ class Classify(Supervised):
         views: what the net sees of an image in evaluation: the image itself; it and its mirror image, whose logits are
             averaged; or both of them as they are and moved by a pixel (mirror_shift, with six times the computation)
         smoothing: label-smoothing factor
-        adversarial: attack on the training images; 0 steps: none. With it `attacked_accuracy` is evaluated too
+        adversarial: attack on the training images; 0 steps: none. With it `attacked_accuracy` is evaluated too, under
+            the same attack on the cross-entropy of the label, also where training is TRADES
     """
 
     data: LabelledImages = field(default_factory=Images)
@@ -83,10 +84,16 @@ class Classify(Supervised):
             return init_state(key, {"net": net.init(key, jnp.zeros((1, *spec.shape)))})
 
         def attacked(
-            net: Network, params: Tree, state: State, batch: Batch, keys: jax.Array, radius: Any = None
+            how: Adversarial,
+            net: Network,
+            params: Tree,
+            state: State,
+            batch: Batch,
+            keys: jax.Array,
+            radius: Any = None,
         ) -> jax.Array:
             logits = lambda images: net.apply(params, owned(state, "net"), standardised(images, spec))[0]
-            return changed(attack, logits, batch, keys, radius)
+            return changed(how, logits, batch, keys, radius)
 
         def step(state: State, batch: Batch) -> tuple[State, Metrics]:
             keys = example_keys(rng(state, "augment"), batch.index)
@@ -99,7 +106,8 @@ class Classify(Supervised):
             images: Any = standardised(batch.inputs, spec)
             if attack.steps:
                 keys, radius = fold_name(keys, "attack"), attack.radius_at(state.step)
-                others = standardised(attacked(plain, state.params["net"], state, batch, keys, radius), spec)
+                others = attacked(attack, plain, state.params["net"], state, batch, keys, radius)
+                others = standardised(others, spec)
                 images = (images, others) if attack.paired else others
             state, aux = update(state, "net", loss, batch._replace(inputs=images))
             return state, dict(aux.metrics)
@@ -112,8 +120,8 @@ class Classify(Supervised):
             metrics = seen(batch.inputs)
             if attack.steps:
                 keys = example_keys(fold_name(state.key, "attack"), batch.index)
-                params = evaluated(state, "net")
-                metrics["attacked_accuracy"] = seen(attacked(net, params, state, batch, keys))["accuracy"]
+                params, by_label = evaluated(state, "net"), replace(attack, trades=None)
+                metrics["attacked_accuracy"] = seen(attacked(by_label, net, params, state, batch, keys))["accuracy"]
             return metrics
 
         return learner(init, step, evaluate)

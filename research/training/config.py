@@ -151,7 +151,7 @@ def parse(name: str, arguments: list[str], command: Any = Command, script: str =
     script   the name of the script, for messages
 
     Exits with status 2 and a message where an option or a value is wrong; raises UserError where a number of the config
-    is not finite.
+    is not finite, or --run.metric names another metric without --run.mode.
     """
     default = load(name)
     typed = command[type(default)]
@@ -166,6 +166,11 @@ def parse(name: str, arguments: list[str], command: Any = Command, script: str =
     for path, value in leaves(found.config).items():
         if any(isinstance(x, float) and not math.isfinite(x) for x in jax.tree.leaves(value)):
             raise UserError(f"{path} must be finite, not {value}")
+    metric = found.config.run.metric
+    if metric != default.run.metric and not any(x.split("=")[0] == "--run.mode" for x in arguments):
+        raise UserError(
+            f"say whether {metric} is maximised or minimised: give --run.mode max or --run.mode min as well"
+        )
     if _subject(found.config) != _subject(default):  # what was published is of other data
         run = dataclasses.replace(found.config.run, published=())
         found = dataclasses.replace(found, config=dataclasses.replace(found.config, run=run))
@@ -253,7 +258,12 @@ def from_json(name: str, values: Any) -> Experiment:
     """
     default = load(name)
     before, after = leaves(default), leaves(default, values)
-    arguments = [a for path, value in after.items() if value != before[path] for a in _argument(path, value)]
+    arguments = [
+        a
+        for path, value in after.items()
+        if value != before[path] or path == "run.mode"
+        for a in _argument(path, value)
+    ]
     message = io.StringIO()
     try:
         with contextlib.redirect_stderr(message), contextlib.redirect_stdout(message):
