@@ -1,5 +1,6 @@
 """Shared by the scripts: exit statuses for errors, tables for summaries."""
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ def status(action: Callable[[], int | None]) -> int:
     except Interrupted as interrupted:
         console.print(str(interrupted))
         return 128 + interrupted.number
+    except KeyboardInterrupt:
+        console.print("stopped by SIGINT")
+        return 128 + signal.SIGINT
 
 
 def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, float | None]]) -> None:

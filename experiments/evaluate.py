@@ -11,8 +11,10 @@ from experiments.console import show, status
 from research.core.console import warn
 from research.core.files import read_json
 from research.core.placement import place
+from research.training import config, workdir
 from research.training.config import Directory
 from research.training.evaluate import Evaluator, summary
+from research.training.run import layout
 
 
 def main(arguments: list[str]) -> int:
@@ -29,8 +31,12 @@ def evaluate(directory: Annotated[Directory, tyro.conf.Positional]) -> None:
         directory: directory of the run
     """
     experiment, learner, state = research.load(directory)
-    here = place("jit")
-    test = summary(Evaluator(learner, here)(here.put(state), experiment.feeds().test))
+    about, feeds = workdir.run_in(directory), experiment.feeds()
+    workdir.check_kept(directory, feeds.kept)
+    trained = config.Command(experiment, seeds=about["seeds"], over=config.as_over(about.get("over", ())))
+    here = place("jit", layout(trained))
+    weights = here.put(state._replace(opt_state={}, world=()))
+    test = summary(Evaluator(learner, here)(weights, feeds.test))
     done = directory / "summary.json"
     recorded = {k: v["mean"] for k, v in read_json(done)["test"].items()} if done.exists() else {}
     title = f"{directory}: test metrics of the {experiment.run.checkpoint_for_test} checkpoint, step {int(state.step)}"

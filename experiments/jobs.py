@@ -161,7 +161,7 @@ def finish(
         return (name in jobs and not jobs[name].done()) or workdir.in_use(directory / name)
 
     def stop(number: int) -> None:
-        raise Interrupted(number)
+        raise Interrupted(number, "; the same command finds the jobs that run, and submits the others")
 
     new = [name for name in unfinished if not running(name)]
     submit = executor(folder, cluster, options, directory.name).submit

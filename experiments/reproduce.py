@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.console import headlines, markdown, status
+from experiments.console import headlines, markdown, number, status
 from research.core.console import console
 from research.core.experiment import Experiment
 from research.core.files import failing, replacing
@@ -72,7 +72,7 @@ def rows(name: str, experiment: Experiment, result: dict[str, Any], command: str
     """The rows of the table, with `COLUMNS`, for a run; `result` is its summary, empty where it failed."""
     if not result:
         return [(name, experiment.run.metric, "failed", *("" for _ in COLUMNS[4:]), command)]
-    speed = (f"{result['seconds']:.0f}", f"{result['steps_per_second']:.3g}", result["device"])
+    speed = (f"{result['seconds']:.0f}", number(result["steps_per_second"]), result["device"])
     return [
         (name, metric, value, published, str(len(result["seeds"])), str(result["step"]), *speed, f"`{command}`")
         for metric, value, published in headlines(result, experiment.run.metric)

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
+import tyro
 from rich.console import Console
 from rich.table import Table
 
 from experiments import jobs
 from experiments.console import measured, number, status
 from research.core.bucket import in_bucket, located
-from research.core.console import say
+from research.core.console import say, warn
 from research.core.errors import RunError, UserError, nearest
-from research.core.experiment import Experiment
+from research.core.experiment import Experiment, Run
 from research.core.files import write_json
 from research.core.metrics import plain
 from research.evaluation import plots, statistics
@@ -31,7 +32,8 @@ ABOUT = f"""{__doc__}
   --over FIELD VALUE VALUE ...   the values to train with; several --over: every combination of them
   --seeds N                      seeds of each setting (default: 1)
   --workdir DIR                  directory of the sweep (default: runs/NAME_sweep)
-  --settings-per-program N       train at most N settings at once (default: all that can be)
+  --settings-per-program N       train at most N settings at once (default: all that can be; one where each has a best
+                                 step or an early stop of its own)
   --submit slurm|local           send each program out as a job, and wait for all of them: to Slurm, or as processes of
                                  this machine (needs: pip install -e .[jobs])
   --job.partition NAME, --job.timeout-min N, --job.gpus-per-node N, --job.cpus-per-task N, --job.mem-gb N
@@ -40,8 +42,9 @@ ABOUT = f"""{__doc__}
 
 Numbers that training or evaluation reads, and that change no shapes, are trained in one compiled program, all settings
 at once; others one after another. The reports of such a program (pictures, BLEU, FID) read them as they are without
---over. The same command resumes; with --submit it finds the jobs that run and submits those that have ended unfinished.
-Other options are those of experiments.train; for these and all fields: python -m experiments.sweep NAME --help"""
+--over. A program that fails does not end the sweep. The same command resumes, and tries again what has failed; with
+--submit it finds the jobs that run and submits those that have ended unfinished. Other options are those of
+experiments.train; for these and all fields: python -m experiments.sweep NAME --help"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,14 +62,16 @@ class Command(config.Command[config.Config]):
     program: int | None = None
     submit: jobs.Cluster | None = None
     job: jobs.JobOptions = dataclasses.field(default_factory=jobs.JobOptions)
+    processes: tyro.conf.Suppress[str | None] = None
+    coordinator: tyro.conf.Suppress[str | None] = None
+    process: tyro.conf.Suppress[int | None] = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.settings_per_program is not None and self.settings_per_program < 1:
             raise UserError(f"--settings-per-program must be at least 1, not {self.settings_per_program}")
-        if self.submit and self.program is None and (self.overwrite or self.processes):
-            what = "--overwrite" if self.overwrite else "--processes"
-            raise UserError(f"--submit and {what} don't go together: a job may start more than once, as one process")
+        if self.submit and self.program is None and self.overwrite:
+            raise UserError("--submit and --overwrite don't go together: a job may start more than once")
 
 
 class Program(NamedTuple):
@@ -108,6 +113,8 @@ def main(arguments: list[str]) -> int:
 
 def sweep(name: str, *arguments: str) -> None:
     """Trains every setting, prints them as a table, and draws them; see `ABOUT`."""
+    if any(argument.startswith("--processes") for argument in arguments):
+        raise UserError("a sweep trains in one process: leave out --processes; --submit sends programs out as jobs")
     over, rest = split(arguments)
     command = config.parse(name, rest, Command, "sweep")
     directory = located(command.workdir or Path("runs") / f"{name}_sweep")
@@ -128,11 +135,21 @@ def sweep(name: str, *arguments: str) -> None:
         finished = lambda one: workdir.finished(directory / one, commands[one])
         calls = {program.name: call(i) for i, program in enumerate(found)}
         failed = jobs.finish(calls, finished, directory, command.submit, command.job)
-    trained = [
-        result for program in found if program.name not in failed for result in results(name, program, directory)
-    ]
+    trained, ended = list[Result](), list[str]()
+    for program in found:
+        if program.name in failed:
+            continue
+        try:
+            trained += results(name, program, directory)
+        except RunError as error:
+            warn(f"{program.name}: {error}")
+            ended.append(program.name)
     if trained:
         _report(trained, command.config, directory)
+    if ended:
+        raise RunError(
+            f"{len(ended)} of {len(found)} programs failed: {'; '.join(ended)}; the same command tries them again"
+        )
     if failed:
         ends = "; ".join(f"{one}, see {log_file}" for one, log_file in failed.items())
         raise RunError(
@@ -161,9 +178,12 @@ def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], dire
         say(f"one after another: {', '.join(sorted(alone))}; at once: {', '.join(sorted(together)) or 'nothing'}")
     inner = [(field, list(zip(over[field], values[field], strict=True))) for field in over if field in together]
     found = []
-    for outer in config.settings([(field, over[field]) for field in over if field not in together]):
-        one = parse([option for field, text in outer.items() for option in (f"--{field}", text)])
-        for part in parts(inner, command.settings_per_program):
+    outers = config.settings([(field, over[field]) for field in over if field not in together])
+    ones = [parse([option for field, text in outer.items() for option in (f"--{field}", text)]) for outer in outers]
+    if len(config.settings(inner)) > 1 and any(_decides(one.config.run) for one in ones):
+        say("one setting a program: each has a best step or an early stop of its own (checkpoint_for_test, patience)")
+    for outer, one in zip(outers, ones, strict=True):
+        for part in parts(inner, 1 if _decides(one.config.run) else command.settings_per_program):
             texts = {field: [text for text, _ in chosen] for field, chosen in part}
             ends = {field: "..".join(dict.fromkeys((texts[field][0], texts[field][-1]))) for field in texts}
             named = outer | {field: ends[field] for field in texts if len(texts[field]) < len(over[field])}
@@ -254,6 +274,11 @@ def _traceable(experiment: Experiment, path: str, values: Sequence[Any]) -> bool
         return False
     read = [*program.outvars, *(x for equation in program.eqns for x in equation.invars)]
     return any(x is program.invars[0] for x in read)  # otherwise data or reports alone read it
+
+
+def _decides(run: Run) -> bool:
+    """Whether the scores of a run decide which of its steps is evaluated, or where it stops."""
+    return run.checkpoint_for_test == "best" or run.patience is not None
 
 
 def _seeds_of(line: dict[str, Any], seeds: slice) -> dict[str, Any]:

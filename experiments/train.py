@@ -4,7 +4,7 @@ import sys
 
 import jax
 
-from experiments.console import measured, show, status
+from experiments.console import measured, number, show, status
 from research.training import config
 from research.training.processes import supervised
 from research.training.run import train
@@ -29,7 +29,7 @@ def _train(name: str, *arguments: str) -> None:
         return
     title = f"{name}: test metrics of the {result['state']} checkpoint, step {result['step']}"
     show(title, measured(result), {"published": result["published"]})
-    print(f"{result['seconds']:.1f} s, {result['steps_per_second']:.4g} steps/s, {result['device']}")
+    print(f"{result['seconds']:.1f} s, {number(result['steps_per_second']) or 'no'} steps/s, {result['device']}")
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ import research
 from experiments import compare, evaluate, export, plot, sweep
 from experiments.train import main
 from research.core import bucket
+from research.core.bucket import located
 from research.core.errors import RunError
 from research.core.files import entries, files_under
-from research.training import log
+from research.training import config, log, workdir
+from research.training.processes import ProcessGroup
 
 if importlib.util.find_spec("gcsfs") is None:
     pytest.skip('gcsfs is not installed: pip install -e ".[gcs]"', allow_module_level=True)
@@ -179,6 +181,14 @@ def stopped(storage, local, capsys):
     left = [int(name[:-5]) for name in storage.under("run/checkpoints/") if name.endswith(".json")]
     assert len(left) > 1
     return left
+
+
+def test_what_a_film_is_made_of_is_copied(storage, stopped):
+    storage.put("run/history/00000004/samples.png", b"png")
+    command = config.parse("digits_cnn", STEPS)
+    with workdir.shared(located("gs://bucket/run"), "digits_cnn", command, ProcessGroup()) as files:
+        assert (files.directory / "history" / "00000004" / "samples.png").read_bytes() == b"png"
+    assert storage.under("run/history/") == ["00000004/samples.png"]
 
 
 def flip(content):

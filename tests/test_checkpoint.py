@@ -152,6 +152,52 @@ def test_a_damaged_step_is_told_in_one_line_and_the_one_before_used(two, tmp_pat
         assert f"{copy / '200'} is {what}" in told[0] and "using step 100 instead" in told[0]
 
 
+@pytest.mark.parametrize(
+    "error", [RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), MemoryError(), OSError(24, "many")]
+)
+def test_what_can_not_be_loaded_is_not_damaged(copy, monkeypatch, error):
+    def fails(self, path, *_, **__):
+        assert "200" in path.parts, "none before it is used"
+        raise error
+
+    before, told = files(copy), []
+    monkeypatch.setattr(checkpoint.ocp.Checkpointer, "restore", fails)
+    with pytest.raises(
+        RunError, match=rf"could not read {copy / '200'} \({type(error).__name__}: .*as they were written"
+    ):
+        restore(copy, ABSTRACT, told.append)
+    assert files(copy) == before and not told
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+@pytest.mark.parametrize("what", ["_sum", "_digest"])
+def test_what_can_not_be_hashed_is_not_damaged(copy, monkeypatch, number, what):
+    def fails(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(checkpoint, what, fails)
+    why = "permission is denied" if number == errno.EACCES else os.strerror(number)
+    with pytest.raises(RunError, match=f"could not read {copy}: .*{why}"):
+        restore(copy, ABSTRACT, pytest.fail)
+
+
+def test_the_best_where_checksums_are_damaged(tmp_path):
+    """Where none is known to be the best, the newest that is undamaged is; a damaged best one is not replaced."""
+    with Checkpoints(tmp_path, 3, 0) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, at(step))
+    (tmp_path / "3.json").write_text("{")
+    told = []
+    assert restore(tmp_path, ABSTRACT, told.append, best=True)[0] == 2
+    assert told == [told[0]] and f"checkpoint {tmp_path / '3'} is damaged" in told[0]
+    with Checkpoints(tmp_path, 3, 2) as checkpoints:
+        checkpoints.save(3, at(3), best=True)
+        checkpoints.save(4, at(4))
+    flip(tmp_path / "3" / "_CHECKPOINT_METADATA")
+    with pytest.raises(RunError, match=r"no best checkpoint .* \(step 3: _CHECKPOINT_METADATA"):
+        restore(tmp_path, ABSTRACT, told.append, best=True)
+
+
 def test_a_damaged_step_is_saved_anew(copy):
     flip(next((copy / "200" / "default" / "d").iterdir()))
     step, _ = restore(copy, ABSTRACT, lambda _: None)
@@ -207,6 +253,17 @@ def test_init_from_takes_params_and_the_collections_that_match(two):
         init_from(two, fresh._replace(params={"other": jnp.zeros(2)}))
     with pytest.raises(UserError, match=r"no checkpoint"):
         init_from(two / "missing", fresh)
+
+
+def test_init_from_repeats_a_run_of_one_seed(two):
+    """What is not taken stays that of each seed."""
+    seeds = jax.vmap(make)(jax.random.split(jax.random.key(1), 3))._replace(step=jnp.int32(0))
+    seeds = seeds._replace(params={**seeds.params, "head": jnp.arange(6.0).reshape(3, 2)})
+    found, one = init_from(two, seeds, lambda _: None, repeated=True), at(200)
+    repeat = lambda tree: jax.tree.map(lambda x: jnp.stack([x] * 3), tree)
+    assert_same(found.params, {**repeat(one.params), "head": seeds.params["head"]})
+    assert_same(found.collections, repeat(one.collections))
+    assert_same(found._replace(params=(), collections={}), seeds._replace(params=(), collections={}))
 
 
 def test_init_from_takes_the_parameters_of_the_patterns(two):

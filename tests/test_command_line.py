@@ -21,8 +21,10 @@ from experiments.train import main
 from research.core.errors import RunError, UserError
 from research.core.pruning import Pruning
 from research.core.update import UpdateConfig
-from research.training import checkpoint, config, provenance, workdir
+from research.training import checkpoint, config, log, provenance, workdir
+from research.training import run as training
 from research.training.checks import usable_devices
+from research.training.processes import ProcessGroup
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -361,6 +363,9 @@ def test_another_init_from_is_refused_once_there_is_a_checkpoint(tmp_path, monke
 def test_a_finished_run_says_so_and_whether_the_code_has_changed(copy, capsys):
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
     assert status == 0 and f"{copy} is already finished" in said and "--overwrite trains anew" in said
+    assert "nothing was trained" not in said
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--profile")
+    assert status == 0 and "warning: nothing was trained: --profile had nothing to do" in said
     assert "has changed" not in said
     about = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**about, "code": "0" * 16}))
@@ -484,6 +489,20 @@ def test_overwriting_reports_what_it_can_not_delete(copy):
     assert workdir.run_in(copy)["name"] == "digits_cnn"
 
 
+def test_a_command_that_is_refused_overwrites_nothing(copy, capsys):
+    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    refused = {
+        "--run.metric acuracy": "there is no metric 'acuracy'",
+        f"--init-from {copy}": f"--overwrite would delete {copy}, which --init-from names: choose another --workdir",
+        f"--init-from {copy.parent}/none": f"{copy.parent}/none holds no run",
+    }
+    for arguments, why in refused.items():
+        command = ["digits_cnn", "--workdir", str(copy), *TINY, *arguments.split(), "--overwrite"]
+        status, said = run(capsys, *command)
+        assert status == 2 and why in said
+        assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
+
+
 def test_an_extension_that_fails_leaves_the_run_as_it_was(copy, capsys, monkeypatch):
     """Unless the longer run has saved something: then it goes on from there."""
 
@@ -498,6 +517,65 @@ def test_an_extension_that_fails_leaves_the_run_as_it_was(copy, capsys, monkeypa
     (copy / "checkpoints" / "6").mkdir()
     assert run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--steps", "8")[0] == 2
     assert workdir.run_in(copy)["config"]["run"]["steps"] == 8 and not (copy / "summary.json").exists()
+
+
+def test_an_extension_that_fails_before_it_saves_leaves_the_metrics_as_they_were(copy, capsys, monkeypatch):
+    def fails(*_):
+        raise RunError("the disk is full")
+
+    steps = lambda: {e.step for path in (copy / "tensorboard").iterdir() for e in log._events(path)}
+    metrics, before = (copy / "metrics.jsonl").read_bytes(), steps()
+    monkeypatch.setattr(checkpoint.Checkpoints, "save", fails)
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--steps", "8")
+    assert status == 1 and "error: the disk is full" in said
+    assert (copy / "metrics.jsonl").read_bytes() == metrics and steps() == before == {0, 2, 4}
+
+
+def test_a_run_without_its_metrics_ends(copy, capsys):
+    for name in ("summary.json", "metrics.jsonl"):
+        (copy / name).unlink()
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
+    assert status == 0 and "0.0 s, no steps/s" in said
+    assert json.loads((copy / "summary.json").read_text())["steps_per_second"] is None
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
+def test_a_disk_without_locks_is_warned_of(tmp_path, capsys, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, "no locks")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", flock)
+    assert owned(tmp_path)["name"] == "digits_cnn" and not workdir.in_use(tmp_path)
+    assert f"warning: this disk has no locks: see to it that no other process trains in {tmp_path}" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_seeds_start_from_a_run_without_seeds_and_others_have_as_many(copy, capsys):
+    command = lambda *options: config.parse("digits_cnn", [*TINY, *options])
+    assert not workdir.repeated(copy, command())
+    two, there = command("--seeds", "2", "--init-from", str(copy)), copy.parent / "two"
+    with workdir.owned(there, "digits_cnn", two):
+        _, state = training.begin(training.prepare(two, there, ProcessGroup()))
+    one = research.load(copy)[2]
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.stack([y, y])), state.params, one.params)
+    about = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**about, "seeds": 3}))
+    assert not workdir.repeated(copy, command("--seeds", "3"))
+    for options, asked in ((["--seeds", "2"], "2"), ([], "one without --seeds")):
+        with pytest.raises(UserError, match=f"has 3 seeds, and this command asks for {asked}: give --seeds 3, or"):
+            workdir.repeated(copy, command(*options))
+
+
+def test_another_tokenizer_says_what_to_choose_another_of(copy):
+    (copy / "tokenizer.json").write_text("one")
+    texts = {"tokenizer.json": "two"}
+    with pytest.raises(UserError, match=r"or another run$"):
+        workdir.check_kept(copy, texts)
+    with pytest.raises(UserError, match=r"or another --init-from$"):
+        workdir.check_kept(copy, texts, "--init-from")
+    with pytest.raises(UserError, match=r"or another --workdir$"):
+        workdir.keep(copy, texts)
 
 
 def test_a_damaged_summary_is_said_in_one_line(copy, capsys):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from research.core.state import State
 from research.data.feed import EvalBatches
 from research.evaluation import images
 from research.learners.classify import Classify
-from research.training import config
+from research.training import checkpoint, config
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,41 @@ def test_a_run_stopped_by_a_signal_while_it_is_judged_is_judged_again(tmp_path, 
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL and not (tmp_path / "summary.json").exists()
     monkeypatch.setattr(Classify, "reports", lambda *_: [])
     assert train.main(arguments) == 0 and (tmp_path / "summary.json").exists()
+
+
+def test_a_signal_during_the_last_save_stops_the_run_before_it_is_judged(tmp_path, monkeypatch):
+    arguments, write = ["digits_cnn", "--workdir", str(tmp_path), *TINY], checkpoint._write_manifest
+
+    def stop(directory, step, manifest):
+        write(directory, step, manifest)
+        if step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", stop)
+    assert train.main(arguments) == 128 + signal.SIGTERM
+    assert (tmp_path / "checkpoints" / "4.json").exists() and not (tmp_path / "summary.json").exists()
+
+
+def test_an_interruption_anywhere_is_one_line(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    assert console.status(interrupted) == 130 and said(capsys) == "stopped by SIGINT"
+
+
+def test_evaluate_uses_the_devices_that_training_does(finished, tmp_path, monkeypatch, capsys):
+    """Batches and environments need not be divisible by all devices; another tokenizer is refused."""
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    about = json.loads((copy / "config.json").read_text())
+    about["config"]["data"]["evaluation_batch"] = 7
+    (copy / "config.json").write_text(json.dumps(about))
+    experiment, learner, state = research.load(copy)
+    monkeypatch.setattr(research, "load", lambda _: (experiment, learner, state._replace(world=np.zeros((2, 7)))))
+    assert evaluate.main([str(copy)]) == 0 and "warning: loss is" not in said(capsys)
+    (copy / "tokenizer.json").write_text("one")
+    feeds = experiment.feeds()._replace(kept={"tokenizer.json": "two"})
+    monkeypatch.setattr(Classify, "feeds", lambda _: feeds)
+    assert evaluate.main([str(copy)]) == 2 and f"{copy / 'tokenizer.json'} is not the tokenizer" in said(capsys)
 
 
 def test_evaluate_gives_the_figures_of_the_summary_and_writes_nothing(finished, monkeypatch, capsys):

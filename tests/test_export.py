@@ -237,6 +237,23 @@ def test_attention_is_portable():
     assert programs.with_xla_attention(EXPERIMENTS["lstm"]) is EXPERIMENTS["lstm"]
 
 
+def test_bfloat16_is_float32_outside_of_the_step(tmp_path):
+    """NumPy's files have no bfloat16."""
+    optimizer = dataclasses.replace(EXPERIMENTS["dqn"].optimizer, mu_dtype="bfloat16")
+    learner = dataclasses.replace(EXPERIMENTS["dqn"], optimizer=optimizer).build()
+    batch, state = EXPERIMENTS["dqn"].feeds().train.batch_at(0), jax.jit(learner.init)(jax.random.key(0))
+    moments = [name for name, leaf in plain(named(state)).items() if leaf.dtype == jnp.bfloat16]
+    written = programs.write_step(tmp_path / "step.stablehlo", learner, state, batch, ("cpu",))
+    leaves = dict(np.load(tmp_path / "state.npz"))
+    after, metrics = written.program.call(leaves, named(batch))
+    after, metrics = written.program.call(jax.device_get(after), named(batch))
+    assert {tree[name].dtype for tree in (leaves, after) for name in moments} == {np.dtype(np.float32)}
+    expected = learner.step(jax.jit(learner.step)(state, batch)[0], batch)[0]
+    for name, leaf in plain(named(expected)).items():
+        np.testing.assert_allclose(after[name], np.asarray(leaf, after[name].dtype), rtol=1e-4, atol=1e-5, err_msg=name)
+    jax.tree.map(lambda x: np.testing.assert_array_equal(np.isfinite(x), True), metrics)
+
+
 def test_a_step_that_only_rounds_otherwise_is_written_with_a_warning(tmp_path, monkeypatch, capsys):
     """Adam magnifies rounding: then the step lowered for the same platforms decides."""
     experiment = EXPERIMENTS["dqn"]

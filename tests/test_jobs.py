@@ -18,6 +18,7 @@ from experiments import jobs, sweep
 from research.core.errors import UserError
 from research.training import workdir
 from research.training.log import read
+from research.training.signals import Interrupted
 
 TINY = (
     "--net.widths 4 8 --net.depth 1 --steps 60 --run.steps-per-dispatch 5 --run.evaluate-every 10 --run.save-every 10 "
@@ -245,6 +246,15 @@ def test_a_run_that_is_no_job_and_ends_unfinished_is_named(tmp_path, monkeypatch
     assert jobs.finish(calls, lambda name: False, tmp_path, "local", jobs.JobOptions()) == {"a": tmp_path / "a"}
 
 
+def test_waiting_for_jobs_ends_without_a_claim_that_they_were_saved(tmp_path, monkeypatch):
+    pytest.importorskip("submitit", reason="submitit is in the extras jobs and dev")
+    monkeypatch.setattr(workdir, "in_use", lambda directory: True)
+    monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(Interrupted) as stopped:
+        jobs.finish({"a": jobs.Call("script", ())}, lambda name: False, tmp_path, "local", jobs.JobOptions())
+    assert str(stopped.value) == "stopped by SIGINT; the same command finds the jobs that run, and submits the others"
+
+
 def test_a_workdir_is_in_use_while_it_is_locked(tmp_path):
     assert not workdir.in_use(tmp_path / "none")
     with (tmp_path / ".lock").open("w") as lock:
@@ -289,6 +299,7 @@ def test_programs_of_few_settings_have_a_workdir_each(tmp_path):
         ("--submit slurm", "--submit needs the package submitit: pip install -e .[jobs]"),
         ("--submit local --overwrite", "--submit and --overwrite don't go together"),
         ("--submit local --job.timeout-min 1", "job.timeout_min must be at least 5"),
+        ("--processes 2 --coordinator host:1 --process 0", "a sweep trains in one process: leave out --processes"),
         ("--settings-per-program 0", "--settings-per-program must be at least 1"),
     ],
 )

@@ -206,6 +206,9 @@ def test_the_speed_of_a_run_leaves_out_what_compiled():
     evaluation = {"step": 10, "split": "validation", "time": {"unix": 1}}
     assert log.steps_per_second([*train, evaluation]) == 10
     assert log.steps_per_second(train[:1]) == 0.25
+    assert log.steps_per_second([evaluation]) is None
+    still = [{"step": 1, "split": "train", "time": {"seconds": 0, "steps_per_second": None, "data_seconds": 0.0}}]
+    assert log.steps_per_second(still) is None and log.timing(still)["data_share"] is None
 
 
 def test_the_readings_of_a_run():
@@ -247,7 +250,7 @@ class FakeWandb:
         self.begun.append(options)
         return self
 
-    def log(self, values, step):
+    def log(self, values, step=None, commit=None):
         self.logged.append((step, values))
 
     def finish(self):
@@ -265,7 +268,7 @@ def test_weights_and_biases_get_the_same_and_go_on_with_one_run(tmp_path, monkey
             lines.picture(step, grid)
     values = {"train/loss": 2.0, "train/loss/spread": 2**0.5, "time/steps_per_second": 2.0}
     assert (
-        fake.logged == [(step, x) for step in (1, 2) for x in (values, {"grid": f"image {grid}"})]
+        fake.logged == [x for step in (1, 2) for x in ((step, values), (None, {"grid": f"image {grid}", "step": step}))]
         and fake.finished == 2
     )
     assert [(x["id"], x["resume"]) for x in fake.begun] == [(None, "allow"), ("made", "allow")]

@@ -168,7 +168,7 @@ def test_a_profile_has_the_second_to_fourth_call_and_changes_nothing(tmp_path, c
         directory = tmp_path / str(times)
         with profiled(doubled_and_one, directory) as advance:
             assert called(times, advance) == called(times, doubled_and_one)
-        assert f"{directory} has a trace" in " ".join(capsys.readouterr().err.split())
+        assert f"{directory} has a trace of {traced} dispatches: open" in " ".join(capsys.readouterr().err.split())
         (xplane,), (perfetto,) = directory.rglob("*.xplane.pb"), directory.rglob("perfetto_trace.json.gz")
         assert xplane.stat().st_size > 0
         with gzip.open(perfetto) as file:

@@ -27,14 +27,36 @@ def free_port():
         return listener.getsockname()[1]
 
 
+FAILING = """
+import os
+import sys
+from experiments.console import status
+from experiments.train import _train
+from research.core.errors import RunError
+from research.training.log import Log
+
+line = Log.line
+
+def full(self, step, split, *rest):
+    if (sys.argv[-1], step, split) == ("0", 30, "train"):
+        raise RunError("the disk is full")
+    return line(self, step, split, *rest)
+
+Log.line = full
+os._exit(status(lambda: _train(*sys.argv[1:])))
+"""
+"""Trains as `experiments.train` does, until the first process fails between two checkpoints."""
+
+
 class Pair:
     """Two processes of two devices each that train `digits_cnn`.
 
+    script: what Python runs
     more: further arguments of each of the processes
     slurm: whether they are told of each other by Slurm's environment
     """
 
-    def __init__(self, directory, *arguments, more=((), ()), slurm=False):
+    def __init__(self, directory, *arguments, script=("-m", "experiments.train"), more=((), ()), slurm=False):
         at = f"127.0.0.1:{free_port()}"
         environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
 
@@ -45,7 +67,7 @@ class Pair:
             facts = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": i, "LOCALID": i}
             return ["--processes", "auto"], environment | {f"SLURM_{name}": str(x) for name, x in facts.items()}
 
-        command = [sys.executable, "-m", "experiments.train", "digits_cnn", *tiny(), *STEPS, *arguments, *HOST]
+        command = [sys.executable, *script, "digits_cnn", *tiny(), *STEPS, *arguments, *HOST]
         rest = ["--workdir", str(directory)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.each = [
@@ -123,6 +145,16 @@ def test_processes_with_different_configs_are_refused(tmp_path):
     why = "process 1 differs from process 0 (run.seed: 0 there, 1 here)"
     assert f"error: {why}" in second and f"error: process 1 of 2 has failed: {why}" in first
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_a_process_that_fails_after_a_save_ends_the_other(tmp_path):
+    """It does not wait until the other one, which waits for it in a collective, has come to the same place."""
+    pair = Pair(tmp_path / "run", script=("-c", FAILING))
+    wait_for(tmp_path / "run" / "checkpoints" / "20.json")
+    (status, first), (other, second) = pair.ended(60)
+    assert (status, other) == (1, 1)
+    assert first.splitlines()[-1] == "error: the disk is full"
+    assert second.splitlines()[-1] == "error: process 0 of 2 has failed: the disk is full"
 
 
 def test_a_coordinator_that_can_not_be_reached_is_named():

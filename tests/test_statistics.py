@@ -11,6 +11,7 @@ from learners import EXPERIMENTS
 from scipy import stats
 
 from experiments import compare, scores, sweep
+from research.core.errors import RunError
 from research.evaluation import statistics
 from research.rl.environments import Environment
 from research.training import workdir
@@ -78,6 +79,34 @@ def test_a_sweep_equals_its_runs(tmp_path, capsys, without_pictures):
     assert "interquartile mean" in capsys.readouterr().out and (tmp_path / "compare.png").exists()
     assert compare.main([alone, "--against", of_sweep]) == 2
     assert "holds settings of a sweep" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_program_that_fails_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+    def train(_, command):
+        if command.config.data.batch == 16:
+            raise RunError("loss became NaN")
+        return {"test": {"accuracy": {"each": [0.25, None]}}}
+
+    shown = []
+    monkeypatch.setattr(sweep, "train", train)
+    monkeypatch.setattr(sweep, "_report", lambda results, *_: shown.extend(results))
+    over = ["--over", "data.batch", "16", "32", "--seeds", "2", "--workdir", str(tmp_path)]
+    assert sweep.main(["digits_cnn", *over, *TINY.split()]) == 1
+    ((setting, scores, _),) = shown
+    assert setting == {"data.batch": "32"}
+    np.testing.assert_array_equal(scores, [0.25, np.nan])
+    told = " ".join(capsys.readouterr().err.split())
+    assert "warning: data.batch=16: loss became NaN" in told
+    assert "error: 1 of 2 programs failed: data.batch=16; the same command tries them again" in told
+
+
+@pytest.mark.parametrize("own", [["--run.checkpoint-for-test", "best"], ["--run.patience", "3"], []])
+def test_settings_with_a_best_step_of_their_own_are_programs_of_their_own(own, tmp_path, capsys):
+    over = {"optimizer.learning_rate": ["1e-4", "1e-2"], "data.batch": ["16", "32"]}
+    found = sweep.programs("digits_cnn", over, own, tmp_path)
+    each = [[rate] for rate in over["optimizer.learning_rate"]] if own else [over["optimizer.learning_rate"]]
+    assert [[one["optimizer.learning_rate"] for one in program.settings] for program in found] == each * 2
+    assert ("one setting a program: each has a best step" in capsys.readouterr().err) is bool(own)
 
 
 @pytest.mark.parametrize(

@@ -110,8 +110,10 @@ class Run:
         metric: validation metric that decides which checkpoint is the best and when to stop early; with another one
             than the config's, say --run.mode too
         mode: whether the metric is maximised or minimised
-        patience: number of evaluations without a new best after which the run stops early; None for no early stopping
-        checkpoint_for_test: checkpoint that is evaluated on the test data
+        patience: number of evaluations without a new best after which the run stops early; None for no early stopping.
+            Several seeds stop together, by the mean of the metric over them
+        checkpoint_for_test: checkpoint that is evaluated on the test data. Several seeds have one best step, by the
+            mean of the metric over them
         published: published results to compare with, by test metric
     """
 

@@ -8,8 +8,8 @@ deleted after that, so that a run killed at any moment resumes from its newest c
 and the one before it is used. A checkpoint does not depend on the devices: `restore` reads each leaf to where it
 is asked for, each device its part.
 
-`directory` may be in a bucket (`core.bucket`); there too, files are read back to be hashed. What can't be reached in a
-bucket does not count as damaged: it is an error.
+What can't be read, for want of memory or of permission, or because a disk or a bucket can't be reached, does not count
+as damaged: it is an error. `directory` may be in a bucket (`core.bucket`); there too, files are read back to be hashed.
 """
 
 import hashlib
@@ -22,6 +22,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from fnmatch import fnmatchcase
 from functools import partial
@@ -54,6 +55,10 @@ def _not_orbax(record: logging.LogRecord) -> bool:
 for _logger in ("absl", "asyncio"):
     # On a full disk, threads of orbax print some 500 lines of tracebacks; our RunError is one line.
     logging.getLogger(_logger).addFilter(_not_orbax)
+
+
+SAVING = 20
+"""Seconds that one of several processes, after an error, waits for a save that has begun."""
 
 
 class Manifest(NamedTuple):
@@ -107,6 +112,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if error is not None and self._group.size > 1:
+            # The others may be waiting for this process elsewhere, and are to hear of its error.
+            if self._pending is not None and wait_for([self._pending], SAVING).not_done:
+                self._worker.shutdown(wait=False)
+                return
+            self._pending = None
         try:
             self.wait()
         except RunError:
@@ -209,7 +220,7 @@ def restore(
     group     the processes that restore it together, each of which verifies a part of the files
 
     Nothing is written. A damaged step is skipped, with one line to `warn`. Raises UserError where a checkpoint has
-    other leaves than `abstract`, RunError where all of them are damaged.
+    other leaves than `abstract`, RunError where all of them are damaged, or one that is not can't be read.
     """
     leaves = named(abstract)
 
@@ -232,6 +243,7 @@ def init_from(
     best: bool = False,
     group: ProcessGroup | None = None,
     paths: Sequence[str] = (),
+    repeated: bool = False,
 ) -> State:
     """`state` with the weights that another run evaluates, and with that run's collections of equal shapes.
 
@@ -240,6 +252,7 @@ def init_from(
     group      see `restore`
     paths      patterns of the paths of the parameters to take, such as "net/encoder/*"; with a ! in front, of those not
                to take; none: all
+    repeated   `state` has an axis of seeds, and the other run has none: each seed gets the same
 
     The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
     the same values. Parameters that only `state` has (a head for another task) keep their values, with one line to
@@ -250,6 +263,8 @@ def init_from(
 
     def read(path: Path, manifest: Manifest) -> State:
         here, there = named(state), manifest.leaves
+        one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        each = {name: one(leaf) for name, leaf in here.items()} if repeated else here
         sources = {name: _source(name, there) for name in here if _wanted(name, paths)}
         taken = {name: source for name, source in sources.items() if source in there}
         parameters = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
@@ -262,12 +277,14 @@ def init_from(
             raise UserError(f"checkpoint {path} has none of these parameters: {', '.join(wanted[:3])}, …")
         if missing:
             warn(f"{path} does not have {', '.join(missing)}: they start afresh")
-        check_same(path, {name: there[source] for name, source in taken.items()}, {name: here[name] for name in taken})
+        check_same(path, {name: there[source] for name, source in taken.items()}, {name: each[name] for name in taken})
         for collection in _collections(state):
-            ours, theirs = _under(collection, here), _under(collection, there)
+            ours, theirs = _under(collection, each), _under(collection, there)
             if not differences(theirs, ours):
                 taken |= {name: name for name in ours}
-        found = _read(path, {source: here[name] for name, source in taken.items()})
+        found = _read(path, {source: each[name] for name, source in taken.items()})
+        if repeated:
+            found = {at: leaf[None].repeat(len(state.key), 0) for at, leaf in found.items()}
         # Copies, because a parameter and its average may have one source and no two leaves may share a buffer.
         leaves = here | {name: found[at] if at == name else found[at].copy() for name, at in taken.items()}
         return jax.tree.unflatten(jax.tree.structure(state), list(leaves.values()))
@@ -380,9 +397,13 @@ def _newest_or_best(
 def _newest(
     directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: ProcessGroup
 ) -> tuple[int, T] | None:
-    """The newest step that is undamaged (with `best`: and marked as the best), and the result of `read` on it."""
+    """The newest step that is undamaged (with `best`: and marked as the best), and the result of `read` on it.
+
+    None where nothing was saved; with `best`, where no step is known to be marked.
+    """
     saved, unsaved = _steps(directory)
     damage: list[tuple[int, str]] = []
+    marked = not best
     for step in sorted(saved + unsaved, reverse=True):
         try:
             if step in unsaved:
@@ -390,6 +411,7 @@ def _newest(
             manifest = _manifest(directory, step)
             if best and not manifest.best:
                 continue
+            marked = True
             _verify(directory / str(step), manifest, group)
             found = read(directory / str(step), manifest)
         except _Damaged as error:
@@ -399,6 +421,8 @@ def _newest(
             what = "not complete" if damaged in unsaved else "damaged"
             warn(f"checkpoint {directory / str(damaged)} is {what} ({why}): using step {step} instead")
         return step, found
+    if not marked:
+        return None
     if len(damage) == 1 and damage[0][0] in unsaved:
         warn(f"checkpoint {directory / str(damage[0][0])} is not used ({damage[0][1]}): there is none before it")
         return None
@@ -421,9 +445,11 @@ def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             found = reader.restore(path / "default", args=args)
     except Exception as error:
-        if in_bucket(path):  # its files are as they were written
-            raise RunError(f"could not read {path}: {' '.join(str(error).split())[:300]}") from error
-        raise _Damaged(f"orbax can't read it: {' '.join(str(error).split())[:200]}") from error
+        text = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        raise RunError(
+            f"could not read {path} ({text}), whose files are as they were written: make room for it, in memory or on "
+            "more devices, or mend what is named; then the same command goes on"
+        ) from error
     return {name: typed(found[name] if name in shapes else None, leaf) for name, leaf in leaves.items()}
 
 
@@ -458,13 +484,8 @@ def _manifest(directory: Path, step: int) -> Manifest:
         if written["sha256"] != _digest(written["manifest"]):
             raise ValueError
         return Manifest(**written["manifest"])
-    except (ValueError, KeyError, TypeError, _unreadable(directory)):
+    except (ValueError, KeyError, TypeError, FileNotFoundError):
         raise _Damaged(f"{step}.json is not as it was written") from None
-
-
-def _unreadable(path: Path) -> type[OSError]:
-    """The errors that make a file count as damaged."""
-    return FileNotFoundError if in_bucket(path) else OSError
 
 
 def _write_manifest(directory: Path, step: int, manifest: Manifest) -> None:
@@ -509,8 +530,6 @@ def _damage(path: Path, name: str, expected: str) -> str | None:
         return None if _sum(path) == expected else f"{name} is not as it was written"
     except FileNotFoundError:
         return f"{name} is missing"
-    except _unreadable(path) as error:
-        return f"{name} can't be read: {error.strerror}"
 
 
 def _rotate(directory: Path, keep: int) -> None:

@@ -74,7 +74,8 @@ class Command(Generic[Config]):
 
     Attributes:
         config: the config to train
-        seeds: train this many seeds in one program, from --seed on; each gives the same result as it does alone
+        seeds: train this many seeds in one program, from --seed on; each gives the same result as it does alone, but
+            that all share one best step and one early stop, by the mean over them, where the config has these
         workdir: directory of the run, or gs://BUCKET/DIR in Google Cloud Storage; if it holds an unfinished run of the
             same command, that run is resumed
         overwrite: delete the run in the workdir and train anew
@@ -92,7 +93,8 @@ class Command(Generic[Config]):
             TensorBoard or Perfetto
         log: where the metrics go, besides metrics.jsonl and TensorBoard
         init_from: directory of a run to take the initial weights from: the weights which that run evaluates, i.e. its
-            averaged ones if it has them, and those of its best checkpoint if its config says so
+            averaged ones if it has them, and those of its best checkpoint if its config says so. Those of a run without
+            --seeds are what each of several seeds starts from
         init_paths: patterns of the paths of the parameters that --init-from gives, such as 'net/encoder/*'; with a ! in
             front, of those that it does not, such as '!net/head/*'
         over: what `experiments.sweep` varies within one program: every combination of the values is trained, each with

@@ -95,8 +95,6 @@ def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> 
         for name, inference in inferences.items()
     }
     step_program = write_step(output / "step.stablehlo", learner, state, feeds.train.batch_at(step), platforms)
-    with writing(output / "state.npz") as temporary:
-        np.savez(temporary, **jax.device_get(plain(named(state))))
     for name, text in feeds.kept.items():
         with writing(output / name) as temporary:
             temporary.write_text(text)
@@ -156,12 +154,14 @@ def any_batch(inputs: Tree) -> Tree:
 
 
 def write_step(path: Path, learner: Learner, state: State, batch: Batch, platforms: Sequence[Platform]) -> Written:
-    """The program of the training step, on leaves by name; see `flat_step`."""
-    leaves = plain(named(state)), named(batch)
+    """The program of the training step, on leaves by name, see `flat_step`; beside it state.npz, which it is run on."""
+    with writing(path.with_name("state.npz")) as temporary:
+        np.savez(temporary, **jax.device_get(stored(state)))
+        leaves = dict(np.load(temporary)), named(batch)
 
     def checked(step: Callable) -> Written:
         after, metrics = step(state, batch)
-        examples = [(leaves, (plain(named(after)), named(metrics)))]
+        examples = [(leaves, (stored(after), named(metrics)))]
         return written(path, flat_step(learner, state, batch), leaves, platforms, examples)
 
     try:
@@ -173,21 +173,30 @@ def write_step(path: Path, learner: Learner, state: State, batch: Batch, platfor
         return found
 
 
+def stored(state: State) -> dict[str, Any]:
+    """The leaves of a State as NumPy's files can hold them: bfloat16, which they can't, as float32 of equal values."""
+    return {name: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x for name, x in plain(named(state)).items()}
+
+
 def flat_step(learner: Learner, state: State, batch: Batch) -> Callable[[Tree, Tree], tuple[Tree, Tree]]:
     """`learner.step` on dicts of leaves, (state, batch) -> (state, metrics), for a State and a batch of these shapes.
 
-    Names are those of a checkpoint, e.g. "params/net/Dense_0/kernel"; a PRNG key is its u32 data. Then a reader of the
-    program needs none of this package's classes.
+    Names are those of a checkpoint, e.g. "params/net/Dense_0/kernel"; a PRNG key is its u32 data, and the State's
+    bfloat16 is float32, see `stored`. Then a reader of the program needs none of this package's classes.
     """
     state_shapes, batch_shapes = jax.eval_shape(lambda *trees: trees, state, batch)
 
     def filled(shapes: Tree, leaves: Mapping[str, Any]) -> Any:
-        values = [typed(leaves.get(name), shape) for name, shape in named(shapes).items()]
+        def value(name: str, shape: Any) -> Any:
+            found = typed(leaves.get(name), shape)
+            return found.astype(jnp.bfloat16) if shape.dtype == jnp.bfloat16 else found
+
+        values = [value(name, shape) for name, shape in named(shapes).items()]
         return jax.tree.unflatten(jax.tree.structure(shapes), values)
 
     def step(state: Tree, batch: Tree) -> tuple[Tree, Tree]:
         after, metrics = learner.step(filled(state_shapes, state), filled(batch_shapes, batch))
-        return plain(named(after)), named(metrics)
+        return stored(after), named(metrics)
 
     return step
 

@@ -55,15 +55,16 @@ def read(directory: Path | str) -> list[dict[str, Any]]:
             return []
 
 
-def steps_per_second(lines: Iterable[dict[str, Any]]) -> float:
+def steps_per_second(lines: Iterable[dict[str, Any]]) -> float | None:
     """The median speed of training over the dispatches that did not compile, from the lines of metrics.jsonl.
 
-    Where all of them did, since the run had but one dispatch, it includes compiling.
+    Where all of them did, since the run had but one dispatch, it includes compiling. None where no line tells.
     """
     train = [line for line in lines if line["split"] == "train"]
     speeds = [line["time"]["steps_per_second"] for line in train]
     known = [speed for speed in speeds if speed is not None]
-    return statistics.median(known) if known else train[-1]["step"] / sum(line["time"]["seconds"] for line in train)
+    seconds = sum(line["time"]["seconds"] for line in train)
+    return statistics.median(known) if known else train[-1]["step"] / seconds if seconds else None
 
 
 def timing(lines: Iterable[dict[str, Any]]) -> dict[str, float | None]:
@@ -78,7 +79,8 @@ def timing(lines: Iterable[dict[str, Any]]) -> dict[str, float | None]:
     names = {name: None for line in train for name in line if name not in ("unix", "seconds")}
     readings = {name: [line[name] for line in train if line.get(name) is not None] for name in names}
     waited = readings.pop("data_seconds", [])
-    share = sum(waited) / sum(line["seconds"] for line in train) if waited else None
+    seconds = sum(line["seconds"] for line in train)
+    share = sum(waited) / seconds if waited and seconds else None
     merge: dict[str, Callable[[list], float]] = {"compile_seconds": sum, "peak_memory_bytes": max}
     found = {name: merge.get(name, statistics.median)(x) if x else None for name, x in readings.items()}
     return {**found, "data_share": share}
@@ -86,7 +88,7 @@ def timing(lines: Iterable[dict[str, Any]]) -> dict[str, float | None]:
 
 def cut(directory: Path | str, step: int) -> None:
     """Delete the lines after `step`, from which a run resumes, and an incomplete last line."""
-    path = Path(directory) / METRICS
+    path = located(directory) / METRICS
     with failing("write", path):
         if not path.exists():
             return

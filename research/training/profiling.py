@@ -26,7 +26,7 @@ def profiled(advance: Advance, directory: Path) -> Iterator[Advance]:
     The first call, which compiles, is left out. The trace is written to `directory` before the call that follows, once
     the device has done what was asked of it, or when the context is left; where it can't be, a warning says so.
     """
-    calls = itertools.count(1)
+    calls, dispatches = itertools.count(1), list[int]()
 
     def stop() -> None:
         try:
@@ -34,9 +34,10 @@ def profiled(advance: Advance, directory: Path) -> Iterator[Advance]:
         except (OSError, RuntimeError, ValueError) as error:  # a trace that can't be written must not cost the run
             warn(f"could not write the trace to {directory}: {reason(error)}")
             return
+        count = len(dispatches)
         say(
-            f"{directory} has a trace of {TRACED} dispatches: open its perfetto_trace.json.gz at "
-            f"https://ui.perfetto.dev, or run tensorboard --logdir {directory} (pip install tensorboard xprof)"
+            f"{directory} has a trace of {count} dispatch{'es' if count > 1 else ''}: open its perfetto_trace.json.gz "
+            f"at https://ui.perfetto.dev, or run tensorboard --logdir {directory} (pip install tensorboard xprof)"
         )
 
     with ExitStack() as stack:
@@ -49,9 +50,11 @@ def profiled(advance: Advance, directory: Path) -> Iterator[Advance]:
             elif call == 2 + TRACED:
                 jax.block_until_ready(state)
                 stack.close()
+            if 2 <= call < 2 + TRACED:
+                dispatches.append(call)
             with jax.profiler.StepTraceAnnotation("dispatch", step_num=call):
                 return advance(state)
 
         yield traced
-    if next(calls) <= 2:
+    if not dispatches:
         warn("--profile has traced nothing: it leaves out the first dispatch, and there was no other")

@@ -48,20 +48,27 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     """
     directory = located(command.workdir or Path("runs") / name)
     if command.init_from is not None:
-        located(command.init_from)  # raises before anything is written
+        source = located(command.init_from)  # raises before anything is written
+        if command.overwrite:
+            workdir.check_source(source, directory)
     if command.log.wandb:
         check_installed()
     with (
         joined(command.processes, command.coordinator, command.process) as group,
-        workdir.shared(directory, name, command, group) as files,
         jax.disable_jit(command.debug),
         jax.debug_nans(command.debug),
+        ExitStack() as stack,
     ):
+        checked = prepare(command, directory, group) if command.overwrite else None  # before the old run is deleted
+        files = stack.enter_context(workdir.shared(directory, name, command, group))
         done = files.directory / "summary.json"
         if done.exists():
             say(f"{directory} is already finished: these are its results; --overwrite trains anew")
+            options = {"--profile": command.profile, "--log.wandb": command.log.wandb}
+            if asked := [option for option, given in options.items() if given]:
+                warn(f"nothing was trained: {' and '.join(asked)} had nothing to do")
             return read_json(done)
-        job = prepare(command, files, directory / "checkpoints", group)
+        job = (checked or prepare(command, directory, group))._replace(files=files)
         step, state = begin(job)
         step, state = loop(job, step, state)
         return finish(job, step, state)
@@ -145,8 +152,11 @@ class Job(NamedTuple):
         return self.checkpoints.parent
 
 
-def prepare(command: config.Command[Experiment], files: workdir.Files, checkpoints: Path, group: ProcessGroup) -> Job:
-    """Builds what the run needs and checks that it fits together, before anything is compiled."""
+def prepare(command: config.Command[Experiment], directory: Path, group: ProcessGroup) -> Job:
+    """Builds what the run in `directory` needs and checks that it fits together; nothing is compiled or written.
+
+    Its files are those of `directory`; see `workdir.shared` for where a process keeps them.
+    """
     experiment = command.config
     check_dtype(experiment, jax.default_backend())
     where = place(command.place, layout(command))
@@ -155,18 +165,20 @@ def prepare(command: config.Command[Experiment], files: workdir.Files, checkpoin
         warn(warning)
     feeds = experiment.feeds()
     reports = tuple(experiment.reports(load))
-    workdir.keep(files.directory, feeds.kept, checkpoints.parent)
     learner, key = build(experiment, command.seeds, command.over)
     logged = {name for report in reports if report.every is not None for name in report.metrics}
     batch, validation = feeds.train.batch_at(0), feeds.validation[0]
     abstract = check_contract(learner, key, batch, validation, experiment, logged)
-    workdir.check_data(files.directory, provenance.data((batch, validation)), checkpoints.parent)
     evaluate = Evaluator(learner, where)
+    files, checkpoints = workdir.Files(directory), directory / "checkpoints"
     return Job(command, files, checkpoints, group, experiment, learner, key, abstract, where, feeds, reports, evaluate)
 
 
 def begin(job: Job) -> tuple[int, State]:
     """The step and State that the run starts from: its newest checkpoint, or new ones."""
+    workdir.keep(job.directory, job.feeds.kept, job.run_directory)
+    examples = job.feeds.train.batch_at(0), job.feeds.validation[0]
+    workdir.check_data(job.directory, provenance.data(examples), job.run_directory)
     found = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn, group=job.group)
     step, state = found or (0, job.where.init(job.learner.init, job.key))
     source = None if job.command.init_from is None else located(job.command.init_from)
@@ -174,10 +186,10 @@ def begin(job: Job) -> tuple[int, State]:
         say(f"{job.run_directory}: resumed at step {step} of {job.experiment.run.steps}")
         workdir.moved(job.directory, job.command, job.run_directory)
     elif source is not None:
-        workdir.check_kept(source, job.feeds.kept)
-        from_best = workdir.evaluates_best(source)
+        workdir.check_kept(source, job.feeds.kept, "--init-from")
+        from_best, repeated = workdir.evaluates_best(source), workdir.repeated(source, job.command)
         paths = job.command.init_paths
-        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group, paths)
+        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group, paths, repeated)
     provenance.check_deterministic()
     log.cut(job.directory, step)
     return step, job.where.put(state)
@@ -235,6 +247,8 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
                 saved.wait()
                 raise Interrupted(stop)
         saved.wait()
+        if (stop := stop_signal()) is not None:  # it came during the last save
+            raise Interrupted(stop)
     return step, state
 
 

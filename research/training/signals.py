@@ -16,10 +16,13 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """A signal stopped the run, and it has been saved. It is no `Exception`, so that no report's handler catches it."""
+    """A signal stopped the run, and it has been saved. It is no `Exception`, so that no report's handler catches it.
 
-    def __init__(self, number: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} and saved; the same command resumes")
+    left  what is left, where that is not a run that has been saved
+    """
+
+    def __init__(self, number: int, left: str = " and saved; the same command resumes") -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}{left}")
         self.number = number
 
 

@@ -51,8 +51,8 @@ class WeightsAndBiases:
         self._run.log(dict(values), step=step)
 
     def picture(self, step: int, tag: str, png: Path) -> None:
-        """Add a picture."""
-        self._run.log({tag: self._image(str(png))}, step=step)
+        """Add a picture of a step, to what is there: a step that was logged before takes no more."""
+        self._run.log({tag: self._image(str(png)), "step": step}, commit=False)
 
     def flush(self) -> None:
         """Nothing: a thread of its own sends what there is."""

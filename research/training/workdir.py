@@ -1,12 +1,13 @@
 """A run's directory: its lock, its config.json, and whether a command may resume the run in it."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax
 
@@ -49,7 +50,10 @@ def shared(directory: Path, name: str, command: config.Command[Experiment], grou
             _check_processes(directory, name, command, group)
             group.barrier("copied")  # before anything is written
             if in_bucket(directory):
-                with _copied(directory, ("tensorboard/*", "wandb/id")) as own, Mirror(own, directory) as mirror:
+                with (
+                    _copied(directory, ("tensorboard/*", "wandb/id", "history/*/samples.png")) as own,
+                    Mirror(own, directory) as mirror,
+                ):
                     yield Files(own, mirror.upload)
             else:
                 yield Files(directory)
@@ -152,25 +156,34 @@ def _locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"{directory} can't be written ({error.strerror}): choose another with --workdir") from error
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {directory}: wait for it, or choose another --workdir"
-            ) from None
+        taken = _taken(lock)
+        if taken:
+            raise UserError(f"another process is training in {directory}: wait for it, or choose another --workdir")
+        if taken is None:
+            warn(f"this disk has no locks: see to it that no other process trains in {directory}")
         yield
+
+
+def _taken(lock: IO[str]) -> bool | None:
+    """Whether another process holds the lock, which this one takes otherwise; None where the disk has no locks."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            return None
+        raise
+    return False
 
 
 def in_use(directory: Path) -> bool:
     """Whether a process is training in `directory` (see `owned`)."""
     try:
         with (directory / ".lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return bool(_taken(lock))
     except FileNotFoundError:
         return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def finished(directory: Path, command: config.Command[Experiment]) -> bool:
@@ -207,6 +220,32 @@ def run_in(directory: Path) -> dict[str, Any]:
     return there
 
 
+def check_source(source: Path, directory: Path) -> None:
+    """Raise UserError where `source` holds no run, or one that --overwrite would delete with that in `directory`."""
+    there, here = _resolved(source), _resolved(directory)
+    if here in (there, *there.parents):
+        raise UserError(f"--overwrite would delete {source}, which --init-from names: choose another --workdir")
+    run_in(source)
+
+
+def repeated(source: Path, command: config.Command[Experiment]) -> bool:
+    """Whether each seed of `command` starts from the weights of the run in `source`, which was trained without --seeds.
+
+    Raises UserError where both have seeds, and they are not as many.
+    """
+    there = run_in(source)
+    if there["seeds"] is None:
+        return command.seeds is not None
+    held = there["seeds"] * len(config.settings(config.as_over(there.get("over", ()))))
+    asked = (command.seeds or 0) * len(config.settings(command.over))
+    if held != asked:
+        raise UserError(
+            f"{source} has {held} seeds, and this command asks for {asked or 'one without --seeds'}: "
+            f"give --seeds {held}, or name in --init-from a run without --seeds, from which every seed starts"
+        )
+    return False
+
+
 def evaluates_best(directory: Path) -> bool:
     """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
     return run_in(directory)["config"]["run"]["checkpoint_for_test"] == "best"
@@ -238,7 +277,7 @@ def keep(directory: Path, texts: Mapping[str, str], run: Path | None = None) -> 
     """
     resumed = saved(run or directory)
     if resumed:
-        check_kept(directory, texts)
+        check_kept(directory, texts, "--workdir")
     for name, text in texts.items():
         if not resumed or not (directory / name).exists():
             with failing("write", directory / name), replacing(directory / name) as temporary:
@@ -258,8 +297,11 @@ def check_data(directory: Path, data: str, run: Path) -> None:
         warn(f"the data of {run} has changed since it was started: it goes on with other examples")
 
 
-def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
-    """Raise UserError where the run in `directory` keeps a file of one of these names with another content."""
+def check_kept(directory: Path, texts: Mapping[str, str], option: str = "run") -> None:
+    """Raise UserError where the run in `directory` keeps a file of one of these names with another content.
+
+    option  what to choose another of, for the message
+    """
     for name, text in texts.items():
         path = directory / name
         with failing("read", path):
@@ -267,7 +309,7 @@ def check_kept(directory: Path, texts: Mapping[str, str]) -> None:
         if there is not None and there != text.encode():
             raise UserError(
                 f"{path} is not the {path.stem} that this data makes, and the checkpoints in {directory} fit that one "
-                "alone: use the data and the version of samestep that the run was made with, or another --workdir"
+                f"alone: use the data and the version of samestep that the run was made with, or another {option}"
             )
 
 
@@ -327,7 +369,7 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
             differ.append(f"seeds: {there['seeds']} there, {command.seeds} now")
         if config.as_over(there.get("over", ())) != command.over:
             differ.append(f"swept over: {there.get('over', [])} there, {config.to_json(command.over)} now")
-        if _resolved(there["init_from"]) != _resolved(command.init_from):
+        if _source(there["init_from"]) != _source(command.init_from):
             differ.append(f"init_from: {there['init_from']} there, {command.init_from} now")
         if tuple(there.get("init_paths", ())) != command.init_paths:
             differ.append(f"init_paths: {there.get('init_paths', [])} there, {list(command.init_paths)} now")
@@ -373,13 +415,19 @@ def _withdraw(directory: Path, there: dict[str, Any]) -> None:
         if summary.exists():
             rename(summary, directory / "summary.json")
         write_json(directory / "config.json", there)
+        log.cut(directory, before)
+        if not in_bucket(directory):
+            with log.Log(directory):  # TensorBoard's events are made anew from these lines
+                pass
 
 
-def _resolved(path: Path | str | None) -> Path | None:
-    if path is None:
-        return None
+def _resolved(path: Path | str) -> Path:
     found = located(path)
     return found if in_bucket(found) else found.resolve()
+
+
+def _source(path: Path | str | None) -> Path | None:
+    return None if path is None else _resolved(path)
 
 
 def _clear(directory: Path) -> None:
