@@ -14,7 +14,10 @@ not, and `label_accuracy` is the share of samples that are classified as the req
 --no-conditional, where `mnist_wgan_gp` has an FID of 2.10.
 
 Expected: an FID of 10,000 samples below 1.49.
-Measured: 8,000 steps in bfloat16 ended at a validation loss of 0.0382; samples have not been judged yet.
+Measured: 8,000 steps in bfloat16 ended at a validation loss of 0.0382; their samples have not been judged. A twentieth
+of the work, `--net.widths 16 32 64 --data.batch 64 --steps 4000`: a validation loss of 0.044, an FID of 40.2 (of test
+images 1.81, by that classifier) and a label accuracy of 0.71, in 45 minutes of a core and about as long for the
+samples; one seed. These are digits, many of them with parts too many.
 Time: three hours on two cores: 0.9 GFLOP for each of 1.3 million training images, 15 for a sample.
 """
 
