@@ -67,6 +67,13 @@ CRITERIA = "tests/test_sequences.py tests/test_nets.py -k 'criterion or classifi
 CLASSIFY = [
     Mutation(
         "learners/classify.py",
+        "replace(attack, trades=None)",
+        "attack",
+        "tests/test_attacks.py -k trades_trains",
+        "TRADES is evaluated under an attack that does not know the label",
+    ),
+    Mutation(
+        "learners/classify.py",
         "batch = batch._replace(inputs=augmented)",
         "batch = batch._replace(inputs=seen)",
         CNN_STEP,
@@ -1644,10 +1651,10 @@ VISION = [
     ),
     Mutation(
         "learners/segment.py",
-        "raw / (raw * share).sum()",
-        "raw",
+        "jnp.maximum(share, rarest) ** -balance",
+        "share**-balance",
         "tests/test_segmentation.py -k weights",
-        "weights are not scaled",
+        "a class that does not occur has an infinite weight",
     ),
     Mutation(
         "learners/restore.py",
@@ -1874,7 +1881,9 @@ WHITENED = [
         ("data/images.py", "windows.transpose(0, 1, 2, 4, 5, 3)", "windows.transpose(0, 1, 2, 3, 4, 5)", "whitened",
          "moments in another order than the kernel"),
         ("core/lookahead.py", "(count / steps) ** config.power", "1", "by_hand", "the decay does not rise"),
-        ("core/lookahead.py", "jnp.where(now, s - p, u)", "u", "by_hand", "parameters are not set to their average"),
+        ("core/lookahead.py", "jnp.where(due | last, s - p, u)", "u", "by_hand",
+         "parameters are not set to their average"),
+        ("core/lookahead.py", "due | last", "due", "by_hand", "training does not end at the average"),
         ("core/lookahead.py", "count % config.every == 0", "state.count % config.every == 0", "by_hand",
          "the average moves an update too early"),
         ("core/update.py", "lambda count, n=n: count < n", "lambda count, n=n: count <= n", "sgd",

@@ -492,7 +492,7 @@ def test_overwriting_reports_what_it_can_not_delete(copy):
 def test_a_command_that_is_refused_overwrites_nothing(copy, capsys):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
     refused = {
-        "--run.metric acuracy": "there is no metric 'acuracy'",
+        "--run.metric acuracy --run.mode max": "there is no metric 'acuracy'",
         f"--init-from {copy}": f"--overwrite would delete {copy}, which --init-from names: choose another --workdir",
         f"--init-from {copy.parent}/none": f"{copy.parent}/none holds no run",
     }
