@@ -10,7 +10,7 @@ import pytest
 
 from research.core.modules import bind, cast
 from research.nets import attention
-from research.nets.attention import attend_with_dropout
+from research.nets.attention import attend, attend_with_dropout
 from research.nets.masked_autoencoder import MaskedAutoencoder
 from research.nets.transformer import (
     Attention,
@@ -118,7 +118,7 @@ def test_generation_traces_with_cudnn(cuda):
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_attention_dropout_drops_weights_and_is_off_in_evaluation(causal):
-    """At a rate that rounds to 0, training equals evaluation, by another formula; weights are dropped before values."""
+    """With nothing dropped, training's formula equals evaluation's; weights are dropped before values."""
     stack = lambda rate: Stack(width=8, heads=2, num_kv_heads=1, attention_dropout=rate)
     attention = lambda rate, train: Attention(stack(rate), causal, train)
     x, rngs = jax.random.normal(jax.random.key(0), (64, 4, 8)), {"dropout": jax.random.key(2)}
@@ -128,9 +128,10 @@ def test_attention_dropout_drops_weights_and_is_off_in_evaluation(causal):
     run = lambda rate, train: jax.jit(lambda p: attention(rate, train).apply(p, x, inputs, None, rngs=rngs)[0])(params)
     plain = run(0.0, False)
     np.testing.assert_array_equal(run(0.5, False), plain)
-    np.testing.assert_allclose(run(1 / 1000, True), plain, rtol=1e-5, atol=1e-6)
-    dropped = run(0.5, True)
-    assert not np.allclose(dropped, plain, atol=1e-3)
+    assert not np.allclose(run(0.5, True), plain, atol=1e-3)
+    q, k, v = (jax.random.normal(jax.random.key(i), (64, 4, heads, 8)) for i, heads in enumerate((4, 2, 2)))
+    whole = attend_with_dropout(q, k, v, mask, causal, lambda weights: weights)
+    np.testing.assert_allclose(whole, attend(q, k, v, mask, causal, flash=False), rtol=1e-5, atol=1e-6)
     q, k = jnp.zeros((2, 3, 2, 4)), jnp.zeros((2, 3, 1, 4))  # all weights are equal
     last = lambda weights: weights * (jnp.arange(3) == 2)
     v = jnp.arange(24.0).reshape(2, 3, 1, 4)
