@@ -20,7 +20,7 @@ from typing import Any, Literal
 from research.core.console import say
 from research.core.errors import NotInstalled, RunError, UserError, positive
 from research.core.files import write_json
-from research.training import workdir
+from research.training import locks
 from research.training.signals import Interrupted, on_signal
 
 Cluster = Literal["slurm", "local"]
@@ -157,8 +157,8 @@ def finish(
     def running(name: str) -> bool:
         """Whether its job is queued or runs. A local job of an earlier command is known by the lock of its workdir."""
         if finished(name):
-            return workdir.in_use(directory / name)
-        return (name in jobs and not jobs[name].done()) or workdir.in_use(directory / name)
+            return locks.in_use(directory / name)
+        return (name in jobs and not jobs[name].done()) or locks.in_use(directory / name)
 
     def stop(number: int) -> None:
         raise Interrupted(number, "; the same command finds the jobs that run, and submits the others")

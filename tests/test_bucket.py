@@ -20,7 +20,7 @@ from research.core import bucket
 from research.core.bucket import located
 from research.core.errors import RunError
 from research.core.files import entries, files_under
-from research.training import config, log, workdir
+from research.training import config, log, own_files
 from research.training.processes import ProcessGroup
 
 if importlib.util.find_spec("gcsfs") is None:
@@ -186,7 +186,7 @@ def stopped(storage, local, capsys):
 def test_what_a_film_is_made_of_is_copied(storage, stopped):
     storage.put("run/history/00000004/samples.png", b"png")
     command = config.parse("digits_cnn", STEPS)
-    with workdir.shared(located("gs://bucket/run"), "digits_cnn", command, ProcessGroup()) as files:
+    with own_files.shared(located("gs://bucket/run"), "digits_cnn", command, ProcessGroup()) as files:
         assert (files.directory / "history" / "00000004" / "samples.png").read_bytes() == b"png"
     assert storage.under("run/history/") == ["00000004/samples.png"]
 

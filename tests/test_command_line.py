@@ -21,7 +21,7 @@ from experiments.train import main
 from research.core.errors import RunError, UserError
 from research.core.pruning import Pruning
 from research.core.update import UpdateConfig
-from research.training import checkpoint, config, log, provenance, workdir
+from research.training import checkpoint, config, locks, log, provenance, workdir
 from research.training import run as training
 from research.training.checks import usable_devices
 from research.training.processes import ProcessGroup
@@ -544,8 +544,8 @@ def test_a_disk_without_locks_is_warned_of(tmp_path, capsys, monkeypatch, number
     def flock(*_):
         raise OSError(number, "no locks")
 
-    monkeypatch.setattr(workdir.fcntl, "flock", flock)
-    assert owned(tmp_path)["name"] == "digits_cnn" and not workdir.in_use(tmp_path)
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    assert owned(tmp_path)["name"] == "digits_cnn" and not locks.in_use(tmp_path)
     assert f"warning: this disk has no locks: see to it that no other process trains in {tmp_path}" in " ".join(
         capsys.readouterr().err.split()
     )

@@ -16,7 +16,7 @@ import pytest
 
 from experiments import jobs, sweep
 from research.core.errors import UserError
-from research.training import workdir
+from research.training import locks, workdir
 from research.training.log import read
 from research.training.signals import Interrupted
 
@@ -241,14 +241,14 @@ def test_a_run_that_is_no_job_and_ends_unfinished_is_named(tmp_path, monkeypatch
     """An ordinary sweep has its workdir at first."""
     pytest.importorskip("submitit", reason="submitit is in the extras jobs and dev")
     locked = iter([True, False])
-    monkeypatch.setattr(workdir, "in_use", lambda directory: next(locked))
+    monkeypatch.setattr(locks, "in_use", lambda directory: next(locked))
     calls = {"a": jobs.Call("script", ())}
     assert jobs.finish(calls, lambda name: False, tmp_path, "local", jobs.JobOptions()) == {"a": tmp_path / "a"}
 
 
 def test_waiting_for_jobs_ends_without_a_claim_that_they_were_saved(tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is in the extras jobs and dev")
-    monkeypatch.setattr(workdir, "in_use", lambda directory: True)
+    monkeypatch.setattr(locks, "in_use", lambda directory: True)
     monkeypatch.setattr(time, "sleep", lambda _: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Interrupted) as stopped:
         jobs.finish({"a": jobs.Call("script", ())}, lambda name: False, tmp_path, "local", jobs.JobOptions())
@@ -256,12 +256,12 @@ def test_waiting_for_jobs_ends_without_a_claim_that_they_were_saved(tmp_path, mo
 
 
 def test_a_workdir_is_in_use_while_it_is_locked(tmp_path):
-    assert not workdir.in_use(tmp_path / "none")
+    assert not locks.in_use(tmp_path / "none")
     with (tmp_path / ".lock").open("w") as lock:
-        assert not workdir.in_use(tmp_path)
+        assert not locks.in_use(tmp_path)
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert workdir.in_use(tmp_path)
-    assert not workdir.in_use(tmp_path)
+        assert locks.in_use(tmp_path)
+    assert not locks.in_use(tmp_path)
 
 
 def test_a_run_is_finished_when_it_has_all_steps(here):

@@ -22,7 +22,7 @@ from research.core.placement import Place, place
 from research.core.state import Learner, State
 from research.core.transformations import per_seed, per_setting
 from research.evaluation import plots
-from research.training import checkpoint, config, log, provenance, workdir
+from research.training import checkpoint, config, log, own_files, provenance, workdir
 from research.training.checks import (
     check_contract,
     check_divisible,
@@ -60,7 +60,7 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         ExitStack() as stack,
     ):
         checked = prepare(command, directory, group) if command.overwrite else None  # before the old run is deleted
-        files = stack.enter_context(workdir.shared(directory, name, command, group))
+        files = stack.enter_context(own_files.shared(directory, name, command, group))
         done = files.directory / "summary.json"
         if done.exists():
             say(f"{directory} is already finished: these are its results; --overwrite trains anew")
@@ -129,7 +129,7 @@ class Job(NamedTuple):
     """
 
     command: config.Command[Experiment]
-    files: workdir.Files
+    files: own_files.Files
     checkpoints: Path
     group: ProcessGroup
     experiment: Experiment
@@ -155,7 +155,7 @@ class Job(NamedTuple):
 def prepare(command: config.Command[Experiment], directory: Path, group: ProcessGroup) -> Job:
     """Builds what the run in `directory` needs and checks that it fits together; nothing is compiled or written.
 
-    Its files are those of `directory`; see `workdir.shared` for where a process keeps them.
+    Its files are those of `directory`; see `own_files.shared` for where a process keeps them.
     """
     experiment = command.config
     check_dtype(experiment, jax.default_backend())
@@ -170,7 +170,7 @@ def prepare(command: config.Command[Experiment], directory: Path, group: Process
     batch, validation = feeds.train.batch_at(0), feeds.validation[0]
     abstract = check_contract(learner, key, batch, validation, experiment, logged)
     evaluate = Evaluator(learner, where)
-    files, checkpoints = workdir.Files(directory), directory / "checkpoints"
+    files, checkpoints = own_files.Files(directory), directory / "checkpoints"
     return Job(command, files, checkpoints, group, experiment, learner, key, abstract, where, feeds, reports, evaluate)
 
 
