@@ -491,7 +491,9 @@ def test_overwriting_reports_what_it_can_not_delete(copy):
 
 def test_a_command_that_is_refused_overwrites_nothing(copy, capsys):
     before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
+    other = shutil.copytree(copy, copy.with_name("other"))
     refused = {
+        f"--init-from {other} --net.widths 6": "holds something else",
         "--run.metric acuracy --run.mode max": "there is no metric 'acuracy'",
         f"--init-from {copy}": f"--overwrite would delete {copy}, which --init-from names: choose another --workdir",
         f"--init-from {copy.parent}/none": f"{copy.parent}/none holds no run",

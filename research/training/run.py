@@ -1,7 +1,7 @@
 """The one host loop: dispatches of steps, evaluation, logs, checkpoints. It knows no families."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +126,7 @@ class Job(NamedTuple):
     group        the processes that train
     key          the root key, or keys with several seeds
     abstract     the State's shapes
+    data         a hash of the first examples
     """
 
     command: config.Command[Experiment]
@@ -136,6 +137,7 @@ class Job(NamedTuple):
     learner: Learner
     key: jax.Array
     abstract: State
+    data: str
     where: Place
     feeds: Feeds
     reports: tuple[Report, ...]
@@ -169,30 +171,48 @@ def prepare(command: config.Command[Experiment], directory: Path, group: Process
     logged = {name for report in reports if report.every is not None for name in report.metrics}
     batch, validation = feeds.train.batch_at(0), feeds.validation[0]
     abstract = check_contract(learner, key, batch, validation, experiment, logged)
-    evaluate = Evaluator(learner, where)
-    files, checkpoints = own_files.Files(directory), directory / "checkpoints"
-    return Job(command, files, checkpoints, group, experiment, learner, key, abstract, where, feeds, reports, evaluate)
+    job = Job(
+        command,
+        own_files.Files(directory),
+        directory / "checkpoints",
+        group,
+        experiment,
+        learner,
+        key,
+        abstract,
+        provenance.data((batch, validation)),
+        where,
+        feeds,
+        reports,
+        Evaluator(learner, where),
+    )
+    if command.overwrite and command.init_from is not None:  # does it fit? Tried before the old run is deleted
+        initial(job, where.put(abstract), command.init_from, warn=lambda line: None)
+    return job
 
 
 def begin(job: Job) -> tuple[int, State]:
     """The step and State that the run starts from: its newest checkpoint, or new ones."""
     workdir.keep(job.directory, job.feeds.kept, job.run_directory)
-    examples = job.feeds.train.batch_at(0), job.feeds.validation[0]
-    workdir.check_data(job.directory, provenance.data(examples), job.run_directory)
+    workdir.check_data(job.directory, job.data, job.run_directory)
     found = checkpoint.restore(job.checkpoints, job.where.put(job.abstract), warn, group=job.group)
     step, state = found or (0, job.where.init(job.learner.init, job.key))
-    source = None if job.command.init_from is None else located(job.command.init_from)
     if found is not None:
         say(f"{job.run_directory}: resumed at step {step} of {job.experiment.run.steps}")
         workdir.moved(job.directory, job.command, job.run_directory)
-    elif source is not None:
-        workdir.check_kept(source, job.feeds.kept, "--init-from")
-        from_best, repeated = workdir.evaluates_best(source), workdir.repeated(source, job.command)
-        paths = job.command.init_paths
-        state = checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group, paths, repeated)
+    elif job.command.init_from is not None:
+        state = initial(job, state, job.command.init_from, warn)
     provenance.check_deterministic()
     log.cut(job.directory, step)
     return step, job.where.put(state)
+
+
+def initial(job: Job, state: State, init_from: Path, warn: Callable[[str], None]) -> State:
+    """The first State, with weights of the run in `init_from`. Raises UserError where they don't fit it."""
+    source, paths = located(init_from), job.command.init_paths
+    workdir.check_kept(source, job.feeds.kept, "--init-from")
+    from_best, repeated = workdir.evaluates_best(source), workdir.repeated(source, job.command)
+    return checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group, paths, repeated)
 
 
 def loop(job: Job, step: int, state: State) -> tuple[int, State]:
