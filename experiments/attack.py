@@ -126,7 +126,7 @@ def attack(options: Options) -> None:
     draw(found, options.directory)
     table = Table("images", "accuracy", title=f"{options.directory}, radius {radius:.4g}", title_justify="left")
     table.add_row("as they are", f"{found['accuracy']:.4f}")
-    table.add_row(f"{asked.steps} steps, {options.restarts} restarts", f"{found['attacked_accuracy']:.4f}")
+    table.add_row(_words(found["about"]), f"{found['attacked_accuracy']:.4f}")
     table.add_row(f"the same, {images} images", f"{found['attacked_accuracy_of_these']:.4f}")
     table.add_row(f"{options.queries} queries without gradient", f"{found['searched_accuracy_of_these']:.4f}")
     Console(markup=False).print(table)
@@ -160,12 +160,15 @@ def shares(
     return [float(np.concatenate(each).mean()) for each in zip(*found, strict=True)]
 
 
+def _words(about: dict[str, Any]) -> str:
+    return f"{about['steps']} steps, {about['restarts']} restart{'s' if about['restarts'] > 1 else ''}"
+
+
 def draw(found: dict[str, Any], directory: Path) -> None:
     """Writes the pictures."""
     about = found["about"]
     radii = list(found["by_radius"]), list(found["by_radius"].values())
-    restarts = f"{about['restarts']} restart{'s' if about['restarts'] > 1 else ''}"
-    plots.lines({f"{about['steps']} steps, {restarts}": radii}, "radius", "accuracy", directory / "attack_radius.png")
+    plots.lines({_words(about): radii}, "radius", "accuracy", directory / "attack_radius.png")
     steps = list(found["by_steps"]), list(found["by_steps"].values())
     how = f"radius {about['radius']:.3g}, 1 restart, a step 2.5 radius / steps"
     plots.lines({how: steps}, "steps", "accuracy", directory / "attack_steps.png")

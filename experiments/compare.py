@@ -79,7 +79,8 @@ def show(found: Sequence[np.ndarray], metric: str, minimised: bool, normalised: 
         **({"median": statistics.median} if found[0].shape[1] > 1 else {}),
         **({"optimality gap": statistics.optimality_gap} if normalised else {}),
     }
-    table = Table("", "runs", "against", title=f"{metric}, with 95 % bootstrap intervals", title_justify="left")
+    intervals = "" if all(len(x) == 1 for x in found) else ", with 95 % bootstrap intervals"
+    table = Table("", "runs", "against", title=f"{metric}{intervals}", title_justify="left")
     table.add_row("number of runs", *(str(x.size) for x in found))
     for name, aggregate in aggregates.items():
         table.add_row(name, *(_with_interval(aggregate, x) for x in found))
@@ -102,8 +103,8 @@ def _with_interval(aggregate: Any, *scores: np.ndarray) -> str:
 def _draw(scores: Sequence[np.ndarray], metric: str, minimised: bool, path: Path) -> None:
     """Draws the share of runs above each score, of a minimised metric below it."""
     every = np.concatenate([x.ravel() for x in scores])
-    ends = (every.min(), every.max() + 1e-9) if minimised else (every.min() - 1e-9, every.max())
-    thresholds, sign = np.linspace(*ends, 201), -1 if minimised else 1
+    margin = 0.03 * (np.ptp(every) or abs(every[0]) or 1)
+    thresholds, sign = np.linspace(every.min() - margin, every.max() + margin, 201), -1 if minimised else 1
     profiles = {}
     for label, x in zip(("runs", "against"), scores, strict=True):
         share = partial(statistics.profile, thresholds=sign * thresholds)
