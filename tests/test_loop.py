@@ -78,7 +78,7 @@ def test_weights_are_gathered_for_the_reports_that_are_due_alone(tmp_path):
         feeds=SimpleNamespace(validation=[]),
         reports=[Report(lambda state, split, directory: {}, every=200)],
         group=SimpleNamespace(size=2, broadcast=lambda name, text: text),
-        where=SimpleNamespace(gather=gathers.append),
+        where=SimpleNamespace(own=gathers.append),
     )
     for step, expected in ((100, 0), (200, 1), (300, 1), (400, 2)):
         assert run.validate(job, step, state) == {"loss": 1.0} and len(gathers) == expected

@@ -42,6 +42,23 @@ def test_the_shape_of_a_mesh():
     assert dict(make_mesh(jax.devices()[:3]).shape) == {"replica": 1, "seed": 1, "data": 3, "model": 1}
 
 
+def test_a_process_has_a_state_on_its_own_devices():
+    """Of one process, all; large leaves are split over them, by "model" before or not; two: experiments.places."""
+    weights = {"a": jnp.arange(64.0).reshape(8, 8), "b": jnp.arange(3.0)}
+    state = State(jnp.int32(5), jax.random.key(1), weights, {}, {}, ())
+    for mesh, shard, split in (
+        ("replica=2,data=4", "fsdp", 8),
+        ("data=4,model=2", "tensor", 8),
+        ("data=8", "replicated", 64),
+    ):
+        there = place("jit", Layout(make_mesh(jax.devices(), mesh), shard, min_size=64, tensor_axes={"a": -1}))
+        own = there.own(there.put(state))
+        assert {part.data.size for part in own.params["a"].addressable_shards} == {split}
+        assert own.params["b"].sharding.is_fully_replicated and own.step == 5
+        jax.tree.map(np.testing.assert_array_equal, own.params, weights)
+        assert jax.random.key_data(own.key).tolist() == jax.random.key_data(state.key).tolist()
+
+
 @pytest.mark.parametrize(
     "text", ["", "data", "data=0", "data=x", "data=-2", "batch=8", "tensor=2", "data=2,data=4", "data=8,"]
 )

@@ -152,10 +152,12 @@ def put(tree: Tree, where: Tree) -> Tree:
     def leaf(x: Any, there: NamedSharding) -> Any:
         if isinstance(x, jax.ShapeDtypeStruct):
             return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=there)
-        if there.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        if there.is_fully_addressable:
             return jax.device_put(x, there)
         if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
             return jax.random.wrap_key_data(leaf(jax.random.key_data(x), there), impl=jax.random.key_impl(x))
+        if isinstance(x, jax.Array) and not x.is_fully_addressable:
+            return jax.device_put(x, there)
         host = np.asarray(x)  # every process has all of it, and puts its devices' parts there
         return jax.make_array_from_callback(host.shape, there, lambda index: host[index])
 

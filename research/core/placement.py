@@ -6,11 +6,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from research.core.devices import AXIS, MODEL_AXIS
 from research.core.errors import UserError
-from research.core.layout import Layout, constrained, make_mesh, put
+from research.core.layout import AXES, Layout, Shard, constrained, make_mesh, put
 from research.core.metrics import Metrics
 from research.core.state import State
 from research.core.types import Tree
@@ -29,7 +29,8 @@ class Place(NamedTuple):
     evaluate  the same for f: (State, data) -> metrics
     put       a State, from anywhere, to its place; of shapes (`jax.ShapeDtypeStruct`), the same there, to compile for
     put_data  (data, batch_axis) -> data in its place, likewise
-    gather    a tree, from its place -> the same, whole on every device
+    own       a State, from its place -> the same on this process's devices alone, where nothing that is done with it
+              concerns another process: each has a part of the large leaves, unless the place has them on every device
     put_rows  (rows -> data, leaves [steps, rows, ...], batch) -> data of a batch of that size in its place: it is
               called for the rows i64[rows] of the batch that this process has devices for; None where that is all
     """
@@ -41,7 +42,7 @@ class Place(NamedTuple):
     evaluate: Callable[[Callable[[State, Any], Metrics], int | None], Callable]
     put: Callable[[State], State]
     put_data: Callable[[Tree, int | None], Tree]
-    gather: Callable[[Tree], Tree]
+    own: Callable[[State], State]
     put_rows: Callable[[Callable[[np.ndarray | None], Tree], int], Tree]
 
 
@@ -75,9 +76,24 @@ def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
         evaluate=lambda f, batch_axis: jax.jit(mapped(f, layout, batch_axis, False)),
         put=lambda state: put(state, layout.state(state)),
         put_data=lambda data, batch_axis: put(data, layout.batch(batch_axis)),
-        gather=jax.jit(lambda tree: tree, out_shardings=layout.at()),
+        own=lambda state: _own(state, layout),
         put_rows=lambda make, batch: _put_rows(make, batch, layout.batch(1)),
     )
+
+
+def _own(state: State, layout: Layout) -> State:
+    devices = sorted(layout.mesh.devices.flat, key=lambda device: (device.process_index, device.id))
+    processes = sorted({device.process_index for device in devices})
+    shard: Shard = "replicated" if layout.shard == "replicated" else "fsdp"
+    grid = np.array(devices).reshape(len(processes), 1, -1, 1)
+    on = lambda grid: layout._replace(mesh=Mesh(grid, AXES, axis_types=layout.mesh.axis_types), shard=shard)
+    each = put(state, on(grid).state(state))  # every process has all of it
+    here = processes.index(jax.process_index())
+
+    def leaf(x: jax.Array, there: NamedSharding) -> jax.Array:
+        return jax.make_array_from_single_device_arrays(x.shape, there, [part.data for part in x.addressable_shards])
+
+    return jax.tree.map(leaf, each, on(grid[here : here + 1]).state(state))
 
 
 def _put_rows(make: Callable[[np.ndarray | None], Tree], batch: int, there: NamedSharding) -> Tree:

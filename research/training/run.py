@@ -288,8 +288,8 @@ def validate(job: Job, step: int, state: State) -> Numbers:
 
 
 def gathered(job: Job, state: State, reports: Sequence[Report]) -> State:
-    """The State for reports, if there are any: with several processes, its weights are gathered on every device."""
-    return state if job.group.size == 1 or not reports else job.where.gather(state._replace(opt_state={}, world=()))
+    """The State for reports, if there are any: each of several processes has its weights on its own devices."""
+    return state if job.group.size == 1 or not reports else job.where.own(state._replace(opt_state={}, world=()))
 
 
 def finish(job: Job, step: int, state: State) -> dict[str, Any]:
