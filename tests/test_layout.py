@@ -76,3 +76,8 @@ def test_an_import_that_runs_up_is_found():
     assert upwards("research.nets.cnn", "research.data.text") and upwards("research.data.feed", "research.rl.replay")
     assert upwards("research.evaluation.gan", "research.training.run")
     assert not upwards("research.learners.gan", "research.evaluation.gan")
+
+
+def test_a_worker_runs_whole_files(request):
+    """Else each of the workers would compile what the tests of a file share: see PARTS in conftest.py."""
+    assert not getattr(request.config.option, "loadgroup", False) or "@test_layout" in request.node.nodeid
