@@ -33,6 +33,7 @@ from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, exhausted, score, summary
 from research.training.processes import ProcessGroup, joined
 from research.training.profiling import profiled
+from research.training.program_cache import keep_programs
 from research.training.reader import MetricsReader
 from research.training.signals import Interrupted, on_signal
 from research.training.weights_and_biases import check_installed
@@ -59,6 +60,7 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         jax.debug_nans(command.debug),
         ExitStack() as stack,
     ):
+        keep_programs(jax.default_backend(), group.size)
         checked = prepare(command, directory, group) if command.overwrite else None  # before the old run is deleted
         files = stack.enter_context(own_files.shared(directory, name, command, group))
         done = files.directory / "summary.json"
