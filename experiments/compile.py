@@ -36,7 +36,8 @@ class Command(Generic[Config]):
         config: the config to compile
         topology: a TPU slice by its shape (v5e:2x4, v4:2x2x2, v6e:16x16, ...) or by Google Cloud's name (v5litepod-8,
             v5p-128, ...), or GPUs of one machine (a100-40, a100-80, h100, h200, b200, h100:8, ...)
-        place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
+        place: how steps run on all devices: as one global program (jit), or by pmap or shard_map; jit runs microbatches
+            by shard_map where the batch alone is split
         mesh: sizes of the axes that all devices are laid out by, such as replica=2,data=4; see experiments.train
         shard: where the weights and the state of the optimizer are: whole on every device (replicated), split over the
             axis data of the mesh (fsdp), or over its axes data and model (tensor)

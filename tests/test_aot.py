@@ -161,7 +161,7 @@ def test_gradients_of_microbatches_are_summed_over_the_devices_once():
     """Outside of the loop over the microbatches, whose body needs its batch statistics alone."""
     update = dataclasses.replace(EXPERIMENTS["cnn"].update, grad_accum_steps=4)
     experiment = dataclasses.replace(EXPERIMENTS["cnn"], update=update)
-    hlo = compiled(experiment, devices("v5e:2x4"), "shard_map", CHUNK, quick=True).hlo
+    hlo = compiled(experiment, devices("v5e:2x4"), "jit", CHUNK, quick=True).hlo
     kernel = r"f32\[3,3,1,8\].* all-reduce\("
     (body,) = [part for part in re.split(r"\n(?=%|ENTRY)", hlo) if re.search(kernel, part)]
     assert operations(body)["while"] > 0 and len(re.findall(kernel, hlo)) == 1

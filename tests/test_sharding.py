@@ -16,9 +16,11 @@ from jax.sharding import PartitionSpec as P
 from learners import EXPERIMENTS
 
 from experiments.train import main
+from research.core.devices import AXIS, axis_if_bound
 from research.core.errors import UserError
 from research.core.experiment import Split
 from research.core.layout import FSDP_MIN_SIZE, Layout, make_mesh, mesh_shape
+from research.core.metrics import Mean
 from research.core.placement import place
 from research.core.state import State
 from research.core.transformations import first_seed
@@ -208,6 +210,30 @@ def test_mapped_places_split_the_batch_alone():
         for name in ("pmap", "shard_map"):
             with pytest.raises(UserError, match=f"--place {name} splits the batch alone"):
                 place(name, how)
+
+
+@pytest.mark.parametrize(
+    "mesh, shard, microbatches, mapped",
+    [
+        ("data=8", "replicated", 2, True),
+        ("data=8", "replicated", 1, False),
+        ("data=1", "replicated", 2, False),
+        ("data=8", "fsdp", 2, False),
+        ("replica=2,data=4", "replicated", 2, False),
+    ],
+)
+def test_gradients_of_microbatches_are_summed_once_where_the_batch_alone_is_split(mesh, shard, microbatches, mapped):
+    """By the program of `shard_map`: test_laws.py shows that it computes the same."""
+    bound = []
+
+    def step(state, data):
+        bound.append(axis_if_bound())
+        return state, {"loss": Mean(data.sum(), jnp.float32(data.size))}
+
+    state = State(jnp.int32(0), jax.random.key(0), {}, {}, {}, ())
+    there = place("jit", Layout(devices_and_mesh(mesh), shard), microbatches)
+    there.train(step, 0)(there.put(state), there.put_data(jnp.ones(8), 0))
+    assert bound == [AXIS if mapped else None]
 
 
 @pytest.mark.parametrize(

@@ -46,11 +46,14 @@ class Place(NamedTuple):
     put_rows: Callable[[Callable[[np.ndarray | None], Tree], int], Tree]
 
 
-def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
+def place(name: PlaceName = "jit", layout: Layout | None = None, microbatches: int = 1) -> Place:
     """The place called `name`, on the devices of the layout's mesh (default: all there are, replicated).
 
     jit is one global program over all devices; pmap and shard_map run the program of one device on each of them, and
     merge metrics, gradients and batch statistics over them.
+
+    microbatches  how many an update has. A global program may sum gradients over the devices after each of several, so
+                  where the batch alone is split, shard_map takes its place, which sums them once an update
 
     Raises UserError where `pmap` or `shard_map` are to do more than split the batch, and where weights are to be split
     over the mesh's axis "model" without `--shard tensor`, or by a net that does not say how.
@@ -63,6 +66,8 @@ def place(name: PlaceName = "jit", layout: Layout | None = None) -> Place:
         raise UserError("--shard tensor: the net has no table of the axes to split; choose --shard fsdp")
     if layout.shard != "tensor" and mesh.shape[MODEL_AXIS] > 1:
         raise UserError(f"--mesh has the axis {MODEL_AXIS}, which splits weights by --shard tensor alone")
+    if name == "jit" and microbatches > 1 and layout.shard == "replicated" and mesh.shape[AXIS] == mesh.size > 1:
+        name = "shard_map"
     mapped = {"jit": _global, "pmap": _pmapped, "shard_map": _sharded}[name]
 
     def init(init: Callable[[jax.Array], State], key: jax.Array) -> State:

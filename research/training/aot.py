@@ -85,7 +85,8 @@ def compiled(
     Raises UserError where the devices don't divide a batch, RunError where the program doesn't fit their memory,
     CompilerError where the compiler fails.
     """
-    target = place(how, Layout(make_mesh(where.devices, mesh), shard, tensor_axes=experiment.tensor_axes()))
+    layout = Layout(make_mesh(where.devices, mesh), shard, tensor_axes=experiment.tensor_axes())
+    target = place(how, layout, experiment.update.grad_accum_steps)
     check_divisible(experiment, target)
     steps = steps or experiment.run.steps_per_dispatch
     traced = trace(experiment, target, steps)

@@ -79,7 +79,8 @@ class Command(Generic[Config]):
         workdir: directory of the run, or gs://BUCKET/DIR in Google Cloud Storage; if it holds an unfinished run of the
             same command, that run is resumed
         overwrite: delete the run in the workdir and train anew
-        place: how steps run on all devices: as one global program (jit), or by pmap or shard_map
+        place: how steps run on all devices: as one global program (jit), or by pmap or shard_map; jit runs microbatches
+            by shard_map where the batch alone is split
         mesh: sizes of the axes that all devices are laid out by, outermost first: replica and data share the batch,
             seed shares the seeds of --seeds, model splits weights by --shard tensor, such as replica=2,data=4
         shard: where the weights and the state of the optimizer are: whole on every device (replicated), split over the

@@ -163,7 +163,7 @@ def prepare(command: config.Command[Experiment], directory: Path, group: Process
     """
     experiment = command.config
     check_dtype(experiment, jax.default_backend())
-    where = place(command.place, layout(command))
+    where = place(command.place, layout(command), experiment.update.grad_accum_steps)
     check_divisible(experiment, where)
     for warning in experiment.warnings():
         warn(warning)
