@@ -54,6 +54,8 @@ def compare(
     """
     if output.suffix != ".png":
         raise UserError(f"--output must end in .png, not be {output}")
+    if not runs or not against:
+        raise UserError("name runs, and those to compare them with: RUN ... --against RUN ...")
     run = _about(runs[0])["config"]["run"]
     metric = metric or run["metric"]
     if mode is None and metric != run["metric"]:
@@ -121,8 +123,9 @@ def _about(directory: Path) -> dict[str, Any]:
 
 def _reference(path: Path) -> dict[str, tuple[float, float]]:
     """The score of a random agent and the score to reach, by task. Raises UserError where the file has others."""
+    content = read_json(path)
     try:
-        found = {task: (float(score["random"]), float(score["reach"])) for task, score in read_json(path).items()}
+        found = {task: (float(score["random"]), float(score["reach"])) for task, score in content.items()}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f'--reference: {path} is not of the form {{task: {{"random": 0.0, "reach": 1.0}}}}') from None
     for task, (low, high) in found.items():
@@ -136,7 +139,10 @@ def _scores(
 ) -> dict[str, list[float]]:
     """The scores of all seeds by task, which is an environment or a data set."""
     found: dict[str, list[float]] = {}
-    for directory in directories:
+    where = [workdir.resolved(directory) for directory in directories]
+    for directory, path in zip(directories, where, strict=True):
+        if where.count(path) > 1:
+            raise UserError(f"{directory} is named twice: its seeds would count as so many more")
         about = _about(directory)
         if not (directory / "summary.json").exists():
             raise UserError(f"{directory} is not finished: python -m experiments.train {about['name']} goes on with it")

@@ -62,7 +62,8 @@ REACH: Mapping[str, Score] = MappingProxyType(
 
 
 def task(environment: Mapping[str, Any]) -> str:
-    """The name of an environment's fields, as in config.json: its id, and what differs from the defaults.
+    """The name of an environment's fields, as in config.json: its id, its parameters in alphabetical order, and
+    what differs from the defaults.
 
     How rewards are scaled in training is left out, since returns are reported in the environment's own.
     """
@@ -70,7 +71,7 @@ def task(environment: Mapping[str, Any]) -> str:
     # A config.json that was written before a field was added has its default.
     given = {name: environment.get(name, default) for name, default in plain.items()}
     changed = [(name, given[name]) for name, default in plain.items() if name not in apart and given[name] != default]
-    fields = [f"{name}={value}" for name, value in [*given["params"], *changed]]
+    fields = [f"{name}={value}" for name, value in [*sorted(map(tuple, given["params"])), *changed]]
     return " ".join([environment["name"], *fields])
 
 

@@ -109,11 +109,20 @@ def test_parameters_come_from_the_command_line_and_back_from_json():
         ("CartPole-v1", ("gravity", "low"), "gravity is a number .by default 9.8., not 'low'"),
         ("CartPole-v1", ("max_steps_in_episode", 9), "is the option environment.max_steps"),
         ("FrozenLake-misc", ("map_name", "9x9"), "FrozenLake-misc: map_name must be"),
+        ("DeepSea-bsuite", ("size", -1), "environment.params: DeepSea-bsuite: "),
+        ("highway:Highway", ("slowest", -20.0), "slowest and fastest are speeds above 0 m/s"),
+        ("highway:Highway", ("slowest", 30.0), "slowest and fastest are speeds above 0 m/s"),
+        ("highway:Highway", ("crash_cost", float("nan")), "crash_cost is a number, not 18.0, 24.0 and nan"),
     ],
 )
 def test_wrong_parameters_are_refused(name, params, says):
     with pytest.raises(UserError, match=says):
         make(Environment(name, params=(params,)))
+
+
+def test_a_parameter_has_one_value():
+    with pytest.raises(UserError, match=r"environment\.params names gravity twice"):
+        Environment("CartPole-v1", params=(("gravity", 9.0), ("length", 0.5), ("gravity", 10.0)))
 
 
 @pytest.mark.parametrize(

@@ -261,6 +261,15 @@ def test_samples_come_by_their_priority():
     np.testing.assert_allclose(probability, np.array([1, 0, 2, 5])[slots] / 8)
 
 
+@pytest.mark.parametrize("error", [float("inf"), float("nan")])
+def test_an_error_that_is_not_finite_is_no_priority(error):
+    """It would stay the greatest, which new transitions get."""
+    trees = priorities.empty(1, 4)
+    for errors in ([1.0, error, 3.0, 0.0], [1.0, 1.0, 3.0, 0.0]):
+        trees = priorities.update(trees, jnp.array([[0, 1, 2, 3]]), jnp.array([errors]), 1.0)
+    assert np.isfinite(trees).all() and trees[0, 0] == pytest.approx(3)
+
+
 def test_a_distribution_is_projected_as_by_hand():
     """Returns -1, 0, 1; a step to 0.5 + 0.5 * them is 0, 0.5, 1; to 3 + 0 is beyond the last one."""
     found = categorical(3, -1.0, 1.0)

@@ -145,6 +145,8 @@ def test_what_data_or_reports_alone_read_is_swept_one_after_another(name, field,
 def test_a_task_is_an_environment_and_what_differs_from_its_defaults():
     named = lambda environment: scores.task(dataclasses.asdict(environment))
     assert named(Environment("CartPole-v1", reward_scale=0.1, reward_clip=1.0)) == "CartPole-v1"
+    road = Environment("highway:Highway", params=(("lanes", 3), ("cars", 30)))
+    assert named(road) == "highway:Highway cars=30 lanes=3"
     changed = Environment("Freeway-MinAtar", 2500, (("player_speed", 2),), sticky_actions=0.1, limit_terminates=True)
     assert named(changed) == "Freeway-MinAtar player_speed=2 max_steps=2500 sticky_actions=0.1 limit_terminates=True"
     # Every field of an environment is either a part of its task, or changes rewards in training alone.
@@ -194,6 +196,16 @@ def test_a_metric_is_compared_in_its_own_direction(tmp_path, capsys):
     output = ["--output", str(tmp_path / "compare.png")]
     assert compare.main([*compared, "loss", *output]) == 2
     assert "give --mode max or --mode min" in " ".join(capsys.readouterr().err.split())
+    ours = compared[0]
+    mistakes = {
+        ("--against", ours): "name runs, and those to compare them with",
+        (ours, "--against"): "name runs, and those to compare them with",
+        (ours, f"{ours}/../ours", "--against", compared[2]): "is named twice",
+        (*compared[:3], "--reference", str(tmp_path / "none.json")): "could not read",
+    }
+    for arguments, message in mistakes.items():
+        assert compare.main([*arguments, *output]) == 2
+        assert message in " ".join(capsys.readouterr().err.split())
     for mode, likely, filled in (("min", "1 ", "0.4 "), ("max", "0.375 ", "0.25 ")):
         assert compare.main([*compared, "loss", "--mode", mode, *output]) == 0
         said = capsys.readouterr().out

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from research.core.errors import UserError
-from research.rl import wrappers
+from research.rl import environments, probes, wrappers
 from research.rl.environments import Box, Environment, Timestep, VectorEnv, make
 from research.rl.rollout import reset, rollout
 
@@ -36,6 +36,30 @@ def test_an_observation_is_the_last_frames_of_its_own_episode():
     np.testing.assert_array_equal(found.next_observation, np.tile(following, (2, 1, 1)))  # 5, 6, 7 where it is cut
     images = wrappers.frame_stack(echo(5)._replace(observation_shape=(10, 10, 4)), 4)
     assert images.observation_shape == (10, 10, 16)
+
+
+class ResettingItself(probes.Observed):
+    """Its own step begins an episode of its own, as gymnax's does."""
+
+    length = 2
+
+    def step(self, key, state, action, params):
+        observation, state, reward, terminated, _ = self.step_env(key, state, action, params)
+        start = self.reset_env(jax.random.fold_in(key, 1), params)
+        shown, state = jax.tree.map(lambda a, b: jnp.where(terminated, a, b), start, (observation, state))
+        return shown, state, reward, terminated, jnp.bool_(False), {"final_observation": observation}
+
+
+def test_an_environment_with_a_step_of_its_own_starts_where_wrappers_take_it_to_start(monkeypatch):
+    """The reward is x, so it says which state an observation belongs to."""
+    monkeypatch.setattr(environments, "_find", lambda kind: ResettingItself)
+    environment = make(Environment("probes:ResettingItself", frame_stack=2))
+    found = acted(environment, 40, num_envs=4)
+    np.testing.assert_array_equal(found.observation[..., 1], found.reward)
+    assert len(np.unique(found.reward)) == 2
+    recalled = wrappers.append_memory(make(Environment("probes:ResettingItself")), lambda seen: seen[:, :1], 1)
+    found = acted(recalled, 40, num_envs=4)
+    np.testing.assert_array_equal(found.observation[..., 0], found.reward)
 
 
 def test_a_time_limit_truncates_and_starts_anew():

@@ -44,7 +44,7 @@ class Drives(NamedTuple):
 
     Attributes:
         distance: f32, in metres
-        seconds: f32, the time of its decisions until the end or a collision
+        seconds: f32, until the end or a collision
         collided: bool
     """
 
@@ -78,20 +78,17 @@ def drives(env: Highway, params: HighwayParams, policy: Policy, seeds: jax.Array
     """An episode of each seed i32[episodes], driven by `policy`."""
     reset_keys, frame_keys = jax.vmap(episode_keys)(seeds)
 
-    def frame(
-        carry: tuple[jax.Array, HighwayState, jax.Array], time: jax.Array
-    ) -> tuple[tuple[jax.Array, HighwayState, jax.Array], None]:
-        observation, state, seconds = carry
+    def frame(carry: tuple[jax.Array, HighwayState], time: jax.Array) -> tuple[tuple[jax.Array, HighwayState], None]:
+        observation, state = carry
         keys = jax.vmap(jax.random.fold_in, (0, None))(frame_keys, time)
         action = policy(observation, jax.vmap(jax.random.uniform)(keys))
-        seconds += jnp.where(state.crashed, 0, DT * env.substeps)
         observation, state, *_ = jax.vmap(env.step_env, (0, 0, 0, None))(keys, state, action, params)
-        return (observation, state, seconds), None  # nothing moves after a crash
+        return (observation, state), None  # nothing moves after a crash, and no time passes
 
     start = jax.vmap(env.reset_env, (0, None))(reset_keys, params)
     times = jnp.arange(params.max_steps_in_episode)
-    (_, state, seconds), _ = jax.lax.scan(frame, (*start, jnp.zeros(seeds.shape)), times)
-    return Drives(state.distance, seconds, state.crashed)
+    (_, state), _ = jax.lax.scan(frame, start, times)
+    return Drives(state.distance, state.seconds, state.crashed)
 
 
 def report(config: Environment, environment: VectorEnv, act: Act) -> Report:

@@ -61,6 +61,9 @@ class Environment:
 
     def __post_init__(self) -> None:
         positive(self, "environment", "max_steps", "frame_stack", "time_limit")
+        given = [name for name, _ in self.params]
+        if twice := [name for name in dict.fromkeys(given) if given.count(name) > 1]:
+            raise UserError(f"environment.params names {twice[0]} twice: give it one value")
         if not 0 <= self.sticky_actions < 1:
             raise UserError(f"environment.sticky_actions is a probability below 1, not {self.sticky_actions}")
         if self.reward_clip is not None and self.reward_clip <= 0:
@@ -128,15 +131,15 @@ def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ..
     def step_one(
         key: jax.Array, state: Tree, action: jax.Array, start: tuple[Tree, jax.Array]
     ) -> tuple[Tree, Timestep]:
-        if not default_step:
+        if default_step:  # without its reset, which would draw a start at every frame: `starts` are drawn beforehand
+            observation, state, reward, terminated, _ = env.step_env(key, state, action, params)
+            truncated = env.is_truncated(state, params)
+            next_observation = observation = encoded(observation)
+        else:  # it resets too, but wrappers know the start that is given, not its own
             observation, state, reward, terminated, truncated, info = env.step(key, state, action, params)
-            next_observation = encoded(info["final_observation"])
-            return state, timestep(encoded(observation), next_observation, reward, terminated, truncated)
-        # gymnax's own step without its reset, which would draw a start at every frame: `starts` are drawn beforehand.
-        next_observation, state, reward, terminated, _ = env.step_env(key, state, action, params)
-        next_observation, truncated = encoded(next_observation), env.is_truncated(state, params)
+            observation, next_observation = encoded(observation), encoded(info["final_observation"])
         restarted = lambda start, x: jnp.where(terminated | truncated, start, x)
-        observation = restarted(start[1], next_observation)
+        observation = restarted(start[1], observation)
         state = jax.tree.map(restarted, start[0], state)
         return state, timestep(observation, next_observation, reward, terminated, truncated)
 
@@ -195,7 +198,7 @@ def _made(kind: str, max_steps: int | None, given: dict[str, Value]) -> tuple[An
     if changed:
         try:
             env = constructor(**changed)
-        except ValueError as error:
+        except (ValueError, TypeError, ArithmeticError, IndexError) as error:
             raise UserError(f"environment.params: {kind}: {error}") from None
     params = env.default_params
     defaults = simple({field.name: getattr(params, field.name) for field in dataclasses.fields(params)})

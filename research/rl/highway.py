@@ -10,6 +10,7 @@ The neighbours of a car are found by one minimum over all pairs of whole numbers
 number: half of the reductions, and of a kind that a CPU vectorises, which a minimum of floats is not, as it minds NaN.
 """
 
+import math
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -78,12 +79,14 @@ class HighwayState(environment.EnvState):
         cars: the cars, [cars]
         target: f32[], the speed that the agent has chosen
         distance: f32[], metres that the agent has driven
+        seconds: f32[], the time that it has driven for
         crashed: bool[], whether it has hit another car
     """
 
     cars: Cars
     target: jax.Array
     distance: jax.Array
+    seconds: jax.Array
     crashed: jax.Array
 
 
@@ -283,12 +286,17 @@ class Highway(environment.Environment[HighwayState, HighwayParams]):
         return HighwayParams(max_steps_in_episode=round(40 / (DT * self.substeps)), ring=80.0 * self.rows)
 
     def check_params(self, params: HighwayParams) -> None:
-        """Raises UserError where the cars have no room on the road, or it is too long for `ordered`."""
+        """Raises UserError where the cars have no room on the road, it is too long for `ordered`, or they stand."""
         least, most = 20 * self.rows, FURTHEST // TICKS >> self.cars.bit_length()
         if not least <= params.ring <= most:
             raise UserError(
                 f"environment.params: a ring of {self.cars} cars on {self.lanes} lanes has {least} to {most} m, not "
                 f"{params.ring}"
+            )
+        if not 0 < params.slowest <= params.fastest < math.inf or not math.isfinite(params.crash_cost):
+            raise UserError(
+                "environment.params: slowest and fastest are speeds above 0 m/s, the second not below the first, and "
+                f"crash_cost is a number, not {params.slowest}, {params.fastest} and {params.crash_cost}"
             )
 
     def reset_env(self, key: jax.Array, params: HighwayParams) -> tuple[jax.Array, HighwayState]:
@@ -301,7 +309,7 @@ class Highway(environment.Environment[HighwayState, HighwayParams]):
         desired = jax.random.uniform(keys[2], (self.cars,), minval=params.slowest, maxval=params.fastest)
         speed, desired = desired.at[0].set(START), desired.at[0].set(SPEEDS[1])
         cars = Cars(x, LANE * lane, jnp.zeros(self.cars), speed, lane, desired)
-        state = HighwayState(jnp.int32(0), cars, jnp.float32(START), jnp.float32(0), jnp.bool_(False))
+        state = HighwayState(jnp.int32(0), cars, jnp.float32(START), jnp.float32(0), jnp.float32(0), jnp.bool_(False))
         return self.observe(key, state, None, params), state
 
     def step_env(
@@ -321,7 +329,7 @@ class Highway(environment.Environment[HighwayState, HighwayParams]):
             count = (state.time - 1) * self.substeps + i
             cars, forward = drive(state.cars, state.target, action == IDM_MOBIL, count, self.lanes, ring)
             distance, crashed = state.distance + forward, touching(cars, ring).any()
-            moved = state.replace(cars=cars, distance=distance, crashed=crashed)
+            moved = state.replace(cars=cars, distance=distance, seconds=state.seconds + DT, crashed=crashed)
             return jax.tree.map(lambda old, new: jnp.where(state.crashed, old, new), state, moved)
 
         state = jax.lax.fori_loop(0, self.substeps, substep, before)

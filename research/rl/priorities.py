@@ -66,6 +66,9 @@ def sample(trees: jax.Array, keys: jax.Array, shape: tuple[int, int]) -> tuple[j
 
 
 def update(trees: jax.Array, slots: jax.Array, td_error: jax.Array, exponent: float) -> jax.Array:
-    """The trees with priorities td_error ** exponent at slots; td_error f32 and slots i32 [num_envs, n]."""
-    priorities = (td_error + 1e-6) ** exponent
+    """The trees with priorities td_error ** exponent at slots; td_error f32 and slots i32 [num_envs, n].
+
+    An error that is not finite, as where a float16 update is skipped, counts as 0: it would be the greatest for ever.
+    """
+    priorities = (jnp.where(jnp.isfinite(td_error), td_error, 0) + 1e-6) ** exponent
     return jax.vmap(put)(trees, slots, priorities)

@@ -97,7 +97,7 @@ def run_in(directory: Path) -> dict[str, Any]:
 
 def check_source(source: Path, directory: Path) -> None:
     """Raise UserError where `source` holds no run, or one that --overwrite would delete with that in `directory`."""
-    there, here = _resolved(source), _resolved(directory)
+    there, here = resolved(source), resolved(directory)
     if here in (there, *there.parents):
         raise UserError(f"--overwrite would delete {source}, which --init-from names: choose another --workdir")
     run_in(source)
@@ -296,13 +296,14 @@ def _withdraw(directory: Path, there: dict[str, Any]) -> None:
                 pass
 
 
-def _resolved(path: Path | str) -> Path:
+def resolved(path: Path | str) -> Path:
+    """The path of a directory, which is the same by whatever name it is given."""
     found = located(path)
     return found if in_bucket(found) else found.resolve()
 
 
 def _source(path: Path | str | None) -> Path | None:
-    return None if path is None else _resolved(path)
+    return None if path is None else resolved(path)
 
 
 def _clear(directory: Path) -> None:
