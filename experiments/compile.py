@@ -16,7 +16,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.console import status
+from experiments.console import status, unnamed
 from research.core.console import say, size
 from research.core.errors import RunError, UserError
 from research.core.layout import Shard
@@ -58,9 +58,8 @@ class Command(Generic[Config]):
 
 def main(arguments: list[str]) -> int:
     """Returns the exit status, see `console.status`; 1 where the program does not fit."""
-    if not arguments or arguments[0].startswith("-"):
-        print(__doc__)
-        return 0 if arguments else 2
+    if (ended := unnamed(arguments, "experiments.compile", lambda: print(__doc__))) is not None:
+        return ended
     return status(lambda: _compile(*arguments))
 
 

@@ -33,6 +33,20 @@ def status(action: Callable[[], int | None]) -> int:
         return 128 + signal.SIGINT
 
 
+def unnamed(arguments: Sequence[str], command: str, about: Callable[[], object]) -> int | None:
+    """The exit status of a command line that does not begin with a NAME, after `about` or what is wrong was printed.
+
+    None where it begins with one. `command` is the name of the module.
+    """
+    if arguments and not arguments[0].startswith("-"):
+        return None
+    if not arguments or arguments[0] in ("-h", "--help"):
+        about()
+        return 0 if arguments else 2
+    console.print(f"[red]error:[/red] NAME comes first: python -m {command} NAME {escape(' '.join(arguments))}")
+    return 2
+
+
 def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, float | None]]) -> None:
     """Print the test metrics (see `evaluate.summary`) as a table.
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import jobs
-from experiments.console import measured, number, status
+from experiments.console import measured, number, status, unnamed
 from research.core.bucket import in_bucket, located
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError, nearest
@@ -102,9 +102,8 @@ class Result(NamedTuple):
 
 def main(arguments: list[str]) -> int:
     """Return the exit status, see `console.status`."""
-    if not arguments or arguments[0].startswith("-"):
-        print(ABOUT)
-        return 0 if arguments else 2
+    if (ended := unnamed(arguments, "experiments.sweep", lambda: print(ABOUT))) is not None:
+        return ended
     if "--help" in arguments:
         print(ABOUT)
         return status(lambda: config.parse(arguments[0], ["--help"], Command, "sweep"))
@@ -141,8 +140,8 @@ def sweep(name: str, *arguments: str) -> None:
             continue
         try:
             trained += results(name, program, directory)
-        except RunError as error:
-            warn(f"{program.name}: {error}")
+        except (RunError, UserError, jax.errors.JaxRuntimeError) as error:  # the last one where memory is short
+            warn(f"{program.name}: {str(error).splitlines()[0]}")
             ended.append(program.name)
     if trained:
         _report(trained, command.config, directory)
@@ -190,7 +189,10 @@ def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], dire
             called = ",".join(f"{field}={text}" for field, text in named.items()) or "all"
             varied = tuple((field, tuple(value for _, value in chosen)) for field, chosen in part)
             program = dataclasses.replace(one, seeds=command.seeds or 1, workdir=directory / called, over=varied)
-            found.append(Program(called, program, [outer | setting for setting in config.settings(texts.items())]))
+            settings = [outer | setting for setting in config.settings(texts.items())]
+            for setting in settings:  # together, too, its values must be what the command line takes
+                parse([option for field, text in setting.items() for option in (f"--{field}", text)])
+            found.append(Program(called, program, settings))
     return found
 
 

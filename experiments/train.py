@@ -4,7 +4,7 @@ import sys
 
 import jax
 
-from experiments.console import measured, number, show, status
+from experiments.console import measured, number, show, status, unnamed
 from research.training import config
 from research.training.processes import supervised
 from research.training.run import train
@@ -12,15 +12,18 @@ from research.training.run import train
 
 def main(arguments: list[str]) -> int:
     """Return the exit status, see `console.status`."""
-    if not arguments or arguments[0].startswith("-"):
-        width = max(map(len, config.names()))
-        print(f"{__doc__}\n\nconfigs:")
-        for name in config.names():
-            print(f"  {name:{width}}  {config.header(name).splitlines()[0]}")
-        return 0 if arguments else 2
+    if (ended := unnamed(arguments, "experiments.train", _list)) is not None:
+        return ended
     run = lambda: status(lambda: _train(*arguments))
     together = any(argument.startswith("--processes") for argument in arguments)
     return supervised("experiments.train", arguments, run) if together else run()
+
+
+def _list() -> None:
+    width = max(map(len, config.names()))
+    print(f"{__doc__}\n\nconfigs:")
+    for name in config.names():
+        print(f"  {name:{width}}  {config.header(name).splitlines()[0]}")
 
 
 def _train(name: str, *arguments: str) -> None:

@@ -16,7 +16,8 @@ from digits import TINY
 from learners import EXPERIMENTS
 
 import research
-from experiments import evaluate, plot
+from experiments import compile as compile_for
+from experiments import evaluate, plot, sweep, train
 from experiments.train import main
 from research.core.errors import RunError, UserError
 from research.core.pruning import Pruning
@@ -487,6 +488,14 @@ def test_overwriting_reports_what_it_can_not_delete(copy):
     with pytest.raises(RunError, match=f"could not write to {copy}: .* symbolic link"):
         owned(copy, *TINY, "--overwrite")
     assert workdir.run_in(copy)["name"] == "digits_cnn"
+
+
+@pytest.mark.parametrize("command", [train, compile_for, sweep])
+def test_options_before_the_name_are_a_mistake(command, capsys):
+    assert command.main(["--seeds", "3", "digits_cnn"]) == 2
+    assert f"error: NAME comes first: python -m {command.__name__} NAME --seeds 3 digits_cnn" in capsys.readouterr().err
+    assert command.main(["--help"]) == 0 and command.main([]) == 2
+    assert capsys.readouterr().out
 
 
 def test_a_command_that_is_refused_overwrites_nothing(copy, capsys):

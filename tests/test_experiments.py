@@ -25,6 +25,7 @@ from research.data.feed import EvalBatches
 from research.evaluation import images
 from research.learners.classify import Classify
 from research.training import checkpoint, config
+from research.training.run import reported
 
 
 @pytest.fixture(scope="module")
@@ -291,3 +292,14 @@ def test_a_script_starts_from_the_command_line(finished):
     command = [sys.executable, "-m", "experiments.evaluate", str(finished)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}, timeout=120)
     assert done.returncode == 0 and "accuracy" in done.stdout and "summary.json" in done.stdout
+
+
+def test_weights_that_do_not_fit_for_reports_do_not_end_the_run(tmp_path, capsys):
+    def shown():
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    report = Report(lambda state, split, directory: {"fid": 1.0}, every=1, metrics=("fid",))
+    assert reported([report], shown, Split("test", []), tmp_path) == {}
+    assert "warning: a report failed: JaxRuntimeError: RESOURCE_EXHAUSTED" in " ".join(capsys.readouterr().err.split())
+    with pytest.raises(jax.errors.JaxRuntimeError):
+        reported([report], shown, Split("validation", []), tmp_path, "fid")

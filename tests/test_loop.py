@@ -69,7 +69,8 @@ def test_a_state_that_is_not_finite_is_never_saved(tmp_path, capsys, every):
     assert lines == list(range(2, step, 2))
 
 
-def test_weights_are_gathered_for_the_reports_that_are_due_alone(tmp_path):
+def test_weights_are_gathered_for_the_reports_that_are_due_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "reported", lambda reports, shown, *rest: {report: shown() for report in reports} and {})
     state, gathers = State(jnp.int32(0), jax.random.key(0), {}, {}, {}, ()), []
     job = SimpleNamespace(
         experiment=SimpleNamespace(run=Run(steps=400, evaluate_every=100)),

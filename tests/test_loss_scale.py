@@ -1,5 +1,7 @@
 """float16's loss scale, against numbers worked out by hand; and what refuses float16."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,9 +9,11 @@ import pytest
 
 from experiments import compile as compile_for
 from experiments import train
-from research.core.errors import RunError
+from research.core.errors import RunError, UserError
+from research.core.lookahead import Lookahead
 from research.core.metrics import mean
 from research.core.optimizers import Optimizer
+from research.core.pruning import Pruning
 from research.core.state import Batch, owned
 from research.core.update import Aux, UpdateConfig, updater
 from research.training.checks import check_finite
@@ -113,3 +117,17 @@ def test_learners_and_devices_that_can_not_compute_in_it_refuse_float16(tmp_path
         "error: TPUs do not compute in float16: choose --dtype bfloat16",
     ]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "optimizer, pruning, what",
+    [
+        (Optimizer(lookahead=Lookahead(every=5)), Pruning(), "optimizer.lookahead"),
+        (Optimizer(), Pruning(sparsity=0.5, end=1.0), "update.pruning.end=1"),
+    ],
+)
+def test_what_is_due_at_the_last_update_does_without_float16(optimizer, pruning, what):
+    """float16 may skip it."""
+    for dtype in ("float16", "bfloat16"):
+        with nullcontext() if dtype == "bfloat16" else pytest.raises(UserError, match=f"{what} needs the last update"):
+            updater(UpdateConfig(dtype=dtype, pruning=pruning), {"net": (optimizer, 10)}, {})

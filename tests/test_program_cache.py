@@ -71,3 +71,11 @@ def test_where_it_can_not_be_made_nothing_is_kept(home, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(home / "file"))
     keep_programs("gpu", 1)
     assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def no_home():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", no_home)
+    keep_programs("gpu", 1)
+    assert jax.config.jax_compilation_cache_dir is None

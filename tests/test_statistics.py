@@ -5,13 +5,14 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from learners import EXPERIMENTS
 from scipy import stats
 
 from experiments import compare, scores, sweep
-from research.core.errors import RunError
+from research.core.errors import RunError, UserError
 from research.evaluation import statistics
 from research.rl.environments import Environment
 from research.training import workdir
@@ -81,10 +82,11 @@ def test_a_sweep_equals_its_runs(tmp_path, capsys, without_pictures):
     assert "holds settings of a sweep" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_program_that_fails_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("error", [RunError, UserError, jax.errors.JaxRuntimeError])
+def test_a_program_that_fails_does_not_end_the_sweep(error, tmp_path, monkeypatch, capsys):
     def train(_, command):
         if command.config.data.batch == 16:
-            raise RunError("loss became NaN")
+            raise error("loss became NaN\nand more")
         return {"test": {"accuracy": {"each": [0.25, None]}}}
 
     shown = []
@@ -124,6 +126,15 @@ def test_settings_with_a_best_step_of_their_own_are_programs_of_their_own(own, t
 def test_mistakes_of_a_sweep_name_the_mend(arguments, message, tmp_path, capsys):
     assert sweep.main(["digits_cnn", *arguments, *TINY.split(), "--workdir", str(tmp_path)]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_values_that_do_not_go_together_are_refused_before_anything_trains(tmp_path, capsys):
+    over = ["--over", "update.pruning.sparsity", ".3", ".9", "--update.pruning.initial", ".2"]
+    assert len(sweep.programs("digits_cnn", *sweep.split(over), tmp_path)) == 1
+    with pytest.raises(SystemExit):
+        over = ["--over", "update.pruning.initial", "0", ".4", *over[:4]]
+        sweep.programs("digits_cnn", *sweep.split(over), tmp_path)
+    assert "initial is 0.4, sparsity 0.3" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

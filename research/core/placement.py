@@ -66,7 +66,8 @@ def place(name: PlaceName = "jit", layout: Layout | None = None, microbatches: i
         raise UserError("--shard tensor: the net has no table of the axes to split; choose --shard fsdp")
     if layout.shard != "tensor" and mesh.shape[MODEL_AXIS] > 1:
         raise UserError(f"--mesh has the axis {MODEL_AXIS}, which splits weights by --shard tensor alone")
-    if name == "jit" and microbatches > 1 and layout.shard == "replicated" and mesh.shape[AXIS] == mesh.size > 1:
+    batch_alone = layout.shard == "replicated" and mesh.shape[AXIS] == mesh.size > 1
+    if name == "jit" and microbatches > 1 and batch_alone and not jax.config.values["jax_disable_jit"]:
         name = "shard_map"
     mapped = {"jit": _global, "pmap": _pmapped, "shard_map": _sharded}[name]
 

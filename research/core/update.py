@@ -290,7 +290,11 @@ def ema_update(average: Tree, params: Tree, decay: float, count: jax.Array) -> T
 
 def _transform(how: Optimizer, updates: int, config: UpdateConfig) -> optax.GradientTransformation:
     """The optimizer `how` of `updates` in all, by the parts of the parameters, with lookahead; last, weights are
-    pruned."""
+    pruned. Raises UserError where a skipped update of float16 may be the one that these are due at."""
+    pruned_last = config.pruning.sparsity is not None and config.pruning.end == 1
+    if config.dtype == "float16" and (how.lookahead.every or pruned_last):
+        what = "update.pruning.end=1" if pruned_last else "optimizer.lookahead"
+        raise UserError(f"{what} needs the last update, which float16 may skip: choose --dtype bfloat16 or float32")
     tx = lookahead(_partitioned(optimizer(how, updates), config), how.lookahead, updates)
     if config.pruning.sparsity is None:
         return tx

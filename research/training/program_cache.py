@@ -28,12 +28,13 @@ def keep_programs(platform: str, processes: int) -> None:
     told = "JAX_COMPILATION_CACHE_DIR" in os.environ or getattr(jax.config, DIRECTORY)
     if told or platform == "cpu" or processes > 1:
         return
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    directory = cache / "samestep" / (socket.gethostname() or "host")
     try:
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")  # RuntimeError: there is no home
+        directory = cache / "samestep" / (socket.gethostname() or "host")
         directory.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):
         return
     jax.config.update(DIRECTORY, str(directory))
-    jax.config.update("jax_compilation_cache_max_size", LIMIT)
+    if "JAX_COMPILATION_CACHE_MAX_SIZE" not in os.environ:
+        jax.config.update("jax_compilation_cache_max_size", LIMIT)
     compilation_cache.reset_cache()  # else one that JAX did without at its first program would stay unused

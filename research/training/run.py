@@ -285,13 +285,13 @@ def validate(job: Job, step: int, state: State) -> Numbers:
     values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
     reports = [report for report in job.reports if report.every is not None and due(report.every)]
     split = Split("validation", job.feeds.validation)
-    values = plain(values | reported(reports, gathered(job, state, reports), split, directory, run.metric))
+    values = plain(values | reported(reports, lambda: shown(job, state), split, directory, run.metric))
     return json.loads(job.group.broadcast("validation", json.dumps(values)))
 
 
-def gathered(job: Job, state: State, reports: Sequence[Report]) -> State:
-    """The State for reports, if there are any: each of several processes has its weights on its own devices."""
-    return state if job.group.size == 1 or not reports else job.where.own(state._replace(opt_state={}, world=()))
+def shown(job: Job, state: State) -> State:
+    """The State for reports: each of several processes has its weights on its own devices."""
+    return state if job.group.size == 1 else job.where.own(state._replace(opt_state={}, world=()))
 
 
 def finish(job: Job, step: int, state: State) -> dict[str, Any]:
@@ -306,7 +306,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             there = job.where.put(job.abstract)
             step, state = checkpoint.restore(job.checkpoints, there, warn, True, job.group) or (step, state)
         test = summary(job.evaluate(state, job.feeds.test))
-        numbers = reported(job.reports, gathered(job, state, job.reports), Split("test", job.feeds.test), directory)
+        numbers = reported(job.reports, lambda: shown(job, state), Split("test", job.feeds.test), directory)
         history = log.read(directory)
         result = {
             "test": test,
@@ -329,15 +329,18 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
 
 
 def reported(
-    reports: Sequence[Report], state: State, split: Split, directory: Path, needed: str | None = None
+    reports: Sequence[Report], shown: Callable[[], State], split: Split, directory: Path, needed: str | None = None
 ) -> Numbers:
-    """The numbers of the reports; their files are in `directory`.
+    """The numbers of the reports on the State that `shown` gives; their files are in `directory`.
 
-    A report that fails is passed over with a warning, unless it gives the number `needed`.
+    A report that fails, as where the weights don't fit, is passed over with a warning, unless it gives the number
+    `needed`.
     """
     numbers: Numbers = {}
+    state: State | None = None
     for report in reports:
         try:
+            state = shown() if state is None else state
             directory.mkdir(parents=True, exist_ok=True)
             numbers |= plain(report.run(state, split, directory))
         except Exception as error:  # a picture that can't be drawn must not cost the run its summary
