@@ -6,8 +6,8 @@ Kolesnikov 2022 (arXiv:2205.01580). Data: Alpaydin & Kaynak 1998, as scikit-lear
     python -m experiments.train digits_vit --seeds 5
 
 Expected: a test accuracy of 98 % or more on the fifth that is held out.
-Measured: 99.16 %; one seed.
-Time: 54 s on two cores, beside other work.
+Measured: 99.16, 98.89, 98.61, 98.61, 99.16 %.
+Time: 54 s for one seed on two cores, beside other work.
 """
 
 from research.core.experiment import Run
