@@ -5,8 +5,8 @@
 
 The text is that of the Python that runs it, so results differ a little between versions.
 
-Measured: 1.369, 1.365, 1.371 nats per character of held-out files, Python 3.11. Time: 122 s for one seed on 2 cores that
-ran the tests at the same time.
+Measured: 1.369, 1.365, 1.371 nats per character of held-out files, Python 3.11. Time: 122 s for one seed on 2 cores
+that ran the tests at the same time.
 """
 
 from research.core.experiment import Run

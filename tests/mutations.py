@@ -1235,11 +1235,25 @@ HIGHWAY = [
         "the bound is that of another level",
     ),
     Mutation(
-        "evaluation/highway.py",
-        "jnp.where(state.crashed, 0, DT * env.substeps)",
-        "DT * env.substeps",
+        "rl/highway.py",
+        "seconds=state.seconds + DT,",
+        "seconds=before.seconds + DT * self.substeps,",
         "tests/test_highway.py -k time_of_an_episode",
         "the time after a collision lowers the speed",
+    ),
+    Mutation(
+        "rl/environments.py",
+        "observation = restarted(start[1], observation)",
+        "observation = observation if not default_step else restarted(start[1], observation)",
+        "tests/test_wrappers.py -k step_of_its_own",
+        "an environment that resets itself shows its own start, and wrappers another",
+    ),
+    Mutation(
+        "rl/priorities.py",
+        "jnp.where(jnp.isfinite(td_error), td_error, 0)",
+        "td_error",
+        "tests/test_q_learning.py -k not_finite",
+        "an infinite error stays the greatest priority",
     ),
 ]
 
