@@ -121,6 +121,21 @@ def test_a_jpeg_is_decoded_small_where_its_part_is_large(tmp_path, rng):
     assert np.abs(crop(str(tmp_path / "a.jpg")) - crop(whole)).mean() < 1.5
 
 
+def test_an_image_of_16_bits_is_read_alike_from_a_file_and_from_bytes(tmp_path, rng):
+    file, grey = tmp_path / "a.png", rng.integers(0, 2**16, (40, 50), dtype=np.uint16)
+    Image.fromarray(grey).save(file)
+    for read in (
+        lambda data: evaluation_image(data, 40, 40),
+        lambda data: training_image(data, np.full(DRAWS, 0.5), 40, (0.5, 0.9), (1.0, 1.0), False),
+    ):
+        np.testing.assert_array_equal(read(str(file)), read(file.read_bytes()))
+    np.testing.assert_array_equal(evaluation_image(str(file), 40, 40)[..., 1], grey[:, 5:45] >> 8)
+    for mode in ("I", "F"):
+        Image.fromarray(grey).convert(mode).save(tmp_path / "a.tiff")
+        with pytest.raises(OSError, match=f"pixels of mode {mode}"):
+            evaluation_image(str(tmp_path / "a.tiff"), 40, 40)
+
+
 # Batches.
 
 

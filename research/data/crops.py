@@ -102,5 +102,9 @@ def opened(data: str | bytes | np.ndarray) -> Image.Image:
 
 
 def colours(image: Image.Image) -> Image.Image:
-    """The image in red, green and blue."""
+    """The image in red, green and blue. Raises OSError where its pixels have no known range."""
+    if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise OSError(f"pixels of mode {image.mode}")
     return image if image.mode == "RGB" else image.convert("RGB")
