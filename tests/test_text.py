@@ -336,10 +336,10 @@ def test_texts_that_cannot_be(tmp_path):
 # ---- buckets
 
 
-def numbers(sizes, lengths=(4, 8, 16)):
+def numbers(sizes, lengths=(4, 8, 16), block=0):
     """Examples whose inputs say which they are: example n is a row of n, as long as its bucket."""
     rows = lambda index, length: (np.repeat(index[:, None], length, 1), {"n": index})
-    return into_buckets(np.array(sizes), lengths, rows)
+    return into_buckets(np.array(sizes), lengths, rows, block)
 
 
 SIZES = np.random.default_rng(0).choice([1, 4, 5, 8, 9, 99], size=90, p=[0.2, 0.3, 0.2, 0.2, 0.06, 0.04])
@@ -399,6 +399,43 @@ def test_a_rare_bucket_gets_a_block_all_the_same():
     assert feed.blocks() == (500, 1)
     batches = [feed.batch_at(step) for step in range(0, 50_100, 100)]
     assert [b.index.tolist() for b in batches if b.inputs.shape[1] == 16] == [[5000] * 10]
+
+
+@pytest.mark.parametrize(
+    ("counts", "merged"),
+    [
+        ((5, 5, 5), {4: 5, 8: 5, 16: 5}),
+        ((4, 9, 5), {8: 13, 16: 5}),
+        ((9, 4, 5), {4: 9, 16: 9}),
+        ((9, 9, 4), {4: 9, 16: 13}),
+        ((2, 2, 9), {16: 13}),
+        ((2, 2, 2), {16: 6}),
+        ((1, 0, 0), {4: 1}),
+        ((1, 9, 0), {8: 10}),
+        ((9, 1, 0), {8: 10}),
+    ],
+)
+def test_buckets_of_few_training_texts_are_merged(counts, merged):
+    """A block of 1,000 examples, of which a bucket has to fill half in 100 epochs."""
+    found = numbers(np.repeat([4, 8, 16], counts), block=1000)
+    assert {bucket.inputs.shape[1]: len(bucket.index) for bucket in found} == merged
+    assert sorted(np.concatenate([bucket.index for bucket in found])) == list(range(sum(counts)))
+
+
+def test_few_long_texts_are_read_no_more_often_than_others(tmp_path):
+    rows = [f"{'a ' * (30 if n < 3 else 2)}\t{n % 2}" for n in range(2000)]
+    (tmp_path / "texts.tsv").write_text("\n".join(["text\tlabel", *rows]))
+    data = Sentences(name=str(tmp_path / "texts.tsv"), lengths=(4, 32), batch=64, validation=0.1)
+    assert [bucket.inputs.shape[1] for bucket in data.feeds(1).train.buckets] == [4, 32]
+    (bucket,) = data.feeds(50).train.buckets
+    assert bucket.inputs.shape[1] == 32
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for split in ("train", "test"):
+        for language in ("en", "de"):
+            (folder / f"{split}.{language}").write_text("\n".join(row.split("\t")[0] for row in rows))
+    pairs = Pairs(name=str(folder), lengths=(4, 64), batch=64, test="test", vocabulary=300)
+    assert [len(pairs.feeds(steps).train.buckets) for steps in (1, 50)] == [2, 1]
 
 
 def test_evaluation_meets_every_example_once():

@@ -122,19 +122,20 @@ class Pairs:
         """The feeds of a run with so many steps per dispatch; the run keeps the tokenizer. Raises as `spec` does."""
         data = self._tokens()
 
-        def buckets(sources: list[np.ndarray], targets: list[np.ndarray]) -> Any:
+        def buckets(sources: list[np.ndarray], targets: list[np.ndarray], block: int = 0) -> Any:
             def pad(index: np.ndarray, length: int) -> tuple[Tree, Tree]:
                 with_eos = lambda texts: padded([np.append(texts[i][: length - 1], EOS) for i in index], length)
                 with_bos = padded([np.insert(targets[i][: length - 1], 0, BOS) for i in index], length)
                 return (with_eos(sources), with_bos), with_eos(targets)
 
-            return into_buckets(np.maximum(sizes(sources), sizes(targets)) + 1, self.lengths, pad)
+            return into_buckets(np.maximum(sizes(sources), sizes(targets)) + 1, self.lengths, pad, block)
 
-        train, validation, test = (buckets(*part) for part in data.parts)
+        train, validation, test = data.parts
+        block = self.batch * steps_per_dispatch
         return Feeds(
-            train=BucketFeed(train, self.batch, steps_per_dispatch, self.seed),
-            validation=eval_batches(validation, self.evaluation_batch),
-            test=eval_batches(test, self.evaluation_batch),
+            train=BucketFeed(buckets(*train, block=block), self.batch, steps_per_dispatch, self.seed),
+            validation=eval_batches(buckets(*validation), self.evaluation_batch),
+            test=eval_batches(buckets(*test), self.evaluation_batch),
             kept=kept(data.spec.tokenizer),
         )
 

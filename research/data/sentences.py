@@ -127,16 +127,17 @@ class Sentences:
         """The feeds of a run with so many steps per dispatch; the run keeps the tokenizer. Raises as `spec` does."""
         spec, *parts = _tokens(self, location(self.name, self.dir))
 
-        def buckets(part: tuple[list[np.ndarray], np.ndarray]) -> Any:
+        def buckets(part: tuple[list[np.ndarray], np.ndarray], block: int = 0) -> Any:
             texts, labels = part
             pad = lambda index, length: (padded([_ends(texts[i], length) for i in index], length), labels[index])
-            return into_buckets(sizes(texts), self.lengths, pad)
+            return into_buckets(sizes(texts), self.lengths, pad, block)
 
-        train, validation, test = map(buckets, parts)
+        train, validation, test = parts
+        block = self.batch * steps_per_dispatch
         return Feeds(
-            train=BucketFeed(train, self.batch, steps_per_dispatch, self.seed),
-            validation=eval_batches(validation, self.evaluation_batch),
-            test=eval_batches(test, self.evaluation_batch),
+            train=BucketFeed(buckets(train, block=block), self.batch, steps_per_dispatch, self.seed),
+            validation=eval_batches(buckets(validation), self.evaluation_batch),
+            test=eval_batches(buckets(test), self.evaluation_batch),
             kept=kept(spec.tokenizer),
         )
 
