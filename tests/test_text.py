@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,9 +19,10 @@ from research.data import pairs, sentences
 from research.data import text as texts
 from research.data.buckets import BucketFeed, eval_batches, into_buckets
 from research.data.feed import prefetched
-from research.data.order import indices, split
+from research.data.order import indices, split, split_test
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
+from research.data.strings import is_path
 from research.data.text import END, IGNORED, Text, Windows, windows
 from research.data.tfds import columns
 from research.data.tokenizer import most_frequent, tokenizer_from_json, train_tokenizer
@@ -431,9 +433,9 @@ def test_few_long_texts_are_read_no_more_often_than_others(tmp_path):
     assert bucket.inputs.shape[1] == 32
     folder = tmp_path / "pairs"
     folder.mkdir()
-    for split in ("train", "test"):
+    for part in ("train", "test"):
         for language in ("en", "de"):
-            (folder / f"{split}.{language}").write_text("\n".join(row.split("\t")[0] for row in rows))
+            (folder / f"{part}.{language}").write_text("\n".join(row.split("\t")[0] for row in rows))
     pairs = Pairs(name=str(folder), lengths=(4, 64), batch=64, test="test", vocabulary=300)
     assert [len(pairs.feeds(steps).train.buckets) for steps in (1, 50)] == [2, 1]
 
@@ -773,6 +775,36 @@ def test_pairs(tmp_path):
         config.load()
 
 
+def test_pairs_are_tested_on_the_test_split_that_there_is(tmp_path):
+    numbers = [str(n) for n in range(20)]
+    where = written(tmp_path, train_en=numbers, train_de=numbers)
+    config = Pairs(where, vocabulary=261, lengths=(10,))
+    rest, held_out = split_test(20)
+    of = lambda places: [[str(n) for n in places]] * 2
+    assert config.load() == (of(rest), None, of(held_out))
+    assert config.sources() == of(held_out)[0] and not {*config.sources()} & {*config.sources("validation")}
+    for language in ("en", "de"):
+        (tmp_path / f"test_2016_flickr.{language}").write_text("of 2016\n")
+    assert config.load() == (of(range(20)), None, [["of 2016"]] * 2)
+    written(tmp_path, test_en=["the test"], test_de=["der Test"])
+    assert config.load().test == [["the test"], ["der Test"]]
+    assert dataclasses.replace(config, test="test_2016_flickr").load().test == [["of 2016"]] * 2
+    written(tmp_path, train_en=["a"], train_de=["b"])
+    for file in tmp_path.glob("test*"):
+        file.unlink()
+    with pytest.raises(UserError, match="1 training pair is too few to hold out test data"):
+        config.load()
+
+
+def test_the_page_on_data_names_texts_by_paths(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    names = re.findall(r"^\| .*`(?:stdlib|imdb|multi30k)_\w+ --data\.name (\S+?)[ `]", page, re.MULTILINE)
+    assert len(names) == 3 and all(map(is_path, names))
+    (tmp_path / "some.set").mkdir()
+    with pytest.raises(UserError, match=r"no set folder.*for a text or a folder of texts, give its path \(\./folder\)"):
+        Text("folder", str(tmp_path)).spec()
+
+
 @have("multi30k")
 def test_multi30k():
     config = Pairs(dir=os.environ["TFDS_DATA_DIR"])
@@ -805,8 +837,8 @@ def test_pairs_that_cannot_be(tmp_path):
     written(tmp_path, train_de=["c", "d"])
     with pytest.raises(UserError, match=r"not 1 in .*test\.en and 0 in .*test\.de"):
         Pairs(where, test="test").spec()
-    with pytest.raises(UserError, match=r"can't read .*test_2016_flickr\.en"):
-        Pairs(where).spec()
+    with pytest.raises(UserError, match=r"can't read .*test_2018_flickr\.en"):
+        Pairs(where, test="test_2018_flickr").spec()
     written(tmp_path, test_de=["d"])
     with pytest.raises(UserError, match="no training pair is as short as 1 tokens"):
         Pairs(where, test="test", lengths=(1,)).spec()

@@ -14,9 +14,12 @@ from research.core.types import Tree
 from research.data import tfds
 from research.data.buckets import BucketFeed, check_lengths, eval_batches, into_buckets, padded, sizes
 from research.data.checks import check_fields
-from research.data.order import split
+from research.data.order import split, split_test
 from research.data.strings import VALIDATION_SPLITS, is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, train_tokenizer
+
+TEST_SPLITS = ("test", "test_2016_flickr")
+"""The usual names of a test split; the second one is Multi30k's."""
 
 
 class Texts(NamedTuple):
@@ -61,7 +64,7 @@ class Pairs:
         lengths: increasing lengths of the buckets in tokens, including EOS
         batch: size of the global training batch
         evaluation_batch: size of validation and test batches
-        test: name of the test split
+        test: name of the test split; None: test, else test_2016_flickr, else a fifth of the training pairs
         validation: fraction of the training pairs that is held out for validation, at least one pair; used if there is
             no split called validation, val, valid or dev
         seed: seed of that split and of the order of training
@@ -76,7 +79,7 @@ class Pairs:
     lengths: tuple[int, ...] = (16, 24, 32, 48)
     batch: int = 128
     evaluation_batch: int = 256
-    test: str = "test_2016_flickr"
+    test: str | None = None
     validation: float = 0.05
     seed: int = 0
     limit: int | None = None
@@ -196,9 +199,14 @@ def _texts(config: Pairs) -> Texts:
             named = zip(texts, languages, strict=True)
             return [strings(x, f"data.name {config.name}, split {split}, {language}") for x, language in named]
 
-    train, test = read("train"), read(config.test)
+    train, named = read("train"), config.test or next((name for name in TEST_SPLITS if name in splits), None)
     validation = next((read(name) for name in VALIDATION_SPLITS if name in splits), None)
-    return Texts(train, validation, test)
+    if named is not None:
+        return Texts(train, validation, read(named))
+    if len(train[0]) < 2:
+        raise UserError(f"data.name {config.name}: {len(train[0])} training pair is too few to hold out test data")
+    rest, test = ([[side[i] for i in places] for side in train] for places in split_test(len(train[0])))
+    return Texts(rest, validation, test)
 
 
 def _parallel(folder: Path, split: str, languages: tuple[str, str]) -> list[list[str]]:

@@ -210,7 +210,7 @@ def _parts(text: Text, dir: str | None) -> tuple[str, str, str]:
     if is_path(text.name):
         rest, test = _cut(END.join(_files(text.name)), 0.1)
         return *_cut(rest, text.validation), test
-    builder = tfds.builder(text.name, dir, "stdlib")
+    builder = tfds.builder(text.name, dir, "stdlib", "a text or a folder of texts")
 
     def read(split: str) -> str:
         columns = tfds.columns(builder, text.name, split, text_features(text.text_features, builder.info.features))
