@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from records import built
 
 from research.core.errors import RunError, UserError
 from research.core.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN
@@ -450,31 +451,6 @@ def test_evaluation_meets_every_example_once():
 
 
 # ---- labelled texts, pairs
-
-
-def built(directory, features, splits, name="tiny", config=""):
-    """A set in the format of TFDS, made without TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():
-
-        class Tiny(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-            pkg_dir_path = directory
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, dl_manager):
-                return {split: iter(enumerate(examples)) for split, examples in splits.items()}
-
-            def _generate_examples(self):
-                raise NotImplementedError
-
-    Tiny.name = name
-    Tiny(data_dir=directory, file_format="array_record").download_and_prepare()
-    return str(directory)
 
 
 def rated(directory, train, test, **more):

@@ -10,7 +10,7 @@ from research.data import tfds
 from research.data.images import Images
 from research.data.labelled_files import read_labelled, table_columns
 from research.data.order import split_test
-from research.data.sentences import NO_LABEL, Sentences
+from research.data.sentences import Sentences
 from research.data.strings import is_path, string
 
 
@@ -51,7 +51,7 @@ def test_column(data: Any, name: str) -> Column:
     limit = None if classes else data.limit
     read = lambda split: tfds.columns(builder, data.name, split, (data.label_feature, name), limit)
     there = [split for split in ("test", "validation") if split in builder.info.splits]
-    found = next((pair for pair in map(read, there) if set(pair[0]) != {NO_LABEL}), None)
+    found = next((pair for pair in map(read, there) if set(pair[0]) != {tfds.NO_LABEL}), None)
     labels, values = _fifth(*read("train")) if found is None else found
     if classes:
         rows = [(classes.index(label), value) for label, value in zip(labels, values, strict=True) if label in classes]

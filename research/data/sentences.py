@@ -21,9 +21,6 @@ from research.data.order import split, split_test
 from research.data.strings import is_path, joined, kept, location, text_features
 from research.data.tokenizer import Tokenizer, train_tokenizer
 
-NO_LABEL = -1
-"""The label of every example of a split whose labels are secret, as in the test splits of GLUE."""
-
 Part = tuple[list[str], list[int] | None]
 """The texts of a split, and their labels; None: the split has no labels."""
 
@@ -194,7 +191,7 @@ def _from_tfds(config: Sentences) -> Texts:
     def read(split: str) -> Part:
         *texts, labels = tfds.columns(builder, config.name, split, columns, config.limit)
         found = joined(texts, f"data.name {config.name}, split {split}")
-        return found, None if set(labels) == {NO_LABEL} else labels
+        return found, None if set(labels) == {tfds.NO_LABEL} else labels
 
     return _splits(config, names, set(builder.info.splits), read)
 

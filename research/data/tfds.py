@@ -13,6 +13,9 @@ from typing import Any
 
 from research.core.errors import RunError, UserError
 
+NO_LABEL = -1
+"""The label of every example of a split whose labels are secret, as in the test splits of GLUE and of ImageNet."""
+
 
 def directory(dir: str | None) -> str | None:
     """The absolute path of the directory of prepared data sets: `dir`, else the environment variable TFDS_DATA_DIR.
