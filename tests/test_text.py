@@ -632,6 +632,11 @@ def test_labelled_texts_of_tables(tmp_path):
     table("test.tsv", "index\tsentence", "0\tgreat")
     found = Sentences(str(tmp_path)).load()
     assert found.validation is None and [x.tolist() for x in found.test] == [["so so"], [0]]
+    # In the test split a first row's label may be the only one.
+    table("train.tsv", "dull\t0", "good\t1", "fine\t1", "bad\t0")
+    table("test.tsv", "great\t1", "sad\t0", "slow\t0")
+    (tmp_path / "dev.tsv").unlink()
+    assert Sentences(str(tmp_path)).load().test[1].tolist() == [1, 0, 0]
     # One table; quoted; a byte order mark; other names.
     rows = [f'"say ""{n}"",\nplease",{n},x{n},{"yes" if n % 2 else "no"}' for n in range(10)]
     table("one.csv", "\ufeffwords,id,more,verdict", *rows)
@@ -647,6 +652,11 @@ def test_labelled_texts_of_tables(tmp_path):
         (["text\tlabel", "x\t1", "y"], "expected 2 columns in each row; 'y' has 1"),
         (["text\tlabel", "x\t1"], "1 text is too few to hold out test data"),
         (["text\tkind", "x\t1", "z\t1"], "its training texts have no labels"),
+        (
+            ["a review\tverdict", "x\tgood", "y\tbad", "z\tgood"],
+            "the first row looks like the names of the columns: say --data.text-features 'a review' "
+            "--data.label-feature verdict, or if it is a text, put a row text and label before it",
+        ),
     ):
         table("wrong.tsv", *lines)
         with pytest.raises(UserError, match=message):

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -41,13 +42,13 @@ def read_labelled(path: Path, text: Sequence[str] | None, label: str, limit: int
     Raises UserError if there are no such files.
     """
     if path.suffix in TABLES:
-        return {"train": _table(path, text, label, limit)}
+        return {"train": _table(path, "train", text, label, limit)}
     found = {}
     for split, names in SPLITS.items():
         for name in names:
             tables = [file for suffix in TABLES if (file := path / f"{name}{suffix}").is_file()]
             if tables:
-                found[split] = _table(tables[0], text, label, limit)
+                found[split] = _table(tables[0], split, text, label, limit)
             elif (path / name).is_dir():
                 found[split] = _folder(path / name, limit)
     if "train" not in found:
@@ -73,8 +74,8 @@ def _folder(folder: Path, limit: int | None) -> Labelled:
     return Labelled([read_file(file) for file in some], [file.parent.name for file in some])
 
 
-def _table(path: Path, text: Sequence[str] | None, label: str, limit: int | None) -> Labelled:
-    """The rows of a table."""
+def _table(path: Path, split: str, text: Sequence[str] | None, label: str, limit: int | None) -> Labelled:
+    """The rows of the table of a split."""
     rows = list(_rows(path))
     first = rows[0] if rows else []
     columns = text_features(text, first)
@@ -82,6 +83,10 @@ def _table(path: Path, text: Sequence[str] | None, label: str, limit: int | None
         names, rows = first, rows[1:]
     elif text is None and label not in first and len(first) == 2:
         names, columns = ["text", label], ("text",)
+        if split == "train" and len(rows) > 2 and first[1] not in (row[-1] for row in rows[1:]):
+            options = f"--data.text-features {shlex.quote(first[0][:60])} --data.label-feature {shlex.quote(first[1])}"
+            remedy = f"say {options}, or if it is a text, put a row text and {label} before it"
+            raise UserError(f"data.name {path}: the first row looks like the names of the columns: {remedy}")
     else:
         expected = f"expected columns {' and '.join(columns)} and {label}, named in the first row"
         there = f"which is {', '.join(first[:5]) or 'not there'}"
