@@ -241,6 +241,17 @@ def test_a_folder_of_texts(tmp_path, kind):
         assert all(END not in spec.tokenizer.library.id_to_token(n) for n in range(256, spec.classes))
 
 
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    marked = lambda name, text: (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    for name in ("a.txt", "b.txt"):
+        marked(name, "abc" * 50)
+    assert "".join(texts._files(str(tmp_path))) == "abc" * 100 and texts._files(str(tmp_path / "a.txt")) == ["abc" * 50]
+    for language in ("en", "de"):
+        marked(f"train.{language}", "one\ntwo\n")
+        (tmp_path / f"test.{language}.gz").write_bytes(gzip.compress("three\n".encode("utf-8-sig")))
+    assert Pairs(str(tmp_path)).load() == ([["one", "two"]] * 2, None, [["three"]] * 2)
+
+
 def test_numbers_of_a_file(tmp_path):
     path = tmp_path / "tokens.npy"
     tokens = np.random.default_rng(0).integers(300, size=1000).astype(np.uint16)

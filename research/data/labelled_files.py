@@ -102,7 +102,7 @@ def _table(path: Path, split: str, text: Sequence[str] | None, label: str, limit
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """The rows of a table that are not empty. Raises UserError where it can't be read."""
-    content = read_file(path).removeprefix("\ufeff")
+    content = read_file(path)
     try:
         lines = csv.reader(io.StringIO(content, "")) if path.suffix == ".csv" else _tab_separated(content)
         yield from (row for row in lines if any(row))

@@ -46,12 +46,15 @@ def text_features(names: Sequence[str] | None, existing: Iterable[str]) -> tuple
 
 
 def read_file(path: Path) -> str:
-    """The text of a file, or of `path`.gz if only that exists. Raises UserError if neither exists or is UTF-8."""
+    """The text of a file, or of `path`.gz if only that exists, without a byte order mark before it.
+
+    Raises UserError if neither exists or is UTF-8.
+    """
     packed = path.with_name(f"{path.name}.gz")
     try:
         if packed.exists() and not path.exists():
-            return string(gzip.decompress(packed.read_bytes()), str(packed))
-        return string(path.read_bytes(), str(path))
+            return string(gzip.decompress(packed.read_bytes()), str(packed)).removeprefix("\ufeff")
+        return string(path.read_bytes(), str(path)).removeprefix("\ufeff")
     except (OSError, EOFError, zlib.error) as error:
         found = getattr(error, "strerror", None) or error
         raise UserError(f"data.name: can't read {path} ({found}); give the path of a file or a folder") from error

@@ -246,7 +246,7 @@ def _files(name: str) -> list[str]:
     found = []
     for file in sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file() and visible(p)):
         try:
-            found.append(file.read_bytes().decode())
+            found.append(file.read_bytes().decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError):
             continue
     if not found:
