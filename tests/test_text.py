@@ -241,6 +241,24 @@ def test_a_folder_of_texts(tmp_path, kind):
         assert all(END not in spec.tokenizer.library.id_to_token(n) for n in range(256, spec.classes))
 
 
+def test_files_of_another_encoding_are_named(tmp_path, capsys):
+    (tmp_path / "A.TXT").write_text("read " * 50)
+    assert texts._files(str(tmp_path)) == ["read " * 50] and not capsys.readouterr().err
+    for name in ("b.txt", "c.Md"):
+        (tmp_path / name).write_bytes(b"caf\xe9")
+    assert texts._files(str(tmp_path)) == ["read " * 50]
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"data.name {tmp_path}: 2 of 3 files can't be read as UTF-8 and are left out, such as {tmp_path / 'b.txt'}"
+        in said
+    )
+
+
+@pytest.mark.parametrize("name", ["BOOK.TXT", "Table.CSV", "table.tsv", "./folder", "~/folder"])
+def test_names_of_paths(name):
+    assert is_path(name) and not is_path(name.strip("~./").split(".")[0])
+
+
 def test_a_byte_order_mark_is_no_text(tmp_path):
     marked = lambda name, text: (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
     for name in ("a.txt", "b.txt"):
@@ -613,6 +631,8 @@ def test_labelled_texts_of_a_folder(tmp_path):
     for name, (lines, labels) in (("train", found.train), ("test", found.test)):
         expected = [(f"{label}\n{name}{n}", k) for k, label in enumerate(found.names) for n in range(len(lines) // 2)]
         assert sorted(zip(lines, labels, strict=True)) == expected and len(lines) == {"train": 12, "test": 4}[name]
+    (tmp_path / "test/pos/0_7.txt").rename(tmp_path / "test/pos/0_7.TXT")
+    assert len(Sentences(str(tmp_path)).load().test[0]) == 4
     few = Sentences(str(tmp_path), limit=5).load()
     np.testing.assert_array_equal(few.train[0], found.train[0][:5])
     assert set(few.train[1]) == {0, 1}, "the classes are mixed"
@@ -657,6 +677,8 @@ def test_labelled_texts_of_tables(tmp_path):
     texts = {f'say "{n}",\nplease\nx{n}': n % 2 for n in range(10)}
     assert dict(zip([*found.train[0], *found.test[0]], [*found.train[1], *found.test[1]], strict=True)) == texts
     assert len(dataclasses.replace(config, limit=5).load().train[0]) == 4
+    (tmp_path / "one.csv").rename(tmp_path / "ONE.CSV")
+    assert dataclasses.replace(config, name=str(tmp_path / "ONE.CSV")).load().names == ("no", "yes")
     for lines, message in (
         (["a\tb\tc"], "expected columns text and label, named in the first row, which is a, b, c"),
         ([], "expected columns text and label, named in the first row, which is not there"),

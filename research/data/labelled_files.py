@@ -41,7 +41,7 @@ def read_labelled(path: Path, text: Sequence[str] | None, label: str, limit: int
 
     Raises UserError if there are no such files.
     """
-    if path.suffix in TABLES:
+    if path.suffix.lower() in TABLES:
         return {"train": _table(path, "train", text, label, limit)}
     found = {}
     for split, names in SPLITS.items():
@@ -60,13 +60,14 @@ def read_labelled(path: Path, text: Sequence[str] | None, label: str, limit: int
 def table_columns(path: Path) -> tuple[str, ...]:
     """The first row of a table, or of that of the test or training split in a folder; () where there is none."""
     names = [f"{name}{suffix}" for split in ("test", "train") for name in SPLITS[split] for suffix in TABLES]
-    files = [path] if path.suffix in TABLES else [path / name for name in names if (path / name).is_file()]
+    files = [path] if path.suffix.lower() in TABLES else [path / name for name in names if (path / name).is_file()]
     return tuple(next(_rows(files[0]), [])) if files else ()
 
 
 def _folder(folder: Path, limit: int | None) -> Labelled:
     """The texts of CLASS/*.txt."""
-    files = sorted(file for file in folder.glob("*/*.txt") if file.parent.name != UNLABELLED)
+    found = (file for file in folder.glob("*/*") if file.suffix.lower() == ".txt")
+    files = sorted(file for file in found if file.parent.name != UNLABELLED)
     if not files:
         raise UserError(f"data.name {folder}: no texts there; expected files CLASS/*.txt")
     places = np.arange(len(files), dtype=np.uint32)
@@ -104,7 +105,7 @@ def _rows(path: Path) -> Iterator[list[str]]:
     """The rows of a table that are not empty. Raises UserError where it can't be read."""
     content = read_file(path)
     try:
-        lines = csv.reader(io.StringIO(content, "")) if path.suffix == ".csv" else _tab_separated(content)
+        lines = csv.reader(io.StringIO(content, "")) if path.suffix.lower() == ".csv" else _tab_separated(content)
         yield from (row for row in lines if any(row))
     except csv.Error as error:
         raise UserError(f"data.name {path}: not comma-separated ({error})") from error

@@ -24,9 +24,8 @@ VALIDATION_SPLITS = ("validation", "val", "valid", "dev")
 
 def is_path(name: str) -> bool:
     """Whether the name of a data set is a path."""
-    return (
-        name.startswith(("/", ".", "~")) or name.endswith((*SUFFIXES, *TABLES)) or ("/" in name and Path(name).exists())
-    )
+    file = name.lower().endswith((*SUFFIXES, *TABLES))
+    return file or name.startswith(("/", ".", "~")) or ("/" in name and Path(name).exists())
 
 
 def location(name: str, dir: str | None) -> str | None:

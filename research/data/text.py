@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from research.core.console import warn
 from research.core.errors import UserError
 from research.core.experiment import Feeds
 from research.core.state import Batch
@@ -238,17 +239,23 @@ def _stdlib(text: Text) -> tuple[str, str, str]:
 
 
 def _files(name: str) -> list[str]:
-    """The text of a file, or of all files of a folder in the order of their names, without those that are not UTF-8."""
+    """The text of a file, or of all files of a folder in the order of their names.
+
+    Those that are not UTF-8 are left out, with a warning. Raises UserError if there is none.
+    """
     path = Path(name).expanduser()
     if not path.is_dir():
         return [read_file(path)]
     visible = lambda p: not any(part.startswith(".") for part in p.relative_to(path).parts)
-    found = []
-    for file in sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file() and visible(p)):
+    found, unread = [], []
+    for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and visible(p)):
         try:
             found.append(file.read_bytes().decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError):
-            continue
+            unread.append(file)
+    if found and unread:
+        count = f"{len(unread)} of {len(unread) + len(found)} files"
+        warn(f"data.name {name}: {count} can't be read as UTF-8 and are left out, such as {unread[0]}")
     if not found:
         raise UserError(f"data.name {name}: no readable text there; expected UTF-8 files {', '.join(SUFFIXES)}")
     return found
