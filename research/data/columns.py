@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.core.errors import UserError
 from research.data import tfds
+from research.data.checks import expanded
 from research.data.images import Images
 from research.data.labelled_files import read_labelled, table_columns
 from research.data.order import split_test
@@ -30,7 +30,7 @@ def column_names(data: Any) -> tuple[str, ...]:
     if not _stored(data):
         return ()
     if isinstance(data, Sentences) and is_path(data.name):
-        names = table_columns(Path(data.name).expanduser())
+        names = table_columns(expanded(data.name))
         return names if data.label_feature in names else ()  # else the first row is an example
     features = _builder(data).info.features
     return tuple(sorted(name for name in features if getattr(features[name], "shape", None) == ()))
@@ -76,7 +76,7 @@ def _builder(data: Any) -> Any:
 
 def _from_table(data: Sentences, name: str) -> Column:
     """The column of a table, as `Sentences` splits it."""
-    path = Path(data.name).expanduser()
+    path = expanded(data.name)
     columns = [read_labelled(path, data.text_features, each, data.limit) for each in (data.label_feature, name)]
     splits = [split for split in ("test", "validation") if split in columns[0] and columns[0][split].labels is not None]
     split = splits[0] if splits else "train"

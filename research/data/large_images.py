@@ -9,7 +9,6 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from research.core.errors import RunError, UserError, positive
 from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import encoded, tfds
-from research.data.checks import check_fields
+from research.data.checks import check_fields, expanded
 from research.data.crops import DRAWS, evaluation_image, training_image, uniforms
 from research.data.encoded import Encoded, Source, Sources
 from research.data.feed import EvalBatches
@@ -252,7 +251,7 @@ class LargeFeed:
 
 @functools.lru_cache(maxsize=2)
 def _sources(name: str, dir: str | None, test_split: str | None, image: str, label: str) -> Sources:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return encoded.folder_sources(path, test_split)
     if os.sep in name and name.startswith((".", "~", os.sep)):

@@ -13,7 +13,7 @@ from research.core.special_tokens import BOS, EOS
 from research.core.types import Tree
 from research.data import tfds
 from research.data.buckets import BucketFeed, check_lengths, eval_batches, into_buckets, padded, sizes
-from research.data.checks import check_fields
+from research.data.checks import check_fields, expanded
 from research.data.order import split, split_test
 from research.data.strings import VALIDATION_SPLITS, is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, train_tokenizer
@@ -186,7 +186,7 @@ def _texts(config: Pairs) -> Texts:
     """The texts of a folder, or of a data set of TensorFlow Datasets."""
     languages = (config.source, config.target)
     if is_path(config.name):
-        folder = Path(config.name).expanduser()
+        folder = expanded(config.name)
         read = lambda split: [side[: config.limit] for side in _parallel(folder, split, languages)]
         files = {file.name.removesuffix(".gz") for file in folder.glob("*")}
         splits = {name.removesuffix(f".{config.source}") for name in files if name.endswith(f".{config.source}")}

@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +14,7 @@ from research.core.experiment import Feeds
 from research.core.special_tokens import UNKNOWN
 from research.data import tfds
 from research.data.buckets import BucketFeed, check_lengths, eval_batches, into_buckets, padded, sizes
-from research.data.checks import check_fields, check_labels
+from research.data.checks import check_fields, check_labels, expanded
 from research.data.labelled_files import read_labelled
 from research.data.order import split, split_test
 from research.data.strings import is_path, joined, kept, location, text_features
@@ -162,7 +161,7 @@ def _tokens(config: Sentences, where: str | None) -> tuple[Any, ...]:
 
 def _from_files(config: Sentences) -> Texts:
     """The texts of a folder or a table."""
-    path = Path(config.name).expanduser()
+    path = expanded(config.name)
     found = read_labelled(path, config.text_features, config.label_feature, config.limit)
     by_number = lambda name: (int(name), "") if name.isdecimal() else (math.inf, name)
     names = tuple(sorted(set(found["train"].labels or ()), key=by_number))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from research.core.errors import UserError
 from research.data import tfds
+from research.data.checks import expanded
 from research.data.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".rs", ".go", ".js", ".ts", ".java")
@@ -33,7 +34,7 @@ def location(name: str, dir: str | None) -> str | None:
 
     It is a part of the key of every cache of data. None: the default directory of the library.
     """
-    return str(Path(name).expanduser().resolve()) if is_path(name) else tfds.directory(dir)
+    return str(expanded(name).resolve()) if is_path(name) else tfds.directory(dir)
 
 
 def text_features(names: Sequence[str] | None, existing: Iterable[str]) -> tuple[str, ...]:

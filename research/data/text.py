@@ -16,7 +16,7 @@ from research.core.errors import UserError
 from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import tfds
-from research.data.checks import check_fields
+from research.data.checks import check_fields, expanded
 from research.data.feed import EvalBatches, FeedName, check_device_size
 from research.data.order import indices, split
 from research.data.strings import SUFFIXES, is_path, joined, kept, location, read_file, text_features
@@ -243,7 +243,7 @@ def _files(name: str) -> list[str]:
 
     Those that are not UTF-8 are left out, with a warning. Raises UserError if there is none.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if not path.is_dir():
         return [read_file(path)]
     visible = lambda p: not any(part.startswith(".") for part in p.relative_to(path).parts)
@@ -265,7 +265,7 @@ def _numbers(text: Text) -> np.ndarray:
     """The tokens of a .npy file, checked. They stay on the disk: only what is read comes into memory."""
     what, expected = f"data.name {text.name}", "expected a .npy file of one row of whole numbers"
     try:
-        tokens = np.load(Path(text.name).expanduser(), mmap_mode="r", allow_pickle=False)
+        tokens = np.load(expanded(text.name), mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{what}: can't read it ({error.strerror or error}); {expected}") from error
     except (ValueError, EOFError) as error:
