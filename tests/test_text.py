@@ -679,6 +679,12 @@ def test_labelled_texts_of_tables(tmp_path):
     assert len(dataclasses.replace(config, limit=5).load().train[0]) == 4
     (tmp_path / "one.csv").rename(tmp_path / "ONE.CSV")
     assert dataclasses.replace(config, name=str(tmp_path / "ONE.CSV")).load().names == ("no", "yes")
+    table("long.csv", "text,label", *(f"{'word ' * 40_000},{n % 2}" for n in range(5)))
+    assert len(Sentences(str(tmp_path / "long.csv")).load().train[0][0]) == 200_000
+    for wrong in ('"a "b" c",1', '"never closed,1'):
+        table("wrong.csv", "text,label", wrong)
+        with pytest.raises(UserError, match=r"wrong\.csv, line 2: not comma-separated \(.*to be doubled"):
+            Sentences(str(tmp_path / "wrong.csv")).load()
     for lines, message in (
         (["a\tb\tc"], "expected columns text and label, named in the first row, which is a, b, c"),
         ([], "expected columns text and label, named in the first row, which is not there"),

@@ -104,11 +104,16 @@ def _table(path: Path, split: str, text: Sequence[str] | None, label: str, limit
 def _rows(path: Path) -> Iterator[list[str]]:
     """The rows of a table that are not empty. Raises UserError where it can't be read."""
     content = read_file(path)
+    if path.suffix.lower() != ".csv":
+        yield from filter(any, _tab_separated(content))
+        return
+    csv.field_size_limit(max(len(content), csv.field_size_limit()))  # else 131,072 characters
+    lines = csv.reader(io.StringIO(content, ""), strict=True)
     try:
-        lines = csv.reader(io.StringIO(content, "")) if path.suffix.lower() == ".csv" else _tab_separated(content)
-        yield from (row for row in lines if any(row))
+        yield from filter(any, lines)
     except csv.Error as error:
-        raise UserError(f"data.name {path}: not comma-separated ({error})") from error
+        what, remedy = f"data.name {path}, line {lines.line_num}", "quotes within a quoted text are to be doubled"
+        raise UserError(f"{what}: not comma-separated ({error}); {remedy}") from error
 
 
 def _tab_separated(content: str) -> list[list[str]]:
