@@ -685,6 +685,10 @@ def test_labelled_texts_of_tables(tmp_path):
         table("wrong.csv", "text,label", wrong)
         with pytest.raises(UserError, match=r"wrong\.csv, line 2: not comma-separated \(.*to be doubled"):
             Sentences(str(tmp_path / "wrong.csv")).load()
+    equal_numbers = [f"{'0' * n}1" for n in range(8)]
+    table("zeros.tsv", *(f"words\t{label}" for label in ("10", "x", *equal_numbers) * 9))
+    found = Sentences(str(tmp_path / "zeros.tsv")).load()
+    assert found.names == (*sorted(equal_numbers), "10", "x"), "the same order in every process"
     for lines, message in (
         (["a\tb\tc"], "expected columns text and label, named in the first row, which is a, b, c"),
         ([], "expected columns text and label, named in the first row, which is not there"),

@@ -163,7 +163,7 @@ def _from_files(config: Sentences) -> Texts:
     """The texts of a folder or a table."""
     path = expanded(config.name)
     found = read_labelled(path, config.text_features, config.label_feature, config.limit)
-    by_number = lambda name: (int(name), "") if name.isdecimal() else (math.inf, name)
+    by_number = lambda name: (int(name) if name.isdecimal() else math.inf, name)
     names = tuple(sorted(set(found["train"].labels or ()), key=by_number))
     number = {name: n for n, name in enumerate(names)}
 
