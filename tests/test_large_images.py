@@ -123,6 +123,13 @@ def test_a_jpeg_is_decoded_small_where_its_part_is_large(tmp_path, rng):
     assert np.abs(crop(str(tmp_path / "a.jpg")) - crop(whole)).mean() < 1.5
 
 
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pixels_of_these_channels_are_taken(rng, channels):
+    pixels = rng.integers(0, 256, (40, 50, channels), dtype=np.uint8)
+    expected = pixels[:, 5:45, :3] if channels > 1 else np.repeat(pixels[:, 5:45], 3, -1)
+    np.testing.assert_array_equal(evaluation_image(pixels, 40, 40), expected)
+
+
 def test_an_image_of_16_bits_is_read_alike_from_a_file_and_from_bytes(tmp_path, rng):
     file, grey = tmp_path / "a.png", rng.integers(0, 2**16, (40, 50), dtype=np.uint16)
     Image.fromarray(grey).save(file)

@@ -97,7 +97,7 @@ def opened(data: str | bytes | np.ndarray) -> Image.Image:
             raise OSError("not a PNG file")
         return Image.fromarray(pixels)
     if isinstance(data, np.ndarray):
-        return Image.fromarray(data)
+        return Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data)
     return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
 
 

@@ -22,7 +22,7 @@ VALIDATION_FOLDERS = ("validation", "val")
 class Encoded(NamedTuple):
     """An image that is not decoded yet.
 
-    data   the path of a file, the bytes of one, or pixels u8[height, width, channels]
+    data   the path of a file, the bytes of one, or pixels u8[height, width, channels] of 1, 3 or 4 channels
     label  index of its class
     """
 
