@@ -26,7 +26,7 @@ from research.data.sentences import Sentences
 from research.data.strings import is_path
 from research.data.text import END, IGNORED, Text, Windows, windows
 from research.data.tfds import columns
-from research.data.tokenizer import most_frequent, tokenizer_from_json, train_tokenizer
+from research.data.tokenizer import Tokenizer, most_frequent, tokenizer_from_json, train_tokenizer
 
 ODD = "Zwölf Boxkämpfer — naïve 日本語 😀👩‍👩‍👧\r\n\t\x00\x03 <pad><eos>"
 VERSE = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 4
@@ -53,6 +53,29 @@ def test_characters_are_those_of_the_text_sorted():
     assert tokenizer.encode("").shape == (0,) and tokenizer.encode("").dtype == np.int32
     with pytest.raises(UserError, match=r"lacks ' x'; it has 7: '\\nehloö😀'"):
         tokenizer.encode("hello x")
+
+
+def test_characters_are_looked_up_as_the_library_does(rng):
+    characters = [chr(c) for c in rng.permutation([*range(200), *range(0x4E00, 0x4F00), *range(0x1F600, 0x1F640)])]
+    tokenizer = train_tokenizer("characters", characters)
+    drawn = ["".join(rng.choice(characters, size)) for size in (0, 1, 1000)]
+    equal(tokenizer.encode_batch(drawn), [np.array(x.ids, np.int32) for x in tokenizer.library.encode_batch(drawn)])
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe"])
+def test_encoding_takes_little_memory(kind):
+    whole = train_tokenizer(kind, [VERSE], 257)
+    sizes = []
+
+    def encode(some):
+        sizes.append(len(some))
+        return whole.library.encode_batch_fast(some)
+
+    # The library's encodings are not in Python's memory, and not counted below.
+    library = SimpleNamespace(get_vocab=whole.library.get_vocab, encode_batch_fast=encode)
+    found = Tokenizer(kind, library, whole.lengths).encode_batch(["to be"] * 2500)
+    assert sizes == ([1000, 1000, 500] if kind == "bpe" else [])
+    equal(found, [whole.encode("to be")] * 2500)
 
 
 @pytest.mark.parametrize("specials", [False, True])
