@@ -721,7 +721,7 @@ def test_labelled_texts_of_tables(tmp_path):
         (
             ["a review\tverdict", "x\tgood", "y\tbad", "z\tgood"],
             "the first row looks like the names of the columns: say --data.text-features 'a review' "
-            "--data.label-feature verdict, or if it is a text, put a row text and label before it",
+            "--data.label-feature verdict; or if it is an example, put a row with the names text and label before it",
         ),
     ):
         table("wrong.tsv", *lines)

@@ -86,7 +86,7 @@ def _table(path: Path, split: str, text: Sequence[str] | None, label: str, limit
         names, columns = ["text", label], ("text",)
         if split == "train" and len(rows) > 2 and first[1] not in (row[-1] for row in rows[1:]):
             options = f"--data.text-features {shlex.quote(first[0][:60])} --data.label-feature {shlex.quote(first[1])}"
-            remedy = f"say {options}, or if it is a text, put a row text and {label} before it"
+            remedy = f"say {options}; or if it is an example, put a row with the names text and {label} before it"
             raise UserError(f"data.name {path}: the first row looks like the names of the columns: {remedy}")
     else:
         expected = f"expected columns {' and '.join(columns)} and {label}, named in the first row"
