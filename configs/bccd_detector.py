@@ -11,7 +11,8 @@ cells are not labelled completely, which limits the precision that can be measur
 
 Expected: an AP50 of at least 0.85 on the test images. Pre-trained YOLOv5x and YOLOv7 have 0.923 and 0.896 on splits of
 their own.
-Measured: 0.918 (red cells 0.871, white cells 0.978, platelets 0.906), an AP50:95 of 0.610; one seed.
+Measured: 0.918 (red cells 0.871, white cells 0.978, platelets 0.906), an AP50:95 of 0.610; one seed, before shrunk
+images lost their faint bands.
 Time: 173 s on one H200 beside other trainings; a step of the 16 images takes 4 to 7 seconds on two cores that are busy
 with other work besides.
 """

@@ -1868,7 +1868,7 @@ VISION = [
     ),
     Mutation(
         "data/columns.py",
-        "if set(pair[0]) != {NO_LABEL}",
+        "if set(pair[0]) != {tfds.NO_LABEL}",
         "if pair[0]",
         "tests/test_explain.py -k columns_of_a_data_set",
         "a test split without labels is taken",

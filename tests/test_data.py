@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import threading
+import tracemalloc
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -29,7 +30,7 @@ from research.data.feed import (
     prefetched,
     take,
 )
-from research.data.images import Images, arrays, without_test
+from research.data.images import Images, arrays, moments, without_test
 from research.data.order import indices, permute, positions, split
 from research.data.unpaired import Domains, Unpaired
 
@@ -38,6 +39,20 @@ SIZES = (1, 2, 3, 10, 97, 1000)
 
 def equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# ---- moments
+
+
+def test_moments_take_little_memory(rng):
+    images = rng.integers(0, 256, (20, 512, 512, 3), dtype=np.uint8)
+    tracemalloc.start()
+    mean, std = moments(images)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < images.nbytes, "by parts of a size, however few images they are"
+    np.testing.assert_allclose(mean, images.mean((0, 1, 2)) / 255, rtol=1e-9)
+    np.testing.assert_allclose(std, images.std((0, 1, 2)) / 255, rtol=1e-9)
 
 
 # ---- order

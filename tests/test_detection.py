@@ -17,7 +17,7 @@ from research.core.state import Batch, example_keys
 from research.data import made_up
 from research.data.box_augment import BoxAugment, augment_boxes
 from research.data.boxes import Annotated, BoxedImages, Objects
-from research.data.canvases import Canvases
+from research.data.canvases import Canvases, interpolation
 from research.data.toy_boxes import ToyBoxes
 from research.evaluation.boxes import average_precision, detection
 from research.learners import detect
@@ -223,6 +223,15 @@ def test_augmentation_keeps_boxes_on_their_objects():
     same, kept = augment_boxes(BoxAugment(), keys, images, objects)
     np.testing.assert_allclose(same, images, atol=1e-5)
     np.testing.assert_allclose(kept.boxes, objects.boxes, atol=1e-4)
+
+
+@pytest.mark.parametrize("step", [0.5, 1.0, 1.1, 1.5, 2.0, 2.7])
+def test_an_image_of_one_colour_keeps_it_in_every_size(step):
+    at = step * (np.arange(60) - 10.3)
+    matrix = np.asarray(interpolation(jnp.array(at), 32, jnp.float32(step)))
+    sums, reach = matrix.sum(1), max(step, 1)
+    np.testing.assert_allclose(sums[(at >= reach - 1) & (at <= 32 - reach)], 1, atol=1e-6)
+    assert not sums[(at <= -reach) | (at >= 31 + reach)].any() and (sums <= 1 + 1e-6).all() and (matrix >= 0).all()
 
 
 def test_canvases_have_their_digits_where_the_boxes_are():

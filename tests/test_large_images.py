@@ -1,6 +1,7 @@
 """Images that are decoded as batches are asked for, and how they are cropped, mixed and augmented."""
 
 import dataclasses
+import io
 import os
 import re
 import shutil
@@ -11,12 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
+from records import built
 
 from research.core.errors import RunError, UserError
 from research.core.losses import classification
 from research.data import randaugment
 from research.data.crops import DRAWS, evaluation_image, random_resized_crop, training_image, uniforms
-from research.data.encoded import Folder
+from research.data.encoded import Encoded, Folder
 from research.data.feed import prefetched
 from research.data.large_images import LargeImages, Reader
 from research.data.mixing import Mixed, Mixing, criterion_of_mixed, mixed, rectangle
@@ -119,6 +121,28 @@ def test_a_jpeg_is_decoded_small_where_its_part_is_large(tmp_path, rng):
     whole, draws = np.asarray(Image.open(tmp_path / "a.jpg")), uniforms(0, [0], [0], DRAWS)[0]
     crop = lambda data: training_image(data, draws, 40, (0.5, 0.9), (1.0, 1.0), False).astype(int)
     assert np.abs(crop(str(tmp_path / "a.jpg")) - crop(whole)).mean() < 1.5
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_pixels_of_these_channels_are_taken(rng, channels):
+    pixels = rng.integers(0, 256, (40, 50, channels), dtype=np.uint8)
+    expected = pixels[:, 5:45, :3] if channels > 1 else np.repeat(pixels[:, 5:45], 3, -1)
+    np.testing.assert_array_equal(evaluation_image(pixels, 40, 40), expected)
+
+
+def test_an_image_of_16_bits_is_read_alike_from_a_file_and_from_bytes(tmp_path, rng):
+    file, grey = tmp_path / "a.png", rng.integers(0, 2**16, (40, 50), dtype=np.uint16)
+    Image.fromarray(grey).save(file)
+    for read in (
+        lambda data: evaluation_image(data, 40, 40),
+        lambda data: training_image(data, np.full(DRAWS, 0.5), 40, (0.5, 0.9), (1.0, 1.0), False),
+    ):
+        np.testing.assert_array_equal(read(str(file)), read(file.read_bytes()))
+    np.testing.assert_array_equal(evaluation_image(str(file), 40, 40)[..., 1], grey[:, 5:45] >> 8)
+    for mode in ("I", "F"):
+        Image.fromarray(grey).convert(mode).save(tmp_path / "a.tiff")
+        with pytest.raises(OSError, match=f"pixels of mode {mode}"):
+            evaluation_image(str(tmp_path / "a.tiff"), 40, 40)
 
 
 # Batches.
@@ -297,6 +321,52 @@ def test_a_class_that_training_lacks_is_named(folder, tmp_path):
     (tmp_path / "test/z").mkdir(parents=True)
     with pytest.raises(UserError, match="z is no class of the training images"):
         source(tmp_path).feeds()
+
+
+def images_of(directory, **labels):
+    """A set of TensorFlow Datasets of two classes: splits of images that have these labels."""
+    import tensorflow_datasets as tfds
+
+    features = {"image": tfds.features.Image(shape=(24, 24, 3)), "label": tfds.features.ClassLabel(names=["a", "b"])}
+    Image.new("RGB", (24, 24)).save(file := io.BytesIO(), "PNG")
+    example = lambda label: {"image": io.BytesIO(file.getvalue()), "label": label}
+    return built(directory, features, {split: [example(label) for label in own] for split, own in labels.items()})
+
+
+def test_a_test_split_without_labels_is_not_tested_on(tmp_path, capsys):
+    said = lambda: " ".join(capsys.readouterr().err.split())
+    options = {"size": 24, "resize": 24, "batch": 8, "evaluation_batch": 4, "validation": 0.2}
+    labels = {"train": [0, 1] * 10, "test": [-1] * 3}
+    where = images_of(tmp_path / "a", **labels, validation=[1] * 5)
+    feeds = LargeImages("tiny", where, **options).feeds()
+    assert "tiny: its test split has no labels; its validation split is the test data" in said()
+    assert feeds.train.size == 16 and [sum(b.mask.sum() for b in part) for part in feeds[1:3]] == [4, 5]
+    assert (feeds.test[0].targets == 1).all()
+    with pytest.raises(UserError, match="tiny: its split test has no labels"):
+        LargeImages("tiny", where, test_split="test", **options).feeds()
+    where = images_of(tmp_path / "b", **labels)
+    feeds = LargeImages("tiny", where, **options).feeds()
+    assert "tiny: its test split has no labels; a fifth of its training images is the test data" in said()
+    assert sum(b.mask.sum() for b in feeds.test) == 4
+    with pytest.raises(UserError, match="tiny: its split train has no labels"):
+        LargeImages("tiny", images_of(tmp_path / "c", train=[-1] * 8), **options).feeds()
+
+
+@pytest.mark.parametrize("wrong", [-1, 3])
+def test_a_label_that_is_none_of_the_classes(folder, wrong):
+    class Wrong(LargeImages):
+        def sources(self):
+            found = super().sources()
+            labels = found.train.labels.copy()
+            labels[7] = wrong
+            found.train.labels = labels
+            found.train.name = lambda place: f"image {place}"
+            found.train.read = lambda places: [Encoded(np.zeros((30, 30, 3), np.uint8), int(labels[p])) for p in places]
+            return found
+
+    feed = Wrong(**dataclasses.asdict(source(folder, seed=3, unreadable="replace"))).feeds().train
+    with pytest.raises(RunError, match=rf"image 7: its label {wrong} is none of the classes 0 \.\.\. 2"):
+        [feed.batch_at(step) for step in range(8)]
 
 
 def test_records_are_those_of_tensorflow_datasets():

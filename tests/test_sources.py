@@ -14,6 +14,7 @@ import pytest
 from learners import EXPERIMENTS
 
 import research.data
+from research.core.errors import UserError
 
 FILES = sorted(Path(research.data.__path__[0]).glob("*.py"))
 MODULES = [
@@ -43,6 +44,14 @@ def equal(a, b):
 
 def examples(batches) -> int:
     return int(sum(batch.mask.sum() for batch in batches))
+
+
+@pytest.mark.parametrize("source", ["Text", "Sentences", "Pairs", "LargeImages", "Images"])
+def test_a_home_directory_that_is_not_there(source):
+    data = SOURCES[source](**{"dir" if source == "Images" else "name": "~nobody-here/data.txt"})
+    expected = "no home directory ~nobody-here for the path ~nobody-here/data.txt: give it in full"
+    with pytest.raises(UserError, match=expected):
+        data.spec()
 
 
 @pytest.mark.parametrize("source", SOURCES)

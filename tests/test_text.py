@@ -3,6 +3,7 @@
 import dataclasses
 import gzip
 import os
+import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from records import built
 
 from research.core.errors import RunError, UserError
 from research.core.special_tokens import BOS, EOS, MASK, PAD, SPECIALS, UNKNOWN
@@ -18,12 +20,13 @@ from research.data import pairs, sentences
 from research.data import text as texts
 from research.data.buckets import BucketFeed, eval_batches, into_buckets
 from research.data.feed import prefetched
-from research.data.order import indices, split
+from research.data.order import indices, split, split_test
 from research.data.pairs import Pairs
 from research.data.sentences import Sentences
+from research.data.strings import is_path
 from research.data.text import END, IGNORED, Text, Windows, windows
 from research.data.tfds import columns
-from research.data.tokenizer import most_frequent, tokenizer_from_json, train_tokenizer
+from research.data.tokenizer import Tokenizer, most_frequent, tokenizer_from_json, train_tokenizer
 
 ODD = "Zwölf Boxkämpfer — naïve 日本語 😀👩‍👩‍👧\r\n\t\x00\x03 <pad><eos>"
 VERSE = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 4
@@ -50,6 +53,29 @@ def test_characters_are_those_of_the_text_sorted():
     assert tokenizer.encode("").shape == (0,) and tokenizer.encode("").dtype == np.int32
     with pytest.raises(UserError, match=r"lacks ' x'; it has 7: '\\nehloö😀'"):
         tokenizer.encode("hello x")
+
+
+def test_characters_are_looked_up_as_the_library_does(rng):
+    characters = [chr(c) for c in rng.permutation([*range(200), *range(0x4E00, 0x4F00), *range(0x1F600, 0x1F640)])]
+    tokenizer = train_tokenizer("characters", characters)
+    drawn = ["".join(rng.choice(characters, size)) for size in (0, 1, 1000)]
+    equal(tokenizer.encode_batch(drawn), [np.array(x.ids, np.int32) for x in tokenizer.library.encode_batch(drawn)])
+
+
+@pytest.mark.parametrize("kind", ["characters", "bpe"])
+def test_encoding_takes_little_memory(kind):
+    whole = train_tokenizer(kind, [VERSE], 257)
+    sizes = []
+
+    def encode(some):
+        sizes.append(len(some))
+        return whole.library.encode_batch_fast(some)
+
+    # The library's encodings are not in Python's memory, and not counted below.
+    library = SimpleNamespace(get_vocab=whole.library.get_vocab, encode_batch_fast=encode)
+    found = Tokenizer(kind, library, whole.lengths).encode_batch(["to be"] * 2500)
+    assert sizes == ([1000, 1000, 500] if kind == "bpe" else [])
+    equal(found, [whole.encode("to be")] * 2500)
 
 
 @pytest.mark.parametrize("specials", [False, True])
@@ -238,6 +264,35 @@ def test_a_folder_of_texts(tmp_path, kind):
         assert all(END not in spec.tokenizer.library.id_to_token(n) for n in range(256, spec.classes))
 
 
+def test_files_of_another_encoding_are_named(tmp_path, capsys):
+    (tmp_path / "A.TXT").write_text("read " * 50)
+    assert texts._files(str(tmp_path)) == ["read " * 50] and not capsys.readouterr().err
+    for name in ("b.txt", "c.Md"):
+        (tmp_path / name).write_bytes(b"caf\xe9")
+    assert texts._files(str(tmp_path)) == ["read " * 50]
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        f"data.name {tmp_path}: 2 of 3 files can't be read as UTF-8 and are left out, such as {tmp_path / 'b.txt'}"
+        in said
+    )
+
+
+@pytest.mark.parametrize("name", ["BOOK.TXT", "Table.CSV", "table.tsv", "./folder", "~/folder"])
+def test_names_of_paths(name):
+    assert is_path(name) and not is_path(name.strip("~./").split(".")[0])
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    marked = lambda name, text: (tmp_path / name).write_bytes(text.encode("utf-8-sig"))
+    for name in ("a.txt", "b.txt"):
+        marked(name, "abc" * 50)
+    assert "".join(texts._files(str(tmp_path))) == "abc" * 100 and texts._files(str(tmp_path / "a.txt")) == ["abc" * 50]
+    for language in ("en", "de"):
+        marked(f"train.{language}", "one\ntwo\n")
+        (tmp_path / f"test.{language}.gz").write_bytes(gzip.compress("three\n".encode("utf-8-sig")))
+    assert Pairs(str(tmp_path)).load() == ([["one", "two"]] * 2, None, [["three"]] * 2)
+
+
 def test_numbers_of_a_file(tmp_path):
     path = tmp_path / "tokens.npy"
     tokens = np.random.default_rng(0).integers(300, size=1000).astype(np.uint16)
@@ -336,10 +391,10 @@ def test_texts_that_cannot_be(tmp_path):
 # ---- buckets
 
 
-def numbers(sizes, lengths=(4, 8, 16)):
+def numbers(sizes, lengths=(4, 8, 16), block=0):
     """Examples whose inputs say which they are: example n is a row of n, as long as its bucket."""
     rows = lambda index, length: (np.repeat(index[:, None], length, 1), {"n": index})
-    return into_buckets(np.array(sizes), lengths, rows)
+    return into_buckets(np.array(sizes), lengths, rows, block)
 
 
 SIZES = np.random.default_rng(0).choice([1, 4, 5, 8, 9, 99], size=90, p=[0.2, 0.3, 0.2, 0.2, 0.06, 0.04])
@@ -401,6 +456,43 @@ def test_a_rare_bucket_gets_a_block_all_the_same():
     assert [b.index.tolist() for b in batches if b.inputs.shape[1] == 16] == [[5000] * 10]
 
 
+@pytest.mark.parametrize(
+    ("counts", "merged"),
+    [
+        ((5, 5, 5), {4: 5, 8: 5, 16: 5}),
+        ((4, 9, 5), {8: 13, 16: 5}),
+        ((9, 4, 5), {4: 9, 16: 9}),
+        ((9, 9, 4), {4: 9, 16: 13}),
+        ((2, 2, 9), {16: 13}),
+        ((2, 2, 2), {16: 6}),
+        ((1, 0, 0), {4: 1}),
+        ((1, 9, 0), {8: 10}),
+        ((9, 1, 0), {8: 10}),
+    ],
+)
+def test_buckets_of_few_training_texts_are_merged(counts, merged):
+    """A block of 1,000 examples, of which a bucket has to fill half in 100 epochs."""
+    found = numbers(np.repeat([4, 8, 16], counts), block=1000)
+    assert {bucket.inputs.shape[1]: len(bucket.index) for bucket in found} == merged
+    assert sorted(np.concatenate([bucket.index for bucket in found])) == list(range(sum(counts)))
+
+
+def test_few_long_texts_are_read_no_more_often_than_others(tmp_path):
+    rows = [f"{'a ' * (30 if n < 3 else 2)}\t{n % 2}" for n in range(2000)]
+    (tmp_path / "texts.tsv").write_text("\n".join(["text\tlabel", *rows]))
+    data = Sentences(name=str(tmp_path / "texts.tsv"), lengths=(4, 32), batch=64, validation=0.1)
+    assert [bucket.inputs.shape[1] for bucket in data.feeds(1).train.buckets] == [4, 32]
+    (bucket,) = data.feeds(50).train.buckets
+    assert bucket.inputs.shape[1] == 32
+    folder = tmp_path / "pairs"
+    folder.mkdir()
+    for part in ("train", "test"):
+        for language in ("en", "de"):
+            (folder / f"{part}.{language}").write_text("\n".join(row.split("\t")[0] for row in rows))
+    pairs = Pairs(name=str(folder), lengths=(4, 64), batch=64, test="test", vocabulary=300)
+    assert [len(pairs.feeds(steps).train.buckets) for steps in (1, 50)] == [2, 1]
+
+
 def test_evaluation_meets_every_example_once():
     batches = eval_batches(numbers(SIZES), 7)
     assert all(b.inputs.shape[0] == 7 for b in batches)
@@ -411,31 +503,6 @@ def test_evaluation_meets_every_example_once():
 
 
 # ---- labelled texts, pairs
-
-
-def built(directory, features, splits, name="tiny", config=""):
-    """A set in the format of TFDS, made without TensorFlow."""
-    import tensorflow_datasets as tfds
-
-    with tfds.core.registered.skip_registration():
-
-        class Tiny(tfds.core.GeneratorBasedBuilder):
-            VERSION = tfds.core.Version("1.0.0")
-            BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=config)] if config else []
-            pkg_dir_path = directory
-
-            def _info(self):
-                return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
-
-            def _split_generators(self, dl_manager):
-                return {split: iter(enumerate(examples)) for split, examples in splits.items()}
-
-            def _generate_examples(self):
-                raise NotImplementedError
-
-    Tiny.name = name
-    Tiny(data_dir=directory, file_format="array_record").download_and_prepare()
-    return str(directory)
 
 
 def rated(directory, train, test, **more):
@@ -587,6 +654,8 @@ def test_labelled_texts_of_a_folder(tmp_path):
     for name, (lines, labels) in (("train", found.train), ("test", found.test)):
         expected = [(f"{label}\n{name}{n}", k) for k, label in enumerate(found.names) for n in range(len(lines) // 2)]
         assert sorted(zip(lines, labels, strict=True)) == expected and len(lines) == {"train": 12, "test": 4}[name]
+    (tmp_path / "test/pos/0_7.txt").rename(tmp_path / "test/pos/0_7.TXT")
+    assert len(Sentences(str(tmp_path)).load().test[0]) == 4
     few = Sentences(str(tmp_path), limit=5).load()
     np.testing.assert_array_equal(few.train[0], found.train[0][:5])
     assert set(few.train[1]) == {0, 1}, "the classes are mixed"
@@ -617,6 +686,11 @@ def test_labelled_texts_of_tables(tmp_path):
     table("test.tsv", "index\tsentence", "0\tgreat")
     found = Sentences(str(tmp_path)).load()
     assert found.validation is None and [x.tolist() for x in found.test] == [["so so"], [0]]
+    # In the test split a first row's label may be the only one.
+    table("train.tsv", "dull\t0", "good\t1", "fine\t1", "bad\t0")
+    table("test.tsv", "great\t1", "sad\t0", "slow\t0")
+    (tmp_path / "dev.tsv").unlink()
+    assert Sentences(str(tmp_path)).load().test[1].tolist() == [1, 0, 0]
     # One table; quoted; a byte order mark; other names.
     rows = [f'"say ""{n}"",\nplease",{n},x{n},{"yes" if n % 2 else "no"}' for n in range(10)]
     table("one.csv", "\ufeffwords,id,more,verdict", *rows)
@@ -626,12 +700,29 @@ def test_labelled_texts_of_tables(tmp_path):
     texts = {f'say "{n}",\nplease\nx{n}': n % 2 for n in range(10)}
     assert dict(zip([*found.train[0], *found.test[0]], [*found.train[1], *found.test[1]], strict=True)) == texts
     assert len(dataclasses.replace(config, limit=5).load().train[0]) == 4
+    (tmp_path / "one.csv").rename(tmp_path / "ONE.CSV")
+    assert dataclasses.replace(config, name=str(tmp_path / "ONE.CSV")).load().names == ("no", "yes")
+    table("long.csv", "text,label", *(f"{'word ' * 40_000},{n % 2}" for n in range(5)))
+    assert len(Sentences(str(tmp_path / "long.csv")).load().train[0][0]) == 200_000
+    for wrong in ('"a "b" c",1', '"never closed,1'):
+        table("wrong.csv", "text,label", wrong)
+        with pytest.raises(UserError, match=r"wrong\.csv, line 2: not comma-separated \(.*to be doubled"):
+            Sentences(str(tmp_path / "wrong.csv")).load()
+    equal_numbers = [f"{'0' * n}1" for n in range(8)]
+    table("zeros.tsv", *(f"words\t{label}" for label in ("10", "x", *equal_numbers) * 9))
+    found = Sentences(str(tmp_path / "zeros.tsv")).load()
+    assert found.names == (*sorted(equal_numbers), "10", "x"), "the same order in every process"
     for lines, message in (
         (["a\tb\tc"], "expected columns text and label, named in the first row, which is a, b, c"),
         ([], "expected columns text and label, named in the first row, which is not there"),
         (["text\tlabel", "x\t1", "y"], "expected 2 columns in each row; 'y' has 1"),
         (["text\tlabel", "x\t1"], "1 text is too few to hold out test data"),
         (["text\tkind", "x\t1", "z\t1"], "its training texts have no labels"),
+        (
+            ["a review\tverdict", "x\tgood", "y\tbad", "z\tgood"],
+            "the first row looks like the names of the columns: say --data.text-features 'a review' "
+            "--data.label-feature verdict; or if it is an example, put a row with the names text and label before it",
+        ),
     ):
         table("wrong.tsv", *lines)
         with pytest.raises(UserError, match=message):
@@ -736,6 +827,36 @@ def test_pairs(tmp_path):
         config.load()
 
 
+def test_pairs_are_tested_on_the_test_split_that_there_is(tmp_path):
+    numbers = [str(n) for n in range(20)]
+    where = written(tmp_path, train_en=numbers, train_de=numbers)
+    config = Pairs(where, vocabulary=261, lengths=(10,))
+    rest, held_out = split_test(20)
+    of = lambda places: [[str(n) for n in places]] * 2
+    assert config.load() == (of(rest), None, of(held_out))
+    assert config.sources() == of(held_out)[0] and not {*config.sources()} & {*config.sources("validation")}
+    for language in ("en", "de"):
+        (tmp_path / f"test_2016_flickr.{language}").write_text("of 2016\n")
+    assert config.load() == (of(range(20)), None, [["of 2016"]] * 2)
+    written(tmp_path, test_en=["the test"], test_de=["der Test"])
+    assert config.load().test == [["the test"], ["der Test"]]
+    assert dataclasses.replace(config, test="test_2016_flickr").load().test == [["of 2016"]] * 2
+    written(tmp_path, train_en=["a"], train_de=["b"])
+    for file in tmp_path.glob("test*"):
+        file.unlink()
+    with pytest.raises(UserError, match="1 training pair is too few to hold out test data"):
+        config.load()
+
+
+def test_the_page_on_data_names_texts_by_paths(tmp_path):
+    page = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+    names = re.findall(r"^\| .*`(?:stdlib|imdb|multi30k)_\w+ --data\.name (\S+?)[ `]", page, re.MULTILINE)
+    assert len(names) == 3 and all(map(is_path, names))
+    (tmp_path / "some.set").mkdir()
+    with pytest.raises(UserError, match=r"no set folder.*for a text or a folder of texts, give its path \(\./folder\)"):
+        Text("folder", str(tmp_path)).spec()
+
+
 @have("multi30k")
 def test_multi30k():
     config = Pairs(dir=os.environ["TFDS_DATA_DIR"])
@@ -768,8 +889,8 @@ def test_pairs_that_cannot_be(tmp_path):
     written(tmp_path, train_de=["c", "d"])
     with pytest.raises(UserError, match=r"not 1 in .*test\.en and 0 in .*test\.de"):
         Pairs(where, test="test").spec()
-    with pytest.raises(UserError, match=r"can't read .*test_2016_flickr\.en"):
-        Pairs(where).spec()
+    with pytest.raises(UserError, match=r"can't read .*test_2018_flickr\.en"):
+        Pairs(where, test="test_2018_flickr").spec()
     written(tmp_path, test_de=["d"])
     with pytest.raises(UserError, match="no training pair is as short as 1 tokens"):
         Pairs(where, test="test", lengths=(1,)).spec()

@@ -1,6 +1,7 @@
 """Examples of unequal length in buckets of equal length: few shapes to compile, little padding."""
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -17,7 +18,8 @@ from research.data.feed import EvalBatches, take
 from research.data.order import indices, permute
 
 MAX_EPOCHS = 100
-"""Epochs in a cycle over the buckets at most. A bucket too small to fill a block in so many still gets one block."""
+"""Epochs in a cycle over the buckets at most. A bucket too small to fill half a block in so many is merged with another
+one: a block of its own would repeat its examples many times more often than the others."""
 
 
 class Bucket(NamedTuple):
@@ -33,15 +35,26 @@ class Bucket(NamedTuple):
 
 
 def into_buckets(
-    sizes: np.ndarray, lengths: Sequence[int], pad: Callable[[np.ndarray, int], tuple[Tree, Tree]]
+    sizes: np.ndarray, lengths: Sequence[int], pad: Callable[[np.ndarray, int], tuple[Tree, Tree]], block: int = 0
 ) -> tuple[Bucket, ...]:
     """Puts each example into the shortest bucket that is long enough for it; empty buckets are left out.
+
+    Of training data, a bucket that would not fill half a block in MAX_EPOCHS is merged into the next longer one, and
+    the longest one takes in the one before it.
 
     sizes    i[examples], the length of each example
     lengths  lengths of the buckets, increasing; longer examples go into the last one
     pad      (places i32[n], length) -> (inputs, targets) of these examples, padded or cut to this length
+    block    of training data, the number of examples that one dispatch reads; 0: no bucket is merged
     """
     which = np.minimum(np.searchsorted(lengths, sizes), len(lengths) - 1)
+    small = lambda k: 2 * MAX_EPOCHS * np.sum(which == k) < block
+    used = np.unique(which)
+    for k, longer in itertools.pairwise(used):
+        if small(k):
+            which[which == k] = longer
+    if used.size and small(used[-1]):
+        which[which == max(which[which < used[-1]], default=used[-1])] = used[-1]
     places = [(np.flatnonzero(which == k).astype(np.int32), length) for k, length in enumerate(lengths)]
     return tuple(Bucket(index, *pad(index, length)) for index, length in places if index.size)
 

@@ -185,10 +185,12 @@ def interpolation(at: jax.Array, size: int, step: jax.Array) -> jax.Array:
     """The matrix f32[n, size] that takes `size` pixels to their values at the points `at` f32[n], linearly; 0 outside.
 
     at    in pixels; pixel k is at k
-    step  distance of neighbouring points, f32[]; above 1 the values are means over it, so that nothing is skipped
+    step  distance of neighbouring points, f32[], at most `size`; above 1 the values are weighted means over twice as
+          many pixels, so that nothing is skipped
     """
-    width = jnp.maximum(step, 1)
-    return jnp.maximum(0, 1 - jnp.abs(at[:, None] - jnp.arange(size)) / width) / width
+    near = lambda at, pixels: jnp.maximum(0, 1 - jnp.abs(at[:, None] - pixels) / jnp.maximum(step, 1))
+    # A row is divided by what it would add up to if there were pixels on all sides.
+    return near(at, jnp.arange(size)) / near(at % 1, jnp.arange(-size, size + 2)).sum(1, keepdims=True)
 
 
 def ink_boxes(digits: np.ndarray) -> np.ndarray:

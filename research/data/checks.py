@@ -1,5 +1,6 @@
 """Checks of a data config and of the examples that a source returns; each failure is one message."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,15 @@ def check_fields(data: Any, *sizes: str) -> None:
     positive(data, "data", *sizes, "batch", "evaluation_batch", "limit")
     if not 0 < data.validation < 1:
         raise UserError(f"data.validation is a fraction between 0 and 1, not {data.validation}")
+
+
+def expanded(name: str) -> Path:
+    """The path of that name, with the home directory of a user in place of ~. Raises UserError where there is none."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        home = Path(name).parts[0]
+        raise UserError(f"data: there is no home directory {home} for the path {name}: give it in full") from error
 
 
 def check_images(what: str, images: np.ndarray) -> None:

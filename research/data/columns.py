@@ -2,15 +2,15 @@
 
 import contextlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from research.core.errors import UserError
 from research.data import tfds
+from research.data.checks import expanded
 from research.data.images import Images
 from research.data.labelled_files import read_labelled, table_columns
 from research.data.order import split_test
-from research.data.sentences import NO_LABEL, Sentences
+from research.data.sentences import Sentences
 from research.data.strings import is_path, string
 
 
@@ -30,7 +30,7 @@ def column_names(data: Any) -> tuple[str, ...]:
     if not _stored(data):
         return ()
     if isinstance(data, Sentences) and is_path(data.name):
-        names = table_columns(Path(data.name).expanduser())
+        names = table_columns(expanded(data.name))
         return names if data.label_feature in names else ()  # else the first row is an example
     features = _builder(data).info.features
     return tuple(sorted(name for name in features if getattr(features[name], "shape", None) == ()))
@@ -51,7 +51,7 @@ def test_column(data: Any, name: str) -> Column:
     limit = None if classes else data.limit
     read = lambda split: tfds.columns(builder, data.name, split, (data.label_feature, name), limit)
     there = [split for split in ("test", "validation") if split in builder.info.splits]
-    found = next((pair for pair in map(read, there) if set(pair[0]) != {NO_LABEL}), None)
+    found = next((pair for pair in map(read, there) if set(pair[0]) != {tfds.NO_LABEL}), None)
     labels, values = _fifth(*read("train")) if found is None else found
     if classes:
         rows = [(classes.index(label), value) for label, value in zip(labels, values, strict=True) if label in classes]
@@ -76,7 +76,7 @@ def _builder(data: Any) -> Any:
 
 def _from_table(data: Sentences, name: str) -> Column:
     """The column of a table, as `Sentences` splits it."""
-    path = Path(data.name).expanduser()
+    path = expanded(data.name)
     columns = [read_labelled(path, data.text_features, each, data.limit) for each in (data.label_feature, name)]
     splits = [split for split in ("test", "validation") if split in columns[0] and columns[0][split].labels is not None]
     split = splits[0] if splits else "train"

@@ -97,10 +97,14 @@ def opened(data: str | bytes | np.ndarray) -> Image.Image:
             raise OSError("not a PNG file")
         return Image.fromarray(pixels)
     if isinstance(data, np.ndarray):
-        return Image.fromarray(data)
+        return Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data)
     return Image.open(io.BytesIO(data) if isinstance(data, bytes) else data)
 
 
 def colours(image: Image.Image) -> Image.Image:
-    """The image in red, green and blue."""
+    """The image in red, green and blue. Raises OSError where its pixels have no known range."""
+    if image.mode.startswith("I;16"):  # Pillow would cut off all above 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise OSError(f"pixels of mode {image.mode}")
     return image if image.mode == "RGB" else image.convert("RGB")

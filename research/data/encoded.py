@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from research.core.console import warn
 from research.core.errors import UserError
 from research.data import tfds
 from research.data.order import permute
@@ -21,7 +22,7 @@ VALIDATION_FOLDERS = ("validation", "val")
 class Encoded(NamedTuple):
     """An image that is not decoded yet.
 
-    data   the path of a file, the bytes of one, or pixels u8[height, width, channels]
+    data   the path of a file, the bytes of one, or pixels u8[height, width, channels] of 1, 3 or 4 channels
     label  index of its class
     """
 
@@ -142,19 +143,31 @@ def folder_sources(path: Path, test_split: str | None) -> Sources:
 def record_sources(name: str, dir: str | None, test_split: str | None, image: str, label: str) -> Sources:
     """The images of a data set of TensorFlow Datasets with the features `image` and `label`, see `folder_sources`.
 
-    Raises UserError if the data set is not there or has other features, RunError if it is damaged.
+    A test split without labels is left out, unless `test_split` names it.
+
+    Raises UserError if the data set is not there, has other features or no labels, RunError if it is damaged.
     """
-    builder = tfds.builder(name, dir, None, "a folder of images")
+    what, builder = f"data.name {name}", tfds.builder(name, dir, None, "a folder of images")
     features, there = builder.info.features, list(builder.info.splits)
     if not {image, label} <= set(features) or not hasattr(features[label], "names") or "train" not in there:
         expected = f"features {image} and {label}, a class, and a split train"
         found = f"features {', '.join(sorted(features))}, splits {', '.join(there)}"
-        raise UserError(f"data.name {name}: expected {expected}; it has {found}")
-    validation, test = splits(f"data.name {name}", there, "validation", test_split)
+        raise UserError(f"{what}: expected {expected}; it has {found}")
     made = lambda split: split and Records(builder, name, split, image, label)
-    return Sources(
-        Records(builder, name, "train", image, label), made(validation), made(test), tuple(features[label].names)
-    )
+    if test_split is None and "test" in there and _unlabelled(made("test")):
+        there.remove("test")
+        instead = "its validation split" if "validation" in there else "a fifth of its training images"
+        warn(f"{what}: its test split has no labels; {instead} is the test data")
+    validation, test = splits(what, there, "validation", test_split)
+    for split in filter(None, ("train", validation, test)):
+        if _unlabelled(made(split)):
+            raise UserError(f"{what}: its split {split} has no labels: give data that has them")
+    return Sources(made("train"), made(validation), made(test), tuple(features[label].names))
+
+
+def _unlabelled(records: Records) -> bool:
+    """Whether a split has no labels, by its first record."""
+    return len(records) > 0 and records.read([0])[0].label == tfds.NO_LABEL
 
 
 def splits(what: str, there: Sequence[str], validation: str | None, test: str | None) -> tuple[str | None, str | None]:

@@ -309,7 +309,7 @@ def moments(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
     # From the number of pixels of each of the 256 shades: exact, and in little memory.
     channels = images.shape[-1]
     shades = np.zeros((channels, 256))
-    for part in np.array_split(images, max(1, len(images) // 1000)):
+    for part in np.array_split(images, min(len(images), 1 + images.size // 2**22)):
         shades += [np.bincount(part[..., c].ravel(), minlength=256) for c in range(channels)]
     shade, weights = np.arange(256) / 255, shades / shades.sum(1, keepdims=True)
     mean = weights @ shade

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -40,14 +41,14 @@ def read_labelled(path: Path, text: Sequence[str] | None, label: str, limit: int
 
     Raises UserError if there are no such files.
     """
-    if path.suffix in TABLES:
-        return {"train": _table(path, text, label, limit)}
+    if path.suffix.lower() in TABLES:
+        return {"train": _table(path, "train", text, label, limit)}
     found = {}
     for split, names in SPLITS.items():
         for name in names:
             tables = [file for suffix in TABLES if (file := path / f"{name}{suffix}").is_file()]
             if tables:
-                found[split] = _table(tables[0], text, label, limit)
+                found[split] = _table(tables[0], split, text, label, limit)
             elif (path / name).is_dir():
                 found[split] = _folder(path / name, limit)
     if "train" not in found:
@@ -59,13 +60,14 @@ def read_labelled(path: Path, text: Sequence[str] | None, label: str, limit: int
 def table_columns(path: Path) -> tuple[str, ...]:
     """The first row of a table, or of that of the test or training split in a folder; () where there is none."""
     names = [f"{name}{suffix}" for split in ("test", "train") for name in SPLITS[split] for suffix in TABLES]
-    files = [path] if path.suffix in TABLES else [path / name for name in names if (path / name).is_file()]
+    files = [path] if path.suffix.lower() in TABLES else [path / name for name in names if (path / name).is_file()]
     return tuple(next(_rows(files[0]), [])) if files else ()
 
 
 def _folder(folder: Path, limit: int | None) -> Labelled:
     """The texts of CLASS/*.txt."""
-    files = sorted(file for file in folder.glob("*/*.txt") if file.parent.name != UNLABELLED)
+    found = (file for file in folder.glob("*/*") if file.suffix.lower() == ".txt")
+    files = sorted(file for file in found if file.parent.name != UNLABELLED)
     if not files:
         raise UserError(f"data.name {folder}: no texts there; expected files CLASS/*.txt")
     places = np.arange(len(files), dtype=np.uint32)
@@ -73,8 +75,8 @@ def _folder(folder: Path, limit: int | None) -> Labelled:
     return Labelled([read_file(file) for file in some], [file.parent.name for file in some])
 
 
-def _table(path: Path, text: Sequence[str] | None, label: str, limit: int | None) -> Labelled:
-    """The rows of a table."""
+def _table(path: Path, split: str, text: Sequence[str] | None, label: str, limit: int | None) -> Labelled:
+    """The rows of the table of a split."""
     rows = list(_rows(path))
     first = rows[0] if rows else []
     columns = text_features(text, first)
@@ -82,6 +84,10 @@ def _table(path: Path, text: Sequence[str] | None, label: str, limit: int | None
         names, rows = first, rows[1:]
     elif text is None and label not in first and len(first) == 2:
         names, columns = ["text", label], ("text",)
+        if split == "train" and len(rows) > 2 and first[1] not in (row[-1] for row in rows[1:]):
+            options = f"--data.text-features {shlex.quote(first[0][:60])} --data.label-feature {shlex.quote(first[1])}"
+            remedy = f"say {options}; or if it is an example, put a row with the names text and {label} before it"
+            raise UserError(f"data.name {path}: the first row looks like the names of the columns: {remedy}")
     else:
         expected = f"expected columns {' and '.join(columns)} and {label}, named in the first row"
         there = f"which is {', '.join(first[:5]) or 'not there'}"
@@ -97,12 +103,17 @@ def _table(path: Path, text: Sequence[str] | None, label: str, limit: int | None
 
 def _rows(path: Path) -> Iterator[list[str]]:
     """The rows of a table that are not empty. Raises UserError where it can't be read."""
-    content = read_file(path).removeprefix("\ufeff")
+    content = read_file(path)
+    if path.suffix.lower() != ".csv":
+        yield from filter(any, _tab_separated(content))
+        return
+    csv.field_size_limit(max(len(content), csv.field_size_limit()))  # else 131,072 characters
+    lines = csv.reader(io.StringIO(content, ""), strict=True)
     try:
-        lines = csv.reader(io.StringIO(content, "")) if path.suffix == ".csv" else _tab_separated(content)
-        yield from (row for row in lines if any(row))
+        yield from filter(any, lines)
     except csv.Error as error:
-        raise UserError(f"data.name {path}: not comma-separated ({error})") from error
+        what, remedy = f"data.name {path}, line {lines.line_num}", "quotes within a quoted text are to be doubled"
+        raise UserError(f"{what}: not comma-separated ({error}); {remedy}") from error
 
 
 def _tab_separated(content: str) -> list[list[str]]:

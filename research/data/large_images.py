@@ -9,7 +9,6 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +18,7 @@ from research.core.errors import RunError, UserError, positive
 from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import encoded, tfds
-from research.data.checks import check_fields
+from research.data.checks import check_fields, expanded
 from research.data.crops import DRAWS, evaluation_image, training_image, uniforms
 from research.data.encoded import Encoded, Source, Sources
 from research.data.feed import EvalBatches
@@ -35,8 +34,8 @@ class LargeImages(LabelledImages):
     """Labelled images, decoded in threads as batches are read; inputs u8[batch, size, size, 3], targets i32[batch].
 
     A training image is a random part of the image, resized; one to evaluate on is the middle square of the resized
-    image. Test data is the split test, else the split validation, else a fifth of the training images; validation data
-    is the split validation where it is not tested on, else it is held out of the training images.
+    image. Test data is the split test if it has labels, else the split validation, else a fifth of the training images;
+    validation data is the split validation where it is not tested on, else it is held out of the training images.
 
     Attributes:
         name: path of a folder with train/CLASS/*.jpg (or .jpeg, .png), and perhaps validation (or val) and test
@@ -106,7 +105,7 @@ class LargeImages(LabelledImages):
 
     def feeds(self) -> Feeds:
         """See `LabelledImages`."""
-        train, given, tested, _ = self.sources()
+        train, given, tested, names = self.sources()
         places = np.arange(len(train))
         if tested is None:
             places, test_places = split_test(len(places))
@@ -121,7 +120,7 @@ class LargeImages(LabelledImages):
             rest, held_out = places, np.arange(len(given))
         # Its threads begin with the first batch.
         pool = ThreadPoolExecutor(self.threads, "decode")
-        reader = lambda source, places: Reader(self, source, places[: self.limit], pool)
+        reader = lambda source, places: Reader(self, source, places[: self.limit], len(names), pool)
         return Feeds(
             train=LargeFeed(reader(train, rest)),
             validation=reader(given or train, held_out).batches(),
@@ -138,15 +137,17 @@ class LargeImages(LabelledImages):
 class Reader:
     """Decodes the images of one split in threads.
 
-    config  what becomes of an image
-    source  the encoded images
-    places  i64[examples], those of them that are used
-    pool    the threads
+    config   what becomes of an image
+    source   the encoded images
+    places   i64[examples], those of them that are used
+    classes  number of classes
+    pool     the threads
     """
 
     config: LargeImages
     source: Source
     places: np.ndarray
+    classes: int
     pool: ThreadPoolExecutor
     told: set[int] = field(default_factory=set)
     lock: Any = field(default_factory=threading.Lock)
@@ -158,7 +159,7 @@ class Reader:
         draws  f64[n, DRAWS], for training images, where the next readable one takes the place of an unreadable one;
                None: images to evaluate on, where it is black
 
-        Raises RunError where an image is unreadable and none may be.
+        Raises RunError where an image is unreadable and none may be, and where a label is none of the classes.
         """
         size = self.config.size
         images, labels = np.zeros((len(index), size, size, 3), np.uint8), np.zeros(len(index), np.int32)
@@ -179,6 +180,12 @@ class Reader:
         """Puts the image and its label, or those of the next readable one, in their places; whether it could."""
         config = self.config
         for tried in range(MOST_UNREADABLE):
+            at = (index + tried) % len(self.places)
+            if not 0 <= one.label < self.classes:
+                name, classes = self.source.name(int(self.places[at])), f"0 ... {self.classes - 1}"
+                raise RunError(
+                    f"{name}: its label {one.label} is none of the classes {classes}: mend it or leave it out"
+                )
             try:
                 if draws is None:
                     image[0] = evaluation_image(one.data, config.resize, config.size)
@@ -187,7 +194,7 @@ class Reader:
                 label[0] = one.label
                 return True
             except Exception as error:  # each decoder has its own
-                self._tell((index + tried) % len(self.places), error)
+                self._tell(at, error)
             if draws is None:
                 return False
             (one,) = self.source.read([int(self.places[(index + tried + 1) % len(self.places)])])
@@ -244,7 +251,7 @@ class LargeFeed:
 
 @functools.lru_cache(maxsize=2)
 def _sources(name: str, dir: str | None, test_split: str | None, image: str, label: str) -> Sources:
-    path = Path(name).expanduser()
+    path = expanded(name)
     if path.is_dir():
         return encoded.folder_sources(path, test_split)
     if os.sep in name and name.startswith((".", "~", os.sep)):

@@ -12,6 +12,7 @@ from research.core.experiment import Experiment
 from research.data import boxes, images, masks, pairs, sentences, unpaired
 from research.data.boxes import BoxedImages
 from research.data.canvases import Canvases
+from research.data.checks import expanded
 from research.data.encoded import Encoded, Sources
 from research.data.few_labels import FewLabels
 from research.data.images import Images
@@ -194,7 +195,7 @@ def available(experiment: Experiment, directory: Path) -> tuple[Experiment, bool
 
 def _made(data: Any, directory: Path) -> Any:
     """Data in place of `data`; None where it isn't known how."""
-    if isinstance(data, Text) and data.name.endswith(".npy") and not Path(data.name).expanduser().exists():
+    if isinstance(data, Text) and data.name.endswith(".npy") and not expanded(data.name).exists():
         path = directory / "tokens.npy"
         np.save(path, (np.arange(TOKENS) % data.vocabulary).astype(np.uint32))
         return dataclasses.replace(data, name=str(path))

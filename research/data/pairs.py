@@ -13,10 +13,13 @@ from research.core.special_tokens import BOS, EOS
 from research.core.types import Tree
 from research.data import tfds
 from research.data.buckets import BucketFeed, check_lengths, eval_batches, into_buckets, padded, sizes
-from research.data.checks import check_fields
-from research.data.order import split
+from research.data.checks import check_fields, expanded
+from research.data.order import split, split_test
 from research.data.strings import VALIDATION_SPLITS, is_path, kept, location, read_file, strings
 from research.data.tokenizer import Tokenizer, train_tokenizer
+
+TEST_SPLITS = ("test", "test_2016_flickr")
+"""The usual names of a test split; the second one is Multi30k's."""
 
 
 class Texts(NamedTuple):
@@ -61,7 +64,7 @@ class Pairs:
         lengths: increasing lengths of the buckets in tokens, including EOS
         batch: size of the global training batch
         evaluation_batch: size of validation and test batches
-        test: name of the test split
+        test: name of the test split; None: test, else test_2016_flickr, else a fifth of the training pairs
         validation: fraction of the training pairs that is held out for validation, at least one pair; used if there is
             no split called validation, val, valid or dev
         seed: seed of that split and of the order of training
@@ -76,7 +79,7 @@ class Pairs:
     lengths: tuple[int, ...] = (16, 24, 32, 48)
     batch: int = 128
     evaluation_batch: int = 256
-    test: str = "test_2016_flickr"
+    test: str | None = None
     validation: float = 0.05
     seed: int = 0
     limit: int | None = None
@@ -122,19 +125,20 @@ class Pairs:
         """The feeds of a run with so many steps per dispatch; the run keeps the tokenizer. Raises as `spec` does."""
         data = self._tokens()
 
-        def buckets(sources: list[np.ndarray], targets: list[np.ndarray]) -> Any:
+        def buckets(sources: list[np.ndarray], targets: list[np.ndarray], block: int = 0) -> Any:
             def pad(index: np.ndarray, length: int) -> tuple[Tree, Tree]:
                 with_eos = lambda texts: padded([np.append(texts[i][: length - 1], EOS) for i in index], length)
                 with_bos = padded([np.insert(targets[i][: length - 1], 0, BOS) for i in index], length)
                 return (with_eos(sources), with_bos), with_eos(targets)
 
-            return into_buckets(np.maximum(sizes(sources), sizes(targets)) + 1, self.lengths, pad)
+            return into_buckets(np.maximum(sizes(sources), sizes(targets)) + 1, self.lengths, pad, block)
 
-        train, validation, test = (buckets(*part) for part in data.parts)
+        train, validation, test = data.parts
+        block = self.batch * steps_per_dispatch
         return Feeds(
-            train=BucketFeed(train, self.batch, steps_per_dispatch, self.seed),
-            validation=eval_batches(validation, self.evaluation_batch),
-            test=eval_batches(test, self.evaluation_batch),
+            train=BucketFeed(buckets(*train, block=block), self.batch, steps_per_dispatch, self.seed),
+            validation=eval_batches(buckets(*validation), self.evaluation_batch),
+            test=eval_batches(buckets(*test), self.evaluation_batch),
             kept=kept(data.spec.tokenizer),
         )
 
@@ -182,7 +186,7 @@ def _texts(config: Pairs) -> Texts:
     """The texts of a folder, or of a data set of TensorFlow Datasets."""
     languages = (config.source, config.target)
     if is_path(config.name):
-        folder = Path(config.name).expanduser()
+        folder = expanded(config.name)
         read = lambda split: [side[: config.limit] for side in _parallel(folder, split, languages)]
         files = {file.name.removesuffix(".gz") for file in folder.glob("*")}
         splits = {name.removesuffix(f".{config.source}") for name in files if name.endswith(f".{config.source}")}
@@ -195,9 +199,14 @@ def _texts(config: Pairs) -> Texts:
             named = zip(texts, languages, strict=True)
             return [strings(x, f"data.name {config.name}, split {split}, {language}") for x, language in named]
 
-    train, test = read("train"), read(config.test)
+    train, named = read("train"), config.test or next((name for name in TEST_SPLITS if name in splits), None)
     validation = next((read(name) for name in VALIDATION_SPLITS if name in splits), None)
-    return Texts(train, validation, test)
+    if named is not None:
+        return Texts(train, validation, read(named))
+    if len(train[0]) < 2:
+        raise UserError(f"data.name {config.name}: {len(train[0])} training pair is too few to hold out test data")
+    rest, test = ([[side[i] for i in places] for side in train] for places in split_test(len(train[0])))
+    return Texts(rest, validation, test)
 
 
 def _parallel(folder: Path, split: str, languages: tuple[str, str]) -> list[list[str]]:

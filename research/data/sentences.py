@@ -4,7 +4,6 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,14 +14,11 @@ from research.core.experiment import Feeds
 from research.core.special_tokens import UNKNOWN
 from research.data import tfds
 from research.data.buckets import BucketFeed, check_lengths, eval_batches, into_buckets, padded, sizes
-from research.data.checks import check_fields, check_labels
+from research.data.checks import check_fields, check_labels, expanded
 from research.data.labelled_files import read_labelled
 from research.data.order import split, split_test
 from research.data.strings import is_path, joined, kept, location, text_features
 from research.data.tokenizer import Tokenizer, train_tokenizer
-
-NO_LABEL = -1
-"""The label of every example of a split whose labels are secret, as in the test splits of GLUE."""
 
 Part = tuple[list[str], list[int] | None]
 """The texts of a split, and their labels; None: the split has no labels."""
@@ -127,16 +123,17 @@ class Sentences:
         """The feeds of a run with so many steps per dispatch; the run keeps the tokenizer. Raises as `spec` does."""
         spec, *parts = _tokens(self, location(self.name, self.dir))
 
-        def buckets(part: tuple[list[np.ndarray], np.ndarray]) -> Any:
+        def buckets(part: tuple[list[np.ndarray], np.ndarray], block: int = 0) -> Any:
             texts, labels = part
             pad = lambda index, length: (padded([_ends(texts[i], length) for i in index], length), labels[index])
-            return into_buckets(sizes(texts), self.lengths, pad)
+            return into_buckets(sizes(texts), self.lengths, pad, block)
 
-        train, validation, test = map(buckets, parts)
+        train, validation, test = parts
+        block = self.batch * steps_per_dispatch
         return Feeds(
-            train=BucketFeed(train, self.batch, steps_per_dispatch, self.seed),
-            validation=eval_batches(validation, self.evaluation_batch),
-            test=eval_batches(test, self.evaluation_batch),
+            train=BucketFeed(buckets(train, block=block), self.batch, steps_per_dispatch, self.seed),
+            validation=eval_batches(buckets(validation), self.evaluation_batch),
+            test=eval_batches(buckets(test), self.evaluation_batch),
             kept=kept(spec.tokenizer),
         )
 
@@ -164,9 +161,9 @@ def _tokens(config: Sentences, where: str | None) -> tuple[Any, ...]:
 
 def _from_files(config: Sentences) -> Texts:
     """The texts of a folder or a table."""
-    path = Path(config.name).expanduser()
+    path = expanded(config.name)
     found = read_labelled(path, config.text_features, config.label_feature, config.limit)
-    by_number = lambda name: (int(name), "") if name.isdecimal() else (math.inf, name)
+    by_number = lambda name: (int(name) if name.isdecimal() else math.inf, name)
     names = tuple(sorted(set(found["train"].labels or ()), key=by_number))
     number = {name: n for n, name in enumerate(names)}
 
@@ -193,7 +190,7 @@ def _from_tfds(config: Sentences) -> Texts:
     def read(split: str) -> Part:
         *texts, labels = tfds.columns(builder, config.name, split, columns, config.limit)
         found = joined(texts, f"data.name {config.name}, split {split}")
-        return found, None if set(labels) == {NO_LABEL} else labels
+        return found, None if set(labels) == {tfds.NO_LABEL} else labels
 
     return _splits(config, names, set(builder.info.splits), read)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from research.core.errors import UserError
 from research.data import tfds
+from research.data.checks import expanded
 from research.data.tokenizer import Tokenizer
 
 SUFFIXES = (".txt", ".md", ".rst", ".tex", ".py", ".c", ".h", ".cpp", ".rs", ".go", ".js", ".ts", ".java")
@@ -24,9 +25,8 @@ VALIDATION_SPLITS = ("validation", "val", "valid", "dev")
 
 def is_path(name: str) -> bool:
     """Whether the name of a data set is a path."""
-    return (
-        name.startswith(("/", ".", "~")) or name.endswith((*SUFFIXES, *TABLES)) or ("/" in name and Path(name).exists())
-    )
+    file = name.lower().endswith((*SUFFIXES, *TABLES))
+    return file or name.startswith(("/", ".", "~")) or ("/" in name and Path(name).exists())
 
 
 def location(name: str, dir: str | None) -> str | None:
@@ -34,7 +34,7 @@ def location(name: str, dir: str | None) -> str | None:
 
     It is a part of the key of every cache of data. None: the default directory of the library.
     """
-    return str(Path(name).expanduser().resolve()) if is_path(name) else tfds.directory(dir)
+    return str(expanded(name).resolve()) if is_path(name) else tfds.directory(dir)
 
 
 def text_features(names: Sequence[str] | None, existing: Iterable[str]) -> tuple[str, ...]:
@@ -46,12 +46,15 @@ def text_features(names: Sequence[str] | None, existing: Iterable[str]) -> tuple
 
 
 def read_file(path: Path) -> str:
-    """The text of a file, or of `path`.gz if only that exists. Raises UserError if neither exists or is UTF-8."""
+    """The text of a file, or of `path`.gz if only that exists, without a byte order mark before it.
+
+    Raises UserError if neither exists or is UTF-8.
+    """
     packed = path.with_name(f"{path.name}.gz")
     try:
         if packed.exists() and not path.exists():
-            return string(gzip.decompress(packed.read_bytes()), str(packed))
-        return string(path.read_bytes(), str(path))
+            return string(gzip.decompress(packed.read_bytes()), str(packed)).removeprefix("\ufeff")
+        return string(path.read_bytes(), str(path)).removeprefix("\ufeff")
     except (OSError, EOFError, zlib.error) as error:
         found = getattr(error, "strerror", None) or error
         raise UserError(f"data.name: can't read {path} ({found}); give the path of a file or a folder") from error

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from research.core.console import warn
 from research.core.errors import UserError
 from research.core.experiment import Feeds
 from research.core.state import Batch
 from research.data import tfds
-from research.data.checks import check_fields
+from research.data.checks import check_fields, expanded
 from research.data.feed import EvalBatches, FeedName, check_device_size
 from research.data.order import indices, split
 from research.data.strings import SUFFIXES, is_path, joined, kept, location, read_file, text_features
@@ -210,7 +211,7 @@ def _parts(text: Text, dir: str | None) -> tuple[str, str, str]:
     if is_path(text.name):
         rest, test = _cut(END.join(_files(text.name)), 0.1)
         return *_cut(rest, text.validation), test
-    builder = tfds.builder(text.name, dir, "stdlib")
+    builder = tfds.builder(text.name, dir, "stdlib", "a text or a folder of texts")
 
     def read(split: str) -> str:
         columns = tfds.columns(builder, text.name, split, text_features(text.text_features, builder.info.features))
@@ -238,17 +239,23 @@ def _stdlib(text: Text) -> tuple[str, str, str]:
 
 
 def _files(name: str) -> list[str]:
-    """The text of a file, or of all files of a folder in the order of their names, without those that are not UTF-8."""
-    path = Path(name).expanduser()
+    """The text of a file, or of all files of a folder in the order of their names.
+
+    Those that are not UTF-8 are left out, with a warning. Raises UserError if there is none.
+    """
+    path = expanded(name)
     if not path.is_dir():
         return [read_file(path)]
     visible = lambda p: not any(part.startswith(".") for part in p.relative_to(path).parts)
-    found = []
-    for file in sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file() and visible(p)):
+    found, unread = [], []
+    for file in sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file() and visible(p)):
         try:
-            found.append(file.read_bytes().decode())
+            found.append(file.read_bytes().decode("utf-8-sig"))
         except (OSError, UnicodeDecodeError):
-            continue
+            unread.append(file)
+    if found and unread:
+        count = f"{len(unread)} of {len(unread) + len(found)} files"
+        warn(f"data.name {name}: {count} can't be read as UTF-8 and are left out, such as {unread[0]}")
     if not found:
         raise UserError(f"data.name {name}: no readable text there; expected UTF-8 files {', '.join(SUFFIXES)}")
     return found
@@ -258,7 +265,7 @@ def _numbers(text: Text) -> np.ndarray:
     """The tokens of a .npy file, checked. They stay on the disk: only what is read comes into memory."""
     what, expected = f"data.name {text.name}", "expected a .npy file of one row of whole numbers"
     try:
-        tokens = np.load(Path(text.name).expanduser(), mmap_mode="r", allow_pickle=False)
+        tokens = np.load(expanded(text.name), mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{what}: can't read it ({error.strerror or error}); {expected}") from error
     except (ValueError, EOFError) as error:

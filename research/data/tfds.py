@@ -8,10 +8,13 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from research.core.errors import RunError, UserError
+from research.data.checks import expanded
+
+NO_LABEL = -1
+"""The label of every example of a split whose labels are secret, as in the test splits of GLUE and of ImageNet."""
 
 
 def directory(dir: str | None) -> str | None:
@@ -20,7 +23,7 @@ def directory(dir: str | None) -> str | None:
     None: the default directory of the library.
     """
     found = dir or os.environ.get("TFDS_DATA_DIR")
-    return str(Path(found).expanduser().resolve()) if found else None
+    return str(expanded(found).resolve()) if found else None
 
 
 @contextlib.contextmanager
