@@ -1243,10 +1243,10 @@ HIGHWAY = [
     ),
     Mutation(
         "rl/environments.py",
-        "observation = restarted(start[1], observation)",
-        "observation = observation if not default_step else restarted(start[1], observation)",
+        "state = jax.tree.map(restarted, start[0], state)",
+        "state = jax.tree.map(restarted, start[0], state) if default_step else state",
         "tests/test_wrappers.py -k step_of_its_own",
-        "an environment that resets itself shows its own start, and wrappers another",
+        "an environment that resets itself goes on from its own start, and wrappers show another",
     ),
     Mutation(
         "rl/priorities.py",

@@ -53,9 +53,9 @@ class ResettingItself(probes.Observed):
 def test_an_environment_with_a_step_of_its_own_starts_where_wrappers_take_it_to_start(monkeypatch):
     """The reward is x, so it says which state an observation belongs to."""
     monkeypatch.setattr(environments, "_find", lambda kind: ResettingItself)
-    environment = make(Environment("probes:ResettingItself", frame_stack=2))
-    found = acted(environment, 40, num_envs=4)
-    np.testing.assert_array_equal(found.observation[..., 1], found.reward)
+    for frames in (1, 2):
+        found = acted(make(Environment("probes:ResettingItself", frame_stack=frames)), 40, num_envs=4)
+        np.testing.assert_array_equal(found.observation[..., -1], found.reward)
     assert len(np.unique(found.reward)) == 2
     recalled = wrappers.append_memory(make(Environment("probes:ResettingItself")), lambda seen: seen[:, :1], 1)
     found = acted(recalled, 40, num_envs=4)
