@@ -13,7 +13,8 @@ of the damaged images, identity_psnr, in which for super-resolution each pixel i
 interpolation, bicubic_psnr. An adversarial loss makes sharper images, and lowers both measures.
 
 Expected: a psnr 1.5 dB or more above bicubic_psnr.
-Measured: It has not been trained yet.
+Measured with --net.widths 16 32 64, half of the widths here: a psnr of 28.48 and an ssim of 0.915, where bicubic
+interpolation has 26.35 and 0.868; 41 minutes of one core that had other work. At its own size it has not been trained.
 Time: about an hour and a quarter on two cores: 1.2 GFLOP for each of 384,000 training images.
 """
 
