@@ -172,24 +172,23 @@ def prepare(command: config.Command[Experiment], directory: Path, group: Process
     learner, key = build(experiment, command.seeds, command.over)
     logged = {name for report in reports if report.every is not None for name in report.metrics}
     batch, validation = feeds.train.batch_at(0), feeds.validation[0]
-    abstract = check_contract(learner, key, batch, validation, experiment, logged)
     job = Job(
-        command,
-        own_files.Files(directory),
-        directory / "checkpoints",
-        group,
-        experiment,
-        learner,
-        key,
-        abstract,
-        provenance.data((batch, validation)),
-        where,
-        feeds,
-        reports,
-        Evaluator(learner, where),
+        command=command,
+        files=own_files.Files(directory),
+        checkpoints=directory / "checkpoints",
+        group=group,
+        experiment=experiment,
+        learner=learner,
+        key=key,
+        abstract=check_contract(learner, key, batch, validation, experiment, logged),
+        data=provenance.data((batch, validation)),
+        where=where,
+        feeds=feeds,
+        reports=reports,
+        evaluate=Evaluator(learner, where),
     )
     if command.overwrite and command.init_from is not None:  # does it fit? Tried before the old run is deleted
-        initial(job, where.put(abstract), command.init_from, warn=lambda line: None)
+        initial(job, where.put(job.abstract), command.init_from, warn=lambda line: None)
     return job
 
 
