@@ -1,5 +1,6 @@
 """Images that are decoded as batches are asked for, and how they are cropped, mixed and augmented."""
 
+import copy
 import dataclasses
 import io
 import os
@@ -357,12 +358,12 @@ def test_a_label_that_is_none_of_the_classes(folder, wrong):
     class Wrong(LargeImages):
         def sources(self):
             found = super().sources()
-            labels = found.train.labels.copy()
+            train = copy.copy(found.train)  # others have the same, from a cache
+            train.labels = labels = found.train.labels.copy()
             labels[7] = wrong
-            found.train.labels = labels
-            found.train.name = lambda place: f"image {place}"
-            found.train.read = lambda places: [Encoded(np.zeros((30, 30, 3), np.uint8), int(labels[p])) for p in places]
-            return found
+            train.name = lambda place: f"image {place}"
+            train.read = lambda places: [Encoded(np.zeros((30, 30, 3), np.uint8), int(labels[p])) for p in places]
+            return found._replace(train=train)
 
     feed = Wrong(**dataclasses.asdict(source(folder, seed=3, unreadable="replace"))).feeds().train
     with pytest.raises(RunError, match=rf"image 7: its label {wrong} is none of the classes 0 \.\.\. 2"):
@@ -378,7 +379,9 @@ def test_records_are_those_of_tensorflow_datasets():
         feeds = LargeImages(name="cifar10", size=32, resize=32, scale=(1.0, 1.0), flip=False).feeds()
     except UserError as missing:
         pytest.skip(str(missing))
-    expected, batch = tfds.data_source("cifar10", split="test"), feeds.test[0]
+    # TFDS itself reads the variable when it is imported, which may have been in a test that sets it.
+    expected = tfds.data_source("cifar10", split="test", data_dir=os.environ["TFDS_DATA_DIR"])
+    batch = feeds.test[0]
     for n in range(6):
         example = expected[n]
         np.testing.assert_array_equal(batch.inputs[n], example["image"])
