@@ -154,7 +154,7 @@ def trained(experiment: Experiment, where: Place, steps: int) -> tuple[list[np.n
     step = where.train(learner.step, 0).lower(state, batch(0)).compile()
     for at in range(steps):
         state, _ = step(state, batch(at))
-    leaves = jax.tree.leaves(jax.device_get(where.own(state._replace(opt_state={}, world=())).params))
+    leaves = jax.tree.leaves(jax.device_get(where.own(state).params))
     found = aot.collectives(step.as_text() or "")
     return leaves, {kind: collective.count for kind, collective in found.items()}
 

@@ -30,7 +30,8 @@ class Place(NamedTuple):
     put       a State, from anywhere, to its place; of shapes (`jax.ShapeDtypeStruct`), the same there, to compile for
     put_data  (data, batch_axis) -> data in its place, likewise
     own       a State, from its place -> the same on this process's devices alone, where nothing that is done with it
-              concerns another process: each has a part of the large leaves, unless the place has them on every device
+              concerns another process: each has a part of the large leaves, unless the place has them on every device.
+              It has neither the optimizer's state nor a world
     put_rows  (rows -> data, leaves [steps, rows, ...], batch) -> data of a batch of that size in its place: it is
               called for the rows i64[rows] of the batch that this process has devices for; None where that is all
     """
@@ -82,7 +83,7 @@ def place(name: PlaceName = "jit", layout: Layout | None = None, microbatches: i
         evaluate=lambda f, batch_axis: jax.jit(mapped(f, layout, batch_axis, False)),
         put=lambda state: put(state, layout.state(state)),
         put_data=lambda data, batch_axis: put(data, layout.batch(batch_axis)),
-        own=lambda state: _own(state, layout),
+        own=lambda state: _own(state._replace(opt_state={}, world=()), layout),
         put_rows=lambda make, batch: _put_rows(make, batch, layout.batch(1)),
     )
 

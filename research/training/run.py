@@ -284,13 +284,13 @@ def validate(job: Job, step: int, state: State) -> Numbers:
     values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
     reports = [report for report in job.reports if report.every is not None and due(report.every)]
     split = Split("validation", job.feeds.validation)
-    values = plain(values | reported(reports, lambda: shown(job, state), split, directory, run.metric))
+    values = plain(values | reported(reports, lambda: for_reports(job, state), split, directory, run.metric))
     return json.loads(job.group.broadcast("validation", json.dumps(values)))
 
 
-def shown(job: Job, state: State) -> State:
+def for_reports(job: Job, state: State) -> State:
     """The State for reports: each of several processes has its weights on its own devices."""
-    return state if job.group.size == 1 else job.where.own(state._replace(opt_state={}, world=()))
+    return state if job.group.size == 1 else job.where.own(state)
 
 
 def finish(job: Job, step: int, state: State) -> dict[str, Any]:
@@ -305,7 +305,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             there = job.where.put(job.abstract)
             step, state = checkpoint.restore(job.checkpoints, there, warn, True, job.group) or (step, state)
         test = summary(job.evaluate(state, job.feeds.test))
-        numbers = reported(job.reports, lambda: shown(job, state), Split("test", job.feeds.test), directory)
+        numbers = reported(job.reports, lambda: for_reports(job, state), Split("test", job.feeds.test), directory)
         history = log.read(directory)
         result = {
             "test": test,
