@@ -284,11 +284,11 @@ def validate(job: Job, step: int, state: State) -> Numbers:
     values = job.evaluate(state, job.feeds.validation) if due(run.evaluate_every) else {}
     reports = [report for report in job.reports if report.every is not None and due(report.every)]
     split = Split("validation", job.feeds.validation)
-    values = plain(values | reported(reports, lambda: for_reports(job, state), split, directory, run.metric))
+    values = plain(values | reported(reports, lambda: report_state(job, state), split, directory, run.metric))
     return json.loads(job.group.broadcast("validation", json.dumps(values)))
 
 
-def for_reports(job: Job, state: State) -> State:
+def report_state(job: Job, state: State) -> State:
     """The State for reports: each of several processes has its weights on its own devices."""
     return state if job.group.size == 1 else job.where.own(state)
 
@@ -305,7 +305,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             there = job.where.put(job.abstract)
             step, state = checkpoint.restore(job.checkpoints, there, warn, True, job.group) or (step, state)
         test = summary(job.evaluate(state, job.feeds.test))
-        numbers = reported(job.reports, lambda: for_reports(job, state), Split("test", job.feeds.test), directory)
+        numbers = reported(job.reports, lambda: report_state(job, state), Split("test", job.feeds.test), directory)
         history = log.read(directory)
         result = {
             "test": test,
@@ -328,9 +328,9 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
 
 
 def reported(
-    reports: Sequence[Report], shown: Callable[[], State], split: Split, directory: Path, needed: str | None = None
+    reports: Sequence[Report], get_state: Callable[[], State], split: Split, directory: Path, needed: str | None = None
 ) -> Numbers:
-    """The numbers of the reports on the State that `shown` gives; their files are in `directory`.
+    """The numbers of the reports on the State that `get_state` gives; their files are in `directory`.
 
     A report that fails, as where the weights don't fit, is passed over with a warning, unless it gives the number
     `needed`.
@@ -339,7 +339,7 @@ def reported(
     state: State | None = None
     for report in reports:
         try:
-            state = shown() if state is None else state
+            state = get_state() if state is None else state
             directory.mkdir(parents=True, exist_ok=True)
             numbers |= plain(report.run(state, split, directory))
         except Exception as error:  # a picture that can't be drawn must not cost the run its summary
