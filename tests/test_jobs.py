@@ -111,7 +111,8 @@ def test_jobs_give_the_results_of_one_process(here, jobs_like_this, tmp_path, ca
 
 SLURM = {
     "sbatch": """
-        id=$(ls "$STATE" | wc -l)
+        echo >> "$STATE/submitted"
+        id=$(wc -l < "$STATE/submitted")
         touch "$STATE/$id.running"
         (
             export SLURM_JOB_ID=$id
