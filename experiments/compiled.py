@@ -132,12 +132,30 @@ def transformers(devices: int) -> dict[str, list[str]]:
 
 
 def digest(name: str) -> str:
-    """The state of the code that the programs of a config are made of; comments and docstrings don't count."""
-    folders = (ROOT / "research" / name for name in ("core", "nets", "data", "rl", "learners"))
-    others = [ROOT / "research" / "training" / name for name in ("aot.py", "dispatch.py", "topology.py")]
-    files = [*sorted(path for folder in folders for path in folder.rglob("*.py")), *others]
-    files.append(ROOT / "configs" / f"{name}.py")
-    return hashlib.sha256("".join(_code(path) for path in files).encode()).hexdigest()[:12]
+    """The state of the code that the programs of a config are made of: the core, and what the config imports, directly
+    or through others, but for its reports. Comments and docstrings don't count."""
+    others = (ROOT / "research" / "training" / file for file in ("aot.py", "dispatch.py", "topology.py"))
+    files = {*(ROOT / "research" / "core").glob("*.py"), *others}
+    modules = [f"configs.{name}"]
+    for module in modules:
+        path = ROOT / f"{module.replace('.', '/')}.py"
+        files.add(path)
+        programs = [other for other in sorted(imported(path)) if not other.startswith("research.evaluation.")]
+        modules += [other for other in programs if other not in modules]
+    return hashlib.sha256("".join(_code(path) for path in sorted(files)).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def imported(path: Path) -> frozenset[str]:
+    """The modules of ours that a file imports, anywhere in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            whole = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {name if (ROOT / f"{name.replace('.', '/')}.py").exists() else node.module for name in whole}
+    return frozenset(name for name in found if name.split(".")[0] in ("research", "configs", "experiments"))
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -144,6 +145,28 @@ def test_sizes_are_raised_to_what_the_devices_divide():
     for name in config.names():
         raised = compiled.divided(config.load(name), 8)
         assert (raised.data.batch if hasattr(raised, "data") else raised.num_envs) % 8 == 0, name
+
+
+def test_a_cell_is_older_where_the_code_of_its_programs_has_changed(tmp_path, monkeypatch):
+    shutil.copytree(compiled.ROOT / "research", tmp_path / "research", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(compiled.ROOT / "configs", tmp_path / "configs", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(compiled, "ROOT", tmp_path)
+
+    def changed(file: str, line: str) -> list[str]:
+        names = ("mnist_cnn", "cartpole_ppo", "breakout_dqn")
+        before = [compiled.digest(name) for name in names]
+        (tmp_path / file).write_text(f"{(tmp_path / file).read_text()}\n{line}\n")
+        for cached in (compiled.imported, compiled._code):
+            cached.cache_clear()
+        return [name for name, old in zip(names, before, strict=True) if compiled.digest(name) != old]
+
+    assert changed("configs/mnist_cnn.py", "x = 1") == ["mnist_cnn"]
+    assert changed("research/learners/ppo.py", "x = 1") == ["cartpole_ppo"]
+    assert changed("research/rl/vector.py", "x = 1") == ["cartpole_ppo", "breakout_dqn"]
+    assert changed("research/core/placement.py", "x = 1") == ["mnist_cnn", "cartpole_ppo", "breakout_dqn"]
+    assert changed("research/training/dispatch.py", "x = 1") == ["mnist_cnn", "cartpole_ppo", "breakout_dqn"]
+    assert changed("research/evaluation/plots.py", "x = 1") == changed("configs/gpt2.py", "x = 1") == []
+    assert changed("research/core/placement.py", "# x") == []
 
 
 def test_a_cell_of_the_table():

@@ -1,9 +1,10 @@
 """Imports run in one direction: a package imports itself and those on its left."""
 
-import ast
 from pathlib import Path
 
 import pytest
+
+from experiments.compiled import imported
 
 ROOT = Path(__file__).parent.parent
 ORDER = (
@@ -24,18 +25,6 @@ FILES = sorted(path for top in ("research", "configs", "experiments") for path i
 def package(module: str) -> str:
     """The package of ORDER that a module belongs to."""
     return max((name for name in RANK if f"{module}.".startswith(f"{name}.")), key=len)
-
-
-def imported(path: Path) -> set[str]:
-    """The modules of ours that a file imports, anywhere in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            whole = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= {name if (ROOT / f"{name.replace('.', '/')}.py").exists() else node.module for name in whole}
-    return {name for name in found if name.split(".")[0] in ("research", "configs", "experiments")}
 
 
 def module(path: Path) -> str:
