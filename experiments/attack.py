@@ -26,7 +26,7 @@ from research.core.files import write_json
 from research.core.losses import cross_entropy
 from research.core.state import Batch, example_keys
 from research.evaluation import plots
-from research.evaluation.attacks import Attack, Loss, square_search, strongest
+from research.evaluation.attacks import Attack, Loss, margin_loss, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, Corruption, corrupted
 from research.training.config import Directory
 
@@ -91,8 +91,10 @@ def attack(options: Options) -> None:
     test = experiment.feeds().test
     logits = lambda images: experiment.pixel_logits(state, images)
 
-    def accuracies(stands: Stands, values: Sequence[Any], limit: int | None = options.curves) -> list[float]:
-        return shares(logits, stands, values, test, limit)
+    def accuracies(
+        stands: Stands, values: Sequence[Any], limit: int | None = options.curves, loss: Any = cross_entropy
+    ) -> list[float]:
+        return shares(logits, stands, values, test, limit, loss)
 
     def attacked(how: Attack, restarts: int = 1) -> Stands:
         return lambda loss, right, images, index, at: strongest(how, loss, right, images, index, restarts, at)
@@ -117,7 +119,7 @@ def attack(options: Options) -> None:
         "attacked_accuracy": accuracies(attacked(asked, options.restarts), [radius], options.limit)[0],
         "images_of_the_rest": images,
         "attacked_accuracy_of_these": accuracies(attacked(asked, options.restarts), [radius])[0],
-        "searched_accuracy_of_these": accuracies(searched, [radius])[0],
+        "searched_accuracy_of_these": accuracies(searched, [radius], loss=margin_loss)[0],
         "by_radius": dict(zip(radii, accuracies(attacked(asked, options.restarts), radii), strict=True)),
         "by_steps": {steps: accuracies(attacked(Attack(steps, radius)), [radius])[0] for steps in STEPS},
         "by_corruption": {each.__name__: accuracies(_under(each), range(5)) for each in CORRUPTIONS},
@@ -144,14 +146,18 @@ def shares(
     values: Sequence[Any],
     test: Sequence[Batch],
     limit: int | None,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
 ) -> list[float]:
-    """The share of test images, of the first `limit`, that withstand: one for each of `values`, by one program."""
+    """The share of test images, of the first `limit`, that withstand: one for each of `values`, by one program.
+
+    loss  (logits [batch, classes], labels i32[batch]) -> f32[batch], what an attack raises
+    """
 
     @jax.jit
     def kept(batch: Batch, value: jax.Array) -> jax.Array:
-        loss = lambda images: cross_entropy(logits(images), batch.targets)
+        raised = lambda images: loss(logits(images), batch.targets)
         right = lambda images: logits(images).argmax(-1) == batch.targets
-        return stands(loss, right, batch.inputs.astype(jnp.float32) / 255, batch.index, value)
+        return stands(raised, right, batch.inputs.astype(jnp.float32) / 255, batch.index, value)
 
     found = [
         [np.asarray(kept(batch, jnp.asarray(value)))[counted] for value in values]

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,7 @@ from research.core.errors import UserError
 from research.core.losses import classification
 from research.core.modules import network
 from research.core.state import Batch, State, example_keys
+from research.core.update import UpdateConfig
 from research.data.feed import EvalBatches
 from research.evaluation.attacks import Attack, projected_gradient, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, corrupted
@@ -183,6 +185,27 @@ def test_the_share_that_withstands_is_of_the_first_images():
     logits = lambda images: images.reshape(-1, 1)
     assert script.shares(logits, brighter, [20, 120], test, None) == [4 / 5, 2 / 5]
     assert script.shares(logits, brighter, [20, 120], test, 4) == [3 / 4, 1 / 4]
+
+
+def test_the_search_finds_what_a_gradient_that_is_rounded_to_0_hides(tmp_path, monkeypatch, without_pictures, rng):
+    """A linear classifier whose logits are a thousand times as large is as easy to mislead: a search by values of the
+    cross-entropy, which are 0, would leave most images as they are."""
+    images, kernel = rng.integers(0, 256, (64, 4, 4, 1)).astype(np.uint8), rng.normal(size=(16, 2)).astype(np.float32)
+    logits = lambda images: images.reshape(len(images), -1) @ kernel
+    test = [Batch(np.arange(64), np.ones(64), images, np.asarray(logits(images / 255).argmax(1)))]
+
+    def searched(factor):
+        classifier = SimpleNamespace(
+            update=UpdateConfig(),
+            adversarial=Adversarial(),
+            feeds=lambda: SimpleNamespace(test=test),
+            pixel_logits=lambda state, images: factor * logits(images),
+        )
+        monkeypatch.setattr(script, "image_classifier", lambda directory: (classifier, None))
+        script.attack(script.Options(tmp_path, steps=1, radius=0.1, queries=200))
+        return json.loads((tmp_path / "attack.json").read_text())["searched_accuracy_of_these"]
+
+    assert searched(1000) == searched(1) < 0.9
 
 
 def test_trades_trains():

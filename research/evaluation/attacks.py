@@ -17,6 +17,16 @@ Loss = Callable[[jax.Array], jax.Array]
 """Images f32[batch, height, width, channels] in 0 ... 1 -> f32[batch], each that of its image alone."""
 
 
+def margin_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The largest other logit less that of the label, f32[batch], of logits [batch, classes] and labels i32[batch].
+
+    It is what Andriushchenko et al. raise. The cross-entropy is rounded to 0 where a classifier is very sure, and a
+    search by its values would find nothing there.
+    """
+    of_label = jax.nn.one_hot(labels, logits.shape[-1]) > 0
+    return jnp.where(of_label, -jnp.inf, logits).max(-1) - jnp.where(of_label, logits, -jnp.inf).max(-1)
+
+
 @dataclass(frozen=True)
 class Attack:
     """Projected gradient ascent (Madry et al. 2018, arXiv:1706.06083) on the loss, within a box around each image.
