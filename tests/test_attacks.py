@@ -23,6 +23,7 @@ from research.core.update import UpdateConfig
 from research.data.feed import EvalBatches
 from research.evaluation.attacks import Attack, projected_gradient, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, corrupted
+from research.learners.classify import Classify
 from research.learners.robust import Adversarial, divergence, trades_loss
 from research.nets.cnn import CNN
 
@@ -206,6 +207,21 @@ def test_the_search_finds_what_a_gradient_that_is_rounded_to_0_hides(tmp_path, m
         return json.loads((tmp_path / "attack.json").read_text())["searched_accuracy_of_these"]
 
     assert searched(1000) == searched(1) < 0.9
+
+
+def test_attacks_do_without_float16(tmp_path, monkeypatch):
+    """Its least number is 6e-8: of a sure classifier, most derivatives of the loss by the pixels are rounded to 0."""
+    config = dataclasses.replace(EXPERIMENTS["cnn"], update=UpdateConfig(dtype="float16"))
+    with pytest.raises(UserError, match=r"adversarial\.steps: float16"):
+        dataclasses.replace(config, adversarial=Adversarial(steps=1))
+
+    def attacked(experiment):
+        raise UserError(f"attacked in {experiment.update.dtype}")
+
+    monkeypatch.setattr(Classify, "feeds", attacked)
+    monkeypatch.setattr(script, "image_classifier", lambda directory: (config, None))
+    with pytest.raises(UserError, match="attacked in float32"):
+        script.attack(script.Options(tmp_path))
 
 
 def test_trades_trains():
