@@ -48,8 +48,8 @@ class Augment:
     noise: float | None = None
 
     def __post_init__(self) -> None:
-        between(self, "augment", 0, 1, "crop", "grey")
-        between(self, "augment", 0, math.inf, "shift", "cutout", "jitter", "rotation", "scaling", "noise")
+        between(self, "augment", 0, 1, "crop", "grey", "scaling")
+        between(self, "augment", 0, math.inf, "shift", "cutout", "jitter", "rotation", "noise")
 
 
 def augment(config: Augment, keys: jax.Array, images: jax.Array, mirrored: jax.Array | None = None) -> jax.Array:
