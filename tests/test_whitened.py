@@ -215,6 +215,11 @@ def test_each_image_is_flipped_on_every_other_pass():
     assert Classify().mirrored(state, batch) is None
 
 
+def test_to_alternate_there_is_something_to_flip():
+    with pytest.raises(UserError, match=r"augment\.alternate is how images are flipped"):
+        Augment(alternate=True)
+
+
 def test_what_moves_in_is_reflected(rng):
     images = rng.random((40, 6, 5, 2)).astype(np.float32)
     keys, mirrored = jax.random.split(jax.random.key(0), 40), jnp.arange(40) % 2 == 1

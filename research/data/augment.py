@@ -50,6 +50,8 @@ class Augment:
     def __post_init__(self) -> None:
         between(self, "augment", 0, 1, "crop", "grey", "scaling")
         between(self, "augment", 0, math.inf, "shift", "cutout", "jitter", "rotation", "noise")
+        if self.alternate and not self.flip:
+            raise UserError("augment.alternate is how images are flipped: give augment.flip too, or leave it out")
 
 
 def augment(config: Augment, keys: jax.Array, images: jax.Array, mirrored: jax.Array | None = None) -> jax.Array:
