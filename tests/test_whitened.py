@@ -237,6 +237,9 @@ def test_what_moves_in_is_reflected(rng):
     smooth = augment(Augment(rotation=0.0, shift=2, edge="reflect"), keys, jnp.asarray(images))
     plain = augment(Augment(shift=2, edge="reflect"), keys, jnp.asarray(images))
     np.testing.assert_allclose(smooth, plain, atol=1e-5)
+    # By more than the image's size, what moves in is reflected again and again, and nothing is black.
+    far = augment(Augment(shift=20, edge="reflect"), keys, jnp.asarray(images) + 1)
+    assert far.min() >= 1
 
 
 def test_views_are_averaged_in_evaluation(rng):

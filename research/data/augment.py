@@ -187,7 +187,7 @@ def _gather(image: jax.Array, y: jax.Array, x: jax.Array, edge: str) -> jax.Arra
     """The pixels at the rows y[height] and columns x[width], whole numbers; outside of the image see `Augment.edge`."""
     height, width, _ = image.shape
     if edge == "reflect":
-        y, x = (n - 1 - abs(n - 1 - abs(at)) for at, n in ((y, height), (x, width)))
+        y, x = (n - 1 - abs(n - 1 - at % max(2 * n - 2, 1)) for at, n in ((y, height), (x, width)))
     inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))[None, :]
     rows, columns = (jnp.clip(at, 0, n - 1).astype(jnp.int32) for at, n in ((y, height), (x, width)))
     return jnp.where(inside[..., None], image[rows[:, None], columns[None, :]], 0)
