@@ -103,7 +103,7 @@ def attack(options: Options) -> None:
 
     def searched(loss: Loss, right: Right, images: jax.Array, index: jax.Array, at: jax.Array) -> jax.Array:
         keys = example_keys(jax.random.key(0), index)
-        return right(square_search(at, options.queries, loss, images, keys))
+        return right(images) & right(square_search(at, options.queries, loss, images, keys))
 
     images = sum(int(counted.sum()) for _, counted in first_images(test, options.curves))
     natural: Stands = lambda loss, right, images, index, _: right(images)

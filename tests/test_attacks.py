@@ -64,11 +64,13 @@ def test_the_search_without_gradients_stays_in_the_box_and_raises_the_loss(rng):
 def test_an_image_withstands_if_it_withstands_every_restart():
     """A classifier that is right where the first pixel is above a threshold; the attack is its random start alone."""
     index, attack, right = jnp.arange(16), Attack(steps=0, radius=0.2), lambda x: x[:, 0, 0, 0] > 0.5
-    images = np.full((16, 1, 1, 1), 0.5, np.float32)
+    images = np.full((16, 1, 1, 1), 0.55, np.float32)
     loss = lambda x: x.sum((1, 2, 3))
     each = [np.asarray(strongest(attack, loss, right, images, index, n)) for n in (1, 2, 3, 32)]
     assert all((after <= before).all() for before, after in itertools.pairwise(each))
     assert each[0].any() and not each[-1].any()
+    # It does not withstand an attack that happens to mend a mistake.
+    assert not np.asarray(strongest(attack, loss, right, images - 0.1, index, 1)).any()
 
 
 def test_trades_by_hand():

@@ -118,7 +118,8 @@ def strongest(
     restarts: int,
     radius: jax.Array | float | None = None,
 ) -> jax.Array:
-    """Whether each image withstands all of so many `projected_gradient` attacks, bool[batch].
+    """Whether the classifier is right about each image, and after each of so many `projected_gradient` attacks on it,
+    bool[batch].
 
     right  images -> whether the classifier is right about each, bool[batch]
     index  i32[batch], of the images, by which the random starts are drawn
@@ -128,4 +129,4 @@ def strongest(
         keys = example_keys(fold_name(jax.random.key(restart), "attack"), index)
         return stands & right(projected_gradient(attack, loss, images, keys, radius)), None
 
-    return jax.lax.scan(once, jnp.ones(len(images), bool), jnp.arange(restarts))[0]
+    return jax.lax.scan(once, right(images), jnp.arange(restarts))[0]
