@@ -8,7 +8,7 @@ attack_steps.png and corruptions.png.
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +26,7 @@ from research.core.files import write_json
 from research.core.losses import cross_entropy
 from research.core.state import Batch, example_keys
 from research.evaluation import plots
-from research.evaluation.attacks import Attack, Loss, square_search, strongest
+from research.evaluation.attacks import Attack, Loss, margin_loss, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, Corruption, corrupted
 from research.training.config import Directory
 
@@ -84,6 +84,8 @@ def main(arguments: list[str]) -> int:
 def attack(options: Options) -> None:
     """Attacks the run, prints a table, and writes the numbers and the pictures."""
     experiment, state = image_classifier(options.directory)
+    if experiment.update.dtype == "float16":  # which rounds most gradients of a sure classifier's loss to 0
+        experiment = replace(experiment, update=replace(experiment.update, dtype="float32"))
     radius = options.radius
     if radius is None:
         radius = experiment.adversarial.radius if experiment.adversarial.steps else 8 / 255
@@ -91,15 +93,17 @@ def attack(options: Options) -> None:
     test = experiment.feeds().test
     logits = lambda images: experiment.pixel_logits(state, images)
 
-    def accuracies(stands: Stands, values: Sequence[Any], limit: int | None = options.curves) -> list[float]:
-        return shares(logits, stands, values, test, limit)
+    def accuracies(
+        stands: Stands, values: Sequence[Any], limit: int | None = options.curves, loss: Any = cross_entropy
+    ) -> list[float]:
+        return shares(logits, stands, values, test, limit, loss)
 
     def attacked(how: Attack, restarts: int = 1) -> Stands:
         return lambda loss, right, images, index, at: strongest(how, loss, right, images, index, restarts, at)
 
     def searched(loss: Loss, right: Right, images: jax.Array, index: jax.Array, at: jax.Array) -> jax.Array:
         keys = example_keys(jax.random.key(0), index)
-        return right(square_search(at, options.queries, loss, images, keys))
+        return right(images) & right(square_search(at, options.queries, loss, images, keys))
 
     images = sum(int(counted.sum()) for _, counted in first_images(test, options.curves))
     natural: Stands = lambda loss, right, images, index, _: right(images)
@@ -117,7 +121,7 @@ def attack(options: Options) -> None:
         "attacked_accuracy": accuracies(attacked(asked, options.restarts), [radius], options.limit)[0],
         "images_of_the_rest": images,
         "attacked_accuracy_of_these": accuracies(attacked(asked, options.restarts), [radius])[0],
-        "searched_accuracy_of_these": accuracies(searched, [radius])[0],
+        "searched_accuracy_of_these": accuracies(searched, [radius], loss=margin_loss)[0],
         "by_radius": dict(zip(radii, accuracies(attacked(asked, options.restarts), radii), strict=True)),
         "by_steps": {steps: accuracies(attacked(Attack(steps, radius)), [radius])[0] for steps in STEPS},
         "by_corruption": {each.__name__: accuracies(_under(each), range(5)) for each in CORRUPTIONS},
@@ -144,14 +148,18 @@ def shares(
     values: Sequence[Any],
     test: Sequence[Batch],
     limit: int | None,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
 ) -> list[float]:
-    """The share of test images, of the first `limit`, that withstand: one for each of `values`, by one program."""
+    """The share of test images, of the first `limit`, that withstand: one for each of `values`, by one program.
+
+    loss  (logits [batch, classes], labels i32[batch]) -> f32[batch], what an attack raises
+    """
 
     @jax.jit
     def kept(batch: Batch, value: jax.Array) -> jax.Array:
-        loss = lambda images: cross_entropy(logits(images), batch.targets)
+        raised = lambda images: loss(logits(images), batch.targets)
         right = lambda images: logits(images).argmax(-1) == batch.targets
-        return stands(loss, right, batch.inputs.astype(jnp.float32) / 255, batch.index, value)
+        return stands(raised, right, batch.inputs.astype(jnp.float32) / 255, batch.index, value)
 
     found = [
         [np.asarray(kept(batch, jnp.asarray(value)))[counted] for value in values]

@@ -1910,7 +1910,7 @@ WHITENED = [
          "an image is flipped in each pass alike"),
         ("data/augment.py", "(keys) + epoch) % 2 == 1", "(keys) * 0 + epoch) % 2 == 1", "every_other",
          "all images are flipped at once"),
-        ("data/augment.py", "n - 1 - abs(n - 1 - abs(at))", "n - 1 - abs(n - 2 - abs(at))", "reflected",
+        ("data/augment.py", "n - 1 - abs(n - 1 - at %", "n - 1 - abs(n - 2 - at %", "reflected",
          "the outermost pixel is not that of the reflection"),
         ("data/augment.py", "for at in (0, 2)]", "for at in (0, 1)]", "views", "the second view is not moved"),
         ("data/augment.py", "yield weight / 2, view[:, :, ::-1]", "yield weight / 2, view[:, ::-1]", "views",

@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 from functools import partial
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -18,9 +19,11 @@ from research.core.errors import UserError
 from research.core.losses import classification
 from research.core.modules import network
 from research.core.state import Batch, State, example_keys
+from research.core.update import UpdateConfig
 from research.data.feed import EvalBatches
 from research.evaluation.attacks import Attack, projected_gradient, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, corrupted
+from research.learners.classify import Classify
 from research.learners.robust import Adversarial, divergence, trades_loss
 from research.nets.cnn import CNN
 
@@ -61,11 +64,13 @@ def test_the_search_without_gradients_stays_in_the_box_and_raises_the_loss(rng):
 def test_an_image_withstands_if_it_withstands_every_restart():
     """A classifier that is right where the first pixel is above a threshold; the attack is its random start alone."""
     index, attack, right = jnp.arange(16), Attack(steps=0, radius=0.2), lambda x: x[:, 0, 0, 0] > 0.5
-    images = np.full((16, 1, 1, 1), 0.5, np.float32)
+    images = np.full((16, 1, 1, 1), 0.55, np.float32)
     loss = lambda x: x.sum((1, 2, 3))
     each = [np.asarray(strongest(attack, loss, right, images, index, n)) for n in (1, 2, 3, 32)]
     assert all((after <= before).all() for before, after in itertools.pairwise(each))
     assert each[0].any() and not each[-1].any()
+    # It does not withstand an attack that happens to mend a mistake.
+    assert not np.asarray(strongest(attack, loss, right, images - 0.1, index, 1)).any()
 
 
 def test_trades_by_hand():
@@ -183,6 +188,42 @@ def test_the_share_that_withstands_is_of_the_first_images():
     logits = lambda images: images.reshape(-1, 1)
     assert script.shares(logits, brighter, [20, 120], test, None) == [4 / 5, 2 / 5]
     assert script.shares(logits, brighter, [20, 120], test, 4) == [3 / 4, 1 / 4]
+
+
+def test_the_search_finds_what_a_gradient_that_is_rounded_to_0_hides(tmp_path, monkeypatch, without_pictures, rng):
+    """A linear classifier whose logits are a thousand times as large is as easy to mislead: a search by values of the
+    cross-entropy, which are 0, would leave most images as they are."""
+    images, kernel = rng.integers(0, 256, (64, 4, 4, 1)).astype(np.uint8), rng.normal(size=(16, 2)).astype(np.float32)
+    logits = lambda images: images.reshape(len(images), -1) @ kernel
+    test = [Batch(np.arange(64), np.ones(64), images, np.asarray(logits(images / 255).argmax(1)))]
+
+    def searched(factor):
+        classifier = SimpleNamespace(
+            update=UpdateConfig(),
+            adversarial=Adversarial(),
+            feeds=lambda: SimpleNamespace(test=test),
+            pixel_logits=lambda state, images: factor * logits(images),
+        )
+        monkeypatch.setattr(script, "image_classifier", lambda directory: (classifier, None))
+        script.attack(script.Options(tmp_path, steps=1, radius=0.1, queries=200))
+        return json.loads((tmp_path / "attack.json").read_text())["searched_accuracy_of_these"]
+
+    assert searched(1000) == searched(1) < 0.9
+
+
+def test_attacks_do_without_float16(tmp_path, monkeypatch):
+    """Its least number is 6e-8: of a sure classifier, most derivatives of the loss by the pixels are rounded to 0."""
+    config = dataclasses.replace(EXPERIMENTS["cnn"], update=UpdateConfig(dtype="float16"))
+    with pytest.raises(UserError, match=r"adversarial\.steps: float16"):
+        dataclasses.replace(config, adversarial=Adversarial(steps=1))
+
+    def attacked(experiment):
+        raise UserError(f"attacked in {experiment.update.dtype}")
+
+    monkeypatch.setattr(Classify, "feeds", attacked)
+    monkeypatch.setattr(script, "image_classifier", lambda directory: (config, None))
+    with pytest.raises(UserError, match="attacked in float32"):
+        script.attack(script.Options(tmp_path))
 
 
 def test_trades_trains():

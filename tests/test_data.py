@@ -543,6 +543,12 @@ def test_rotation_and_scaling_move_a_point_as_they_should():
     np.testing.assert_allclose(area / 49, (cx / 12) ** 2, rtol=0.1)
 
 
+def test_images_are_not_scaled_to_nothing_and_beyond():
+    """By a factor below 0, 1 less a scaling above 1, an image would be turned round."""
+    with pytest.raises(UserError, match=r"augment\.scaling must be between 0 and 1, not 1\.5"):
+        Augment(scaling=1.5)
+
+
 def test_cutout_blacks_out_a_square():
     images = noise(12, 12, 2) + 1
     cut = run(Augment(cutout=4), images) == 0

@@ -132,7 +132,8 @@ def test_an_examples_sample_depends_on_its_noise_alone():
 
 def small(**fields):
     """An experiment with the made-up net."""
-    return Diffusion(data=Images(limit=100, batch=8, evaluation_batch=16), net=Linear(), conditional=True, **fields)
+    data = Images(limit=100, batch=8, evaluation_batch=16)
+    return Diffusion(data=data, net=Linear(), **{"conditional": True, **fields})
 
 
 def test_the_loss_by_a_loop():
@@ -184,6 +185,9 @@ def test_guidance():
         ({"sampling_steps": 2000}, "sampling_steps=2000 are more than the 1000 timesteps"),
         ({"guidance": 1.0}, "guidance needs a net that was trained with and without labels"),
         ({"timesteps": 0}, "timesteps must be at least 1"),
+        ({"label_dropout": 10.0}, "label_dropout must be between 0 and 1, not 10"),
+        ({"eta": -1.0}, "eta must be between 0 and 1, not -1"),
+        ({"label_dropout": 0.1, "conditional": False}, "label_dropout hides labels from a net that reads them"),
         ({"sample_metrics_every": 1000}, "sample_metrics_every needs classifier_dir or inception"),
     ],
 )

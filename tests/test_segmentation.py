@@ -194,6 +194,12 @@ def test_images_and_masks_move_together(rng):
     assert len({image.tobytes() for image in images}) == 16
 
 
+@pytest.mark.parametrize("scaling", [(0.0, 1.0), (-0.5, 0.5), (1.5, 0.75), (1.0, np.inf), (np.nan, 1.0)])
+def test_factors_of_size_are_above_0(scaling):
+    with pytest.raises(UserError, match=r"augment\.scaling are a smallest and a largest factor above 0"):
+        AugmentMasks(scaling=scaling)
+
+
 def test_a_flip_and_a_crop_are_exact(rng):
     images, masks = rng.random((12, 6, 8, 3)).astype(np.float32), rng.integers(0, 5, (12, 6, 8)).astype(np.uint8)
     found, found_masks = augmented(AugmentMasks(flip=True), images, masks)

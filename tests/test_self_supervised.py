@@ -238,6 +238,13 @@ def test_numbers_of_labels_are_checked_before_training(labels, message):
         experiment.reports(None)
 
 
+def test_one_class_is_refused_before_training():
+    """The linear classifier of the report at the end would fail."""
+    experiment = dataclasses.replace(SIMCLR, data=Images(name="digits", classes=(3,)), probe_labels=(20,))
+    with pytest.raises(UserError, match=r"data\.classes: all images are of the class 3"):
+        experiment.reports(None)
+
+
 def test_a_probe_of_two_labels_of_each_class(rng):
     x, y = rng.normal(size=(6, 4)), np.array([0, 1, 2, 0, 1, 2])
     x[np.arange(6), y] += 20

@@ -215,6 +215,11 @@ def test_each_image_is_flipped_on_every_other_pass():
     assert Classify().mirrored(state, batch) is None
 
 
+def test_to_alternate_there_is_something_to_flip():
+    with pytest.raises(UserError, match=r"augment\.alternate is how images are flipped"):
+        Augment(alternate=True)
+
+
 def test_what_moves_in_is_reflected(rng):
     images = rng.random((40, 6, 5, 2)).astype(np.float32)
     keys, mirrored = jax.random.split(jax.random.key(0), 40), jnp.arange(40) % 2 == 1
@@ -232,6 +237,9 @@ def test_what_moves_in_is_reflected(rng):
     smooth = augment(Augment(rotation=0.0, shift=2, edge="reflect"), keys, jnp.asarray(images))
     plain = augment(Augment(shift=2, edge="reflect"), keys, jnp.asarray(images))
     np.testing.assert_allclose(smooth, plain, atol=1e-5)
+    # By more than the image's size, what moves in is reflected again and again, and nothing is black.
+    far = augment(Augment(shift=20, edge="reflect"), keys, jnp.asarray(images) + 1)
+    assert far.min() >= 1
 
 
 def test_views_are_averaged_in_evaluation(rng):

@@ -48,8 +48,10 @@ class Augment:
     noise: float | None = None
 
     def __post_init__(self) -> None:
-        between(self, "augment", 0, 1, "crop", "grey")
-        between(self, "augment", 0, math.inf, "shift", "cutout", "jitter", "rotation", "scaling", "noise")
+        between(self, "augment", 0, 1, "crop", "grey", "scaling")
+        between(self, "augment", 0, math.inf, "shift", "cutout", "jitter", "rotation", "noise")
+        if self.alternate and not self.flip:
+            raise UserError("augment.alternate is how images are flipped: give augment.flip too, or leave it out")
 
 
 def augment(config: Augment, keys: jax.Array, images: jax.Array, mirrored: jax.Array | None = None) -> jax.Array:
@@ -185,7 +187,7 @@ def _gather(image: jax.Array, y: jax.Array, x: jax.Array, edge: str) -> jax.Arra
     """The pixels at the rows y[height] and columns x[width], whole numbers; outside of the image see `Augment.edge`."""
     height, width, _ = image.shape
     if edge == "reflect":
-        y, x = (n - 1 - abs(n - 1 - abs(at)) for at, n in ((y, height), (x, width)))
+        y, x = (n - 1 - abs(n - 1 - at % max(2 * n - 2, 1)) for at, n in ((y, height), (x, width)))
     inside = ((y >= 0) & (y < height))[:, None] & ((x >= 0) & (x < width))[None, :]
     rows, columns = (jnp.clip(at, 0, n - 1).astype(jnp.int32) for at, n in ((y, height), (x, width)))
     return jnp.where(inside[..., None], image[rows[:, None], columns[None, :]], 0)

@@ -1,5 +1,6 @@
 """Augmentation of images together with their masks: a pure function of one key for each example."""
 
+import math
 from dataclasses import dataclass
 
 import jax
@@ -27,9 +28,10 @@ class AugmentMasks:
     colour: float | None = None
 
     def __post_init__(self) -> None:
-        # In a sweep the floats are traced, so nothing may branch on their values.
         if self.crop is not None and min(self.crop) < 1:
             raise UserError(f"augment.crop must be at least 1 pixel high and wide, not {self.crop}")
+        if self.scaling is not None and not 0 < self.scaling[0] <= self.scaling[1] < math.inf:
+            raise UserError(f"augment.scaling are a smallest and a largest factor above 0, not {self.scaling}")
 
 
 def augment_masks(

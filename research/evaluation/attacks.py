@@ -17,6 +17,16 @@ Loss = Callable[[jax.Array], jax.Array]
 """Images f32[batch, height, width, channels] in 0 ... 1 -> f32[batch], each that of its image alone."""
 
 
+def margin_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The largest other logit less that of the label, f32[batch], of logits [batch, classes] and labels i32[batch].
+
+    It is what Andriushchenko et al. raise. The cross-entropy is rounded to 0 where a classifier is very sure, and a
+    search by its values would find nothing there.
+    """
+    of_label = jax.nn.one_hot(labels, logits.shape[-1]) > 0
+    return jnp.where(of_label, -jnp.inf, logits).max(-1) - jnp.where(of_label, logits, -jnp.inf).max(-1)
+
+
 @dataclass(frozen=True)
 class Attack:
     """Projected gradient ascent (Madry et al. 2018, arXiv:1706.06083) on the loss, within a box around each image.
@@ -108,7 +118,8 @@ def strongest(
     restarts: int,
     radius: jax.Array | float | None = None,
 ) -> jax.Array:
-    """Whether each image withstands all of so many `projected_gradient` attacks, bool[batch].
+    """Whether the classifier is right about each image, and after each of so many `projected_gradient` attacks on it,
+    bool[batch].
 
     right  images -> whether the classifier is right about each, bool[batch]
     index  i32[batch], of the images, by which the random starts are drawn
@@ -118,4 +129,4 @@ def strongest(
         keys = example_keys(fold_name(jax.random.key(restart), "attack"), index)
         return stands & right(projected_gradient(attack, loss, images, keys, radius)), None
 
-    return jax.lax.scan(once, jnp.ones(len(images), bool), jnp.arange(restarts))[0]
+    return jax.lax.scan(once, right(images), jnp.arange(restarts))[0]

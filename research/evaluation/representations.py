@@ -44,11 +44,14 @@ def representation(features: Features, data: Images, labels: Sequence[int], ever
 
     every: steps between evaluations on the validation split, or None
 
-    Raises UserError where the classes do not divide a number of labels, or one has too few images.
+    Raises UserError where there is one class alone, the classes do not divide a number of labels, or one has too few
+    images.
     """
     arrays = data.load()
     rest, _ = split_training(len(arrays.train_labels), data.validation, data.seed)
     bank_labels, classes = arrays.train_labels[rest], len(arrays.names)
+    if classes < 2:
+        raise UserError(f"data.classes: all images are of the class {arrays.names[0]}, and features tell classes apart")
     if labels and min(labels) < 2 * classes:
         raise UserError(f"probe_labels: {min(labels)} are fewer than two for each of {classes} classes")
     try:

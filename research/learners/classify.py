@@ -66,6 +66,8 @@ class Classify(Supervised):
         between(self, "", 0, 1, "smoothing")
         if self.mixing.on and self.adversarial.steps:
             raise UserError("mixing and adversarial.steps: mixed images have no one label that an attack could raise")
+        if self.adversarial.steps and self.update.dtype == "float16":
+            raise UserError("adversarial.steps: float16 rounds gradients of attacks to 0: choose --dtype bfloat16")
         if self.mixing.on and self.data.batch % 2:
             raise UserError(f"mixing takes pairs of images: data.batch must be even, not {self.data.batch}")
 

@@ -5,6 +5,7 @@ section 4 does: update the generators, then the discriminators, on translations 
 et al. 2017, arXiv:1612.07828).
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.devices import gathered, position
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
@@ -59,6 +60,7 @@ class CycleGAN(Adversarial):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "pool")
+        between(self, "", 0, math.inf, "cycle", "identity")
         if self.sample_metrics_every is not None and self.classifier_dir is None:
             raise UserError("sample_metrics_every needs classifier_dir, the classifier that evaluates the translations")
 

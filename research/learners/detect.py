@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import Criterion
 from research.core.metrics import Mean, Metrics
@@ -85,6 +85,7 @@ class Detect(Supervised):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "candidates", "detections", "ap_every")
+        between(self, "", 0, 1, "least_score", "overlap")
         self.run.check_interval("ap_every", self.ap_every)
 
     def model(self) -> nn.Module:

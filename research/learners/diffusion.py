@@ -83,10 +83,12 @@ class Diffusion(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "timesteps", "sampling_steps", "num_samples", "sample_metrics_every")
-        between(self, "", 0, 1, "average")
+        between(self, "", 0, 1, "average", "label_dropout", "eta")
         self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
         if self.sampling_steps > self.timesteps:
             raise UserError(f"sampling_steps={self.sampling_steps} are more than the {self.timesteps} timesteps")
+        if self.label_dropout is not None and not self.conditional:
+            raise UserError("label_dropout hides labels from a net that reads them: give conditional too")
         if self.guidance is not None and not (self.conditional and self.label_dropout is not None):
             raise UserError("guidance needs a net that was trained with and without labels: conditional, label_dropout")
         if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:

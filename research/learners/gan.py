@@ -5,6 +5,7 @@ The losses are theirs, that of LSGAN (Mao et al. 2017, arXiv:1611.04076), the hi
 2017, arXiv:1705.02894) and Wasserstein's (Arjovsky, Chintala & Bottou 2017, arXiv:1701.07875).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -97,6 +98,7 @@ class GAN(Adversarial):
         super().__post_init__()
         positive(self, "", "latent", "num_updates", "num_samples")
         between(self, "", 0, 1, "average")
+        between(self, "", 0, math.inf, "gradient_penalty", "r1")
         if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
             raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
         penalised = self.gradient_penalty is not None or self.r1 is not None

@@ -4,6 +4,7 @@ The net predicts what is to be added to the damaged image. With an adversarial l
 arXiv:1609.04802), it also learns to make what a discriminator takes for an undamaged image.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple
@@ -82,6 +83,7 @@ class Restore(Experiment):
         super().__post_init__()
         positive(self, "", "hole")
         between(self, "", 0, 1, "average")
+        between(self, "", 0, math.inf, "noise", "adversarial")
 
     def build(self) -> Learner:
         """See `Experiment`."""

@@ -1,5 +1,6 @@
 """Semantic segmentation: cross-entropy and Dice loss of every pixel, by U-Net; images and masks augmented together."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -7,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.errors import between
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import Criterion, cross_entropy
 from research.core.metrics import Mean, Metrics, Overlap, confusion, mean
@@ -40,6 +42,10 @@ class Segment(Supervised):
     balance: float = 0.0
     dice: float | None = None
     run: Run = field(default_factory=lambda: Run(metric="mean_iou"))
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between(self, "", 0, math.inf, "dice")
 
     def build(self) -> Learner:
         """See `Experiment`."""

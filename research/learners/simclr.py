@@ -4,6 +4,7 @@ Chen, Kornblith, Norouzi & Hinton 2020, "A simple framework for contrastive lear
 (arXiv:2002.05709).
 """
 
+import math
 from dataclasses import dataclass, field
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.devices import gathered, position
+from research.core.errors import between
 from research.core.experiment import Experiment, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
@@ -49,6 +51,10 @@ class SimCLR(SelfSupervised):
     projection: nn.Module = field(default_factory=Projection)
     augment: Augment = VIEWS
     temperature: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between(self, "", 0, math.inf, "temperature")
 
     def build(self) -> Learner:
         """See `Experiment`. The name is "net"."""
