@@ -602,11 +602,16 @@ def test_published_results_are_those_of_the_configs_data():
     assert published("--data.name", "digits") == ()
 
 
-def test_a_run_that_stopped_early_is_not_extended(copy):
-    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (copy / "metrics.jsonl").write_text("".join(lines[:2]))
-    with pytest.raises(UserError, match=r"stopped early, at step 2 of 4, by --run\.patience"):
-        owned(copy, *TINY, "--steps", "8")
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_run_that_stopped_early_is_not_extended(copy, steps):
+    """It may have stopped at what was its last step."""
+    options = [*TINY, "--run.patience", "1", "--steps"]
+    command = config.parse("digits_cnn", [*options, f"{steps}"])
+    (copy / "config.json").write_text(json.dumps(workdir._describe("digits_cnn", command)))
+    lines = [{"step": step, "split": "validation", "accuracy": 1 / step} for step in (2, 4)]
+    (copy / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(UserError, match=rf"stopped early, at step 4 of {steps}, by --run\.patience"):
+        owned(copy, *options, "8")
     assert (copy / "summary.json").exists()
 
 

@@ -14,6 +14,7 @@ from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
 from research.core.files import delete_tree, entries, failing, reason, rename, replacing, write_json
 from research.training import checkpoint, config, log, provenance
+from research.training.evaluate import exhausted, scores
 from research.training.locks import locked
 
 FORMAT = 3
@@ -259,14 +260,13 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
 def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> None:
     """Make the run in `directory` one of `experiment.run.steps`. Its summary.json is renamed to summary_STEPS.json."""
     before, after = there["config"]["run"]["steps"], experiment.run.steps
-    summary = directory / "summary.json"
+    summary, lines = directory / "summary.json", log.read(directory)
+    if exhausted(scores(lines, experiment.run), experiment.run):
+        raise UserError(
+            f"the run in {directory} stopped early, at step {max(line['step'] for line in lines)} of {before}, by "
+            "--run.patience: more steps would not change it; choose another --workdir"
+        )
     if summary.exists():
-        last = max((line["step"] for line in log.read(directory)), default=before)
-        if last < before:
-            raise UserError(
-                f"the run in {directory} stopped early, at step {last} of {before}, by --run.patience: "
-                "more steps would not change it; choose another --workdir"
-            )
         with failing("rename", summary):
             rename(summary, directory / f"summary_{before}.json")
     values = {**there["config"], "run": {**there["config"]["run"], "steps": after}}
