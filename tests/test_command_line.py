@@ -514,18 +514,24 @@ def test_a_command_that_is_refused_overwrites_nothing(copy, capsys):
         assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
-def test_an_extension_that_fails_leaves_the_run_as_it_was(copy, capsys, monkeypatch):
-    """Unless the longer run has saved something: then it goes on from there."""
+@pytest.mark.parametrize("done", [3, 5])
+def test_an_extension_that_fails_leaves_the_run_as_it_was(copy, capsys, monkeypatch, done):
+    """Unless the longer run has saved something, be it before the steps that the shorter one was to have: then it goes
+    on from there."""
+    shutil.rmtree(copy / "checkpoints" / "4")
+    before = {name: (copy / name).read_bytes() for name in ("config.json", "summary.json")}
+    saved: list[int] = []
 
     def fails(*_):
+        for step in saved:
+            (copy / "checkpoints" / f"{step}").mkdir()
         raise UserError("the data is gone")
 
-    before = {name: (copy / name).read_bytes() for name in ("config.json", "summary.json")}
     monkeypatch.setattr(research.training.run, "prepare", fails)
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--steps", "8")
     assert status == 2 and "the data is gone" in said
     assert {name: (copy / name).read_bytes() for name in before} == before and not (copy / "summary_4.json").exists()
-    (copy / "checkpoints" / "6").mkdir()
+    saved.append(done)
     assert run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--steps", "8")[0] == 2
     assert workdir.run_in(copy)["config"]["run"]["steps"] == 8 and not (copy / "summary.json").exists()
 

@@ -36,10 +36,11 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
             stack.enter_context(locked(directory))
         with failing("write to", directory):
             extended = _begin(directory, name, command)
+        newest = 0 if extended is None else checkpoint.newest(directory / "checkpoints")
         try:
             yield
         except BaseException:
-            if extended is not None:
+            if extended is not None and checkpoint.newest(directory / "checkpoints") == newest:
                 _withdraw(directory, extended)
             raise
 
@@ -281,10 +282,8 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
 
 
 def _withdraw(directory: Path, there: dict[str, Any]) -> None:
-    """Undo `_extend` after an error, unless the longer run has saved something: the run is as it was, `there`."""
+    """Undo `_extend` after an error, where the longer run has saved nothing: the run is as it was, `there`."""
     before = there["config"]["run"]["steps"]
-    if checkpoint.newest(directory / "checkpoints") > before:
-        return
     with failing("write to", directory):
         summary = directory / f"summary_{before}.json"
         if summary.exists():
