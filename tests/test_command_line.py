@@ -621,6 +621,15 @@ def test_a_run_that_stopped_early_is_not_extended(copy, steps):
     assert (copy / "summary.json").exists()
 
 
+def test_a_run_that_was_killed_as_it_began_starts_again(tmp_path):
+    (tmp_path / ".config.tmp.json").write_text("{")
+    assert owned(tmp_path)["name"] == "digits_cnn"
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match="holds something other than a run"):
+        owned(tmp_path)
+
+
 def test_damaged_config_json(copy):
     about = json.loads((copy / "config.json").read_text())
     about["config"]["net"]["widths"] = ["__import__('os')"]

@@ -47,7 +47,8 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
 
 def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> dict[str, Any] | None:
     """Make `directory` that of this run, see `owned`. Returns what config.json was before, where it was extended."""
-    if _read(directory) is None and any(path.name != ".lock" for path in entries(directory)):
+    begun = (".lock", ".config.tmp.json")  # what a run that is killed as it begins leaves
+    if _read(directory) is None and any(path.name not in begun for path in entries(directory)):
         raise UserError(f"{directory} holds something other than a run: choose another --workdir")
     if command.overwrite:
         _clear(directory)
