@@ -111,6 +111,13 @@ def test_settings_with_a_best_step_of_their_own_are_programs_of_their_own(own, t
     assert ("one setting a program: each has a best step" in capsys.readouterr().err) is bool(own)
 
 
+def test_a_switch_is_varied(tmp_path):
+    found = sweep.programs("digits_cnn", {"optimizer.nesterov": ["True", "False"], "net.norm": ["False"]}, [], tmp_path)
+    switches = [(one.command.config.optimizer.nesterov, one.command.config.net.norm) for one in found]
+    assert switches == [(True, False), (False, False)]
+    assert [one.name for one in found] == [f"optimizer.nesterov={on},net.norm=False" for on in (True, False)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -121,6 +128,7 @@ def test_settings_with_a_best_step_of_their_own_are_programs_of_their_own(own, t
             ["--over", "learning-rate", "1", "--over", "optimizer.learning-rate", "3"],
             "rate has a value twice: give",
         ),
+        (["--over", "net.norm", "yes", "no"], "--over net.norm is True or False, not yes"),
     ],
 )
 def test_mistakes_of_a_sweep_name_the_mend(arguments, message, tmp_path, capsys):
