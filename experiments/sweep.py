@@ -210,13 +210,15 @@ def parts(over: Sequence[tuple[str, Sequence[T]]], most: int | None) -> list[lis
 
 
 def results(name: str, program: Program, directory: Path) -> list[Result]:
-    """What comes out of a program, which is trained where it isn't finished.
+    """What comes out of a program, which is trained where it isn't finished. Raises RunError where it has no score.
 
     directory  of the sweep
     """
     result, history = train(name, program.command), log.read(directory / program.name)
-    found = measured(result)[program.command.config.run.metric]["each"]
-    scores = np.array([np.nan if x is None else x for x in found], float)
+    found, metric = measured(result), program.command.config.run.metric
+    if metric not in found:
+        raise RunError(f"summary.json has no {metric}: the report that gives it has failed")
+    scores = np.array([np.nan if x is None else x for x in found[metric]["each"]], float)
     n = len(scores) // len(program.settings)
     axis = [slice(k * n, (k + 1) * n) for k in range(len(program.settings))]
     return [

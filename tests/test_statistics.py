@@ -102,6 +102,15 @@ def test_a_program_that_fails_does_not_end_the_sweep(error, tmp_path, monkeypatc
     assert "error: 1 of 2 programs failed: data.batch=16; the same command tries them again" in told
 
 
+def test_a_program_whose_report_failed_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "train", lambda *_: {"test": {"loss": {"each": [0.5]}}})
+    over = ["--over", "data.batch", "16", "32", "--workdir", str(tmp_path)]
+    assert sweep.main(["digits_cnn", *over, *TINY.split()]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "warning: data.batch=16: summary.json has no accuracy: the report that gives it has failed" in told
+    assert "2 of 2 programs failed" in told
+
+
 @pytest.mark.parametrize("own", [["--run.checkpoint-for-test", "best"], ["--run.patience", "3"], []])
 def test_settings_with_a_best_step_of_their_own_are_programs_of_their_own(own, tmp_path, capsys):
     over = {"optimizer.learning_rate": ["1e-4", "1e-2"], "data.batch": ["16", "32"]}
