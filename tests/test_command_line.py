@@ -216,6 +216,7 @@ def test_what_is_typed_wrong(arguments, says, capsys, tmp_path):
         ("ppo", "clip_epsilon", -1.0, "at least 0"),
         ("ppo", "value_clip", -1.0, "at least 0"),
         *((name, "average", 2.0, "between 0 and 1") for name, x in EXPERIMENTS.items() if hasattr(x, "average")),
+        *((name, at, 0, "at least 1") for name, x in EXPERIMENTS.items() for at in vars(x) if at.endswith("_every")),
     ],
 )
 def test_numbers_out_of_range_are_refused(learner, field, value, allowed):

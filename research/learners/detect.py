@@ -84,7 +84,7 @@ class Detect(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "candidates", "detections", "ap_every")
+        positive(self, "", "candidates", "detections")
         self.run.check_interval("ap_every", self.ap_every)
 
     def model(self) -> nn.Module:
