@@ -5,6 +5,7 @@ clipping, in float32. Needs PyTorch (the extra `bench`).
 """
 
 import dataclasses
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from rich.table import Table
 
 from experiments.console import status
 from experiments.results import provenance
-from research.core.errors import UserError
+from research.core.errors import NotInstalled, UserError
 from research.core.files import write_json
 from research.core.optimizers import schedule
 from research.core.state import Batch
@@ -47,6 +48,10 @@ def agree(
         steps: number of training steps
         output: JSON file that the figures are written to, for `experiments.results`
     """
+    if steps < 1:
+        raise UserError(f"--steps must be at least 1, not {steps}")
+    if importlib.util.find_spec("torch") is None:
+        raise NotInstalled("this needs PyTorch: pip install -e .[bench]")
     experiment = without_dropout(config.load(name))
     feed = experiment.feeds().train
     ours, start = jax_losses(experiment, [feed.batch_at(step) for step in range(steps)])

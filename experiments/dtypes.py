@@ -25,11 +25,12 @@ from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.core.files import write_json
 from research.core.hardware import PEAKS
-from research.core.placement import place
+from research.core.placement import Place, place
 from research.core.update import Dtype
 from research.data import made_up
 from research.training import aot, config
 from research.training.checks import check_dtype
+from research.training.run import layout
 
 CONFIGS = (
     "mnist_cnn",
@@ -51,11 +52,13 @@ CONFIGS = (
 class Program(NamedTuple):
     """A config's training in one dtype, compiled.
 
+    where    as many of the devices as training uses
     flops    of a dispatch
     seconds  compiling took
     """
 
     experiment: Experiment
+    where: Place
     compiled: jax.stages.Compiled
     flops: float
     seconds: float
@@ -105,14 +108,15 @@ def compiled(name: str, dtype: Dtype, directory: str) -> Program:
     experiment = replace(experiment, update=replace(experiment.update, dtype=dtype))
     check_dtype(experiment, jax.default_backend())
     experiment, _ = made_up.available(experiment, Path(tempfile.mkdtemp(dir=directory)))
-    traced = aot.trace(experiment, place(), experiment.run.steps_per_dispatch)
+    where = place("jit", layout(config.Command(experiment)), experiment.update.grad_accum_steps)
+    traced = aot.trace(experiment, where, experiment.run.steps_per_dispatch)
     lowered, began = traced.lower(), time.monotonic()
-    return Program(experiment, lowered.compile(), aot.flops(traced.jaxpr), time.monotonic() - began)
+    return Program(experiment, where, lowered.compile(), aot.flops(traced.jaxpr), time.monotonic() - began)
 
 
 def timed(program: Program, rounds: int) -> dict[str, Any]:
     """Units/s by unit, utilisation, bytes and seconds of a program, its first dispatch left out."""
-    experiment, where, steps = program.experiment, place(), program.experiment.run.steps_per_dispatch
+    experiment, where, steps = program.experiment, program.where, program.experiment.run.steps_per_dispatch
     feed = experiment.feeds().train
     state = where.init(experiment.build().init, jax.random.key(0))
     if feed.resident:

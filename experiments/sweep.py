@@ -29,7 +29,8 @@ T = TypeVar("T")
 
 ABOUT = f"""{__doc__}
 
-  --over FIELD VALUE VALUE ...   the values to train with; several --over: every combination of them
+  --over FIELD VALUE VALUE ...   the values to train with, of a switch True and False; several --over: every
+                                 combination of them
   --seeds N                      seeds of each setting (default: 1)
   --workdir DIR                  directory of the sweep (default: runs/NAME_sweep)
   --settings-per-program N       train at most N settings at once (default: all that can be; one where each has a best
@@ -170,7 +171,8 @@ def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], dire
         raise UserError(f"--over {twice[0]} has a value twice: give all values of a field after one --over")
     over = dict(zip(paths, over.values(), strict=True))
     # Each value goes through the command line's parser, which checks it.
-    with_one = lambda field, text: parse([f"--{field}", text]).config
+    having = lambda setting: parse([x for field, text in setting.items() for x in _option(command.config, field, text)])
+    with_one = lambda field, text: having({field: text}).config
     values = {field: [config.leaves(with_one(field, text))[field] for text in over[field]] for field in over}
     together = {field for field in over if _traceable(command.config, field, values[field])}
     if alone := over.keys() - together:
@@ -178,7 +180,7 @@ def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], dire
     inner = [(field, list(zip(over[field], values[field], strict=True))) for field in over if field in together]
     found = []
     outers = config.settings([(field, over[field]) for field in over if field not in together])
-    ones = [parse([option for field, text in outer.items() for option in (f"--{field}", text)]) for outer in outers]
+    ones = [having(outer) for outer in outers]
     if len(config.settings(inner)) > 1 and any(_decides(one.config.run) for one in ones):
         say("one setting a program: each has a best step or an early stop of its own (checkpoint_for_test, patience)")
     for outer, one in zip(outers, ones, strict=True):
@@ -191,7 +193,7 @@ def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], dire
             program = dataclasses.replace(one, seeds=command.seeds or 1, workdir=directory / called, over=varied)
             settings = [outer | setting for setting in config.settings(texts.items())]
             for setting in settings:  # together, too, its values must be what the command line takes
-                parse([option for field, text in setting.items() for option in (f"--{field}", text)])
+                having(setting)
             found.append(Program(called, program, settings))
     return found
 
@@ -208,13 +210,15 @@ def parts(over: Sequence[tuple[str, Sequence[T]]], most: int | None) -> list[lis
 
 
 def results(name: str, program: Program, directory: Path) -> list[Result]:
-    """What comes out of a program, which is trained where it isn't finished.
+    """What comes out of a program, which is trained where it isn't finished. Raises RunError where it has no score.
 
     directory  of the sweep
     """
     result, history = train(name, program.command), log.read(directory / program.name)
-    found = measured(result)[program.command.config.run.metric]["each"]
-    scores = np.array([np.nan if x is None else x for x in found], float)
+    found, metric = measured(result), program.command.config.run.metric
+    if metric not in found:
+        raise RunError(f"summary.json has no {metric}: the report that gives it has failed")
+    scores = np.array([np.nan if x is None else x for x in found[metric]["each"]], float)
     n = len(scores) // len(program.settings)
     axis = [slice(k * n, (k + 1) * n) for k in range(len(program.settings))]
     return [
@@ -255,6 +259,16 @@ def _path(experiment: Experiment, field: str) -> str:
     if len(ends) != 1:
         raise UserError(f"--over: there is no field {field!r}: {nearest(field, known, ends)}")
     return ends[0]
+
+
+def _option(experiment: Experiment, field: str, text: str) -> list[str]:
+    """The option that gives a field the value that was typed. Raises UserError for a switch that is not True or False,
+    which on the command line has no value."""
+    if not isinstance(config.leaves(experiment)[field], bool):
+        return [f"--{field}", text]
+    if text not in ("True", "False"):
+        raise UserError(f"--over {field} is True or False, not {text}")
+    return config.argument(field, text == "True")
 
 
 def _traceable(experiment: Experiment, path: str, values: Sequence[Any]) -> bool:

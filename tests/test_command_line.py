@@ -165,6 +165,11 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
             ["digits_cnn", "--optimizer.learning-rate", "-1", *TINY],
             "optimizer.learning_rate must be at least 0, not -1.0",
         ),
+        (["digits_cnn", "--update.rates", "*", "-1", *TINY], "update.rates must be at least 0, not -1.0 for '*'"),
+        (
+            ["digits_cnn", "--optimizer.name", "sgd", "--optimizer.decays", "*", "-1", *TINY],
+            "optimizer.decays must be at least 0, not -1.0 for '*'",
+        ),
         (["digits_cnn", "--optimizer.halve-at", "0.5", "1.5", *TINY], "optimizer.halve_at must be between 0 and 1"),
         (["digits_cnn", "--augment.noise", "-1", *TINY], "augment.noise must be at least 0"),
         (["digits_cnn", "--mixing.mixup", "0", *TINY], "mixing.mixup must be more than 0, or None for none"),
@@ -218,6 +223,7 @@ def test_what_is_typed_wrong(arguments, says, capsys, tmp_path):
         ("gan", "gradient_penalty", -10.0, "at least 0"),
         ("cyclegan", "identity", -5.0, "at least 0"),
         *((name, "average", 2.0, "between 0 and 1") for name, x in EXPERIMENTS.items() if hasattr(x, "average")),
+        *((name, at, 0, "at least 1") for name, x in EXPERIMENTS.items() for at in vars(x) if at.endswith("_every")),
     ],
 )
 def test_numbers_out_of_range_are_refused(learner, field, value, allowed):
@@ -521,18 +527,24 @@ def test_a_command_that_is_refused_overwrites_nothing(copy, capsys):
         assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
 
 
-def test_an_extension_that_fails_leaves_the_run_as_it_was(copy, capsys, monkeypatch):
-    """Unless the longer run has saved something: then it goes on from there."""
+@pytest.mark.parametrize("done", [3, 5])
+def test_an_extension_that_fails_leaves_the_run_as_it_was(copy, capsys, monkeypatch, done):
+    """Unless the longer run has saved something, be it before the steps that the shorter one was to have: then it goes
+    on from there."""
+    shutil.rmtree(copy / "checkpoints" / "4")
+    before = {name: (copy / name).read_bytes() for name in ("config.json", "summary.json")}
+    saved: list[int] = []
 
     def fails(*_):
+        for step in saved:
+            (copy / "checkpoints" / f"{step}").mkdir()
         raise UserError("the data is gone")
 
-    before = {name: (copy / name).read_bytes() for name in ("config.json", "summary.json")}
     monkeypatch.setattr(research.training.run, "prepare", fails)
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--steps", "8")
     assert status == 2 and "the data is gone" in said
     assert {name: (copy / name).read_bytes() for name in before} == before and not (copy / "summary_4.json").exists()
-    (copy / "checkpoints" / "6").mkdir()
+    saved.append(done)
     assert run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--steps", "8")[0] == 2
     assert workdir.run_in(copy)["config"]["run"]["steps"] == 8 and not (copy / "summary.json").exists()
 
@@ -609,12 +621,26 @@ def test_published_results_are_those_of_the_configs_data():
     assert published("--data.name", "digits") == ()
 
 
-def test_a_run_that_stopped_early_is_not_extended(copy):
-    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
-    (copy / "metrics.jsonl").write_text("".join(lines[:2]))
-    with pytest.raises(UserError, match=r"stopped early, at step 2 of 4, by --run\.patience"):
-        owned(copy, *TINY, "--steps", "8")
+@pytest.mark.parametrize("steps", [4, 6])
+def test_a_run_that_stopped_early_is_not_extended(copy, steps):
+    """It may have stopped at what was its last step."""
+    options = [*TINY, "--run.patience", "1", "--steps"]
+    command = config.parse("digits_cnn", [*options, f"{steps}"])
+    (copy / "config.json").write_text(json.dumps(workdir._describe("digits_cnn", command)))
+    lines = [{"step": step, "split": "validation", "accuracy": 1 / step} for step in (2, 4)]
+    (copy / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    with pytest.raises(UserError, match=rf"stopped early, at step 4 of {steps}, by --run\.patience"):
+        owned(copy, *options, "8")
     assert (copy / "summary.json").exists()
+
+
+def test_a_run_that_was_killed_as_it_began_starts_again(tmp_path):
+    (tmp_path / ".config.tmp.json").write_text("{")
+    assert owned(tmp_path)["name"] == "digits_cnn"
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "notes.md").write_text("mine")
+    with pytest.raises(UserError, match="holds something other than a run"):
+        owned(tmp_path)
 
 
 def test_damaged_config_json(copy):

@@ -265,6 +265,13 @@ def test_reports_judge_the_averaged_weights(tmp_path):
     }
 
 
+def test_dtypes_are_measured_on_as_many_devices_as_training_uses(tmp_path, capsys, monkeypatch):
+    devices = jax.devices()[:3]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    assert dtypes.compiled("frozenlake_q", "float32", str(tmp_path)).where.devices == 2
+    assert "warning: 3 devices do not divide num_envs=" in capsys.readouterr().err
+
+
 def test_both_dtypes_are_measured_and_written(tmp_path, capsys):
     output = tmp_path / "dtypes.json"
     assert dtypes.main(["frozenlake_q", "--rounds", "2", "--output", str(output)]) == 0

@@ -102,6 +102,15 @@ def test_a_program_that_fails_does_not_end_the_sweep(error, tmp_path, monkeypatc
     assert "error: 1 of 2 programs failed: data.batch=16; the same command tries them again" in told
 
 
+def test_a_program_whose_report_failed_does_not_end_the_sweep(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sweep, "train", lambda *_: {"test": {"loss": {"each": [0.5]}}})
+    over = ["--over", "data.batch", "16", "32", "--workdir", str(tmp_path)]
+    assert sweep.main(["digits_cnn", *over, *TINY.split()]) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "warning: data.batch=16: summary.json has no accuracy: the report that gives it has failed" in told
+    assert "2 of 2 programs failed" in told
+
+
 @pytest.mark.parametrize("own", [["--run.checkpoint-for-test", "best"], ["--run.patience", "3"], []])
 def test_settings_with_a_best_step_of_their_own_are_programs_of_their_own(own, tmp_path, capsys):
     over = {"optimizer.learning_rate": ["1e-4", "1e-2"], "data.batch": ["16", "32"]}
@@ -109,6 +118,13 @@ def test_settings_with_a_best_step_of_their_own_are_programs_of_their_own(own, t
     each = [[rate] for rate in over["optimizer.learning_rate"]] if own else [over["optimizer.learning_rate"]]
     assert [[one["optimizer.learning_rate"] for one in program.settings] for program in found] == each * 2
     assert ("one setting a program: each has a best step" in capsys.readouterr().err) is bool(own)
+
+
+def test_a_switch_is_varied(tmp_path):
+    found = sweep.programs("digits_cnn", {"optimizer.nesterov": ["True", "False"], "net.norm": ["False"]}, [], tmp_path)
+    switches = [(one.command.config.optimizer.nesterov, one.command.config.net.norm) for one in found]
+    assert switches == [(True, False), (False, False)]
+    assert [one.name for one in found] == [f"optimizer.nesterov={on},net.norm=False" for on in (True, False)]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +137,7 @@ def test_settings_with_a_best_step_of_their_own_are_programs_of_their_own(own, t
             ["--over", "learning-rate", "1", "--over", "optimizer.learning-rate", "3"],
             "rate has a value twice: give",
         ),
+        (["--over", "net.norm", "yes", "no"], "--over net.norm is True or False, not yes"),
     ],
 )
 def test_mistakes_of_a_sweep_name_the_mend(arguments, message, tmp_path, capsys):

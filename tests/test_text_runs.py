@@ -171,6 +171,14 @@ def test_words_end_at_the_end():
     assert before_eos(np.array([7, 8])).tolist() == [7, 8]
 
 
+def test_what_agreeing_needs_is_said_before_anything_trains(capsys, monkeypatch):
+    assert agree.main(["--steps", "0"]) == 2
+    assert "--steps must be at least 1, not 0" in capsys.readouterr().err
+    monkeypatch.setattr(agree.importlib.util, "find_spec", lambda name: None)
+    assert agree.main([]) == 2
+    assert "this needs PyTorch: pip install -e .[bench]" in capsys.readouterr().err
+
+
 def test_training_agrees_with_pytorch():
     pytest.importorskip("torch", reason="PyTorch, the reference, is not installed")
     optimizer = Optimizer(learning_rate=0.01, schedule="cosine", warmup=2, weight_decay=0.1, b2=0.99)

@@ -130,7 +130,7 @@ class Run:
     published: tuple[tuple[str, float], ...] = ()
 
     def __post_init__(self) -> None:
-        positive(self, "run", "steps", "steps_per_dispatch", "evaluate_every", "save_every", "patience")
+        positive(self, "run", "steps_per_dispatch", "patience")
         if not -(2**31) <= self.seed < 2**31:
             raise UserError(f"run.seed must be a number of 32 bits, from -2^31 to 2^31 - 1, not {self.seed}")
         if self.keep < 2:
@@ -139,8 +139,10 @@ class Run:
             self.check_interval(f"run.{name}", getattr(self, name))
 
     def check_interval(self, name: str, interval: int | None) -> None:
-        """Raises UserError unless `interval`, the option `name`, is None or a multiple of `steps_per_dispatch`."""
+        """Raises UserError unless `interval`, option `name`, is None or a positive multiple of `steps_per_dispatch`."""
         unit = self.steps_per_dispatch
+        if interval is not None and interval < 1:
+            raise UserError(f"{name} must be at least 1, not {interval}")
         if interval is not None and interval % unit:
             raise UserError(
                 f"{name}={interval} is not a multiple of run.steps_per_dispatch={unit}: the nearest are "

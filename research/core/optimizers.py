@@ -74,6 +74,9 @@ class Optimizer:
             raise UserError("optimizer.mu_dtype must be float32 for adafactor, which keeps no first moment")
         if self.decays and self.name != "sgd":
             raise UserError(f"optimizer.decays are for sgd, not for {self.name}")
+        for pattern, decay in self.decays:
+            if decay < 0:
+                raise UserError(f"optimizer.decays must be at least 0, not {decay} for {pattern!r}")
         between(self, "optimizer", 0, math.inf, "learning_rate", "warmup", "initial_ratio", "final_ratio")
         between(self, "optimizer", 0, math.inf, "weight_decay", "eps")
         between(self, "optimizer", 0, 1, "halve_at", "momentum", "b1", "b2")

@@ -67,6 +67,9 @@ class UpdateConfig:
             raise UserError(f"update.grad_accum_steps must be at least 1, not {self.grad_accum_steps}")
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"update.clip must be above 0, not {self.clip}: None is no clipping")
+        for pattern, rate in self.rates:
+            if rate < 0:
+                raise UserError(f"update.rates must be at least 0, not {rate} for {pattern!r}")
 
 
 class Aux(NamedTuple):

@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import positive
 from research.core.experiment import Experiment
 from research.core.optimizers import Optimizer
 
@@ -42,7 +41,6 @@ class Adversarial(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "sample_metrics_every")
         self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
 
 

@@ -84,7 +84,7 @@ class Detect(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "candidates", "detections", "ap_every")
+        positive(self, "", "candidates", "detections")
         between(self, "", 0, 1, "least_score", "overlap")
         self.run.check_interval("ap_every", self.ap_every)
 

@@ -82,7 +82,7 @@ class Diffusion(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "timesteps", "sampling_steps", "num_samples", "sample_metrics_every")
+        positive(self, "", "timesteps", "sampling_steps", "num_samples")
         between(self, "", 0, 1, "average", "label_dropout", "eta")
         self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
         if self.sampling_steps > self.timesteps:

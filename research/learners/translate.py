@@ -50,7 +50,7 @@ class Translate(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "loss_chunk", "beams", "bleu_every")
+        positive(self, "", "loss_chunk", "beams")
         self.run.check_interval("bleu_every", self.bleu_every)
 
     def model(self) -> nn.Module:

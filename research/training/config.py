@@ -262,10 +262,7 @@ def from_json(name: str, values: Any) -> Experiment:
     default = load(name)
     before, after = leaves(default), leaves(default, values)
     arguments = [
-        a
-        for path, value in after.items()
-        if value != before[path] or path == "run.mode"
-        for a in _argument(path, value)
+        a for path, value in after.items() if value != before[path] or path == "run.mode" for a in argument(path, value)
     ]
     message = io.StringIO()
     try:
@@ -275,7 +272,8 @@ def from_json(name: str, values: Any) -> Experiment:
         raise UserError(f"these are no values of the config {name}: {' '.join(arguments)}") from None
 
 
-def _argument(path: str, value: Any) -> list[str]:
+def argument(path: str, value: Any) -> list[str]:
+    """What the command line says for a field that has this value, as `to_json` has it."""
     if isinstance(value, bool):
         parent, _, last = path.rpartition(".")
         return [f"--{path}" if value else f"--{parent}{'.' if parent else ''}no-{last}"]

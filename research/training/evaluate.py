@@ -48,6 +48,11 @@ def score(values: Numbers, run: Run) -> float | None:
     return statistics.fmean(each) if each else None
 
 
+def scores(lines: Iterable[dict[str, Any]], run: Run) -> list[float | None]:
+    """The `score` of each evaluation, from the lines of metrics.jsonl."""
+    return [score(line, run) for line in lines if line["split"] == "validation" and run.metric in line]
+
+
 def best(scores: Sequence[float | None], run: Run) -> int | None:
     """The position of the best score, the first of equals; None where there is none."""
     sign = 1 if run.mode == "max" else -1

@@ -30,7 +30,7 @@ from research.training.checks import (
     usable_devices,
 )
 from research.training.dispatch import dispatches
-from research.training.evaluate import Evaluator, best, exhausted, score, summary
+from research.training.evaluate import Evaluator, best, exhausted, score, scores, summary
 from research.training.processes import ProcessGroup, joined
 from research.training.profiling import profiled
 from research.training.program_cache import keep_programs
@@ -224,8 +224,7 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
     Raises Interrupted after a signal, once the State is saved; RunError where training can't go on.
     """
     run, directory = job.experiment.run, job.directory
-    validation = (line for line in log.read(directory) if line["split"] == "validation" and run.metric in line)
-    scores = [score(line, run) for line in validation]
+    found = scores(log.read(directory), run)
     saved = checkpoint.Checkpoints(job.checkpoints, run.keep, step, job.group, job.files.upload)
     lines, bar, asked = _log(job), log.Progress(run.steps, step), list[int]()
     units_per_step = job.experiment.units_per_step(job.feeds.train.batch)
@@ -244,7 +243,7 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
             say(saved.cost(state))
         if job.command.profile:
             advance = stack.enter_context(profiled(advance, directory / "profile"))
-        while step < run.steps and not exhausted(scores, run):
+        while step < run.steps and not exhausted(found, run):
             state, dispatched = advance(state)
             reader.add(dispatched)
             step += run.steps_per_dispatch
@@ -258,9 +257,9 @@ def loop(job: Job, step: int, state: State) -> tuple[int, State]:
                 lines.line(step, "validation", values)
                 bar.say("validation", values)
             if run.metric in values:
-                scores.append(score(values, run))
-            new_best = run.metric in values and best(scores, run) == len(scores) - 1
-            due = step % run.save_every == 0 or step == run.steps or exhausted(scores, run) or stop is not None
+                found.append(score(values, run))
+            new_best = run.metric in values and best(found, run) == len(found) - 1
+            due = step % run.save_every == 0 or step == run.steps or exhausted(found, run) or stop is not None
             if due or new_best:
                 lines.flush()
                 saved.save(step, state, new_best)

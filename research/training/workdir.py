@@ -14,6 +14,7 @@ from research.core.errors import RunError, UserError
 from research.core.experiment import Experiment
 from research.core.files import delete_tree, entries, failing, reason, rename, replacing, write_json
 from research.training import checkpoint, config, log, provenance
+from research.training.evaluate import exhausted, scores
 from research.training.locks import locked
 
 FORMAT = 3
@@ -35,17 +36,19 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
             stack.enter_context(locked(directory))
         with failing("write to", directory):
             extended = _begin(directory, name, command)
+        newest = 0 if extended is None else checkpoint.newest(directory / "checkpoints")
         try:
             yield
         except BaseException:
-            if extended is not None:
+            if extended is not None and checkpoint.newest(directory / "checkpoints") == newest:
                 _withdraw(directory, extended)
             raise
 
 
 def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> dict[str, Any] | None:
     """Make `directory` that of this run, see `owned`. Returns what config.json was before, where it was extended."""
-    if _read(directory) is None and any(path.name != ".lock" for path in entries(directory)):
+    begun = (".lock", ".config.tmp.json")  # what a run that is killed as it begins leaves
+    if _read(directory) is None and any(path.name not in begun for path in entries(directory)):
         raise UserError(f"{directory} holds something other than a run: choose another --workdir")
     if command.overwrite:
         _clear(directory)
@@ -259,14 +262,13 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
 def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> None:
     """Make the run in `directory` one of `experiment.run.steps`. Its summary.json is renamed to summary_STEPS.json."""
     before, after = there["config"]["run"]["steps"], experiment.run.steps
-    summary = directory / "summary.json"
+    summary, lines = directory / "summary.json", log.read(directory)
+    if exhausted(scores(lines, experiment.run), experiment.run):
+        raise UserError(
+            f"the run in {directory} stopped early, at step {max(line['step'] for line in lines)} of {before}, by "
+            "--run.patience: more steps would not change it; choose another --workdir"
+        )
     if summary.exists():
-        last = max((line["step"] for line in log.read(directory)), default=before)
-        if last < before:
-            raise UserError(
-                f"the run in {directory} stopped early, at step {last} of {before}, by --run.patience: "
-                "more steps would not change it; choose another --workdir"
-            )
         with failing("rename", summary):
             rename(summary, directory / f"summary_{before}.json")
     values = {**there["config"], "run": {**there["config"]["run"], "steps": after}}
@@ -281,10 +283,8 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
 
 
 def _withdraw(directory: Path, there: dict[str, Any]) -> None:
-    """Undo `_extend` after an error, unless the longer run has saved something: the run is as it was, `there`."""
+    """Undo `_extend` after an error, where the longer run has saved nothing: the run is as it was, `there`."""
     before = there["config"]["run"]["steps"]
-    if checkpoint.newest(directory / "checkpoints") > before:
-        return
     with failing("write to", directory):
         summary = directory / f"summary_{before}.json"
         if summary.exists():
