@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from research.core.devices import position
 from research.core.errors import UserError, between
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.lookahead import Lookahead
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
@@ -142,10 +142,6 @@ class Classify(Supervised):
         rows, size = position(len(batch.index)), self.data.feeds().train.size
         epoch, _ = positions(state.step, self.data.batch, size, rows=rows)
         return alternating(example_keys(fold_name(state.key, "flip"), batch.index), epoch)
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.errors import UserError, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.losses import Criterion
 from research.core.metrics import Mean, Metrics
 from research.core.optimizers import Optimizer
@@ -120,10 +120,6 @@ class Detect(Supervised):
     def locations(self) -> Locations:
         """Where the net looks for objects."""
         return locations(self.data.spec().shape[:2], self.net.strides, self.reach)
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def detected(self, state: State, images: jax.Array) -> jax.Array:
         """The objects that are found in u8[batch, height, width, channels]; see `detected`."""

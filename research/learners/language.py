@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from research.core.errors import positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.losses import tokens, with_perplexity
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
@@ -57,10 +57,6 @@ class Language(Supervised):
             eval_criterion=with_perplexity(criterion),
             chunk=self.loss_chunk,
         )
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def units_per_step(self, batch: int) -> dict[str, int]:
         """See `Experiment`."""

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.losses import Criterion, cross_entropy
 from research.core.metrics import Mean, Metrics, Overlap, confusion, mean
 from research.core.optimizers import Optimizer
@@ -58,10 +58,6 @@ class Segment(Supervised):
             augmented,
             lambda batch: batch._replace(inputs=standardised(scaled(batch.inputs), spec)),
         )
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def logits(self, state: State, images: jax.Array) -> jax.Array:
         """Of u8[batch, height, width, channels], as the net is evaluated: [batch, height, width, classes]."""
