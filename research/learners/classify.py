@@ -131,7 +131,7 @@ class Classify(Supervised):
         return averaged(super().network(module), self.views)
 
     def module(self) -> nn.Module:
-        """The net, with what the data decide."""
+        """See `Supervised`."""
         moments = lambda net: self.data.patch_moments(net.patch)
         return bind(self.net, outputs=self.data.spec().classes, moments=moments)
 
@@ -154,7 +154,7 @@ class Classify(Supervised):
 
     def pixel_logits(self, state: State, images: jax.Array) -> jax.Array:
         """The same of images f32 in 0 ... 1."""
-        return self.outputs(self.module(), state, standardised(images, self.data.spec()))
+        return self.outputs(state, standardised(images, self.data.spec()))
 
     def input_ranges(self, state: State, images: jax.Array) -> dict[str, Tree]:
         """The ranges of the layers' inputs, as they are evaluated on u8[batch, height, width, channels]: what

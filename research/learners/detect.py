@@ -87,8 +87,8 @@ class Detect(Supervised):
         positive(self, "", "candidates", "detections", "ap_every")
         self.run.check_interval("ap_every", self.ap_every)
 
-    def model(self) -> nn.Module:
-        """The net, with what the data fill in. Raises UserError where it does not take the images."""
+    def module(self) -> nn.Module:
+        """See `Supervised`. Raises UserError where the net does not take the images."""
         (height, width, _), strides = self.data.spec().shape, self.net.strides
         if height % strides[-1] or width % strides[-1]:
             size = "--data.resize" if hasattr(self.data, "resize") else "--data.size"
@@ -108,7 +108,7 @@ class Detect(Supervised):
             return batch._replace(inputs=standardised(images, spec), targets=objects)
 
         return supervised(
-            self.network(self.model()),
+            self.network(self.module()),
             self.updater(),
             jnp.zeros((1, *spec.shape)),
             criterion,
@@ -123,7 +123,7 @@ class Detect(Supervised):
 
     def detected(self, state: State, images: jax.Array) -> jax.Array:
         """The objects that are found in u8[batch, height, width, channels]; see `detected`."""
-        outputs = self.outputs(self.model(), state, standardised(scaled(images), self.data.spec()))
+        outputs = self.outputs(state, standardised(scaled(images), self.data.spec()))
         choice = Choice(self.candidates, self.detections, self.least_score, self.overlap)
         return detected(outputs, self.locations(), self.data.spec().shape, choice)
 

@@ -41,6 +41,10 @@ class Segment(Supervised):
     dice: float | None = None
     run: Run = field(default_factory=lambda: Run(metric="mean_iou"))
 
+    def module(self) -> nn.Module:
+        """See `Supervised`."""
+        return self.net.clone(outputs=self.data.spec().images.classes)
+
     def build(self) -> Learner:
         """See `Experiment`."""
         spec, shares = self.data.spec()
@@ -50,7 +54,7 @@ class Segment(Supervised):
             return batch._replace(inputs=standardised(images, spec), targets=masks)
 
         return supervised(
-            self.network(self.net.clone(outputs=spec.classes)),
+            self.network(self.module()),
             self.updater(),
             jnp.zeros((1, *spec.shape)),
             segmentation(weights(shares, self.balance), self.dice),
@@ -61,8 +65,7 @@ class Segment(Supervised):
 
     def logits(self, state: State, images: jax.Array) -> jax.Array:
         """Of u8[batch, height, width, channels], as the net is evaluated: [batch, height, width, classes]."""
-        spec = self.data.spec().images
-        return self.outputs(self.net.clone(outputs=spec.classes), state, standardised(scaled(images), spec))
+        return self.outputs(state, standardised(scaled(images), self.data.spec().images))
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""

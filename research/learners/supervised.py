@@ -60,9 +60,13 @@ class Supervised(Experiment):
         """`module`, computing in the config's dtype, or with products of int8."""
         return network(module, self.update.dtype, self.quantization)
 
-    def outputs(self, module: nn.Module, state: State, inputs: Any) -> Any:
-        """What `module` makes of inputs, leaves [batch, ...], with the weights that are evaluated."""
-        return self.network(module).apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
+    def module(self) -> nn.Module:
+        """The net, with what the data fill in."""
+        return self.net
+
+    def outputs(self, state: State, inputs: Any) -> Any:
+        """What the net makes of inputs, leaves [batch, ...], with the weights that are evaluated."""
+        return self.network(self.module()).apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
 
 
 def supervised(
