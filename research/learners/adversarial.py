@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from research.core.errors import positive
 from research.core.experiment import Experiment
 from research.core.optimizers import Optimizer
@@ -44,8 +41,3 @@ class Adversarial(Experiment):
         super().__post_init__()
         positive(self, "", "sample_metrics_every")
         self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
-
-
-def prepared(pixels: jax.Array) -> jax.Array:
-    """u8 [...] -> f32 [...] in [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1

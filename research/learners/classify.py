@@ -22,9 +22,10 @@ from research.core.types import Tree
 from research.core.update import UpdateConfig
 from research.data.augment import Augment, Views, alternating, augment, views
 from research.data.few_labels import FewLabels
-from research.data.images import Images, ImageSpec, LabelledImages
+from research.data.images import Images, LabelledImages
 from research.data.mixing import Mixing, criterion_of_mixed, mixed
 from research.data.order import positions
+from research.data.pixels import scaled, standardised
 from research.data.randaugment import RandAugment, randaugment
 from research.data.toy_large_images import ToyLargeImages
 from research.evaluation import images as reports
@@ -199,16 +200,6 @@ def averaged(net: Network, kind: Views) -> Network:
         return sum(weight * outputs for weight, outputs in found), collections
 
     return net._replace(apply=apply)
-
-
-def scaled(pixels: jax.Array) -> jax.Array:
-    """u8 [...] -> f32 [...] in [0, 1]."""
-    return pixels.astype(jnp.float32) / 255
-
-
-def standardised(images: jax.Array, spec: ImageSpec) -> jax.Array:
-    """Images [..., channels] less each channel's mean, over its standard deviation."""
-    return (images - jnp.array(spec.mean)) / jnp.array(spec.std)
 
 
 def tiny() -> dict[str, Experiment]:

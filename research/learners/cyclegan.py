@@ -23,10 +23,11 @@ from research.core.state import Batch, Learner, State, example_keys, learner, rn
 from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.data.augment import Augment, augment
+from research.data.pixels import centred, scaled
 from research.data.unpaired import Unpaired
 from research.evaluation import samples
 from research.evaluation.classifier import load_classifier
-from research.learners.adversarial import PIXELS, Adversarial, prepared
+from research.learners.adversarial import PIXELS, Adversarial
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.nets.gan import Conv
 
@@ -73,7 +74,7 @@ class CycleGAN(Adversarial):
     def translate(self, state: State, images: jax.Array, to_y: bool) -> jax.Array:
         """Translations [batch, h, w, c] in [-1, 1] of images u8[batch, h, w, c], by G to Y or by F to X."""
         net = network(self.generator, self.update.dtype)
-        return net.apply(state.params["generators"]["G" if to_y else "F"], {}, prepared(images))[0]
+        return net.apply(state.params["generators"]["G" if to_y else "F"], {}, centred(images))[0]
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
@@ -172,7 +173,7 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
         augmented = lambda name, images: augment(
-            config.augment, example_keys(rng(state, f"augment {name}"), batch.index), images.astype(jnp.float32) / 255
+            config.augment, example_keys(rng(state, f"augment {name}"), batch.index), scaled(images)
         )
         x, y = (2 * augmented(name, images) - 1 for name, images in zip("XY", batch.inputs, strict=True))
         state, g = update(state, "generators", generator_loss, (x, y, batch.mask))
@@ -183,7 +184,7 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         """The losses on images that were not trained on; the discriminators' with the present translations."""
-        x, y = (prepared(images) for images in batch.inputs)
+        x, y = (centred(images) for images in batch.inputs)
         critics, (mask_x, mask_y) = state.params["discriminators"], batch.targets
         of_x, of_y, fakes = generator_terms(state.params["generators"], critics, x, y)
         of_both = lambda a, b: jax.tree.map(jnp.add, mean(a, mask_x), mean(b, mask_y))

@@ -27,9 +27,9 @@ from research.core.state import Batch, Learner, State
 from research.data.box_augment import BoxAugment, augment_boxes
 from research.data.boxes import BoxData, BoxedImages, Objects
 from research.data.canvases import Canvases
+from research.data.pixels import scaled, standardised
 from research.data.toy_boxes import ToyBoxes
 from research.evaluation import boxes as reports
-from research.learners.classify import scaled, standardised
 from research.learners.supervised import Supervised, supervised
 from research.nets.detector import Detector, Outputs
 

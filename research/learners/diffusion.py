@@ -24,9 +24,9 @@ from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.data.augment import Augment, augment
 from research.data.images import Images
+from research.data.pixels import scaled
 from research.evaluation import samples
 from research.learners.adversarial import PIXELS
-from research.learners.classify import scaled
 from research.nets.unet import UNet
 
 Schedule = Literal["linear", "cosine"]

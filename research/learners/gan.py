@@ -22,8 +22,9 @@ from research.core.state import Batch, Learner, State, evaluated, example_keys, 
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates, strided, updater
 from research.data.images import Images, ImageSpec
+from research.data.pixels import centred
 from research.evaluation import samples
-from research.learners.adversarial import PIXELS, Adversarial, prepared
+from research.learners.adversarial import PIXELS, Adversarial
 from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.nets.gan import DenseGenerator
@@ -193,7 +194,7 @@ def gan(config: GAN, images: ImageSpec) -> Learner:
         return jax.vmap(lambda key: jax.random.normal(key, (config.latent,)))(fold_name(keys, "noise"))
 
     def discriminator_loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
-        reals, labels, own = prepared(batch.inputs), batch.targets, owned(state, "discriminator")
+        reals, labels, own = centred(batch.inputs), batch.targets, owned(state, "discriminator")
         inputs = (noise(rng), labels)
         fakes, _ = generator.apply(state.params["generator"], owned(state, "generator"), inputs, rng=rng)
         real, moved = discriminator.apply(params, own, (reals, labels), rng=rng)
@@ -227,7 +228,7 @@ def gan(config: GAN, images: ImageSpec) -> Learner:
         keys = example_keys(rng(state._replace(step=jnp.int32(0)), "evaluate"), batch.index)
         fakes = config.generate(generator, state, noise(keys), batch.targets)
         params, own = state.params["discriminator"], owned(state, "discriminator")
-        real, fake = (discriminator.apply(params, own, (x, batch.targets))[0] for x in (prepared(batch.inputs), fakes))
+        real, fake = (discriminator.apply(params, own, (x, batch.targets))[0] for x in (centred(batch.inputs), fakes))
         return {
             "discriminator_loss": mean(gan_loss.real(real) + gan_loss.fake(fake), batch.mask),
             "generator_loss": mean(gan_loss.generator(fake), batch.mask),

@@ -14,8 +14,8 @@ from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State
 from research.data.augment_masks import AugmentMasks, augment_masks
 from research.data.masks import VOID, Masks
+from research.data.pixels import scaled, standardised
 from research.evaluation import masks as reports
-from research.learners.classify import scaled, standardised
 from research.learners.supervised import Supervised, supervised
 from research.nets.unet import UNet
 

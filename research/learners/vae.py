@@ -21,9 +21,9 @@ from research.core.state import Batch, Learner, State, evaluated, example_keys, 
 from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.data.images import Images
+from research.data.pixels import scaled
 from research.evaluation import bounds, samples
 from research.evaluation.rows import image_rows
-from research.learners.classify import scaled
 from research.nets.autoencoder import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 
 
