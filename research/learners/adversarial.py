@@ -10,9 +10,6 @@ from research.core.optimizers import Optimizer
 ADAM = Optimizer(learning_rate=2e-4, b1=0.5, b2=0.999)
 """DCGAN's."""
 
-PIXELS = "Images are in [-1, 1], [batch, height, width, channels]: a pixel from 0 to 255 is (x + 1) * 127.5, rounded."
-"""About the images that a generator makes, for `Inference.about`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Adversarial(Experiment):

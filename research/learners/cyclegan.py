@@ -27,7 +27,7 @@ from research.data.pixels import centred, scaled
 from research.data.unpaired import Unpaired
 from research.evaluation import samples
 from research.evaluation.classifier import load_classifier
-from research.learners.adversarial import PIXELS, Adversarial
+from research.learners.adversarial import Adversarial
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.nets.gan import Conv
 
@@ -93,7 +93,8 @@ class CycleGAN(Adversarial):
                 lambda images: self.translate(state, images, to_y=side == 0),
                 lambda batch: {"images": batch.inputs[side]},
                 "translations",
-                f"The images that go in are pixels from 0 to 255, which the program scales. What comes out: {PIXELS}",
+                "The images that go in are pixels from 0 to 255, which the program scales. What comes out: "
+                + samples.PIXELS,
             )
 
         return {"x_to_y": one(0), "y_to_x": one(1)}

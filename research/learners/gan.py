@@ -24,7 +24,7 @@ from research.core.update import Aux, scan_updates, strided, updater
 from research.data.images import Images, ImageSpec
 from research.data.pixels import centred
 from research.evaluation import samples
-from research.learners.adversarial import PIXELS, Adversarial
+from research.learners.adversarial import Adversarial
 from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.nets.gan import DenseGenerator
@@ -152,18 +152,8 @@ class GAN(Adversarial):
         """See `Experiment`."""
         spec, generator = self.data.spec(), self.networks(self.data.spec())[0]
         params, own = jax.jit(lambda state: self.evaluated_generator(generator, state))(state)
-
-        def images(noise: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-            labels = jnp.zeros(noise.shape[:1], jnp.int32) if labels is None else labels
-            return generator.apply(params, own, (noise, labels))[0]
-
-        def inputs(batch: Batch) -> dict[str, jax.Array]:
-            noise, labels = samples.latent_inputs(0, len(batch.index), self.latent, spec.classes)
-            return {"noise": noise, "labels": labels} if self.conditional else {"noise": noise}
-
-        labels = f" Labels are classes: {', '.join(spec.names)}." if self.conditional else ""
-        about = f"The noise is drawn from the standard normal distribution.{labels} {PIXELS}"
-        return {"inference": Inference(images, inputs, "images", about)}
+        images = lambda noise, labels: generator.apply(params, own, (noise, labels))[0]
+        return samples.inference(images, self.latent, spec, self.conditional)
 
 
 def gan(config: GAN, images: ImageSpec) -> Learner:
