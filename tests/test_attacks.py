@@ -21,7 +21,7 @@ from research.core.state import Batch, State, example_keys
 from research.data.feed import EvalBatches
 from research.evaluation.attacks import Attack, projected_gradient, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, corrupted
-from research.learners.robust import Adversarial, divergence, trades_loss
+from research.learners.robust import AdversarialTraining, divergence, trades_loss
 from research.nets.cnn import CNN
 
 IMAGES = np.random.default_rng(0).uniform(size=(3, 4, 5, 2)).astype(np.float32)
@@ -88,9 +88,9 @@ def test_trades_by_hand():
 
 
 def test_the_radius_grows_over_the_ramp():
-    config = Adversarial(steps=1, radius=0.4, ramp=4)
+    config = AdversarialTraining(steps=1, radius=0.4, ramp=4)
     assert [float(config.radius_at(jnp.int32(n))) for n in (0, 1, 3, 9)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
-    assert float(Adversarial(steps=1, radius=0.4).radius_at(jnp.int32(0))) == pytest.approx(0.4)
+    assert float(AdversarialTraining(steps=1, radius=0.4).radius_at(jnp.int32(0))) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_radius_grows_over_the_ramp():
 )
 def test_what_is_refused(options, said):
     with pytest.raises(UserError, match=said):
-        Adversarial(**options)
+        AdversarialTraining(**options)
 
 
 def test_corruptions_change_images_more_by_severity_and_keep_their_range():

@@ -29,7 +29,7 @@ from research.data.pixels import scaled, standardised
 from research.data.randaugment import RandAugment, randaugment
 from research.data.toy_large_images import ToyLargeImages
 from research.evaluation import images as reports
-from research.learners.robust import Adversarial, changed, trades_loss
+from research.learners.robust import AdversarialTraining, changed, trades_loss
 from research.learners.supervised import Supervised
 from research.nets.bottleneck import BottleneckResNet
 from research.nets.cnn import CNN
@@ -60,7 +60,7 @@ class Classify(Supervised):
     mixing: Mixing = field(default_factory=Mixing)
     views: Views = "one"
     smoothing: float = 0.0
-    adversarial: Adversarial = field(default_factory=Adversarial)
+    adversarial: AdversarialTraining = field(default_factory=AdversarialTraining)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,7 +85,7 @@ class Classify(Supervised):
             return init_state(key, {"net": net.init(key, jnp.zeros((1, *spec.shape)))})
 
         def attacked(
-            how: Adversarial,
+            how: AdversarialTraining,
             net: Network,
             params: Tree,
             state: State,
@@ -239,7 +239,7 @@ def tiny() -> dict[str, Experiment]:
             net=CNN(widths=(8,), depth=1, dropout=0.2),
             augment=Augment(noise=0.05),  # flat parts of an image would have equal maxima, up to rounding
             # A small radius: rounding decides the signs of small gradients, and so the attacks' last steps.
-            adversarial=Adversarial(steps=2, radius=0.002, ramp=4),
+            adversarial=AdversarialTraining(steps=2, radius=0.002, ramp=4),
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),
