@@ -839,8 +839,8 @@ RL = [
     ),
     Mutation(
         "learners/ppo.py",
-        'moments = merged(statistics(state)["observation"], transitions.observation)',
-        'moments = merged(statistics(state)["observation"], rows.observation)',
+        'moments = normalisation.merged(statistics(state)["observation"], transitions.observation)',
+        'moments = normalisation.merged(statistics(state)["observation"], rows.observation)',
         PPO_STEP,
         "the statistics are of normalised observations",
     ),
