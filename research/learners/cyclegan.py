@@ -31,6 +31,9 @@ from research.learners.adversarial import Adversarial
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.nets.gan import Conv
 
+Terms = dict[str, jax.Array]
+"""The terms of a loss by name, f32[batch] each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CycleGAN(Adversarial):
@@ -173,10 +176,11 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
         return mean(of_x + of_y, mask), Aux()
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        augmented = lambda name, images: augment(
-            config.augment, example_keys(rng(state, f"augment {name}"), batch.index), scaled(images)
-        )
-        x, y = (2 * augmented(name, images) - 1 for name, images in zip("XY", batch.inputs, strict=True))
+        def augmented(name: str, images: jax.Array) -> jax.Array:
+            keys = example_keys(rng(state, f"augment {name}"), batch.index)
+            return 2 * augment(config.augment, keys, scaled(images)) - 1
+
+        x, y = map(augmented, "XY", batch.inputs)
         state, g = update(state, "generators", generator_loss, (x, y, batch.mask))
         # The discriminators see the translations of the generators before their update, out of the pools.
         state, fakes = pool_fakes(state, g.rows)
@@ -197,10 +201,6 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
         }
 
     return learner(init, step, evaluate)
-
-
-Terms = dict[str, jax.Array]
-"""The terms of a loss by name, f32[batch] each."""
 
 
 def pool_fakes(state: State, fakes: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:
