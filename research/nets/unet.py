@@ -120,7 +120,7 @@ class SelfAttention(nn.Module):
         y = GroupNorm()(x).reshape(channels, -1, batch).T
         q, k, v = jnp.split(nn.Dense(3 * channels)(y).reshape(batch, height * width, heads, -1), 3, -1)
         y = attend(q, k, v, None, causal=False, flash=False).reshape(batch, height * width, channels)
-        y = nn.Dense(channels, kernel_init=_zeros)(y)
+        y = nn.Dense(channels, kernel_init=nn.initializers.zeros)(y)
         return x + y.T.reshape(x.shape)
 
 
@@ -141,9 +141,6 @@ class Embedding(nn.Module):
         x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(dtype)
         x = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(x)))
         return x + nn.Embed(self.classes + 1, self.width)(labels) if self.classes else x
-
-
-_zeros = nn.initializers.zeros
 
 
 def _padded(x: jax.Array, unit: int) -> tuple[jax.Array, tuple[int, int]]:
