@@ -717,8 +717,8 @@ DQN = [
     ),
     Mutation(
         "learners/drqn.py",
-        "with_memory(rest(following), memories)",
-        "rest(following)",
+        "with_memory(following[n:], memories)",
+        "following[n:]",
         "tests/test_q_learning.py -k unrolls",
         "what follows is valued by the memory of the time of acting",
     ),

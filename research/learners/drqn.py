@@ -109,12 +109,12 @@ def drqn(config: DRQN) -> Learner:
         observation, done, following = jax.tree.map(
             lambda x: x.swapaxes(0, 1), (sequences.observation, sequences.done, sequences.next_observation)
         )
-        burn_in, rest = (lambda x: x[: config.burn_in]), (lambda x: x[config.burn_in :])
-        memory, _ = jax.lax.scan(frame, observation[0, :, -size:], (burn_in(observation), burn_in(done)))
+        n = config.burn_in
+        memory, _ = jax.lax.scan(frame, observation[0, :, -size:], (observation[:n], done[:n]))
         # The burn-in makes a memory to start from; it is not learned from, so no gradient flows through it.
         memory = jax.lax.stop_gradient(memory)
-        _, (memories, values) = jax.lax.scan(frame, memory, (rest(observation), rest(done)))
-        _, next_values = jax.vmap(forward, (None, 0))(params, with_memory(rest(following), memories))
+        _, (memories, values) = jax.lax.scan(frame, memory, (observation[n:], done[n:]))
+        _, next_values = jax.vmap(forward, (None, 0))(params, with_memory(following[n:], memories))
         return values.swapaxes(0, 1), next_values.swapaxes(0, 1)
 
     def init(key: jax.Array) -> State:
