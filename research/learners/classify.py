@@ -133,8 +133,8 @@ class Classify(Supervised):
 
     def module(self) -> nn.Module:
         """See `Supervised`."""
-        moments = lambda net: self.data.patch_moments(net.patch)
-        return bind(self.net, outputs=self.data.spec().classes, moments=moments)
+        moments = {"moments": self.data.patch_moments(self.net.patch)} if hasattr(self.net, "moments") else {}
+        return bind(self.net, outputs=self.data.spec().classes, **moments)
 
     def mirrored(self, state: State, batch: Batch) -> jax.Array | None:
         """The images of a batch that are flipped, bool[batch], where it alternates by passes over the data."""
