@@ -58,9 +58,9 @@ class Segment(Supervised):
             self.updater(),
             jnp.zeros((1, *spec.shape)),
             segmentation(weights(shares, self.balance), self.dice),
-            segmentation(names=spec.names),
-            augmented,
-            lambda batch: batch._replace(inputs=standardised(scaled(batch.inputs), spec)),
+            eval_criterion=segmentation(names=spec.names),
+            augment=augmented,
+            prepare=lambda batch: batch._replace(inputs=standardised(scaled(batch.inputs), spec)),
         )
 
     def logits(self, state: State, images: jax.Array) -> jax.Array:
