@@ -57,11 +57,9 @@ class UNet(nn.Module):
     def __call__(self, inputs: Inputs, train: bool = False) -> jax.Array:
         """f32[batch, height, width, channels] -> [batch, height, width, outputs]; see `Inputs`."""
         images, *conditions = inputs if isinstance(inputs, tuple) else (inputs,)
-        embedding = (
-            Embedding(4 * self.widths[0], self.classes)(conditions[0], conditions[1], images.dtype)
-            if conditions
-            else None
-        )
+        embedding: jax.Array | None = None
+        if conditions:
+            embedding = Embedding(4 * self.widths[0], self.classes)(conditions[0], conditions[1], images.dtype)
         _, height, width, _ = images.shape
         x, (top, left) = _padded(images.transpose(3, 1, 2, 0), 2 ** (len(self.widths) - 1))
 
