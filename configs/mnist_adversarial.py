@@ -24,7 +24,7 @@ from research.core.experiment import Run
 from research.core.optimizers import Optimizer
 from research.data.images import Images
 from research.learners.classify import Classify
-from research.learners.robust import Adversarial
+from research.learners.robust import AdversarialTraining
 from research.nets.cnn import CNN
 
 
@@ -33,7 +33,7 @@ def config() -> Classify:
     return Classify(
         data=Images(name="mnist", batch=128, validation=0.05),
         net=CNN(widths=(32, 64), depth=2, norm=False, hidden=200),
-        adversarial=Adversarial(steps=10, radius=0.3, step_size=0.075, ramp=2000),
+        adversarial=AdversarialTraining(steps=10, radius=0.3, step_size=0.075, ramp=2000),
         optimizer=Optimizer(learning_rate=1e-3, schedule="linear", warmup=200),
         run=Run(
             steps=7500,

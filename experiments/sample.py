@@ -84,7 +84,7 @@ def written(experiment: Language, state: State, options: Options) -> Iterator[st
     Raises UserError where the prompt has characters that the vocabulary lacks, or as many tokens as the context.
     """
     apply, tokenizer, context = (
-        experiment.network(experiment.model()).apply,
+        experiment.network(experiment.module()).apply,
         experiment.data.spec().tokenizer,
         experiment.data.context,
     )
@@ -115,7 +115,7 @@ def translated(experiment: Translate, state: State, text: str) -> str:
     if tokens.size > pairs.length:
         raise UserError(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
     found, _ = beam_search(
-        experiment.network(experiment.model()).apply,
+        experiment.network(experiment.module()).apply,
         evaluated(first_seed(state), "net"),
         jnp.asarray(tokens, jnp.int32)[None],
         pairs.length,

@@ -108,7 +108,7 @@ CLASSIFY = [
         "evaluation reads images that are not standardised",
     ),
     Mutation(
-        "learners/classify.py",
+        "data/pixels.py",
         "return (images - jnp.array(spec.mean)) / jnp.array(spec.std)",
         "return (images - jnp.array(spec.mean)) * jnp.array(spec.std)",
         CNN_STEP,
@@ -423,7 +423,7 @@ GAN = [
 
 CYCLEGAN = [
     Mutation(
-        "learners/adversarial.py",
+        "data/pixels.py",
         "/ 127.5 - 1",
         "/ 255",
         GAN_STEP,
@@ -517,8 +517,8 @@ CYCLEGAN = [
     ),
     Mutation(
         "learners/cyclegan.py",
-        'f"augment {name}"), batch.index), images.astype(jnp.float32) / 255',
-        '"augment"), batch.index), images.astype(jnp.float32) / 255',
+        'f"augment {name}"), batch.index)',
+        '"augment"), batch.index)',
         CYCLE_STEP,
         "both sets are augmented alike",
     ),
@@ -717,8 +717,8 @@ DQN = [
     ),
     Mutation(
         "learners/drqn.py",
-        "with_memory(rest(following), memories)",
-        "rest(following)",
+        "with_memory(following[n:], memories)",
+        "following[n:]",
         "tests/test_q_learning.py -k unrolls",
         "what follows is valued by the memory of the time of acting",
     ),
@@ -839,8 +839,8 @@ RL = [
     ),
     Mutation(
         "learners/ppo.py",
-        'moments = merged(statistics(state)["observation"], transitions.observation)',
-        'moments = merged(statistics(state)["observation"], rows.observation)',
+        'moments = normalisation.merged(statistics(state)["observation"], transitions.observation)',
+        'moments = normalisation.merged(statistics(state)["observation"], rows.observation)',
         PPO_STEP,
         "the statistics are of normalised observations",
     ),

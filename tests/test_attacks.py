@@ -24,7 +24,7 @@ from research.data.feed import EvalBatches
 from research.evaluation.attacks import Attack, projected_gradient, square_search, strongest
 from research.evaluation.corruptions import CORRUPTIONS, corrupted
 from research.learners.classify import Classify
-from research.learners.robust import Adversarial, divergence, trades_loss
+from research.learners.robust import AdversarialTraining, divergence, trades_loss
 from research.nets.cnn import CNN
 
 IMAGES = np.random.default_rng(0).uniform(size=(3, 4, 5, 2)).astype(np.float32)
@@ -93,9 +93,9 @@ def test_trades_by_hand():
 
 
 def test_the_radius_grows_over_the_ramp():
-    config = Adversarial(steps=1, radius=0.4, ramp=4)
+    config = AdversarialTraining(steps=1, radius=0.4, ramp=4)
     assert [float(config.radius_at(jnp.int32(n))) for n in (0, 1, 3, 9)] == pytest.approx([0.1, 0.2, 0.4, 0.4])
-    assert float(Adversarial(steps=1, radius=0.4).radius_at(jnp.int32(0))) == pytest.approx(0.4)
+    assert float(AdversarialTraining(steps=1, radius=0.4).radius_at(jnp.int32(0))) == pytest.approx(0.4)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_the_radius_grows_over_the_ramp():
 )
 def test_what_is_refused(options, said):
     with pytest.raises(UserError, match=said):
-        Adversarial(**options)
+        AdversarialTraining(**options)
 
 
 def test_corruptions_change_images_more_by_severity_and_keep_their_range():
@@ -200,7 +200,7 @@ def test_the_search_finds_what_a_gradient_that_is_rounded_to_0_hides(tmp_path, m
     def searched(factor):
         classifier = SimpleNamespace(
             update=UpdateConfig(),
-            adversarial=Adversarial(),
+            adversarial=AdversarialTraining(),
             feeds=lambda: SimpleNamespace(test=test),
             pixel_logits=lambda state, images: factor * logits(images),
         )
@@ -215,7 +215,7 @@ def test_attacks_do_without_float16(tmp_path, monkeypatch):
     """Its least number is 6e-8: of a sure classifier, most derivatives of the loss by the pixels are rounded to 0."""
     config = dataclasses.replace(EXPERIMENTS["cnn"], update=UpdateConfig(dtype="float16"))
     with pytest.raises(UserError, match=r"adversarial\.steps: float16"):
-        dataclasses.replace(config, adversarial=Adversarial(steps=1))
+        dataclasses.replace(config, adversarial=AdversarialTraining(steps=1))
 
     def attacked(experiment):
         raise UserError(f"attacked in {experiment.update.dtype}")

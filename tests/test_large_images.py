@@ -454,12 +454,12 @@ def test_the_loss_of_mixed_labels_is_that_of_soft_ones(rng):
 
 
 def test_mixing_refuses_what_it_cannot_do():
-    from research.learners.robust import Adversarial
+    from research.learners.robust import AdversarialTraining
 
     with pytest.raises(UserError, match=r"pairs of images: data.batch must be even, not 7"):
         Classify(data=LargeImages(batch=7), mixing=Mixing(mixup=0.2))
     with pytest.raises(UserError, match="no one label"):
-        Classify(mixing=Mixing(mixup=0.2), adversarial=Adversarial(steps=1, radius=0.1))
+        Classify(mixing=Mixing(mixup=0.2), adversarial=AdversarialTraining(steps=1, radius=0.1))
     assert Classify(mixing=Mixing(cutmix=1.0)).divisible()["half of data.batch, which mixing takes"] == 64
 
 

@@ -16,8 +16,8 @@ from research.core.optimizers import Optimizer
 from research.core.state import example_keys, rng
 from research.data.augment import Augment
 from research.data.images import Images
+from research.data.pixels import scaled
 from research.evaluation.quality import psnr, ssim
-from research.learners.classify import scaled
 from research.learners.restore import Restore, halved, tiny
 from research.nets.dcgan import DCGANDiscriminator
 from research.nets.unet import UNet

@@ -98,9 +98,9 @@ def test_pixels_are_binarised_anew():
 def test_codes_are_of_their_example_and_number():
     keys = jax.random.split(jax.random.key(0), 3)
     mu, log_variance = jnp.full((3, 2), 5.0), jnp.full((3, 2), np.log(4.0))
-    codes, noise = drawn(mu, log_variance, 2, keys, jnp.arange(4))
+    codes, noise = drawn(mu, log_variance, keys, jnp.arange(4))
     np.testing.assert_allclose(codes, 5 + 2 * noise, rtol=1e-6)
-    one, _ = drawn(mu[1:2], log_variance[1:2], 2, keys[1:2], jnp.array([3]))
+    one, _ = drawn(mu[1:2], log_variance[1:2], keys[1:2], jnp.array([3]))
     np.testing.assert_array_equal(one[0, 0], codes[1, 3])
     assert len(np.unique(codes)) == codes.size
 

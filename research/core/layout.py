@@ -22,6 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from research.core.devices import AXIS, BATCH_AXES, MODEL_AXIS
 from research.core.errors import UserError
+from research.core.patterns import path_name
 from research.core.state import State
 from research.core.types import Tree
 
@@ -109,8 +110,7 @@ class Layout(NamedTuple):
 
         def each(tree: Tree, axes: Callable[[str, tuple[int, ...]], tuple]) -> Tree:
             def leaf(path: tuple, x: Any) -> NamedSharding:
-                name = jax.tree_util.keystr(path, simple=True, separator="/")
-                return self.at(*lead, *axes(name, x.shape[len(lead) :]))
+                return self.at(*lead, *axes(path_name(path), x.shape[len(lead) :]))
 
             return jax.tree.map_with_path(leaf, tree)
 

@@ -5,7 +5,6 @@
 
 import dataclasses
 import functools
-import inspect
 import math
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -28,10 +27,8 @@ FromData = Annotated[T, tyro.conf.Suppress]
 
 
 def bind(net: nn.Module, **values: Any) -> nn.Module:
-    """`net` with those of the values that it has a field for: what the data decide. Of a function, its value at `net`,
-    computed if there is such a field."""
-    names = {field.name for field in dataclasses.fields(net)} & values.keys()
-    return net.clone(**{name: x(net) if inspect.isfunction(x := values[name]) else x for name in names})
+    """`net` with those of the values that it has a field for: what the data decide."""
+    return net.clone(**{field.name: values[field.name] for field in dataclasses.fields(net) if field.name in values})
 
 
 class Apply(Protocol):

@@ -77,7 +77,7 @@ def matrices(params: Tree) -> Tree:
     """Each kernel of a tree of kernels as the tuple of its matrices; see above."""
 
     def split(path: tuple, x: jax.Array) -> tuple[jax.Array, ...]:
-        *_, module, name = ("", *_names(path))
+        module, name = _module(path), path[-1].key
         if module == "qkv":
             heads = x.shape[-2]
             return tuple(jnp.split(x, (heads - 2, heads - 1), -2))
@@ -94,7 +94,7 @@ def flattened(params: Tree) -> Tree:
     """Each leaf of the modules in `OUTPUTS` with one axis of outputs: a kernel [..., inputs, outputs]."""
 
     def flat(path: tuple, x: jax.Array) -> jax.Array:
-        *_, module, _ = ("", *_names(path))
+        module = _module(path)
         return x.reshape(*x.shape[: -OUTPUTS[module]], -1) if module in OUTPUTS else x
 
     return tree_map_with_path(flat, params)
@@ -117,21 +117,19 @@ def axes(params: Tree) -> Tree:
 
 def axes_of(path: tuple, kernel: jax.Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of a kernel, or of one of its matrices, that are inputs, and those that are outputs."""
-    *_, module, _ = ("", *_names(path))
-    first = kernel.ndim - OUTPUTS.get(module, 1)
-    return tuple(range(_stacked(path), first)), tuple(range(first, kernel.ndim))
+    stacked, first = "layers" in _names(path), kernel.ndim - OUTPUTS.get(_module(path), 1)
+    return tuple(range(int(stacked), first)), tuple(range(first, kernel.ndim))
 
 
 def _joined(path: tuple, parts: tuple[jax.Array, ...]) -> jax.Array:
     """The kernel of which these are the `matrices`."""
-    *_, module, _ = ("", *_names(path))
-    return jnp.concatenate(parts, -2 if module in OUTPUTS else -1)
+    return jnp.concatenate(parts, -2 if _module(path) in OUTPUTS else -1)
 
 
 def _names(path: tuple) -> list[str]:
     return [part.key for part in path if isinstance(part, DictKey)]
 
 
-def _stacked(path: tuple) -> int:
-    """1 for a leaf [layers, ...] of stacked layers, else 0."""
-    return int("layers" in _names(path))
+def _module(path: tuple) -> str:
+    """The name of the module that a leaf is of; "" where it is of none."""
+    return ("", *_names(path))[-2]

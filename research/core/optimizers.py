@@ -1,14 +1,12 @@
 """Optimizers and learning rate schedules by name: one flat dataclass over optax."""
 
 import math
-import operator
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
 import jax
 import optax
-from jax.tree_util import tree_map_with_path
 
 from research.core.errors import UserError, between
 from research.core.lookahead import Lookahead
@@ -152,9 +150,8 @@ def _of_flattened(tx: optax.GradientTransformation) -> optax.GradientTransformat
 
 def decayed(params: Tree) -> Tree:
     """True for kernels and embeddings; False for biases and the scales of norms, which are not decayed."""
-    embedding = lambda path, _: path[-1].key == "embedding"
-    return jax.tree.map(operator.or_, _kernels(params), tree_map_with_path(embedding, params))
+    return matching(params, ("*kernel", "embedding", "*/embedding"))
 
 
 def _kernels(params: Tree) -> Tree:
-    return tree_map_with_path(lambda path, _: path[-1].key.endswith("kernel"), params)
+    return matching(params, ("*kernel",))

@@ -12,10 +12,9 @@ from research.core.types import Tree
 def matching(params: Tree, patterns: Sequence[str]) -> Tree:
     """Whether the path of each leaf matches one of the patterns: a tree of bools.
 
-    A path is the names on the way to a leaf, with slashes, such as "head/kernel". In a pattern * stands for any text,
-    slashes included, and ? for one character.
+    A path is as `path_name` has it. In a pattern * stands for any text, slashes included, and ? for one character.
     """
-    hit = lambda path, _: any(fnmatchcase(_path(path), pattern) for pattern in patterns)
+    hit = lambda path, _: any(fnmatchcase(path_name(path), pattern) for pattern in patterns)
     return jax.tree.map_with_path(hit, params)
 
 
@@ -26,11 +25,12 @@ def check_patterns(params: Mapping[str, Tree], patterns: Sequence[str], option: 
     whole   the paths begin with the name
     """
     trees = [params] if whole else list(params.values())
-    paths = [_path(path) for tree in trees for path, _ in jax.tree.leaves_with_path(tree)]
+    paths = [path_name(path) for tree in trees for path, _ in jax.tree.leaves_with_path(tree)]
     for pattern in patterns:
         if not any(fnmatchcase(path, pattern) for path in paths):
             raise UserError(f"{option}: no parameter matches {pattern!r}: {nearest(pattern, paths)}")
 
 
-def _path(path: tuple) -> str:
+def path_name(path: tuple) -> str:
+    """The names on the way to a leaf, with slashes, such as "head/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

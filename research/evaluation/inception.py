@@ -27,6 +27,7 @@ import numpy as np
 from jax import lax
 
 from research.core.errors import UserError
+from research.data.pixels import centred
 
 SIDE = 299
 """Height and width of the net's input, in pixels."""
@@ -193,7 +194,7 @@ def load_extractor(path: str) -> FeatureExtractor:
 
 def resize(images: jax.Array) -> jax.Array:
     """u8[batch, height, width, 1 or 3] -> f32[batch, 299, 299, 3] in [-1, 1], bilinear as in the port to PyTorch."""
-    images = jnp.broadcast_to(images.astype(jnp.float32) / 127.5 - 1, (*images.shape[:3], 3))
+    images = jnp.broadcast_to(centred(images), (*images.shape[:3], 3))
     return jax.image.resize(images, (len(images), SIDE, SIDE, 3), "bilinear", antialias=False)
 
 

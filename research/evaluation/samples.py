@@ -15,12 +15,12 @@ from PIL import Image
 
 from research.core.console import console
 from research.core.errors import UserError
-from research.core.experiment import Load, Report, Split
+from research.core.experiment import Inference, Load, Report, Split
 from research.core.files import write_json
 from research.core.metrics import Numbers
-from research.core.state import State
+from research.core.state import Batch, State
 from research.core.transformations import each_seed, first_seed
-from research.data.images import Images
+from research.data.images import Images, ImageSpec
 from research.data.unpaired import Unpaired
 from research.evaluation import inception
 from research.evaluation import plots as plot
@@ -36,6 +36,9 @@ Latent = int | tuple[int, ...]
 
 Translate = Callable[[State, jax.Array, bool], jax.Array]
 """(State, images u8[batch, h, w, c], whether from X to Y) -> images [batch, h, w, c] in [-1, 1]."""
+
+PIXELS = "Images are in [-1, 1], [batch, height, width, channels]: a pixel from 0 to 255 is (x + 1) * 127.5, rounded."
+"""About images that are generated, for `Inference.about`."""
 
 ROWS = 8
 """Rows of samples.png and translations.png, and of interpolations.png without labels."""
@@ -56,6 +59,27 @@ def latent_inputs(seed: int, count: int, latent: Latent, num_labels: int) -> tup
     """Normal noise f32[count, *latent] and labels i32[count]: 0, 1, ... `num_labels` - 1, 0, 1, ..."""
     shape = (latent,) if isinstance(latent, int) else latent
     return jax.random.normal(jax.random.key(seed), (count, *shape)), jnp.arange(count) % num_labels
+
+
+def inference(
+    generate: Callable[[jax.Array, jax.Array], jax.Array], latent: Latent, spec: ImageSpec, conditional: bool
+) -> dict[str, Inference]:
+    """What a trained generator computes, for `Experiment.inference`.
+
+    generate     (noise f32[batch, *latent], labels i32[batch]) -> images [batch, h, w, c] in [-1, 1]
+    conditional  whether it reads the labels
+    """
+
+    def images(noise: jax.Array, labels: jax.Array | None = None) -> jax.Array:
+        return generate(noise, jnp.zeros(noise.shape[:1], jnp.int32) if labels is None else labels)
+
+    def inputs(batch: Batch) -> dict[str, jax.Array]:
+        noise, labels = latent_inputs(0, len(batch.index), latent, spec.classes)
+        return {"noise": noise, "labels": labels} if conditional else {"noise": noise}
+
+    labels = f" Labels are classes: {', '.join(spec.names)}." if conditional else ""
+    about = f"The noise is drawn from the standard normal distribution.{labels} {PIXELS}"
+    return {"inference": Inference(images, inputs, "images", about)}
 
 
 def reports(config: Any, generate: Generate, latent: Latent, load: Load) -> list[Report]:

@@ -3,17 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-
 from research.core.experiment import Experiment
 from research.core.optimizers import Optimizer
 
 ADAM = Optimizer(learning_rate=2e-4, b1=0.5, b2=0.999)
 """DCGAN's."""
-
-PIXELS = "Images are in [-1, 1], [batch, height, width, channels]: a pixel from 0 to 255 is (x + 1) * 127.5, rounded."
-"""About the images that a generator makes, for `Inference.about`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +36,3 @@ class Adversarial(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
-
-
-def prepared(pixels: jax.Array) -> jax.Array:
-    """u8 [...] -> f32 [...] in [-1, 1]."""
-    return pixels.astype(jnp.float32) / 127.5 - 1

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from research.core.devices import position
 from research.core.errors import UserError, between
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.lookahead import Lookahead
 from research.core.losses import classification, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
@@ -22,13 +22,14 @@ from research.core.types import Tree
 from research.core.update import UpdateConfig
 from research.data.augment import Augment, Views, alternating, augment, views
 from research.data.few_labels import FewLabels
-from research.data.images import Images, ImageSpec, LabelledImages
+from research.data.images import Images, LabelledImages
 from research.data.mixing import Mixing, criterion_of_mixed, mixed
 from research.data.order import positions
+from research.data.pixels import scaled, standardised
 from research.data.randaugment import RandAugment, randaugment
 from research.data.toy_large_images import ToyLargeImages
 from research.evaluation import images as reports
-from research.learners.robust import Adversarial, changed, trades_loss
+from research.learners.robust import AdversarialTraining, changed, trades_loss
 from research.learners.supervised import Supervised
 from research.nets.bottleneck import BottleneckResNet
 from research.nets.cnn import CNN
@@ -59,7 +60,7 @@ class Classify(Supervised):
     mixing: Mixing = field(default_factory=Mixing)
     views: Views = "one"
     smoothing: float = 0.0
-    adversarial: Adversarial = field(default_factory=Adversarial)
+    adversarial: AdversarialTraining = field(default_factory=AdversarialTraining)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -86,7 +87,7 @@ class Classify(Supervised):
             return init_state(key, {"net": net.init(key, jnp.zeros((1, *spec.shape)))})
 
         def attacked(
-            how: Adversarial,
+            how: AdversarialTraining,
             net: Network,
             params: Tree,
             state: State,
@@ -133,9 +134,9 @@ class Classify(Supervised):
         return averaged(super().network(module), self.views)
 
     def module(self) -> nn.Module:
-        """The net, with what the data decide."""
-        moments = lambda net: self.data.patch_moments(net.patch)
-        return bind(self.net, outputs=self.data.spec().classes, moments=moments)
+        """See `Supervised`."""
+        moments = {"moments": self.data.patch_moments(self.net.patch)} if hasattr(self.net, "moments") else {}
+        return bind(self.net, outputs=self.data.spec().classes, **moments)
 
     def mirrored(self, state: State, batch: Batch) -> jax.Array | None:
         """The images of a batch that are flipped, bool[batch], where it alternates by passes over the data."""
@@ -144,10 +145,6 @@ class Classify(Supervised):
         rows, size = position(len(batch.index)), self.data.feeds().train.size
         epoch, _ = positions(state.step, self.data.batch, size, rows=rows)
         return alternating(example_keys(fold_name(state.key, "flip"), batch.index), epoch)
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
@@ -160,7 +157,7 @@ class Classify(Supervised):
 
     def pixel_logits(self, state: State, images: jax.Array) -> jax.Array:
         """The same of images f32 in 0 ... 1."""
-        return self.outputs(self.module(), state, standardised(images, self.data.spec()))
+        return self.outputs(state, standardised(images, self.data.spec()))
 
     def input_ranges(self, state: State, images: jax.Array) -> dict[str, Tree]:
         """The ranges of the layers' inputs, as they are evaluated on u8[batch, height, width, channels]: what
@@ -207,16 +204,6 @@ def averaged(net: Network, kind: Views) -> Network:
     return net._replace(apply=apply)
 
 
-def scaled(pixels: jax.Array) -> jax.Array:
-    """u8 [...] -> f32 [...] in [0, 1]."""
-    return pixels.astype(jnp.float32) / 255
-
-
-def standardised(images: jax.Array, spec: ImageSpec) -> jax.Array:
-    """Images [..., channels] less each channel's mean, over its standard deviation."""
-    return (images - jnp.array(spec.mean)) / jnp.array(spec.std)
-
-
 def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
     return {
@@ -254,7 +241,7 @@ def tiny() -> dict[str, Experiment]:
             net=CNN(widths=(8,), depth=1, dropout=0.2),
             augment=Augment(noise=0.05),  # flat parts of an image would have equal maxima, up to rounding
             # A small radius: rounding decides the signs of small gradients, and so the attacks' last steps.
-            adversarial=Adversarial(steps=2, radius=0.002, ramp=4),
+            adversarial=AdversarialTraining(steps=2, radius=0.002, ramp=4),
             optimizer=Optimizer(name="sgd", learning_rate=0.05),
             run=Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6),
         ),

@@ -24,12 +24,16 @@ from research.core.state import Batch, Learner, State, example_keys, learner, rn
 from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.data.augment import Augment, augment
+from research.data.pixels import centred, scaled
 from research.data.unpaired import Unpaired
 from research.evaluation import samples
 from research.evaluation.classifier import load_classifier
-from research.learners.adversarial import PIXELS, Adversarial, prepared
+from research.learners.adversarial import Adversarial
 from research.nets.cyclegan import CycleGenerator, PatchDiscriminator
 from research.nets.gan import Conv
+
+Terms = dict[str, jax.Array]
+"""The terms of a loss by name, f32[batch] each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +79,7 @@ class CycleGAN(Adversarial):
     def translate(self, state: State, images: jax.Array, to_y: bool) -> jax.Array:
         """Translations [batch, h, w, c] in [-1, 1] of images u8[batch, h, w, c], by G to Y or by F to X."""
         net = network(self.generator, self.update.dtype)
-        return net.apply(state.params["generators"]["G" if to_y else "F"], {}, prepared(images))[0]
+        return net.apply(state.params["generators"]["G" if to_y else "F"], {}, centred(images))[0]
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
@@ -94,7 +98,8 @@ class CycleGAN(Adversarial):
                 lambda images: self.translate(state, images, to_y=side == 0),
                 lambda batch: {"images": batch.inputs[side]},
                 "translations",
-                f"The images that go in are pixels from 0 to 255, which the program scales. What comes out: {PIXELS}",
+                "The images that go in are pixels from 0 to 255, which the program scales. What comes out: "
+                + samples.PIXELS,
             )
 
         return {"x_to_y": one(0), "y_to_x": one(1)}
@@ -173,10 +178,11 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
         return mean(of_x + of_y, mask), Aux()
 
     def step(state: State, batch: Batch) -> tuple[State, Metrics]:
-        augmented = lambda name, images: augment(
-            config.augment, example_keys(rng(state, f"augment {name}"), batch.index), images.astype(jnp.float32) / 255
-        )
-        x, y = (2 * augmented(name, images) - 1 for name, images in zip("XY", batch.inputs, strict=True))
+        def augmented(name: str, images: jax.Array) -> jax.Array:
+            keys = example_keys(rng(state, f"augment {name}"), batch.index)
+            return 2 * augment(config.augment, keys, scaled(images)) - 1
+
+        x, y = map(augmented, "XY", batch.inputs)
         state, g = update(state, "generators", generator_loss, (x, y, batch.mask))
         # The discriminators see the translations of the generators before their update, out of the pools.
         state, fakes = pool_fakes(state, g.rows)
@@ -185,7 +191,7 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         """The losses on images that were not trained on; the discriminators' with the present translations."""
-        x, y = (prepared(images) for images in batch.inputs)
+        x, y = (centred(images) for images in batch.inputs)
         critics, (mask_x, mask_y) = state.params["discriminators"], batch.targets
         of_x, of_y, fakes = generator_terms(state.params["generators"], critics, x, y)
         of_both = lambda a, b: jax.tree.map(jnp.add, mean(a, mask_x), mean(b, mask_y))
@@ -197,10 +203,6 @@ def cyclegan(config: CycleGAN, shape: tuple[int, ...]) -> Learner:
         }
 
     return learner(init, step, evaluate)
-
-
-Terms = dict[str, jax.Array]
-"""The terms of a loss by name, f32[batch] each."""
 
 
 def pool_fakes(state: State, fakes: dict[str, jax.Array]) -> tuple[State, dict[str, jax.Array]]:

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.errors import UserError, between, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.losses import Criterion
 from research.core.metrics import Mean, Metrics
 from research.core.optimizers import Optimizer
@@ -27,9 +27,9 @@ from research.core.state import Batch, Learner, State
 from research.data.box_augment import BoxAugment, augment_boxes
 from research.data.boxes import BoxData, BoxedImages, Objects
 from research.data.canvases import Canvases
+from research.data.pixels import scaled, standardised
 from research.data.toy_boxes import ToyBoxes
 from research.evaluation import boxes as reports
-from research.learners.classify import scaled, standardised
 from research.learners.supervised import Supervised, supervised
 from research.nets.detector import Detector, Outputs
 
@@ -88,8 +88,8 @@ class Detect(Supervised):
         between(self, "", 0, 1, "least_score", "overlap")
         self.run.check_interval("ap_every", self.ap_every)
 
-    def model(self) -> nn.Module:
-        """The net, with what the data fill in. Raises UserError where it does not take the images."""
+    def module(self) -> nn.Module:
+        """See `Supervised`. Raises UserError where the net does not take the images."""
         (height, width, _), strides = self.data.spec().shape, self.net.strides
         if height % strides[-1] or width % strides[-1]:
             size = "--data.resize" if hasattr(self.data, "resize") else "--data.size"
@@ -109,7 +109,7 @@ class Detect(Supervised):
             return batch._replace(inputs=standardised(images, spec), targets=objects)
 
         return supervised(
-            self.network(self.model()),
+            self.network(self.module()),
             self.updater(),
             jnp.zeros((1, *spec.shape)),
             criterion,
@@ -122,13 +122,9 @@ class Detect(Supervised):
         """Where the net looks for objects."""
         return locations(self.data.spec().shape[:2], self.net.strides, self.reach)
 
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
-
     def detected(self, state: State, images: jax.Array) -> jax.Array:
         """The objects that are found in u8[batch, height, width, channels]; see `detected`."""
-        outputs = self.outputs(self.model(), state, standardised(scaled(images), self.data.spec()))
+        outputs = self.outputs(state, standardised(scaled(images), self.data.spec()))
         choice = Choice(self.candidates, self.detections, self.least_score, self.overlap)
         return detected(outputs, self.locations(), self.data.spec().shape, choice)
 

@@ -6,6 +6,7 @@ sample than there are noise levels; with as many, and `eta` 1, it is Algorithm 2
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal
 
 import flax.linen as nn
@@ -24,9 +25,8 @@ from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.data.augment import Augment, augment
 from research.data.images import Images
+from research.data.pixels import scaled
 from research.evaluation import samples
-from research.learners.adversarial import PIXELS
-from research.learners.classify import scaled
 from research.nets.unet import UNet
 
 Schedule = Literal["linear", "cosine"]
@@ -127,19 +127,8 @@ class Diffusion(Experiment):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        spec = self.data.spec()
-
-        def images(noise: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-            labels = jnp.zeros(noise.shape[:1], jnp.int32) if labels is None else labels
-            return self.samples(state, noise, labels)
-
-        def inputs(batch: Batch) -> dict[str, jax.Array]:
-            noise, labels = samples.latent_inputs(0, len(batch.index), spec.shape, spec.classes)
-            return {"noise": noise, "labels": labels} if self.conditional else {"noise": noise}
-
-        labels = f" Labels are classes: {', '.join(spec.names)}." if self.conditional else ""
-        about = f"The noise is drawn from the standard normal distribution.{labels} {PIXELS}"
-        return {"inference": Inference(images, inputs, "images", about)}
+        images, spec = partial(self.samples, state), self.data.spec()
+        return samples.inference(images, spec.shape, spec, self.conditional)
 
 
 def diffusion(config: Diffusion) -> Learner:

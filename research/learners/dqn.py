@@ -169,7 +169,7 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
             trees = priorities.update(trees, flat(slots), flat(td_error), config.priority_exponent)
         return after._replace(world=trees), dict(aux.metrics)
 
-    return learner(init, act_and_learn(config, act, learn, net.epsilon), net.evaluate)
+    return learner(init, act_and_learn(config, act, learn), net.evaluate)
 
 
 def tiny() -> dict[str, Experiment]:

@@ -26,7 +26,7 @@ from research.learners.replay_learning import ReplayLearning, World, act_and_lea
 from research.nets.recurrent_q import RecurrentQ
 from research.rl import replay
 from research.rl.environments import VectorEnv, make
-from research.rl.exploration import epsilon_greedy, linear_epsilon
+from research.rl.exploration import epsilon_greedy
 from research.rl.rollout import Transition, reset, rollout
 from research.rl.wrappers import append_memory
 
@@ -87,7 +87,6 @@ def drqn(config: DRQN) -> Learner:
     size = 2 * config.net.width
     flat = append_memory(plain, lambda observation: observation[:, -size:], size)  # for its shapes
     init_state, update = config.updater()
-    epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
     def forward(params: Tree, observation: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(the memory after observations that end in one, f32[batch, ...], their actions' values [batch, actions])."""
@@ -110,12 +109,12 @@ def drqn(config: DRQN) -> Learner:
         observation, done, following = jax.tree.map(
             lambda x: x.swapaxes(0, 1), (sequences.observation, sequences.done, sequences.next_observation)
         )
-        burn_in, rest = (lambda x: x[: config.burn_in]), (lambda x: x[config.burn_in :])
-        memory, _ = jax.lax.scan(frame, observation[0, :, -size:], (burn_in(observation), burn_in(done)))
+        n = config.burn_in
+        memory, _ = jax.lax.scan(frame, observation[0, :, -size:], (observation[:n], done[:n]))
         # The burn-in makes a memory to start from; it is not learned from, so no gradient flows through it.
         memory = jax.lax.stop_gradient(memory)
-        _, (memories, values) = jax.lax.scan(frame, memory, (rest(observation), rest(done)))
-        _, next_values = jax.vmap(forward, (None, 0))(params, with_memory(rest(following), memories))
+        _, (memories, values) = jax.lax.scan(frame, memory, (observation[n:], done[n:]))
+        _, next_values = jax.vmap(forward, (None, 0))(params, with_memory(following[n:], memories))
         return values.swapaxes(0, 1), next_values.swapaxes(0, 1)
 
     def init(key: jax.Array) -> State:
@@ -130,7 +129,7 @@ def drqn(config: DRQN) -> Learner:
         params = state.params["q"]
         environment, key = remembered(plain, params), rng(state, "act")
         policy = lambda observation, uniform: epsilon_greedy(
-            forward(params, observation)[1], uniform, epsilon(state.step)
+            forward(params, observation)[1], uniform, config.epsilon(state.step)
         )
         actor, transitions, metrics = rollout(environment, policy, state.world.actor, key, config.rollout_length)
         buffer = replay.write(state.world.buffer, transitions, state.step)
@@ -166,7 +165,7 @@ def drqn(config: DRQN) -> Learner:
         environment = remembered(make(config.environment.unscaled), params)
         return greedy_episodes(config, environment, lambda observation: forward(params, observation)[1], batch)
 
-    return learner(init, act_and_learn(config, act, learn, epsilon), evaluate)
+    return learner(init, act_and_learn(config, act, learn), evaluate)
 
 
 def tiny() -> dict[str, Experiment]:

@@ -23,8 +23,9 @@ from research.core.state import Batch, Learner, State, evaluated, example_keys, 
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates, strided, updater
 from research.data.images import Images, ImageSpec
+from research.data.pixels import centred
 from research.evaluation import samples
-from research.learners.adversarial import PIXELS, Adversarial, prepared
+from research.learners.adversarial import Adversarial
 from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.nets.gan import DenseGenerator
@@ -153,18 +154,8 @@ class GAN(Adversarial):
         """See `Experiment`."""
         spec, generator = self.data.spec(), self.networks(self.data.spec())[0]
         params, own = jax.jit(lambda state: self.evaluated_generator(generator, state))(state)
-
-        def images(noise: jax.Array, labels: jax.Array | None = None) -> jax.Array:
-            labels = jnp.zeros(noise.shape[:1], jnp.int32) if labels is None else labels
-            return generator.apply(params, own, (noise, labels))[0]
-
-        def inputs(batch: Batch) -> dict[str, jax.Array]:
-            noise, labels = samples.latent_inputs(0, len(batch.index), self.latent, spec.classes)
-            return {"noise": noise, "labels": labels} if self.conditional else {"noise": noise}
-
-        labels = f" Labels are classes: {', '.join(spec.names)}." if self.conditional else ""
-        about = f"The noise is drawn from the standard normal distribution.{labels} {PIXELS}"
-        return {"inference": Inference(images, inputs, "images", about)}
+        images = lambda noise, labels: generator.apply(params, own, (noise, labels))[0]
+        return samples.inference(images, self.latent, spec, self.conditional)
 
 
 def gan(config: GAN, images: ImageSpec) -> Learner:
@@ -195,7 +186,7 @@ def gan(config: GAN, images: ImageSpec) -> Learner:
         return jax.vmap(lambda key: jax.random.normal(key, (config.latent,)))(fold_name(keys, "noise"))
 
     def discriminator_loss(params: Tree, state: State, batch: Batch, rng: jax.Array) -> tuple[Mean, Aux]:
-        reals, labels, own = prepared(batch.inputs), batch.targets, owned(state, "discriminator")
+        reals, labels, own = centred(batch.inputs), batch.targets, owned(state, "discriminator")
         inputs = (noise(rng), labels)
         fakes, _ = generator.apply(state.params["generator"], owned(state, "generator"), inputs, rng=rng)
         real, moved = discriminator.apply(params, own, (reals, labels), rng=rng)
@@ -229,7 +220,7 @@ def gan(config: GAN, images: ImageSpec) -> Learner:
         keys = example_keys(rng(state._replace(step=jnp.int32(0)), "evaluate"), batch.index)
         fakes = config.generate(generator, state, noise(keys), batch.targets)
         params, own = state.params["discriminator"], owned(state, "discriminator")
-        real, fake = (discriminator.apply(params, own, (x, batch.targets))[0] for x in (prepared(batch.inputs), fakes))
+        real, fake = (discriminator.apply(params, own, (x, batch.targets))[0] for x in (centred(batch.inputs), fakes))
         return {
             "discriminator_loss": mean(gan_loss.real(real) + gan_loss.fake(fake), batch.mask),
             "generator_loss": mean(gan_loss.generator(fake), batch.mask),

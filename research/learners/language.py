@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from research.core.errors import positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.losses import tokens, with_perplexity
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
@@ -39,8 +39,8 @@ class Language(Supervised):
         super().__post_init__()
         positive(self, "", "loss_chunk")
 
-    def model(self) -> nn.Module:
-        """The net, with what the data fill in."""
+    def module(self) -> nn.Module:
+        """See `Supervised`."""
         text = self.data.spec()
         return bind(self.net, outputs=text.classes, context=self.data.context)
 
@@ -50,7 +50,7 @@ class Language(Supervised):
         criterion = tokens(ignored=-1, lengths=None if vocabulary is None else vocabulary.lengths)
         example = jnp.zeros((1, self.data.context), jnp.int32)
         return supervised(
-            self.network(self.model()),
+            self.network(self.module()),
             self.updater(),
             example,
             criterion,
@@ -58,24 +58,20 @@ class Language(Supervised):
             chunk=self.loss_chunk,
         )
 
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
-
     def units_per_step(self, batch: int) -> dict[str, int]:
         """See `Experiment`."""
         return {"examples": batch, "tokens": batch * self.data.context}
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        module, tokenizer = self.model(), self.data.spec().tokenizer
+        module, tokenizer = self.module(), self.data.spec().tokenizer
         return () if tokenizer is None else (reports.language(module, self.network(module).apply, tokenizer),)
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
         return {
             "inference": Inference(
-                lambda tokens: self.outputs(self.model(), state, tokens),
+                lambda tokens: self.outputs(state, tokens),
                 lambda batch: {"tokens": batch.inputs},
                 "logits",
                 "The logits [batch, time, vocabulary] at each token are those of the token after it. They depend on no "

@@ -17,8 +17,8 @@ from research.core.types import Tree
 from research.core.update import Aux
 from research.data.augment import Augment, augment
 from research.data.images import Images
+from research.data.pixels import scaled, standardised
 from research.evaluation.rows import image_rows
-from research.learners.classify import scaled, standardised
 from research.learners.self_supervised import SelfSupervised
 from research.nets.masked_autoencoder import MaskedAutoencoder
 from research.nets.transformer import Stack
@@ -87,7 +87,7 @@ class MAE(SelfSupervised):
         """The standardised images of a test batch, the places that are kept, and the predicted patches."""
         x = standardised(scaled(batch.inputs), self.data.spec())
         kept = self.kept(example_keys(jax.random.key(0), batch.index))
-        return x, kept, self.network(self.net).apply(evaluated(state, "net"), owned(state, "net"), (x, kept))[0]
+        return x, kept, self.outputs(state, (x, kept))
 
     def features(self, state: State, images: jax.Array) -> jax.Array:
         """The features [batch, width] of u8[batch, height, width, channels], as they are evaluated."""

@@ -59,8 +59,8 @@ class Masked(Supervised):
         size = self.data.spec().tokenizer.size
         return min(self.predicted_tokens or size, size)
 
-    def model(self) -> nn.Module:
-        """The net, with what the data fill in."""
+    def module(self) -> nn.Module:
+        """See `Supervised`."""
         texts = self.data.spec()
         return bind(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=self.num_predicted)
 
@@ -77,7 +77,7 @@ class Masked(Supervised):
             return batch._replace(inputs=(corrupted, places), targets=targets)
 
         return supervised(
-            self.network(self.model()),
+            self.network(self.module()),
             self.updater(),
             example,
             tokens(ignored=PAD),
@@ -95,7 +95,7 @@ class Masked(Supervised):
 
         def logits(tokens: jax.Array) -> jax.Array:
             everywhere = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-            return self.outputs(self.model(), state, (tokens, everywhere))
+            return self.outputs(state, (tokens, everywhere))
 
         length = self.data.spec().length
         return {

@@ -31,13 +31,13 @@ from research.core.types import Tree
 from research.core.update import Aux, UpdateConfig, updater
 from research.learners.reinforcement import Reinforcement, episode_reports, multiple
 from research.nets.actor_critic import ActorCritic
+from research.rl import normalisation
 from research.rl.advantages import explained_variance, gae, normalised
 from research.rl.distributions import Categorical, Gaussian
 from research.rl.environments import Environment, make
 from research.rl.epochs import scan_epochs
 from research.rl.evaluation import episode_keys, play
-from research.rl.normalisation import Moments, discounted_rewards, merged, no_moments, scaled
-from research.rl.normalisation import normalised as normalised_by
+from research.rl.normalisation import Moments, discounted_rewards, no_moments
 from research.rl.rollout import ActorState, Transition, reset, rollout
 from research.rl.vector import Box, VectorEnv
 from research.rl.wrappers import rescaled_actions, unscaled_actions
@@ -180,7 +180,7 @@ def statistics(state: State) -> dict[str, Moments]:
 def seen(state: State, observation: jax.Array) -> jax.Array:
     """Observations as the net sees them."""
     moments = statistics(state)
-    return normalised_by(moments["observation"], observation) if "observation" in moments else observation
+    return normalisation.normalised(moments["observation"], observation) if "observation" in moments else observation
 
 
 def actor(config: PPO) -> Callable[[State, jax.Array], Any]:
@@ -225,9 +225,9 @@ def ppo(config: PPO) -> Learner:
         after, discounted = discounted_rewards(
             state.world.discounted, transitions.reward, transitions.done, config.gamma
         )
-        moments = merged(statistics(state)["return"], discounted)
+        moments = normalisation.merged(statistics(state)["return"], discounted)
         state = with_statistics(state, "return", moments)._replace(world=state.world._replace(discounted=after))
-        return state, transitions._replace(reward=scaled(moments, transitions.reward))
+        return state, transitions._replace(reward=normalisation.scaled(moments, transitions.reward))
 
     def estimate(state: State, transitions: Transition) -> tuple[Rows, Metrics]:
         """The advantages, and what else the loss reads."""
@@ -271,7 +271,7 @@ def ppo(config: PPO) -> Learner:
             update, state, "policy", loss, rows, state.world.actor.env_id, config.epochs, config.minibatches
         )
         if config.normalise_observations:  # last: the rollout and its updates see observations alike
-            moments = merged(statistics(state)["observation"], transitions.observation)
+            moments = normalisation.merged(statistics(state)["observation"], transitions.observation)
             state = with_statistics(state, "observation", moments)
         return state, {**acted, **estimated, **learned}
 

@@ -103,14 +103,14 @@ def pqn(config: PQN, environment: VectorEnv) -> Learner:
             case "next":
                 value = jnp.take_along_axis(q, next_action(state, transitions, q)[..., None], -1)[..., 0]
             case "expected":
-                value = (probabilities(q, net.epsilon(state.step)) * q).sum(-1)
+                value = (probabilities(q, config.epsilon(state.step)) * q).sum(-1)
         return lambda_returns(transitions, value, config.gamma, config.q_lambda)
 
     def next_action(state: State, transitions: Transition, q: jax.Array) -> jax.Array:
         """The action after each frame, i32[num_envs, length]; where none followed in its episode yet, one is drawn."""
         keys = example_keys(rng(state, "next action"), state.world.env_id)
         uniform = jax.vmap(lambda key: jax.random.uniform(key, q.shape[1:2]))(keys)
-        drawn = jax.vmap(epsilon_greedy, (0, 0, None))(q, uniform, net.epsilon(state.step))
+        drawn = jax.vmap(epsilon_greedy, (0, 0, None))(q, uniform, config.epsilon(state.step))
         follows = ~transitions.done & (jnp.arange(q.shape[1]) < q.shape[1] - 1)
         return jnp.where(follows, jnp.roll(transitions.action, -1, 1), drawn)
 
@@ -125,7 +125,7 @@ def pqn(config: PQN, environment: VectorEnv) -> Learner:
         state, learned = scan_epochs(
             update, state._replace(world=actor), "q", loss, rows, actor.env_id, config.epochs, config.minibatches
         )
-        return state, {**acted, **learned, "epsilon": mean(net.epsilon(state.step))}
+        return state, {**acted, **learned, "epsilon": mean(config.epsilon(state.step))}
 
     return learner(init, step, net.evaluate)
 

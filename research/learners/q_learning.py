@@ -47,6 +47,10 @@ class QLearning(Reinforcement):
         between(self, "", 0, 1, "epsilon_start", "epsilon_end", "epsilon_fraction")
         super().__post_init__()
 
+    def epsilon(self, step: jax.Array) -> jax.Array:
+        """The probability f32[] of a random action at a step i32[]."""
+        return linear_epsilon(step, self.epsilon_start, self.epsilon_end, self.epsilon_fraction * self.run.steps)
+
     def distribution(self) -> Distribution:
         """How the net's outputs are read."""
         return expectation(huber=False)
@@ -90,7 +94,6 @@ class QNetwork(NamedTuple):
     outputs   f32[batch, actions, atoms], what the net says of each action's return
     q         f32[batch, actions], the expected returns
     act       (state, actor) -> what `rollout` returns: act epsilon-greedily for a rollout
-    epsilon   step i32[] -> f32[], the probability of a random action
     evaluate  (state, batch) -> Metrics: one whole greedy episode for each seed of `batch.index`
     """
 
@@ -98,7 +101,6 @@ class QNetwork(NamedTuple):
     outputs: Outputs
     q: Outputs
     act: Callable[[State, ActorState], tuple[ActorState, Transition, Metrics]]
-    epsilon: Callable[[jax.Array], jax.Array]
     evaluate: Callable[[State, Batch], Metrics]
 
 
@@ -108,7 +110,6 @@ def q_network(config: QLearning, environment: VectorEnv) -> QNetwork:
     module = bind(config.net, outputs=environment.num_actions, atoms=distribution.atoms)
     net = network(module, config.update.dtype)
     unscaled = make(config.environment.unscaled)
-    epsilon = linear_epsilon(config.epsilon_start, config.epsilon_end, config.epsilon_fraction * config.run.steps)
 
     def init(key: jax.Array) -> Tree:
         params, _ = net.init(key, jnp.zeros((1, *environment.observation_shape)))
@@ -126,14 +127,14 @@ def q_network(config: QLearning, environment: VectorEnv) -> QNetwork:
         keys = example_keys(rng(state, "noise"), actor.env_id) if getattr(module, "noisy", False) else None
 
         def policy(observation: jax.Array, uniform: jax.Array) -> jax.Array:
-            return epsilon_greedy(q(state.params["q"], observation, keys), uniform, epsilon(state.step))
+            return epsilon_greedy(q(state.params["q"], observation, keys), uniform, config.epsilon(state.step))
 
         return rollout(environment, policy, actor, rng(state, "act"), config.rollout_length)
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         return greedy_episodes(config, unscaled, lambda observation: q(evaluated(state, "q"), observation), batch)
 
-    return QNetwork(init, outputs, q, act, epsilon, evaluate)
+    return QNetwork(init, outputs, q, act, evaluate)
 
 
 def greedy_episodes(

@@ -114,13 +114,11 @@ def act_and_learn(
     config: ReplayLearning,
     act: Callable[[State], tuple[State, Metrics]],
     learn: Callable[[State], tuple[State, Metrics]],
-    epsilon: Callable[[jax.Array], jax.Array],
 ) -> Step:
     """The step that acts, and learns once there is enough to learn from.
 
-    act      stores what it has seen in the world
-    learn    moves Q, and returns the State with the world's priorities in place of the world
-    epsilon  step -> the probability of a random action, for the log
+    act    stores what it has seen in the world
+    learn  moves Q, and returns the State with the world's priorities in place of the world
     """
 
     def wait(state: State) -> tuple[State, Metrics]:
@@ -139,6 +137,6 @@ def act_and_learn(
         moved = optax.incremental_update(state.params["q"], target, config.tau)
         target = optax.periodic_update(moved, target, state.step + 1, config.target_update_interval)
         state = state._replace(collections=state.collections | {"target": target})
-        return state, {**acted, **metrics, "epsilon": mean(epsilon(state.step))}
+        return state, {**acted, **metrics, "epsilon": mean(config.epsilon(state.step))}
 
     return step

@@ -23,10 +23,10 @@ from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.data.augment import Augment, augment
 from research.data.images import Images
+from research.data.pixels import scaled
 from research.evaluation.quality import psnr, ssim
 from research.evaluation.repair import repaired
 from research.learners.adversarial import ADAM
-from research.learners.classify import scaled
 from research.nets.dcgan import DCGANDiscriminator
 from research.nets.unet import UNet
 

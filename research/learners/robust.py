@@ -19,7 +19,7 @@ from research.evaluation.attacks import Attack, projected_gradient
 
 
 @dataclass(frozen=True)
-class Adversarial(Attack):
+class AdversarialTraining(Attack):
     """Adversarial training: on images that an attack has changed, by the net as it is at this step.
 
     Attributes:
@@ -48,7 +48,7 @@ class Adversarial(Attack):
 
 
 def changed(
-    config: Adversarial,
+    config: AdversarialTraining,
     logits: Callable[[jax.Array], jax.Array],
     batch: Batch,
     keys: jax.Array,

@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import between
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.losses import Criterion, cross_entropy
 from research.core.metrics import Mean, Metrics, Overlap, confusion, mean
 from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State
 from research.data.augment_masks import AugmentMasks, augment_masks
 from research.data.masks import VOID, Masks
+from research.data.pixels import scaled, standardised
 from research.evaluation import masks as reports
-from research.learners.classify import scaled, standardised
 from research.learners.supervised import Supervised, supervised
 from research.nets.unet import UNet
 
@@ -47,6 +47,10 @@ class Segment(Supervised):
         super().__post_init__()
         between(self, "", 0, math.inf, "dice")
 
+    def module(self) -> nn.Module:
+        """See `Supervised`."""
+        return self.net.clone(outputs=self.data.spec().images.classes)
+
     def build(self) -> Learner:
         """See `Experiment`."""
         spec, shares = self.data.spec()
@@ -56,23 +60,18 @@ class Segment(Supervised):
             return batch._replace(inputs=standardised(images, spec), targets=masks)
 
         return supervised(
-            self.network(self.net.clone(outputs=spec.classes)),
+            self.network(self.module()),
             self.updater(),
             jnp.zeros((1, *spec.shape)),
             segmentation(weights(shares, self.balance), self.dice),
-            segmentation(names=spec.names),
-            augmented,
-            lambda batch: batch._replace(inputs=standardised(scaled(batch.inputs), spec)),
+            eval_criterion=segmentation(names=spec.names),
+            augment=augmented,
+            prepare=lambda batch: batch._replace(inputs=standardised(scaled(batch.inputs), spec)),
         )
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def logits(self, state: State, images: jax.Array) -> jax.Array:
         """Of u8[batch, height, width, channels], as the net is evaluated: [batch, height, width, classes]."""
-        spec = self.data.spec().images
-        return self.outputs(self.net.clone(outputs=spec.classes), state, standardised(scaled(images), spec))
+        return self.outputs(state, standardised(scaled(images), self.data.spec().images))
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""

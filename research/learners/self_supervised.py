@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import jax
 
 from research.core.errors import UserError
-from research.core.experiment import Feeds, Inference, Load, Report, Run
+from research.core.experiment import Inference, Load, Report, Run
 from research.core.state import State
 from research.data.images import Images
 from research.evaluation.representations import representation
@@ -45,10 +45,6 @@ class SelfSupervised(Supervised):
     @abstractmethod
     def pictures(self) -> Report:
         """The report that shows what is learned on."""
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""

@@ -34,15 +34,15 @@ class ClassifyText(Supervised):
     net: nn.Module = field(default_factory=lstm.Classifier)
     smoothing: float = 0.0
 
-    def model(self) -> nn.Module:
-        """The net, with what the data fill in."""
+    def module(self) -> nn.Module:
+        """See `Supervised`."""
         texts = self.data.spec()
         return bind(self.net, vocabulary=texts.tokenizer.size, context=texts.length, outputs=texts.classes)
 
     def build(self) -> Learner:
         """See `Experiment`."""
         return supervised(
-            self.network(self.model()),
+            self.network(self.module()),
             self.updater(),
             jnp.zeros((1, self.data.spec().length), jnp.int32),
             classification(self.smoothing),
@@ -55,7 +55,7 @@ class ClassifyText(Supervised):
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        net, texts = self.network(self.model()), self.data.spec()
+        net, texts = self.network(self.module()), self.data.spec()
         logits = lambda params, inputs: net.apply(params, {}, inputs)[0]
         return (reports.classification(logits, texts.tokenizer, texts.names),)
 
@@ -64,7 +64,7 @@ class ClassifyText(Supervised):
         texts = self.data.spec()
         return {
             "inference": Inference(
-                lambda tokens: self.outputs(self.model(), state, tokens),
+                lambda tokens: self.outputs(state, tokens),
                 lambda batch: {"tokens": padded(list(batch.inputs), texts.length)},
                 "logits",
                 f"Fill up a shorter text at its end with the token {PAD}. Of a longer one, leave out the middle. The "

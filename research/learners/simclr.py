@@ -22,8 +22,8 @@ from research.core.types import Tree
 from research.core.update import Aux
 from research.data.augment import Augment, augment
 from research.data.images import Images
+from research.data.pixels import scaled, standardised
 from research.evaluation.rows import image_rows
-from research.learners.classify import scaled, standardised
 from research.learners.self_supervised import SelfSupervised
 from research.nets.cnn import CNN, ResNet
 from research.nets.projection import Projection

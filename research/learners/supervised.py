@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from research.core.errors import between
-from research.core.experiment import Experiment
+from research.core.experiment import Experiment, Feeds
 from research.core.losses import Criterion, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
 from research.core.modules import Network, network
@@ -44,6 +44,10 @@ class Supervised(Experiment):
         super().__post_init__()
         between(self, "", 0, 1, "average")
 
+    def feeds(self) -> Feeds:
+        """See `Experiment`."""
+        return self.data.feeds()
+
     def updater(self) -> Updater:
         """`init` and `update` of one net, called "net"."""
         return updater(self.update, {"net": (self.optimizer, self.run.steps)}, {"net": self.average})
@@ -56,9 +60,13 @@ class Supervised(Experiment):
         """`module`, computing in the config's dtype, or with products of int8."""
         return network(module, self.update.dtype, self.quantization)
 
-    def outputs(self, module: nn.Module, state: State, inputs: Any) -> Any:
-        """What `module` makes of inputs, leaves [batch, ...], with the weights that are evaluated."""
-        return self.network(module).apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
+    def module(self) -> nn.Module:
+        """The net, with what the data fill in."""
+        return self.net
+
+    def outputs(self, state: State, inputs: Any) -> Any:
+        """What the net makes of inputs, leaves [batch, ...], with the weights that are evaluated."""
+        return self.network(self.module()).apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
 
 
 def supervised(

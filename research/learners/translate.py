@@ -53,8 +53,8 @@ class Translate(Supervised):
         positive(self, "", "loss_chunk", "beams")
         self.run.check_interval("bleu_every", self.bleu_every)
 
-    def model(self) -> nn.Module:
-        """The net, with what the data fill in."""
+    def module(self) -> nn.Module:
+        """See `Supervised`."""
         pairs = self.data.spec()
         return bind(self.net, outputs=pairs.tokenizer.size, context=pairs.length)
 
@@ -63,7 +63,7 @@ class Translate(Supervised):
         words = jnp.zeros((1, self.data.spec().length), jnp.int32)
         criterion = tokens(ignored=PAD, smoothing=self.smoothing)
         return supervised(
-            self.network(self.model()),
+            self.network(self.module()),
             self.updater(),
             (words, words),
             criterion,
@@ -77,7 +77,7 @@ class Translate(Supervised):
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        module, pairs = self.model(), self.data.spec()
+        module, pairs = self.module(), self.data.spec()
         texts = lambda split: (self.data.sources(split), self.data.references(split))
         beam = reports.Beam(self.beams, self.length_penalty)
         apply = self.network(module).apply
@@ -85,7 +85,7 @@ class Translate(Supervised):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        apply, length = self.network(self.model()).apply, self.data.spec().length
+        apply, length = self.network(self.module()).apply, self.data.spec().length
 
         def translation(source: jax.Array) -> jax.Array:
             params = evaluated(state, "net")

@@ -21,9 +21,9 @@ from research.core.state import Batch, Learner, State, evaluated, example_keys, 
 from research.core.types import Tree
 from research.core.update import Aux, updater
 from research.data.images import Images
+from research.data.pixels import scaled
 from research.evaluation import bounds, samples
 from research.evaluation.rows import image_rows
-from research.learners.classify import scaled
 from research.nets.autoencoder import ConvDecoder, ConvEncoder, DenseDecoder, DenseEncoder
 
 
@@ -127,11 +127,16 @@ class VAE(Experiment):
         """The logits of pixels, [batch, height, width, channels], of codes [batch, latent]."""
         return self.networks()[1].apply(params["decoder"], {}, codes)[0]
 
+    def log_likelihood(self, params: Tree, codes: jax.Array, x: jax.Array) -> jax.Array:
+        """log p(x|z) f32[batch, n] of pixels x [batch, ...] in [0, 1] and codes z [batch, n, latent]."""
+        logits = self.decode(params, codes.reshape(-1, self.latent)).reshape(*codes.shape[:2], -1)
+        return (x.reshape(len(x), 1, -1) * logits - jax.nn.softplus(logits)).sum(-1)
+
     def losses(self, params: Tree, x: jax.Array, keys: jax.Array, mask: jax.Array) -> tuple[jax.Array, Metrics]:
         """The losses f32[batch] of images x f32[batch, ...] in nats, by codes drawn with keys [batch]; and metrics."""
         mu, log_variance = self.posterior(params, x)
-        codes, noise = drawn(mu, log_variance, self.latent, keys, jnp.arange(self.num_samples))
-        likelihood = log_likelihood(self.decode(params, codes.reshape(-1, self.latent)), x, self.num_samples)
+        codes, noise = drawn(mu, log_variance, keys, jnp.arange(self.num_samples))
+        likelihood = self.log_likelihood(params, codes, x)
         if not self.variational:
             return -likelihood[:, 0], {}
         divergence = (mu**2 + jnp.exp(log_variance) - 1 - log_variance).sum(1) / 2
@@ -147,9 +152,8 @@ class VAE(Experiment):
         keys = example_keys(jax.random.key(0), batch.index)
         x = self.pixels(fold_name(keys, "pixels"), batch.inputs)
         mu, log_variance = self.posterior(params, x)
-        codes, noise = drawn(mu, log_variance, self.latent, fold_name(keys, "codes"), numbers)
-        likelihood = log_likelihood(self.decode(params, codes.reshape(-1, self.latent)), x, len(numbers))
-        return likelihood + log_prior_ratio(codes, noise, log_variance)
+        codes, noise = drawn(mu, log_variance, fold_name(keys, "codes"), numbers)
+        return self.log_likelihood(params, codes, x) + log_prior_ratio(codes, noise, log_variance)
 
     def feeds(self) -> Feeds:
         """See `Experiment`."""
@@ -198,22 +202,14 @@ class VAE(Experiment):
         }
 
 
-def drawn(
-    mu: jax.Array, log_variance: jax.Array, latent: int, keys: jax.Array, numbers: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def drawn(mu: jax.Array, log_variance: jax.Array, keys: jax.Array, numbers: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Codes number `numbers` i32[n] of each example, [batch, n, latent], and the normal noise that they are made of.
 
     keys: [batch]; a code depends on its example's key and on its number alone
     """
-    one = lambda key, number: jax.random.normal(jax.random.fold_in(key, number), (latent,))
+    one = lambda key, number: jax.random.normal(jax.random.fold_in(key, number), mu.shape[1:])
     noise = jax.vmap(jax.vmap(one, (None, 0)), (0, None))(keys, numbers)
     return mu[:, None] + jnp.exp(log_variance / 2)[:, None] * noise, noise
-
-
-def log_likelihood(logits: jax.Array, x: jax.Array, count: int) -> jax.Array:
-    """log p(x|z) f32[batch, count] of pixels x [batch, ...] in [0, 1] by logits [batch * count, ...]."""
-    logits, x = logits.reshape(len(x), count, -1), x.reshape(len(x), 1, -1)
-    return (x * logits - jax.nn.softplus(logits)).sum(-1)
 
 
 def log_prior_ratio(codes: jax.Array, noise: jax.Array, log_variance: jax.Array) -> jax.Array:

@@ -43,9 +43,8 @@ class CycleGenerator(nn.Module):
 
         def reflected(x: jax.Array, width: int, kernel_size: int, name: str | None = None) -> jax.Array:
             """A convolution padded by reflection. It needs no bias: instance norms cancel it, layer norms have one."""
-            return Conv(width, kernel_size, pad=0, use_bias=False, name=name)(
-                pad(x, kernel_size // 2, "reflect"), train
-            )
+            x = pad(x, kernel_size // 2, "reflect")
+            return Conv(width, kernel_size, pad=0, use_bias=False, name=name)(x, train)
 
         x = nn.relu(norm(reflected(images.transpose(3, 1, 2, 0), self.width, self.kernel_size, "stem")))
         for factor in (2, 4):

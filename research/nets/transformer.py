@@ -216,11 +216,9 @@ class Block(nn.Module):
         def residual(x: jax.Array, layer: Any) -> jax.Array:
             norm = nn.LayerNorm(epsilon=1e-5, use_bias=self.stack.bias)
             drop = Dropout(self.stack.dropout)
-            return (
-                x + drop(layer(norm(x)), self.train)
-                if self.stack.norm == "pre"
-                else norm(x + drop(layer(x), self.train))
-            )
+            if self.stack.norm == "pre":
+                return x + drop(layer(norm(x)), self.train)
+            return norm(x + drop(layer(x), self.train))
 
         def self_attention(x: jax.Array) -> jax.Array:
             nonlocal cache

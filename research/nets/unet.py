@@ -57,11 +57,9 @@ class UNet(nn.Module):
     def __call__(self, inputs: Inputs, train: bool = False) -> jax.Array:
         """f32[batch, height, width, channels] -> [batch, height, width, outputs]; see `Inputs`."""
         images, *conditions = inputs if isinstance(inputs, tuple) else (inputs,)
-        embedding = (
-            Embedding(4 * self.widths[0], self.classes)(conditions[0], conditions[1], images.dtype)
-            if conditions
-            else None
-        )
+        embedding: jax.Array | None = None
+        if conditions:
+            embedding = Embedding(4 * self.widths[0], self.classes)(conditions[0], conditions[1], images.dtype)
         _, height, width, _ = images.shape
         x, (top, left) = _padded(images.transpose(3, 1, 2, 0), 2 ** (len(self.widths) - 1))
 
@@ -120,7 +118,7 @@ class SelfAttention(nn.Module):
         y = GroupNorm()(x).reshape(channels, -1, batch).T
         q, k, v = jnp.split(nn.Dense(3 * channels)(y).reshape(batch, height * width, heads, -1), 3, -1)
         y = attend(q, k, v, None, causal=False, flash=False).reshape(batch, height * width, channels)
-        y = nn.Dense(channels, kernel_init=_zeros)(y)
+        y = nn.Dense(channels, kernel_init=nn.initializers.zeros)(y)
         return x + y.T.reshape(x.shape)
 
 
@@ -141,9 +139,6 @@ class Embedding(nn.Module):
         x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(dtype)
         x = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(x)))
         return x + nn.Embed(self.classes + 1, self.width)(labels) if self.classes else x
-
-
-_zeros = nn.initializers.zeros
 
 
 def _padded(x: jax.Array, unit: int) -> tuple[jax.Array, tuple[int, int]]:

@@ -41,9 +41,8 @@ class PatchEncoder(nn.Module):
         Raises UserError where the patches do not cover the image, or the positions are rotary.
         """
         grid = images.shape[1] // self.patch, images.shape[2] // self.patch
-        x = Dense(self.stack.width, kernel_init=nn.initializers.lecun_normal(), name="stem")(
-            patches(images, self.patch)
-        )
+        stem = Dense(self.stack.width, kernel_init=nn.initializers.lecun_normal(), name="stem")
+        x = stem(patches(images, self.patch))
         x = Positions(self.stack, grid, name="positions")(x)
         if kept is not None:
             x = jnp.take_along_axis(x, kept[:, :, None], 1)
@@ -96,9 +95,9 @@ class ViT(nn.Module):
         """Images f32[batch, height, width, channels] -> logits [batch, outputs]; of 0 outputs, the features that the
         last layer would read."""
         features = PatchEncoder(self.stack, self.patch, name="encoder")(x, train).mean(1)
-        return (
-            Dense(self.outputs, kernel_init=nn.initializers.zeros, name="head")(features) if self.outputs else features
-        )
+        if not self.outputs:
+            return features
+        return Dense(self.outputs, kernel_init=nn.initializers.zeros, name="head")(features)
 
 
 EVERYWHERE = AttentionInputs(jnp.zeros((1, 1), jnp.int32), None, None)

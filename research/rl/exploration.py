@@ -1,23 +1,17 @@
 """How actions are chosen while learning: each action takes one uniform draw from [0, 1)."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 
 
-def linear_epsilon(start: float, end: float, duration: float) -> Callable[[jax.Array], jax.Array]:
-    """The schedule step i32[] -> epsilon f32[]: linear from `start` to `end` over the first `duration` steps.
+def linear_epsilon(step: jax.Array, start: float, end: float, duration: float) -> jax.Array:
+    """Epsilon f32[] at a step i32[]: linear from `start` to `end` over the first `duration` steps.
 
     A duration of 0 is `end` at once. The three may be traced, as in a sweep.
     """
-
-    def epsilon(step: jax.Array) -> jax.Array:
-        # The divisor is guarded as well as the result, or 0 / 0 would be NaN at step 0.
-        fraction = jnp.where(step < duration, step / jnp.maximum(duration, 1e-8), 1.0)
-        return start + (end - start) * fraction
-
-    return epsilon
+    # The divisor is guarded as well as the result, or 0 / 0 would be NaN at step 0.
+    fraction = jnp.where(step < duration, step / jnp.maximum(duration, 1e-8), 1.0)
+    return start + (end - start) * fraction
 
 
 def epsilon_greedy(q: jax.Array, uniform: jax.Array, epsilon: jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from research.core.metrics import Metrics, mean
+from research.core.metrics import Metrics, added, mean
 from research.core.state import example_keys
 from research.core.types import Tree
 from research.rl.environments import VectorEnv
@@ -109,4 +109,4 @@ def rollout(
     starts = None if environment.costly_reset else jax.vmap(environment.reset)(keys[:length])
     actor, (transitions, metrics) = jax.lax.scan(frame, actor, (keys[length:-1], uniform, starts))
     by_env = jax.tree.map(lambda x: x.swapaxes(0, 1), transitions)
-    return actor, by_env, jax.tree.map(lambda x: x.sum(0), metrics)
+    return actor, by_env, added(metrics)

@@ -91,10 +91,8 @@ def check_contract(
         missing = {f"{name}_loss", f"{name}_gradient_norm"} - set(metrics)
         if missing:
             raise broken(f"it names {name!r} among its adversaries, and step gives no {min(missing)}")
-    numbers, metric = (
-        {*computed(jax.tree.map(lambda x: np.zeros(x.shape), evaluated)), *reported},
-        experiment.run.metric,
-    )
+    numbers = {*computed(jax.tree.map(lambda x: np.zeros(x.shape), evaluated)), *reported}
+    metric = experiment.run.metric
     if metric not in numbers:
         raise UserError(f"there is no metric {metric!r}: set --run.metric to one of {', '.join(sorted(numbers))}")
     return state

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.errors import UserError
+from research.core.patterns import path_name
 from research.core.types import Tree
 
 
@@ -17,7 +18,7 @@ def named(tree: Tree) -> dict[str, Any]:
     Raises UserError where two leaves have the same name.
     """
     paths = jax.tree_util.tree_leaves_with_path(tree)
-    leaves = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+    leaves = {path_name(path): leaf for path, leaf in paths}
     if len(leaves) != len(paths):
         raise UserError("two leaves of the State have the same name: a name with a slash in it may be the cause")
     return leaves

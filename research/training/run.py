@@ -23,12 +23,7 @@ from research.core.state import Learner, State
 from research.core.transformations import per_seed, per_setting
 from research.evaluation import plots
 from research.training import checkpoint, config, log, own_files, provenance, workdir
-from research.training.checks import (
-    check_contract,
-    check_divisible,
-    check_dtype,
-    usable_devices,
-)
+from research.training.checks import check_contract, check_divisible, check_dtype, usable_devices
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, exhausted, score, scores, summary
 from research.training.processes import ProcessGroup, joined
