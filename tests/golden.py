@@ -41,7 +41,6 @@ from research.data import boxes, images, masks, pairs, sentences, unpaired
 from research.data.boxes import BoxedImages
 from research.data.canvases import Canvases
 from research.data.encoded import Encoded, Sources
-from research.data.few_labels import FewLabels
 from research.data.images import Images
 from research.data.large_images import LargeImages
 from research.data.masks import Masks
@@ -227,10 +226,6 @@ class MadeBoxes(BoxedImages):
         return boxes.Arrays(part(0, 40), part(4, 20), ("a", "b", "c"))
 
 
-class MadeFewLabels(MadeImages, FewLabels):
-    """Few of them."""
-
-
 class MadeUnpaired(Unpaired):
     """Noise, dark and bright."""
 
@@ -262,8 +257,22 @@ class MadePairs(Pairs):
         return pairs.Texts(part(0, 120), part(2, 20), part(4, 20))
 
 
+MADE: dict[type, type] = {
+    Images: MadeImages,
+    LargeImages: MadeLargeImages,
+    Masks: MadeMasks,
+    BoxedImages: MadeBoxes,
+    Canvases: MadeCanvases,
+    Unpaired: MadeUnpaired,
+    Sentences: MadeSentences,
+    Pairs: MadePairs,
+}
+"""What the examples of a source, or of one that inherits from it, are made up by."""
+
+
 def made(data: Any, directory: Path) -> Any:
-    """`data` with what isn't bundled, or isn't the same everywhere, made up; as it is where the source isn't known."""
+    """`data` with what isn't bundled, or isn't the same everywhere, made up; as it is where it inherits from no source
+    of `MADE`."""
     if isinstance(data, Text):
         numbers = data.name.endswith(".npy")
         path = directory / ("tokens.npy" if numbers else "text.txt")
@@ -272,21 +281,11 @@ def made(data: Any, directory: Path) -> Any:
         else:
             path.write_text("\n".join(lines(0, 400, 12)))
         return dataclasses.replace(data, name=str(path))
-    kinds = {
-        Images: MadeImages,
-        LargeImages: MadeLargeImages,
-        Masks: MadeMasks,
-        BoxedImages: MadeBoxes,
-        Canvases: MadeCanvases,
-        FewLabels: MadeFewLabels,
-        Unpaired: MadeUnpaired,
-        Sentences: MadeSentences,
-        Pairs: MadePairs,
-    }
-    kind = kinds.get(type(data))
-    if kind is None or data.name == "digits":
+    base = next((base for base in MADE if isinstance(data, base)), None)
+    if base is None or data.name == "digits":
         return data
     small = {"size": 32, "resize": 36} if isinstance(data, LargeImages) else {}
+    kind = type(MADE[base].__name__, (MADE[base], type(data)), {})  # in all but its examples, what `data` is
     return kind(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)} | small)
 
 

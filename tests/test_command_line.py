@@ -21,7 +21,9 @@ from experiments import evaluate, plot, sweep, train
 from experiments.train import main
 from research.core.errors import RunError, UserError
 from research.core.pruning import Pruning
+from research.core.state import Learner, State
 from research.core.update import UpdateConfig
+from research.learners.classify import Classify
 from research.training import checkpoint, config, locks, log, provenance, workdir
 from research.training import run as training
 from research.training.checks import usable_devices
@@ -331,6 +333,33 @@ def test_init_from_starts_from_what_the_other_run_evaluates(tmp_path, capsys):
     assert run(capsys, "digits_cnn", *again, *still)[0] == 0
     _, _, found = research.load(tmp_path / "b")
     jax.tree.map(np.testing.assert_array_equal, found.params, state.collections["average"])
+
+
+class Taught(Classify):
+    """With a net that no optimizer moves."""
+
+    def build(self) -> Learner:
+        plain = super().build()
+
+        def init(key: jax.Array) -> State:
+            state = plain.init(key)
+            return state._replace(params=state.params | {"teacher": {"kernel": jax.random.normal(key, (2,))}})
+
+        return plain._replace(init=init)
+
+
+def test_a_net_that_nothing_trains_is_given_by_init_from_or_warned_of(tmp_path, capsys):
+    plain = config.parse("digits_cnn", [*TINY, "--steps", "2"]).config
+    experiment = Taught(**{field.name: getattr(plain, field.name) for field in config.fields(plain)})
+    training.train("digits_cnn", config.Command(experiment, workdir=tmp_path / "a"))
+    warning = "nothing trains teacher, and without --init-from DIR its weights are random"
+    assert warning in " ".join(capsys.readouterr().err.split())
+    seeded = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, seed=1))
+    training.train("digits_cnn", config.Command(seeded, workdir=tmp_path / "b", init_from=tmp_path / "a"))
+    assert "nothing trains" not in capsys.readouterr().err
+    abstract = jax.eval_shape(experiment.build().init, jax.random.key(0))
+    (_, a), (_, b) = (checkpoint.restore(tmp_path / name / "checkpoints", abstract) for name in "ab")
+    np.testing.assert_array_equal(a.params["teacher"]["kernel"], b.params["teacher"]["kernel"])
 
 
 def test_a_metric_of_ones_own_has_a_mode_and_is_read_again():

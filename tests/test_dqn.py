@@ -15,6 +15,7 @@ from research.core.optimizers import Optimizer
 from research.core.state import NO_BATCH, Batch, State, rng
 from research.core.transformations import per_seed, scan_steps
 from research.learners.dqn import DQN
+from research.learners.replay_learning import ReplayLearning
 from research.nets.q import MLP
 from research.rl import environments as vector
 from research.rl import probes, replay
@@ -542,3 +543,12 @@ def test_broken_environments_are_reported(kind, message):
     env = kind()
     with pytest.raises(RunError, match=message):
         vector.check("mine", env, env.default_params)
+
+
+def test_a_sample_is_one_transition_unless_a_learner_says_otherwise():
+    class Plain(ReplayLearning):
+        def build(self):
+            raise NotImplementedError
+
+    assert Plain(learning_starts=0, rollout_length=1).warmup_steps == 0
+    assert DQN(learning_starts=0, rollout_length=1, n_step=3).warmup_steps == 2

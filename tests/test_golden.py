@@ -1,10 +1,14 @@
 """Every config, tiny, trains as it did when it was last recorded; see golden.py. What is not installed skips."""
 
+from dataclasses import dataclass
+
 import golden
 import numpy as np
 import pytest
 
 from research.core.errors import NotInstalled
+from research.data.few_labels import FewLabels
+from research.data.images import Arrays, Images
 from research.training import config
 
 
@@ -23,6 +27,21 @@ def test_golden(name):
     assert numbers.keys() == old["spread"].keys()
     too_far = {key: values > 10 * np.array(old["spread"][key]) for key, values in numbers.items()}
     assert {key: numbers[key].tolist() for key, steps in too_far.items() if steps.any()} == {}
+
+
+def test_a_source_of_ones_own_is_made_up_as_the_one_it_inherits_from(tmp_path):
+    @dataclass(frozen=True)
+    class Absent(Images):
+        name: str = "absent"
+        side: int = 3
+
+        def arrays(self) -> Arrays:
+            raise AssertionError("its files are not read")
+
+    found = golden.made(Absent(batch=7, side=5), tmp_path)
+    assert found.spec().shape == (16, 16, 3) and (found.batch, found.side) == (7, 5)
+    few = golden.made(FewLabels(name="cifar10", labels=20), tmp_path)
+    assert few.feeds().train.size == 20 and few.spec().shape == (16, 16, 3)
 
 
 def test_no_golden_file_is_left_over():

@@ -170,10 +170,9 @@ def test_step_counts_and_learning_moves(name):
     after, metrics, _ = run(name, *ALONE)
     assert after.step == N and before.step == 0
     assert_same(before.key, after.key)
-    moved = [
-        not np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (before.params, after.params)), strict=True)
-    ]
-    assert all(moved)
+    for own, params in before.params.items():
+        leaves = zip(*map(jax.tree.leaves, (params, after.params[own])), strict=True)
+        assert all(np.array_equal(x, y) != (own in before.opt_state) for x, y in leaves), own
     norms = [value(x)[-1] for key, x in metrics.items() if key.endswith("gradient_norm")]
     assert norms and min(norms) > 0
 

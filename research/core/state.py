@@ -23,7 +23,8 @@ class State(NamedTuple):
 
     step         i32[], steps done; the one clock of the run
     key          the run's root PRNG key (`jax.random.key`); it never changes
-    params       {name: parameters}; a name is what one optimizer moves, one net or several
+    params       {name: parameters}; a name is what one optimizer moves, one net or several. One that has none, such as
+                 a teacher, stays as it began
     opt_state    {name: the count of its updates and its optimizer's state}
     collections  {name: what moves but is not differentiated, by collection, as {"batch_stats": ...}}; target nets and
                  averaged weights stand under names of their own

@@ -4,7 +4,6 @@
 """
 
 import math
-from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -72,9 +71,9 @@ class ReplayLearning(QLearning):
             raise UserError(f"{name}={length} is more than the {self.slots} transitions of an environment's buffer")
 
     @property
-    @abstractmethod
     def window(self) -> tuple[str, int]:
-        """The number of transitions that a sample spans, and what it is called."""
+        """What the length of a sample is called, and that length, in transitions."""
+        return "a sample", 1
 
     @property
     def slots(self) -> int:

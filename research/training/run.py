@@ -198,6 +198,8 @@ def begin(job: Job) -> tuple[int, State]:
         workdir.moved(job.directory, job.command, job.run_directory)
     elif job.command.init_from is not None:
         state = initial(job, state, job.command.init_from, warn)
+    elif still := sorted(state.params.keys() - state.opt_state.keys()):
+        warn(f"nothing trains {', '.join(still)}, and without --init-from DIR its weights are random")
     provenance.check_deterministic()
     log.cut(job.directory, step)
     return step, job.where.put(state)
