@@ -1229,8 +1229,8 @@ HIGHWAY = [
     ),
     Mutation(
         "evaluation/highway.py",
-        "if at_most > 1 - level",
-        "if at_most > (1 - level) / 2",
+        "if at_most > 0.05",
+        "if at_most > 0.025",
         "tests/test_highway.py -k bound",
         "the bound is that of another level",
     ),

@@ -547,6 +547,8 @@ def test_images_are_not_scaled_to_nothing_and_beyond():
     """By a factor below 0, 1 less a scaling above 1, an image would be turned round."""
     with pytest.raises(UserError, match=r"augment\.scaling must be between 0 and 1, not 1\.5"):
         Augment(scaling=1.5)
+    with pytest.raises(UserError, match=r"augment\.jitter must be between 0 and 1\.25, not 1\.3"):
+        Augment(jitter=1.3)
 
 
 def test_cutout_blacks_out_a_square():

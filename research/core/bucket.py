@@ -83,15 +83,15 @@ def errors(path: Path | str, *more: type[Exception]) -> tuple[type[Exception], .
     return (OSError, HttpError, GoogleAPIError, GoogleAuthError, aiohttp.ClientError, *more)
 
 
-def check_bucket(path: Path, seconds: float = 30) -> None:
-    """Raises RunError where the bucket of `path` doesn't exist or can't be used from here, within so many seconds."""
+def check_bucket(path: Path) -> None:
+    """Raises RunError where the bucket of `path` doesn't exist or can't be used from here, within half a minute."""
     from google.cloud import storage
     from google.cloud.storage.retry import DEFAULT_RETRY
 
     name = path.parts[2]
     try:
         # Orbax makes the same request.
-        storage.Client().get_bucket(name, timeout=seconds, retry=DEFAULT_RETRY.with_timeout(seconds))
+        storage.Client().get_bucket(name, timeout=30, retry=DEFAULT_RETRY.with_timeout(30))
     except errors(path) as error:
         raise RunError(f"the bucket of {path} can't be used: {reason(error)}") from error
 

@@ -17,10 +17,12 @@ class Augment:
 
     Attributes:
         crop: smallest area of a random part, as a fraction of the image's, that is resized to the whole image; its
-            sides are in a ratio of 3/4 to 4/3 (Szegedy et al. 2015, arXiv:1409.4842); None: no part
+            sides, as fractions of the image's, are in a ratio of 3/4 to 4/3 (after Szegedy et al. 2015,
+            arXiv:1409.4842, where they are so in pixels: the same for square images); None: no part
         jitter: strength s of random changes of colour, in four fifths of the images: brightness, contrast and
-            saturation by factors in 1 - 0.8 s ... 1 + 0.8 s, and hue by at most 72 s degrees (Chen et al. 2020,
-            arXiv:2002.05709, appendix A); of images of one channel, brightness and contrast alone; None: no changes
+            saturation by factors in 1 - 0.8 s ... 1 + 0.8 s, so that s is at most 1.25, and hue by at most 72 s degrees
+            (Chen et al. 2020, arXiv:2002.05709, appendix A); of images of one channel, brightness and contrast alone;
+            None: no changes
         grey: probability that an image of three channels loses its colours; None: 0
         flip: flip half of the images from left to right
         alternate: with flip: a random half of them in the first pass over the data, and in each later one those that
@@ -49,7 +51,8 @@ class Augment:
 
     def __post_init__(self) -> None:
         between(self, "augment", 0, 1, "crop", "grey", "scaling")
-        between(self, "augment", 0, math.inf, "shift", "cutout", "jitter", "rotation", "noise")
+        between(self, "augment", 0, math.inf, "shift", "cutout", "rotation", "noise")
+        between(self, "augment", 0, 1.25, "jitter")
         if self.alternate and not self.flip:
             raise UserError("augment.alternate is how images are flipped: give augment.flip too, or leave it out")
 
@@ -144,8 +147,11 @@ def _augment_one(config: Augment, key: jax.Array, image: jax.Array, mirrored: ja
 
 
 def _resized_crop(key: jax.Array, image: jax.Array, smallest: float) -> jax.Array:
-    """A random part of the image, whose area is uniform in `smallest` ... 1 and its ratio of sides log-uniform in
-    3/4 ... 4/3, resized to the image's shape by bilinear interpolation. Sides are at most the image's."""
+    """A random part of the image, resized to the image's shape by bilinear interpolation.
+
+    Its area is uniform in `smallest` ... 1, and its ratio of sides log-uniform in 3/4 ... 4/3, all as fractions of the
+    image's. Sides are at most the image's.
+    """
     area, ratio, top, left = jax.random.uniform(key, (4,))
     root = jnp.exp((ratio - 0.5) * jnp.log(4 / 3))
     side = jnp.sqrt(smallest + (1 - smallest) * area)

@@ -61,8 +61,8 @@ class Drives(NamedTuple):
         )
 
 
-def poisson_bound(count: int, level: float = 0.95) -> float:
-    """The mean of which a Poisson variable exceeds `count` with probability `level`: its exact upper bound.
+def poisson_bound(count: int) -> float:
+    """The mean of which a Poisson variable exceeds `count` with probability 0.95: its exact upper bound.
 
     Garwood 1936, doi:10.1093/biomet/28.3-4.437; one-sided.
     """
@@ -70,7 +70,7 @@ def poisson_bound(count: int, level: float = 0.95) -> float:
     for _ in range(60):
         mean = (low + high) / 2
         at_most = sum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(count + 1))
-        low, high = (mean, high) if at_most > 1 - level else (low, mean)
+        low, high = (mean, high) if at_most > 0.05 else (low, mean)
     return high
 
 

@@ -58,7 +58,7 @@ def categorical(atoms: int, v_min: float, v_max: float) -> Distribution:
         share = jnp.clip(1 - jnp.abs(moved[:, None, :] - support[:, None]) / gap, 0, 1)
         return jnp.einsum("btf,bf->bt", share, probability, precision="highest")
 
-    return Distribution(atoms, lambda x: jax.nn.softmax(x) @ support, error)
+    return Distribution(atoms, lambda x: jnp.matmul(jax.nn.softmax(x), support, precision="highest"), error)
 
 
 def quantiles(atoms: int) -> Distribution:
