@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import scores
-from experiments.console import measured, number, status
+from experiments.console import check_picture, measured, number, status
 from research.core.errors import UserError
 from research.core.files import read_json
 from research.evaluation import plots, statistics
@@ -52,8 +52,7 @@ def compare(
             better. Several tasks need it
         output: file of the picture, which ends in .png
     """
-    if output.suffix != ".png":
-        raise UserError(f"--output must end in .png, not be {output}")
+    check_picture(output)
     if not runs or not against:
         raise UserError("name runs, and those to compare them with: RUN ... --against RUN ...")
     run = _about(runs[0])["config"]["run"]

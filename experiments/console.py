@@ -1,7 +1,8 @@
-"""Shared by the scripts: exit statuses for errors, tables for summaries."""
+"""Shared by the scripts: exit statuses for errors, files of pictures, tables for summaries."""
 
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -31,6 +32,14 @@ def status(action: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         console.print("stopped by SIGINT")
         return 128 + signal.SIGINT
+
+
+def check_picture(output: Path) -> None:
+    """Raises UserError where `output` is no file of a picture in a directory that is there."""
+    if output.suffix != ".png":
+        raise UserError(f"--output must end in .png, not be {output}")
+    if not output.parent.is_dir():
+        raise UserError(f"--output {output}: there is no directory {output.parent}")
 
 
 def unnamed(arguments: Sequence[str], command: str, about: Callable[[], object]) -> int | None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import tyro
 
-from experiments.console import status
+from experiments.console import check_picture, status
 from research.core.errors import UserError
 from research.evaluation import plots as plot
 from research.training import log, workdir
@@ -30,8 +30,7 @@ def curves(
     """
     if not directories:
         raise UserError("name the directory of at least one run: python -m experiments.plot DIR ...")
-    if output.suffix != ".png":
-        raise UserError(f"--output must end in .png, not be {output}")
+    check_picture(output)
     for directory in directories:
         workdir.run_in(directory)
     names = [directory.resolve().name for directory in directories]

@@ -188,7 +188,7 @@ def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], dire
             texts = {field: [text for text, _ in chosen] for field, chosen in part}
             ends = {field: "..".join(dict.fromkeys((texts[field][0], texts[field][-1]))) for field in texts}
             named = outer | {field: ends[field] for field in texts if len(texts[field]) < len(over[field])}
-            called = ",".join(f"{field}={text}" for field, text in named.items()) or "all"
+            called = ",".join(f"{field}={text}" for field, text in named.items()).replace("/", "%2F") or "all"
             varied = tuple((field, tuple(value for _, value in chosen)) for field, chosen in part)
             program = dataclasses.replace(one, seeds=command.seeds or 1, workdir=directory / called, over=varied)
             settings = [outer | setting for setting in config.settings(texts.items())]

@@ -141,6 +141,7 @@ def test_plot_says_what_is_wrong(finished, tmp_path, capsys):
         ([str(tmp_path)], "holds no run"),
         ([str(tmp_path / "begun")], "nothing to plot yet"),
         ([str(finished), "--output", "curves.pdf"], "must end in .png"),
+        ([str(finished), "--output", "nowhere/curves.png"], "there is no directory nowhere"),
     ):
         assert plot.main(arguments) == 2
         assert message in said(capsys)

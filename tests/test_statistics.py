@@ -127,6 +127,12 @@ def test_a_switch_is_varied(tmp_path):
     assert [one.name for one in found] == [f"optimizer.nesterov={on},net.norm=False" for on in (True, False)]
 
 
+def test_a_program_stays_in_the_directory_of_its_sweep(tmp_path):
+    found = sweep.programs("digits_cnn", {"data.name": ["digits", "../../../digits"]}, [], tmp_path)
+    assert [one.command.workdir.parent for one in found] == [tmp_path, tmp_path]
+    assert [one.name for one in found] == ["data.name=digits", "data.name=..%2F..%2F..%2Fdigits"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
