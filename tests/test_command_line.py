@@ -217,7 +217,7 @@ def test_what_is_typed_wrong(arguments, says, capsys, tmp_path):
         ("ppo", "gae_lambda", 7.0, "between 0 and 1"),
         ("ppo", "clip_epsilon", -1.0, "at least 0"),
         ("ppo", "value_clip", -1.0, "at least 0"),
-        ("simclr", "temperature", -0.5, "at least 0"),
+        ("simclr", "temperature", 0.0, "at least 0.001"),
         ("segment", "dice", -1.0, "at least 0"),
         ("restore", "adversarial", -0.01, "at least 0"),
         ("detector", "overlap", 60.0, "between 0 and 1"),

@@ -238,11 +238,6 @@ def test_numbers_of_labels_are_checked_before_training(labels, message):
         experiment.reports(None)
 
 
-def test_cosines_are_not_divided_by_0():
-    with pytest.raises(UserError, match="temperature must be above 0"):
-        dataclasses.replace(SIMCLR, temperature=0.0)
-
-
 def test_one_class_is_refused_before_training():
     """The linear classifier of the report at the end would fail."""
     experiment = dataclasses.replace(SIMCLR, data=Images(name="digits", classes=(3,)), probe_labels=(20,))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from research.core.devices import gathered, position
-from research.core.errors import UserError, between
+from research.core.errors import between
 from research.core.experiment import Experiment, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.optimizers import Optimizer
@@ -54,9 +54,7 @@ class SimCLR(SelfSupervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        between(self, "", 0, math.inf, "temperature")
-        if self.temperature == 0:
-            raise UserError("temperature must be above 0: cosines are divided by it")
+        between(self, "", 1e-3, math.inf, "temperature")
 
     def build(self) -> Learner:
         """See `Experiment`. The name is "net"."""
