@@ -1,4 +1,4 @@
-"""MinAtar's Freeway by deep Q-learning, in the setting of breakout_dqn.
+"""MinAtar's Freeway by deep Q-learning, in the setting of breakout_dqn, by RMSProp.
 
 Published: Young & Tian 2019 (arXiv:1903.03176), about 50, read off their figure. Its episodes terminate after
 2,500 frames.
