@@ -302,7 +302,7 @@ def test_steps_of_supervised_learners(name):
     fields, prepared, ignored, smoothing = SUPERVISED[name]
     fields = {**fields, "optimizer": SGD, "average": 0.15, "update": UpdateConfig()}
     experiment = replace(EXPERIMENTS[name], **fields)
-    module = getattr(experiment, "model", lambda: experiment.net.clone(outputs=10))()
+    module = experiment.module()
     if name == "masked":
         texts = experiment.data.spec()
         size = texts.tokenizer.size
