@@ -38,6 +38,9 @@ STEPS = (1, 5, 20, 100)
 Right = Callable[[jax.Array], jax.Array]
 """Images -> whether the classifier is right about each, bool[batch]."""
 
+LogitLoss = Callable[[jax.Array, jax.Array], jax.Array]
+"""(logits [batch, classes], labels i32[batch]) -> f32[batch]."""
+
 Stands = Callable[[Loss, Right, jax.Array, jax.Array, jax.Array], jax.Array]
 """(loss, right, images f32[batch, height, width, channels] in 0 ... 1, index i32[batch], a radius or a severity) ->
 whether each image withstands, bool[batch]."""
@@ -94,7 +97,7 @@ def attack(options: Options) -> None:
     logits = lambda images: experiment.pixel_logits(state, images)
 
     def accuracies(
-        stands: Stands, values: Sequence[Any], limit: int | None = options.curves, loss: Any = cross_entropy
+        stands: Stands, values: Sequence[Any], limit: int | None = options.curves, loss: LogitLoss = cross_entropy
     ) -> list[float]:
         return shares(logits, stands, values, test, limit, loss)
 
@@ -148,11 +151,11 @@ def shares(
     values: Sequence[Any],
     test: Sequence[Batch],
     limit: int | None,
-    loss: Callable[[jax.Array, jax.Array], jax.Array] = cross_entropy,
+    loss: LogitLoss = cross_entropy,
 ) -> list[float]:
     """The share of test images, of the first `limit`, that withstand: one for each of `values`, by one program.
 
-    loss  (logits [batch, classes], labels i32[batch]) -> f32[batch], what an attack raises
+    loss  what an attack raises
     """
 
     @jax.jit
