@@ -1,8 +1,8 @@
 """MinAtar's Breakout by deep Q-learning, from 10x10 images of four objects, as Young & Tian have the game.
 
-Method: Mnih et al. 2015, doi:10.1038/nature14236, with double Q-learning (van Hasselt, Guez & Silver 2015,
-arXiv:1509.06461) and 3-step returns; in this game a squared loss with Adam (Obando-Ceron & Castro 2021,
-arXiv:2011.14826).
+Method: Mnih et al. 2015, doi:10.1038/nature14236; in this game and in Freeway with double Q-learning (van Hasselt, Guez
+& Silver 2015, arXiv:1509.06461), 3-step returns, and a squared loss with Adam (Obando-Ceron & Castro 2021,
+arXiv:2011.14826). In Asterix these do not learn (see asterix_dqn).
 Published: Young & Tian 2019 (arXiv:1903.03176), whose net and setting these are: 5,000,000 frames, one update of 32
 samples a frame, sticky actions of 0.1, all 6 actions, no limit of frames (gymnax has 1,000), epsilon 0.1. Read off
 their figure, the return of the last 100 episodes of training is about 10, as a mean of 30 runs.
@@ -25,13 +25,17 @@ from research.rl.environments import Environment
 
 def config() -> DQN:
     """The experiment: 32 frames and 32 updates per step."""
-    adam = Optimizer(learning_rate=2.5e-4)
-    return replace(minatar(Environment("Breakout-MinAtar", max_steps=100_000)), loss="squared", optimizer=adam)
+    return by_adam(minatar(Environment("Breakout-MinAtar", max_steps=100_000)))
+
+
+def by_adam(config: DQN) -> DQN:
+    """The experiment with double Q-learning, 3-step returns, and a squared loss with Adam."""
+    return replace(config, double=True, n_step=3, loss="squared", optimizer=Optimizer(learning_rate=2.5e-4))
 
 
 def minatar(game: Environment) -> DQN:
-    """The experiment in any of MinAtar's games, by the loss and the RMSProp of Young & Tian's own code, but for its
-    momentum of 0.95 and its centred second moment."""
+    """The experiment in any of MinAtar's games, by the loss and the RMSProp of Young & Tian's own code, but that theirs
+    is centred."""
     return DQN(
         environment=replace(game, params=(("use_minimal_action_set", False),), sticky_actions=0.1),
         net=MinAtarNet(channels=16, hidden=128),
@@ -44,8 +48,6 @@ def minatar(game: Environment) -> DQN:
         updates=32,
         target_update_interval=31,
         gamma=0.99,
-        n_step=3,
-        double=True,
         loss="huber",
         epsilon_end=0.1,
         epsilon_fraction=0.02,

@@ -1,18 +1,18 @@
-"""MinAtar's Freeway by deep Q-learning, in the setting of breakout_dqn, by RMSProp.
+"""MinAtar's Freeway by deep Q-learning, in the setting of breakout_dqn, by its Adam.
 
 Published: Young & Tian 2019 (arXiv:1903.03176), about 50, read off their figure. Its episodes terminate after
 2,500 frames.
 
     python -m experiments.train freeway_dqn
 
-It has not been trained yet.
+It has not been trained to its end yet.
 """
 
-from configs.breakout_dqn import minatar
+from configs.breakout_dqn import by_adam, minatar
 from research.learners.dqn import DQN
 from research.rl.environments import Environment
 
 
 def config() -> DQN:
     """The experiment: 32 frames and 32 updates per step."""
-    return minatar(Environment("Freeway-MinAtar", max_steps=2500, limit_terminates=True))
+    return by_adam(minatar(Environment("Freeway-MinAtar", max_steps=2500, limit_terminates=True)))
