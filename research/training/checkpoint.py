@@ -311,7 +311,7 @@ def _wanted(name: str, paths: Sequence[str], parameters: Collection[str]) -> boo
     path = _path(name, parameters)
     hit = lambda patterns: any(fnmatchcase(path, pattern) for pattern in patterns)
     given = [pattern for pattern in paths if not pattern.startswith("!")]
-    return path is None or (not given or hit(given)) and not hit(p[1:] for p in paths if p.startswith("!"))
+    return path is None or ((not given or hit(given)) and not hit(p[1:] for p in paths if p.startswith("!")))
 
 
 def _path(name: str, parameters: Collection[str]) -> str | None:
