@@ -23,7 +23,7 @@ from research.core.placement import PlaceName
 from research.training.processes import check as check_processes
 
 T = TypeVar("T")
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Experiment)
 
 MAY_CHANGE = ("run.keep", "run.save_every", "run.published")
 """Fields that may differ when a run is resumed."""
