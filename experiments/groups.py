@@ -97,7 +97,7 @@ def run(options: Options) -> None:
     made = predictions(inference, test)
     groups = of_groups.grouped(column(options.by, experiment.data, made), options.pattern, options.quantiles)
     found, whole, samples = compared(groups, made, options)
-    about = {"by": options.by, "pattern": options.pattern, "least": options.least, "samples": options.samples}
+    about = {name: getattr(options, name) for name in ("by", "pattern", "quantiles", "least", "samples")}
     write_json(directory / "groups.json", {"about": about, "classes": list(inference.names), **found})
     show(found, inference.names, f"{options.directory} by {options.by}", options)
     draw(groups.names, whole, samples, directory)

@@ -281,6 +281,27 @@ def test_init_from_takes_the_parameters_of_the_patterns(two):
         init_from(two, here, paths=["dens/*"])
 
 
+def test_init_from_takes_statistics_and_target_nets_by_the_same_patterns(tmp_path):
+    """A layer that is not taken starts with its own statistics and its own target; what has no path is taken."""
+
+    def make(scale, head):
+        params = {"q": {"body": jnp.full(3, scale), "head": jnp.full(head, scale)}}
+        statistics = {"body": {"mean": jnp.full(3, scale)}, "head": {"mean": jnp.full(head, scale)}}
+        collections = {"q": {"batch_stats": statistics}, "target": params["q"], "seen": jnp.full(1, scale)}
+        return State(jnp.int32(0), jax.random.key(0), params, {}, collections, ())
+
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, make(1.0, 2))
+    for head in (2, 5):
+        for paths in (["!q/head*"], ["q/body*"]):
+            found = init_from(tmp_path, make(0.0, head), lambda _: None, paths=paths)
+            taken, fresh, collections = jnp.ones(3), jnp.zeros(head), found.collections
+            assert_same(found.params, {"q": {"body": taken, "head": fresh}})
+            assert_same(collections["q"]["batch_stats"], {"body": {"mean": taken}, "head": {"mean": fresh}})
+            assert_same(collections["target"], {"body": taken, "head": fresh})
+            assert_same(collections["seen"], jnp.ones(1))
+
+
 def test_init_from_takes_averages_where_there_are_any_and_the_best_where_it_is_asked_to(tmp_path):
     def averaged(step, names):
         average = {name: jax.tree.map(lambda x: x + 1, at(step).params[name]) for name in names}

@@ -215,18 +215,19 @@ def test_mistakes_are_those_that_numpy_counts(finished):
     experiment, _, state = research.load(finished)
     data, net = experiment.feeds().test, experiment.net.clone(outputs=10)
     both = [jax.tree.map(lambda x, n=n: x[n], (state.params["net"], state.collections["net"])) for n in (0, 1)]
-    spec, wrong, together = experiment.data.spec(), 0, 0
+    spec, wrong, together = experiment.data.spec(), [0, 0], 0
     for batch in data:
         images = (batch.inputs.astype(np.float32) / 255 - np.float32(spec.mean)) / np.float32(spec.std)
         outputs = [np.asarray(net.apply({"params": params, **statistics}, images)) for params, statistics in both]
         mean = sum(np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in outputs)
-        wrong += sum(outputs[0][i].argmax() != batch.targets[i] for i in np.flatnonzero(batch.mask))
+        for n, of_seed in enumerate(outputs):
+            wrong[n] += sum(of_seed[i].argmax() != batch.targets[i] for i in np.flatnonzero(batch.mask))
         together += sum(mean[i].argmax() == batch.targets[i] for i in np.flatnonzero(batch.mask))
     summary = json.loads((finished / "summary.json").read_text())
-    assert summary["reports"]["mistakes"] == wrong > 0
+    assert summary["reports"]["mistakes"] == wrong and all(wrong)
     count = sum(batch.mask.sum() for batch in data)
     assert summary["reports"]["ensemble_accuracy"] == pytest.approx(together / count)
-    assert wrong == round(count * (1 - summary["test"]["accuracy"]["each"][0]))
+    assert wrong == [round(count * (1 - accuracy)) for accuracy in summary["test"]["accuracy"]["each"]]
 
 
 def test_predictions_are_those_with_the_smallest_margins_in_one_pass(tmp_path, monkeypatch, rng):

@@ -473,6 +473,8 @@ def test_groups_of_a_run(loaded, tmp_path, capsys, monkeypatch):
     low, high = brightness.min(), np.quantile(brightness, 0.25)
     assert next(iter(found["groups"])).startswith(f"{low:.3g} to ") and len(found["groups"]) == 4
     assert found["groups"][next(iter(found["groups"]))]["examples"] == np.sum(brightness < high)
+    about = {"by": "brightness", "pattern": None, "quantiles": 4, "least": 88, "samples": 20}
+    assert found["about"] == about
     assert (tmp_path / "groups.png").exists() and (tmp_path / "groups_reliability.png").exists()
 
     # By label, a class has true positives in one group alone; small groups are marked.

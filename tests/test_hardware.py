@@ -134,6 +134,14 @@ def test_data_is_made_up_where_it_is_not_here(tmp_path, monkeypatch):
     assert tokens.data.spec().classes == 50304 and tokens.feeds().train.batch_at(0).inputs.shape == (8, 1024)
     images, _ = made_up.available(config.load("cifar10_resnet20"), tmp_path)
     assert images.data.spec().shape == (32, 32, 3) and len(images.data.load().train_images) == 50_000
+
+    @dataclasses.dataclass(frozen=True)
+    class Own(Images):
+        side: int = 3
+
+    own = dataclasses.replace(config.load("cifar10_resnet20"), data=Own(name="cifar10", side=5))
+    found = made_up.available(own, tmp_path)[0].data
+    assert isinstance(found, Own) and found.side == 5 and found.spec().shape == (32, 32, 3)
     unknown = dataclasses.replace(config.load("cifar10_resnet20"), data=Images(name="cifer10"))
     with pytest.raises(UserError, match="cifer10"):
         made_up.available(unknown, tmp_path)

@@ -173,6 +173,7 @@ def test_a_coordinator_that_can_not_be_reached_is_named():
         (("2", None, 1), "needs --coordinator HOST:PORT and --process I"),
         (("2", "host:1", None), "needs --coordinator HOST:PORT and --process I"),
         (("2", "host", 1), "is HOST:PORT"),
+        (("2", "host:99999", 1), "is HOST:PORT"),
         (("2", "host:1", 2), "is one of 0 to 1, not 2"),
     ],
 )

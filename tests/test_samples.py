@@ -214,6 +214,9 @@ def test_sample_metrics_need_something_that_evaluates_the_samples():
         dataclasses.replace(EXPERIMENTS["gan"], sample_metrics_every=6)
     with pytest.raises(UserError, match="sample_metrics_every needs classifier_dir"):
         dataclasses.replace(EXPERIMENTS["cyclegan"], sample_metrics_every=6)
+    for name in ("gan", "cyclegan", "diffusion"):
+        with pytest.raises(UserError, match="classifier_hash is of the weights of a classifier: give classifier_dir"):
+            dataclasses.replace(EXPERIMENTS[name], classifier_hash="beef")
     with pytest.raises(
         UserError, match=r"sample_metrics_every=7 is not a multiple of run.steps_per_dispatch=3: the nearest are 6 or 9"
     ):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from research.core.experiment import Run
 from research.core.metrics import Overlap, computed
 from research.core.modules import network
 from research.core.optimizers import Optimizer
+from research.data import tfds
 from research.data.augment_masks import AugmentMasks, augment_masks
 from research.data.masks import VOID, Arrays, Masks
 from research.learners.segment import Segment, dice_loss, segmentation, weights
@@ -155,6 +157,14 @@ def test_wrong_masks_are_one_line(wrong, message, rng):
     with pytest.raises(UserError, match=message) as found:
         Given(given=(part(rng, 3), None, part(rng, 2, **wrong))).load()
     assert "\n" not in str(found.value)
+
+
+def test_more_classes_than_a_mask_can_hold_are_one_line(monkeypatch):
+    features = {"image": None, "segmentation_mask": SimpleNamespace(names=list(map(str, range(300))))}
+    builder = SimpleNamespace(info=SimpleNamespace(features=features, splits={"train": None}))
+    monkeypatch.setattr(tfds, "builder", lambda *_: builder)
+    with pytest.raises(UserError, match="can hold 255 classes, and its feature segmentation_mask has 300"):
+        Masks(name="many").load()
 
 
 def test_camvid():

@@ -3,6 +3,7 @@
 import colorsys
 import dataclasses
 import json
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -206,6 +207,11 @@ def test_neighbours_vote_by_cosine():
     reference = KNeighborsClassifier(200, metric="cosine", weights=weights).fit(bank, labels).predict(queries)
     found = representations.knn_predictions(bank, labels, queries, 4)
     assert (found == reference).mean() > 0.995 and len(set(found)) == 4
+    tracemalloc.start()
+    representations.knn_predictions(bank, labels, queries, 1000)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2e7  # [queries, classes], not [queries, neighbours, classes], which is 480 MB
 
 
 def test_report_on_features(tmp_path, monkeypatch):

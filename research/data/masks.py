@@ -173,6 +173,10 @@ def prepared(name: str, dir: str | None, void: str, limit: int | None, image: st
     if not names:
         raise UserError(f"data.name {name}: its feature {mask} does not say which classes there are")
     kept = tuple(n for n in names if n != void)
+    if len(kept) > VOID:
+        raise UserError(
+            f"data.name {name}: masks of uint8 can hold {VOID} classes, and its feature {mask} has {len(kept)}"
+        )
     numbers = np.full(256, len(kept), np.uint8)  # out of range, unless it is a class
     numbers[VOID] = VOID
     numbers[: len(names)] = [VOID if n == void else kept.index(n) for n in names]

@@ -12,6 +12,7 @@ from research.core.state import State, evaluated
 from research.core.transformations import each_seed, first_seed
 from research.evaluation import plots as plot
 from research.evaluation.sample_metrics import confusion_matrix, ensemble_accuracy
+from research.evaluation.seeds import per_seed
 
 EXAMPLES = 48
 """Images in predictions.png."""
@@ -20,7 +21,8 @@ EXAMPLES = 48
 def classification(logits: Callable[[State, jax.Array], jax.Array], names: Sequence[str]) -> Report:
     """predictions.png, the images with the smallest margins (mistakes first), confusion.png and the count of mistakes.
 
-    Of several seeds, these are of the first, and ensemble_accuracy is that of their mean prediction.
+    Of several seeds, the pictures are of the first, the mistakes of each, and ensemble_accuracy is that of their mean
+    prediction.
 
     logits  (State, images u8[batch, h, w, c]) -> [batch, classes]
     names   of the classes
@@ -50,10 +52,9 @@ def classification(logits: Callable[[State, jax.Array], jax.Array], names: Seque
         captions = [caption(*both) for both in zip(truths, guesses, strict=True)]
         plot.image_grid(images, captions, directory / "predictions.png", columns=8)
 
-        predicted = each[0].argmax(1)
-        matrix = confusion_matrix(labels, predicted, len(names))
-        plot.confusion(matrix, names, directory / "confusion.png")
-        numbers: Numbers = {"mistakes": int(matrix.sum() - np.trace(matrix))}
+        predicted = each.argmax(-1)
+        plot.confusion(confusion_matrix(labels, predicted[0], len(names)), names, directory / "confusion.png")
+        numbers = per_seed([{"mistakes": int(wrong.sum())} for wrong in predicted != labels])
         return numbers | ({"ensemble_accuracy": ensemble_accuracy(each, labels)} if len(each) > 1 else {})
 
     return Report(run, metrics=("mistakes", "ensemble_accuracy"))

@@ -107,12 +107,14 @@ def knn_predictions(bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, c
     """
     unit = lambda x: x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     bank, count = unit(bank), min(NEIGHBOURS, len(bank))
-    one_hot, found = np.eye(classes)[labels], []
+    found = []
     for part in np.array_split(unit(queries), -(-len(queries) // BATCH)):
         cosine = part @ bank.T
         nearest = np.argpartition(-cosine, count - 1, 1)[:, :count]
         weights = np.exp((np.take_along_axis(cosine, nearest, 1) - 1) / TEMPERATURE)
-        found.append((weights[:, :, None] * one_hot[nearest]).sum(1).argmax(1))
+        votes = np.zeros((len(part), classes))
+        np.add.at(votes, (np.arange(len(part))[:, None], labels[nearest]), weights)
+        found.append(votes.argmax(1))
     return np.concatenate(found)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.core.optimizers import Optimizer
 
@@ -35,4 +36,6 @@ class Adversarial(Experiment):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.classifier_hash is not None and self.classifier_dir is None:
+            raise UserError("classifier_hash is of the weights of a classifier: give classifier_dir too")
         self.run.check_interval("sample_metrics_every", self.sample_metrics_every)

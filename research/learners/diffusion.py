@@ -91,6 +91,8 @@ class Diffusion(Experiment):
             raise UserError("label_dropout hides labels from a net that reads them: give conditional too")
         if self.guidance is not None and not (self.conditional and self.label_dropout is not None):
             raise UserError("guidance needs a net that was trained with and without labels: conditional, label_dropout")
+        if self.classifier_hash is not None and self.classifier_dir is None:
+            raise UserError("classifier_hash is of the weights of a classifier: give classifier_dir too")
         if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
             raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
 

@@ -20,7 +20,7 @@ import re
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
@@ -251,7 +251,7 @@ def init_from(
     best       take the checkpoint marked as the best where there is one, else the newest
     group      see `restore`
     paths      patterns of the paths of the parameters to take, such as "net/encoder/*"; with a ! in front, of those not
-               to take; none: all
+               to take; none: all. Batch statistics and target nets are taken by them too, see `_path`
     repeated   `state` has an axis of seeds, and the other run has none: each seed gets the same
 
     The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
@@ -262,10 +262,11 @@ def init_from(
     check_patterns(state.params, [pattern.removeprefix("!") for pattern in paths], "--init-paths", whole=True)
 
     def read(path: Path, manifest: Manifest) -> State:
-        here, there = named(state), manifest.leaves
+        here, there, own = named(state), manifest.leaves, named(state.params)
         one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
         each = {name: one(leaf) for name, leaf in here.items()} if repeated else here
-        sources = {name: _source(name, there) for name in here if _wanted(name, paths)}
+        to_take = lambda leaves: {name: leaf for name, leaf in leaves.items() if _wanted(name, paths, own)}
+        sources = {name: _source(name, there) for name in to_take(here)}
         taken = {name: source for name, source in sources.items() if source in there}
         parameters = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
         wanted = [name for name in parameters if name in sources]
@@ -279,7 +280,7 @@ def init_from(
             warn(f"{path} does not have {', '.join(missing)}: they start afresh")
         check_same(path, {name: there[source] for name, source in taken.items()}, {name: each[name] for name in taken})
         for collection in _collections(state):
-            ours, theirs = _under(collection, each), _under(collection, there)
+            ours, theirs = to_take(_under(collection, each)), to_take(_under(collection, there))
             if not differences(theirs, ours):
                 taken |= {name: name for name in ours}
         found = _read(path, {source: each[name] for name, source in taken.items()})
@@ -305,12 +306,25 @@ def _collections(state: State) -> Iterator[str]:
             yield f"collections/{name}"
 
 
-def _wanted(name: str, paths: Sequence[str]) -> bool:
-    """Whether a parameter or an average is one of those to take."""
-    path = next((name.removeprefix(f"{prefix}/") for prefix in AVERAGED if name.startswith(f"{prefix}/")), name)
+def _wanted(name: str, paths: Sequence[str], parameters: Collection[str]) -> bool:
+    """Whether a leaf is one of those to take: what goes with no parameter is."""
+    path = _path(name, parameters)
     hit = lambda patterns: any(fnmatchcase(path, pattern) for pattern in patterns)
     given = [pattern for pattern in paths if not pattern.startswith("!")]
-    return (not given or hit(given)) and not hit(pattern[1:] for pattern in paths if pattern.startswith("!"))
+    return path is None or ((not given or hit(given)) and not hit(p[1:] for p in paths if p.startswith("!")))
+
+
+def _path(name: str, parameters: Collection[str]) -> str | None:
+    """The path by which a leaf is taken or not: of a parameter, of its average and of its copy in a target net, the
+    parameter's; of a net's own collections, such as net/norm/mean of its batch statistics; else None."""
+    for prefix in AVERAGED:
+        if name.startswith(f"{prefix}/"):
+            return name.removeprefix(f"{prefix}/")
+    owner, _, rest = name.removeprefix("collections/").partition("/")
+    nets = dict.fromkeys(parameter.partition("/")[0] for parameter in parameters)
+    if owner in nets:
+        return f"{owner}/{rest.partition('/')[2]}"
+    return next((f"{net}/{rest}" for net in nets if f"{net}/{rest}" in parameters), None)
 
 
 def _source(name: str, there: dict[str, str]) -> str | None:

@@ -23,7 +23,7 @@ from research.core.placement import PlaceName
 from research.training.processes import check as check_processes
 
 T = TypeVar("T")
-Config = TypeVar("Config")
+Config = TypeVar("Config", bound=Experiment)
 
 MAY_CHANGE = ("run.keep", "run.save_every", "run.published")
 """Fields that may differ when a run is resumed."""
@@ -122,6 +122,8 @@ class Command(Generic[Config]):
     def __post_init__(self) -> None:
         if self.seeds is not None and self.seeds < 1:
             raise UserError(f"--seeds must be at least 1, not {self.seeds}")
+        if self.seeds is not None and (last := self.config.run.seed + self.seeds - 1) >= 2**31:
+            raise UserError(f"--seeds {self.seeds}: the last seed is {last}, more than 2^31 - 1: give a smaller --seed")
         if self.init_paths and self.init_from is None:
             raise UserError("--init-paths says what --init-from gives: name the run")
         check_processes(self.processes, self.coordinator, self.process)
