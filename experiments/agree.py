@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.table import Table
 
-from experiments.console import status
+from experiments.console import check_output, status
 from experiments.results import provenance
 from research.core.errors import NotInstalled, UserError
 from research.core.files import write_json
@@ -50,6 +50,7 @@ def agree(
     """
     if steps < 1:
         raise UserError(f"--steps must be at least 1, not {steps}")
+    check_output(output)
     if importlib.util.find_spec("torch") is None:
         raise NotInstalled("this needs PyTorch: pip install -e .[bench]")
     experiment = without_dropout(config.load(name))

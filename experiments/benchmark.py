@@ -42,7 +42,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.console import status, thousands
+from experiments.console import check_output, status, thousands
 from experiments.contenders import (
     CORES,
     DCGAN,
@@ -148,6 +148,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "rounds", "num_envs")
+        check_output(self.output)
         if self.clone is not None and not self.clone.is_dir():
             raise UserError(f"--clone: there is no directory {self.clone}")
         if self.python is not None and shutil.which(self.python) is None:

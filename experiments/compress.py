@@ -28,7 +28,7 @@ from flax.traverse_util import flatten_dict
 from rich.console import Console
 from rich.table import Table
 
-from experiments.console import status
+from experiments.console import check_output, status
 from experiments.results import command_of, provenance
 from experiments.runs import first_images, image_classifier
 from research.core.errors import positive
@@ -67,6 +67,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "calibration", "rounds", "curves")
+        check_output(self.output)
 
 
 def main(arguments: list[str]) -> int:

@@ -38,7 +38,12 @@ def check_picture(output: Path) -> None:
     """Raises UserError where `output` is no file of a picture in a directory that is there."""
     if output.suffix != ".png":
         raise UserError(f"--output must end in .png, not be {output}")
-    if not output.parent.is_dir():
+    check_output(output)
+
+
+def check_output(output: Path | None) -> None:
+    """Raises UserError where `output` is in a directory that is not there, before anything is measured."""
+    if output is not None and not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")
 
 
@@ -85,11 +90,11 @@ def measured(result: Mapping[str, Any]) -> dict[str, Any]:
 def headlines(result: Mapping[str, Any], metric: str) -> list[tuple[str, str, str]]:
     """The main results in a summary, as text: (metric, "mean ± spread", published value).
 
-    These are the metrics with a published value, or else `metric` alone.
+    These are the metrics with a published value, or else `metric` alone, "" where the report that gives it has failed.
     """
     test, published = measured(result), result["published"]
     return [
-        (name, spread(test[name]), number(published.get(name)))
+        (name, spread(test[name]) if name in test else "", number(published.get(name)))
         for name in [*(name for name in published if name in test)] or [metric]
     ]
 

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.console import markdown, status
+from experiments.console import check_output, markdown, status
 from experiments.results import dtype_rows, provenance
 from research.core.console import say
 from research.core.errors import UserError
@@ -86,6 +86,7 @@ def compare(
     for option, value in (("rounds", rounds), ("workers", workers)):
         if value < 1:
             raise UserError(f"--{option} must be at least 1, not {value}")
+    check_output(output)
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
     cells = [(name, dtype) for name in names for dtype in dtypes]
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(workers) as pool:

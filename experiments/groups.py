@@ -22,7 +22,7 @@ from rich.table import Table
 
 import research
 from experiments.console import status
-from research.core.errors import RunError, UserError, positive
+from research.core.errors import RunError, UserError, between, positive
 from research.core.files import failing, make_directory, write_json
 from research.core.special_tokens import PAD
 from research.core.transformations import first_seed
@@ -57,8 +57,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "least")
-        if self.quantiles < 2:
-            raise UserError(f"quantiles must be at least 2, not {self.quantiles}")
+        between(self, "", 2, of_groups.MOST, "quantiles")
         if self.samples < 0:
             raise UserError(f"samples must be at least 0, not {self.samples}")
 

@@ -21,7 +21,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.console import status
+from experiments.console import check_output, status
 from experiments.results import place_cell, provenance
 from research import learners
 from research.core.errors import RunError, UserError
@@ -66,6 +66,7 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
         steps: number of training steps
         output: JSON file that the figures are written to, for `experiments.results`
     """
+    check_output(output)
     configure(DEVICES)
     known = learners.tiny()
     unknown = sorted(set(names) - set(known))

@@ -18,7 +18,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from experiments.console import measured, status
+from experiments.console import check_output, measured, status
 from experiments.results import command_of, provenance
 from research.core.errors import UserError, positive
 from research.core.files import write_json
@@ -66,6 +66,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "images", "seeds")
+        check_output(self.output)
         if len(set(self.images)) < len(self.images):
             raise UserError("--images has a number twice")
         for name in ("pretraining", "tuning"):

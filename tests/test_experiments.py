@@ -1,5 +1,6 @@
 """The scripts: evaluate, plot, reproduce, demo; and the reports that a run leaves."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,7 +18,20 @@ from learners import EXPERIMENTS
 from matplotlib.image import imread
 
 import research
-from experiments import console, demo, dtypes, evaluate, plot, reproduce, train
+from experiments import (
+    agree,
+    benchmark,
+    compress,
+    console,
+    demo,
+    dtypes,
+    evaluate,
+    places,
+    plot,
+    reproduce,
+    train,
+    transfer,
+)
 from research.core.errors import RunError
 from research.core.experiment import Report, Split
 from research.core.state import State
@@ -145,6 +159,29 @@ def test_plot_says_what_is_wrong(finished, tmp_path, capsys):
     ):
         assert plot.main(arguments) == 2
         assert message in said(capsys)
+
+
+@pytest.mark.parametrize(
+    "script, arguments",
+    [
+        (agree, ["nothing"]),
+        (benchmark, ["pqn"]),
+        (compress, ["nothing"]),
+        (dtypes, ["nothing"]),
+        (places, ["nothing"]),
+        (transfer, ["--tuning=--nothing"]),
+    ],
+)
+def test_a_file_in_a_directory_that_is_not_there_is_refused_first(script, arguments, capsys):
+    """Before anything is measured, which takes minutes."""
+    with contextlib.suppress(SystemExit):  # where the options are a class
+        assert script.main([*arguments, "--output", "nowhere/found.json"]) == 2
+    assert "--output nowhere/found.json: there is no directory nowhere" in said(capsys)
+
+
+def test_a_result_whose_report_has_failed_is_left_out():
+    result = {"test": {"loss": {"mean": 1.0, "spread": None, "each": [1.0]}}, "published": {"bleu": 41.0}}
+    assert console.headlines(result, "bleu") == [("bleu", "", "41")]
 
 
 def test_reproduce_goes_on_after_a_failure_and_writes_the_table(tmp_path, monkeypatch, capsys):

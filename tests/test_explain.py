@@ -527,6 +527,12 @@ def test_noise_is_a_number(capsys):
         assert f"--noise must be a number of at least 0, not {float(noise)}" in said(capsys)
 
 
+def test_there_are_not_more_quantiles_than_groups(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        groups_script.main(["runs/x", "--by", "brightness", "--quantiles", "51"])
+    assert "quantiles must be between 2 and 50, not 51" in said(capsys)
+
+
 @pytest.mark.parametrize(("script", "more"), [(explain_script, []), (groups_script, ["--by", "label"])])
 @pytest.mark.parametrize("name", ["segment", "lstm"])
 def test_another_run_is_refused(script, more, name, loaded, tmp_path, capsys):
