@@ -17,11 +17,9 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 import research
-from experiments.console import status
+from experiments.console import print_table, script
 from research.core.errors import RunError, UserError, positive
 from research.core.files import failing, make_directory, write_json
 from research.core.special_tokens import PAD
@@ -75,13 +73,6 @@ class Predictions(NamedTuple):
     labels: np.ndarray
     probabilities: np.ndarray
     derived: dict[str, np.ndarray]
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(
-        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.groups", description=__doc__))
-    )
 
 
 def run(options: Options) -> None:
@@ -209,9 +200,8 @@ def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: 
     overall = lambda values: number(plain(of_groups.over_classes(np.array(values, float))))
     two = len(classes) == 2
     rates = {"TPR": "true_positive", "FPR": "false_positive"} | ({"selected": "selection"} if two else {})
-    table = Table("group", "examples", "accuracy", "95 %", "ECE", *rates, title=title, title_justify="left")
-    for name, row in found["groups"].items():
-        table.add_row(
+    rows = [
+        (
             f"{name} *" if row["too_few"] else name,
             f"{row['examples']:,}",
             number(row["accuracy"]),
@@ -219,15 +209,16 @@ def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: 
             number(row["calibration_error"]),
             *(overall(row[key]) for key in rates.values()),
         )
-    Console(markup=False).print(table)
+        for name, row in found["groups"].items()
+    ]
+    print_table(("group", "examples", "accuracy", "95 %", "ECE", *rates), rows, title)
     if any(row["too_few"] for row in found["groups"].values()):
         print(f"* fewer than {options.least} examples: left out of the differences")
-    table = Table("difference between groups", "value", "95 %", "by chance")
-    for name, row in found["differences"].items():
-        table.add_row(
-            name.replace("_", " "), number(row["value"]), span(row.get("interval")), number(row.get("by_chance"))
-        )
-    Console(markup=False).print(table)
+    rows = [
+        (name.replace("_", " "), number(row["value"]), span(row.get("interval")), number(row.get("by_chance")))
+        for name, row in found["differences"].items()
+    ]
+    print_table(("difference between groups", "value", "95 %", "by chance"), rows)
     of = f"of the class {classes[1]}" if two else "means over the classes, each against the rest"
     print(f"The rates of predictions (TPR, FPR) and their differences are {of}.")
 
@@ -251,6 +242,8 @@ def draw(names: tuple[str, ...], whole: ByGroup, samples: of_groups.Rates | None
         bars[title] = values, around
     plots.bars(bars, names, directory / "groups.png")
 
+
+main = script("groups", __doc__, Options, run)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
