@@ -9,7 +9,7 @@ averaged weights and the log lines. A learner's step is its paper's algorithm bo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,6 @@ from research.core.pruning import Pruning, pruning, sparsity_of
 from research.core.state import State, example_keys, owned, rng
 from research.core.types import Tree
 
-T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 INITIAL_SCALE = 2.0**15
@@ -238,9 +237,9 @@ def updater(
             log["sparsity"] = mean(sparsity_of(moved, pruned))
         if scale:
             overflow = ~jnp.isfinite(norm)
-            after = _where(overflow, before, after)
+            after = optax.tree.where(overflow, before, after)
             uncounted = jax.tree.map(jnp.zeros_like, (log, metrics))
-            log, metrics = _where(overflow & (scale.factor > 1), uncounted, (log, metrics))
+            log, metrics = optax.tree.where(overflow & (scale.factor > 1), uncounted, (log, metrics))
             log |= {"loss_scale": mean(scale.factor), "skipped_updates": mean(overflow)}
             scale = _rescaled(scale, overflow)
         params, inner, own, average = after
@@ -347,10 +346,6 @@ def _rescaled(scale: LossScale, overflow: jax.Array) -> LossScale:
     full = good == GROWTH_INTERVAL
     factor = scale.factor * jnp.where(overflow, 0.5, jnp.where(full, 2.0, 1.0))
     return LossScale(jnp.clip(factor, 1, MAX_SCALE), jnp.where(full, 0, good), scale.skipped + overflow)
-
-
-def _where(condition: jax.Array, chosen: T, other: T) -> T:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, other)
 
 
 def _clipped(gradient: Tree, clip: float | None) -> tuple[Tree, jax.Array]:

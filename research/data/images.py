@@ -140,11 +140,11 @@ class Images(LabelledImages):
         return feeds(
             (data.train_images, data.train_labels),
             (data.test_images, data.test_labels),
-            batch=self.batch,
-            evaluation_batch=self.evaluation_batch,
-            validation=self.validation,
-            seed=self.seed,
-            feed=self.feed,
+            self.batch,
+            self.evaluation_batch,
+            self.validation,
+            self.seed,
+            self.feed,
         )
 
 
