@@ -19,7 +19,7 @@ import tyro
 
 from experiments.console import print_table, script
 from experiments.runs import first_images, image_classifier
-from research.core.errors import UserError, positive
+from research.core.errors import between, positive
 from research.core.files import write_json
 from research.core.losses import cross_entropy
 from research.core.state import Batch, example_keys
@@ -70,9 +70,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "steps", "restarts", "queries", "limit", "curves")
-        for option, value in (("radius", self.radius), ("step-size", self.step_size)):
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"--{option} must be between 0 and 1, not {value}")
+        between(self, "", 0, 1, "radius", "step_size")
 
 
 def attack(options: Options) -> None:

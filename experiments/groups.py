@@ -8,6 +8,7 @@ the data has a column of such a name, that one is taken. groups.json, groups.png
 to the run's directory.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import tyro
 
 import research
 from experiments.console import print_table, script
-from research.core.errors import RunError, UserError, positive
+from research.core.errors import RunError, UserError, between, positive
 from research.core.files import failing, make_directory, write_json
 from research.core.special_tokens import PAD
 from research.core.transformations import first_seed
@@ -55,10 +56,8 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "least")
-        if self.quantiles < 2:
-            raise UserError(f"quantiles must be at least 2, not {self.quantiles}")
-        if self.samples < 0:
-            raise UserError(f"samples must be at least 0, not {self.samples}")
+        between(self, "", 2, math.inf, "quantiles")
+        between(self, "", 0, math.inf, "samples")
 
 
 class Predictions(NamedTuple):

@@ -17,7 +17,7 @@ import optax
 import tyro
 
 from research.core.devices import position, summed
-from research.core.errors import UserError
+from research.core.errors import UserError, positive
 from research.core.lookahead import lookahead
 from research.core.metrics import Mean, Metric, Metrics, added, mean
 from research.core.optimizers import Optimizer, optimizer, schedule
@@ -62,8 +62,7 @@ class UpdateConfig:
     pruning: Pruning = field(default_factory=Pruning)
 
     def __post_init__(self) -> None:
-        if self.grad_accum_steps < 1:
-            raise UserError(f"update.grad_accum_steps must be at least 1, not {self.grad_accum_steps}")
+        positive(self, "update", "grad_accum_steps")
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"update.clip must be above 0, not {self.clip}: None is no clipping")
         for pattern, rate in self.rates:

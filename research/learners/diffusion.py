@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from research.core.errors import UserError, between, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -102,10 +102,6 @@ class Diffusion(Experiment):
     def build(self) -> Learner:
         """See `Experiment`."""
         return diffusion(self)
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def samples(self, state: State, noise: jax.Array, labels: jax.Array) -> jax.Array:
         """Images in [-1, 1] made of noise f32[batch, height, width, channels] by DDIM, with the evaluated weights."""
