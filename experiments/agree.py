@@ -15,10 +15,8 @@ import jax
 import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import check_output, status
+from experiments.console import check_output, print_table, script
 from experiments.results import provenance
 from research.core.errors import NotInstalled, UserError
 from research.core.files import write_json
@@ -31,11 +29,6 @@ from research.training import config
 
 SHOWN = 10
 """Losses in the table."""
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(lambda: tyro.cli(agree, args=arguments, prog="python -m experiments.agree", description=__doc__))
 
 
 def agree(
@@ -57,11 +50,9 @@ def agree(
     feed = experiment.feeds().train
     ours, start = jax_losses(experiment, [feed.batch_at(step) for step in range(steps)])
     theirs = torch_losses(experiment, start, (feed.batch_at(step) for step in range(steps)))
-    table = Table("step", "samestep", "PyTorch", "difference", title=f"{name}: training loss")
-    for step in sorted({*np.linspace(0, steps - 1, SHOWN).astype(int).tolist()}):
-        a, b = ours[step], theirs[step]
-        table.add_row(str(step + 1), f"{a:.6f}", f"{b:.6f}", f"{a - b:.1e}")
-    Console(markup=False).print(table)
+    shown = [(step, ours[step], theirs[step]) for step in sorted({*np.linspace(0, steps - 1, SHOWN).astype(int)})]
+    rows = [(str(step + 1), f"{a:.6f}", f"{b:.6f}", f"{a - b:.1e}") for step, a, b in shown]
+    print_table(("step", "samestep", "PyTorch", "difference"), rows, f"{name}: training loss")
     largest = float(np.abs(np.subtract(ours, theirs)).max())
     print(f"largest difference in {steps} steps: {largest:.1e} nats")
     if output is not None:
@@ -125,6 +116,8 @@ def torch_losses(experiment: Language, start: dict[str, np.ndarray], batches: It
         losses.append(loss.item())
     return losses
 
+
+main = script("agree", __doc__, agree)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

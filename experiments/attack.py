@@ -16,12 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import status
+from experiments.console import print_table, script
 from experiments.runs import first_images, image_classifier
-from research.core.errors import UserError, positive
+from research.core.errors import between, positive
 from research.core.files import write_json
 from research.core.losses import cross_entropy
 from research.core.state import Batch, example_keys
@@ -72,16 +70,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "steps", "restarts", "queries", "limit", "curves")
-        for option, value in (("radius", self.radius), ("step-size", self.step_size)):
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"--{option} must be between 0 and 1, not {value}")
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(
-        lambda: attack(tyro.cli(Options, args=arguments, prog="python -m experiments.attack", description=__doc__))
-    )
+        between(self, "", 0, 1, "radius", "step_size")
 
 
 def attack(options: Options) -> None:
@@ -131,12 +120,13 @@ def attack(options: Options) -> None:
     }
     write_json(options.directory / "attack.json", found)
     draw(found, options.directory)
-    table = Table("images", "accuracy", title=f"{options.directory}, radius {radius:.4g}", title_justify="left")
-    table.add_row("as they are", f"{found['accuracy']:.4f}")
-    table.add_row(_words(found["about"]), f"{found['attacked_accuracy']:.4f}")
-    table.add_row(f"the same, {images} images", f"{found['attacked_accuracy_of_these']:.4f}")
-    table.add_row(f"{options.queries} queries without gradient", f"{found['searched_accuracy_of_these']:.4f}")
-    Console(markup=False).print(table)
+    rows = [
+        ("as they are", f"{found['accuracy']:.4f}"),
+        (_words(found["about"]), f"{found['attacked_accuracy']:.4f}"),
+        (f"the same, {images} images", f"{found['attacked_accuracy_of_these']:.4f}"),
+        (f"{options.queries} queries without gradient", f"{found['searched_accuracy_of_these']:.4f}"),
+    ]
+    print_table(("images", "accuracy"), rows, f"{options.directory}, radius {radius:.4g}")
 
 
 def _under(corruption: Corruption) -> Stands:
@@ -186,6 +176,8 @@ def draw(found: dict[str, Any], directory: Path) -> None:
     levels = {name.replace("_", " "): (range(1, 6), each) for name, each in found["by_corruption"].items()}
     plots.lines(levels, "severity", "accuracy", directory / "corruptions.png")
 
+
+main = script("attack", __doc__, Options, attack)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

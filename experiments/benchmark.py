@@ -39,10 +39,8 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import check_output, status, thousands
+from experiments.console import check_output, print_table, status, thousands
 from experiments.contenders import (
     CORES,
     DCGAN,
@@ -285,20 +283,19 @@ def benchmark(arguments: list[str]) -> None:
             print(once(), flush=True)
         return
     result = record(options, *compete(options, arguments))
-    table = Table(
-        "contender", f"median {result['unit']}", "least", "most", "ours is so many times that", title=options.what
-    )
+    columns = ["contender", f"median {result['unit']}", "least", "most", "ours is so many times that"]
     peak = PEAKS.get(device()) if options.what == "gpt2" else None
     if peak is not None:
-        table.add_column("model FLOP utilisation")
+        columns.append("model FLOP utilisation")
     if options.what in LOADING:
-        table.add_column("memory")
+        columns.append("memory")
+    rows = []
     for row in result["contenders"]:
         numbers = (row["median"], row["least"], row["most"])
         used = [] if peak is None else [f"{row['median'] * TEXT[options.what].operations() / peak:.1%}"]
         held = [size(row["memory"])] if "memory" in row else []
-        table.add_row(row["name"], *map(thousands, numbers), f"{row['ratio']:.2f}", *used, *held)
-    Console(markup=False).print(table)
+        rows.append((row["name"], *map(thousands, numbers), f"{row['ratio']:.2f}", *used, *held))
+    print_table(columns, rows, options.what)
     print(f"{options.rounds} rounds, {CORES} cores, load {os.getloadavg()[0]:.1f}")
     if options.output is not None:
         write_json(options.output, result)

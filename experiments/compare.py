@@ -8,11 +8,9 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from experiments import scores
-from experiments.console import check_picture, measured, number, status
+from experiments.console import check_picture, measured, number, print_table, script
 from research.core.errors import UserError
 from research.core.files import read_json
 from research.evaluation import plots, statistics
@@ -20,11 +18,6 @@ from research.training import workdir
 from research.training.config import Directory
 
 Directories = Annotated[tuple[Directory, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
-
-
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`."""
-    return status(lambda: tyro.cli(compare, args=arguments, prog="python -m experiments.compare", description=__doc__))
 
 
 def compare(
@@ -81,13 +74,13 @@ def show(found: Sequence[np.ndarray], metric: str, minimised: bool, normalised: 
         **({"optimality gap": statistics.optimality_gap} if normalised else {}),
     }
     intervals = "" if all(len(x) == 1 for x in found) else ", with 95 % bootstrap intervals"
-    table = Table("", "runs", "against", title=f"{metric}{intervals}", title_justify="left")
-    table.add_row("number of runs", *(str(x.size) for x in found))
-    for name, aggregate in aggregates.items():
-        table.add_row(name, *(_with_interval(aggregate, x) for x in found))
     ordered = found[::-1] if minimised else found
-    table.add_row("probability of improvement", _with_interval(statistics.probability_of_improvement, *ordered), "")
-    Console(markup=False).print(table)
+    rows = [
+        ("number of runs", *(str(x.size) for x in found)),
+        *((name, *(_with_interval(aggregate, x) for x in found)) for name, aggregate in aggregates.items()),
+        ("probability of improvement", _with_interval(statistics.probability_of_improvement, *ordered), ""),
+    ]
+    print_table(("", "runs", "against"), rows, f"{metric}{intervals}")
     if min(map(len, found)) == 1:
         print("There is no interval of one run a task: train more seeds.")
 
@@ -183,6 +176,8 @@ def _filled(scores: Sequence[np.ndarray], tasks: Sequence[str], worst: Any) -> l
     of_task = worst(every, axis=0)
     return [np.where(np.isnan(x), of_task, x) for x in scores]
 
+
+main = script("compare", __doc__, compare)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -13,10 +13,8 @@ from typing import Annotated, Any, Generic
 
 import jax
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import status, unnamed
+from experiments.console import print_table, status, unnamed
 from research.core.console import say, size
 from research.core.errors import RunError, UserError
 from research.core.layout import Shard
@@ -158,10 +156,7 @@ def show(name: str, where: Topology, facts: aot.Compiled) -> None:
         "a step at the peak": f"{aot.bound(facts, where):.2g} s, in bfloat16: a bound, not a speed",
         "seconds to compile": f"{facts.seconds:.1f}",
     }
-    table = Table(title=f"{name}, compiled for {where.name}", title_justify="left", show_header=False)
-    for row in rows.items():
-        table.add_row(*row)
-    Console(markup=False).print(table)
+    print_table((), rows.items(), f"{name}, compiled for {where.name}")
     if facts.collectives:
         print("Collectives: how many, and the bytes of their results on a device. Those in a loop count once.")
 

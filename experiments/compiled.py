@@ -23,7 +23,7 @@ import jax
 import tyro
 
 from experiments.compile import Command
-from experiments.console import status
+from experiments.console import script
 from experiments.results import ROOT, provenance
 from research.core.console import say
 from research.core.errors import NotInstalled, RunError, UserError
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--cell"]:
         print(json.dumps(cell(*arguments[1:])))
         return 0
-    return status(lambda: tyro.cli(table, args=arguments, prog="python -m experiments.compiled", description=__doc__))
+    return script("compiled", __doc__, table)(arguments)
 
 
 def table(

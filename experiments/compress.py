@@ -25,10 +25,8 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from flax.traverse_util import flatten_dict
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import check_output, status
+from experiments.console import check_output, print_table, script
 from experiments.results import command_of, provenance
 from experiments.runs import first_images, image_classifier
 from research.core.errors import positive
@@ -68,13 +66,6 @@ class Options:
     def __post_init__(self) -> None:
         positive(self, "", "calibration", "rounds", "curves")
         check_output(self.output)
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(
-        lambda: compress(tyro.cli(Options, args=arguments, prog="python -m experiments.compress", description=__doc__))
-    )
 
 
 def compress(options: Options) -> None:
@@ -222,21 +213,21 @@ def draw(found: dict[str, Any], directory: Path) -> None:
 def show(directory: Path, found: dict[str, Any]) -> None:
     """Prints the table."""
     rows, title = found["compressed"], f"{directory}: {found['sparsity']:.1%} of the weights are 0"
-    table = Table(
-        "stored as", "bytes", "of float32", "zlib", "accuracy", "examples/s", title=title, title_justify="left"
-    )
-    for name, row in rows.items():
-        share = row["bytes"] / rows["float32"]["bytes"]
-        table.add_row(
+    cells = [
+        (
             name,
             f"{row['bytes']:,}",
-            f"{share:.3f}",
+            f"{row['bytes'] / rows['float32']['bytes']:.3f}",
             f"{row['zlib_bytes']:,}",
             f"{row['accuracy']:.4f}",
             f"{row['examples_per_second']:.0f}",
         )
-    Console(markup=False).print(table)
+        for name, row in rows.items()
+    ]
+    print_table(("stored as", "bytes", "of float32", "zlib", "accuracy", "examples/s"), cells, title)
 
+
+main = script("compress", __doc__, Options, compress)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -1,10 +1,11 @@
 """Shared by the scripts: exit statuses for errors, files of pictures, tables for summaries."""
 
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tyro
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -32,6 +33,31 @@ def status(action: Callable[[], int | None]) -> int:
     except KeyboardInterrupt:
         console.print("stopped by SIGINT")
         return 128 + signal.SIGINT
+
+
+def script(
+    name: str,
+    about: str | None,
+    options: Callable[..., Any],
+    action: Callable[[Any], int | None] = lambda result: result,
+) -> Callable[[list[str]], int]:
+    """The `main` of experiments.NAME: arguments -> the exit status, see `status`.
+
+    about    what --help begins with
+    options  a function of the options, or a dataclass of them, which `action` is called with
+    """
+    parsed = lambda arguments: tyro.cli(
+        options, args=arguments, prog=f"python -m experiments.{name}", description=about
+    )
+    return lambda arguments: status(lambda: action(parsed(arguments)))
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
+    """Prints a table to standard output; without columns, rows without a header."""
+    table = Table(*columns, title=title, title_justify="left", show_header=bool(columns))
+    for row in rows:
+        table.add_row(*row)
+    Console(markup=False).print(table)
 
 
 def check_picture(output: Path) -> None:
@@ -67,19 +93,16 @@ def show(title: str, test: Mapping[str, Any], others: Mapping[str, Mapping[str, 
     others  further columns by title: values by metric
     """
     rows = [
-        {
-            "metric": metric,
-            "mean": number(value["mean"]),
-            "spread": number(value["spread"]),
-            "each": " ".join(number(x) for x in value["each"]) if len(value["each"]) > 1 else "",
-            **{column: number(values.get(metric)) for column, values in others.items()},
-        }
+        (
+            metric,
+            number(value["mean"]),
+            number(value["spread"]),
+            " ".join(number(x) for x in value["each"]) if len(value["each"]) > 1 else "",
+            *(number(values.get(metric)) for values in others.values()),
+        )
         for metric, value in test.items()
     ]
-    table = Table(*rows[0], title=title, title_justify="left")
-    for row in rows:
-        table.add_row(*row.values())
-    Console(markup=False).print(table)
+    print_table(("metric", "mean", "spread", "each", *others), rows, title)
 
 
 def measured(result: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,11 +3,7 @@
 import sys
 from pathlib import Path
 
-import tyro
-from rich.console import Console
-from rich.table import Table
-
-from experiments.console import headlines, status
+from experiments.console import headlines, print_table, script
 from research.core.console import console
 from research.training import config
 from research.training.run import train
@@ -24,28 +20,25 @@ DEMOS: tuple[tuple[str, tuple[str, ...]], ...] = (
 RUNS = Path("runs") / "demo"
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`."""
-    return status(lambda: tyro.cli(demo, args=arguments, prog="python -m experiments.demo", description=__doc__))
-
-
 def demo() -> None:
     """Train `DEMOS` one after another, each in `RUNS`/NAME, and print their results and where the pictures are.
 
     Unfinished runs are resumed; finished ones are not trained again.
     """
-    table, pictures = Table("config", "metric", "test", "published", "seconds"), []
+    rows, pictures = [], []
     for at, (name, arguments) in enumerate(DEMOS, 1):
         directory = RUNS / name
         console.print(f"[bold]{at}/{len(DEMOS)} {name}[/bold]: {config.header(name).splitlines()[0]}")
         command = config.parse(name, [*arguments, "--workdir", str(directory)])
         result = train(name, command)
         pictures.append(f"  {directory}/: {' '.join(path.name for path in sorted(directory.glob('*.png')))}")
-        for metric, value, published in headlines(result, command.config.run.metric):
-            table.add_row(name, metric, value, published, f"{result['seconds']:.0f}")
-    Console(markup=False).print(table)
+        found = headlines(result, command.config.run.metric)
+        rows += [(name, *headline, f"{result['seconds']:.0f}") for headline in found]
+    print_table(("config", "metric", "test", "published", "seconds"), rows)
     print("pictures:", *pictures, sep="\n")
 
+
+main = script("demo", __doc__, demo)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.console import check_output, markdown, status
+from experiments.console import check_output, markdown, script
 from experiments.results import dtype_rows, provenance
 from research.core.console import say
 from research.core.errors import UserError
@@ -62,11 +62,6 @@ class Program(NamedTuple):
     compiled: jax.stages.Compiled
     flops: float
     seconds: float
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(lambda: tyro.cli(compare, args=arguments, prog="python -m experiments.dtypes", description=__doc__))
 
 
 def compare(
@@ -148,6 +143,8 @@ def timed(program: Program, rounds: int) -> dict[str, Any]:
         "compile_seconds": round(program.seconds, 1),
     }
 
+
+main = script("dtypes", __doc__, compare)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

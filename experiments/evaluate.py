@@ -7,7 +7,7 @@ from typing import Annotated
 import tyro
 
 import research
-from experiments.console import show, status
+from experiments.console import script, show
 from research.core.console import warn
 from research.core.files import read_json
 from research.core.placement import place
@@ -15,13 +15,6 @@ from research.training import config, workdir
 from research.training.config import Directory
 from research.training.evaluate import Evaluator, summary
 from research.training.run import layout
-
-
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`."""
-    return status(
-        lambda: tyro.cli(evaluate, args=arguments, prog="python -m experiments.evaluate", description=__doc__)
-    )
 
 
 def evaluate(directory: Annotated[Directory, tyro.conf.Positional]) -> None:
@@ -52,6 +45,8 @@ def _same(a: float | None, b: float | None) -> bool:
     """Whether two values are equal up to the rounding of another device."""
     return a == b if a is None or b is None else math.isclose(a, b, rel_tol=1e-3, abs_tol=1e-6)
 
+
+main = script("evaluate", __doc__, evaluate)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

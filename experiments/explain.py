@@ -18,10 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import status
+from experiments.console import print_table, script
 from experiments.runs import first_images, image_classifier
 from research.core.console import console
 from research.core.errors import UserError, positive
@@ -71,13 +69,6 @@ class Options:
         positive(self, "", "steps", "samples", "images", "limit")
         if not 0 <= self.noise < math.inf:
             raise UserError(f"--noise must be a number of at least 0, not {self.noise}")
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(
-        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.explain", description=__doc__))
-    )
 
 
 def run(options: Options) -> None:
@@ -221,12 +212,10 @@ def selected(outputs: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
 
 def show(found: Mapping[str, Any], title: str) -> None:
     """Prints the deletion curves as a table, and the completeness of integrated gradients."""
-    shares = found["deletion"]["shares"]
-    table = Table("removed first", *(f"{share:.0%}" for share in shares), "mean", title=title, title_justify="left")
-    for name, one in found["deletion"].items():
-        if name != "shares":
-            table.add_row(name, *(f"{x:.3f}" for x in one["accuracy"]), f"{one['area']:.3f}")
-    Console(markup=False).print(table)
+    columns = ("removed first", *(f"{share:.0%}" for share in found["deletion"]["shares"]), "mean")
+    methods = [(name, one) for name, one in found["deletion"].items() if name != "shares"]
+    rows = [(name, *(f"{x:.3f}" for x in one["accuracy"]), f"{one['area']:.3f}") for name, one in methods]
+    print_table(columns, rows, title)
     print("Accuracy after so many of the pixels are removed: by a faithful map it falls sooner than at random.")
     complete = found["completeness"]
     print(
@@ -242,6 +231,8 @@ def draw(deletion: Mapping[str, Any], path: Path) -> None:
     found = {name: (shares, one["accuracy"]) for name, one in deletion.items() if name != "shares"}
     plots.lines(found, "share of pixels removed", "accuracy", path)
 
+
+main = script("explain", __doc__, Options, run)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

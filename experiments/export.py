@@ -6,10 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import status
+from experiments.console import print_table, script
 from research.training.config import Directory
 from research.training.export import Platform, Written, export_run
 
@@ -29,13 +27,8 @@ class Options:
     platforms: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`; 1 where a program differs from the run."""
-    return status(lambda: _export(arguments))
-
-
-def _export(arguments: list[str]) -> None:
-    options = tyro.cli(Options, args=arguments, prog="python -m experiments.export", description=__doc__)
+def export(options: Options) -> None:
+    """Exports the run, and prints the programs. Raises RunError where one differs from the run."""
     output = options.output or options.directory / "export"
     show(output, export_run(options.directory, output, options.platforms))
 
@@ -43,13 +36,15 @@ def _export(arguments: list[str]) -> None:
 def show(output: Path, programs: list[Written]) -> None:
     """Print a table of the programs."""
     title = f"{output}: programs for {', '.join(programs[0].program.platforms)}"
-    table = Table("program", "MiB", "batch", "largest difference", title=title, title_justify="left")
+    rows = []
     for path, program, difference, size in programs:
         sizes = [str(aval.shape[0]) for aval in program.in_avals if path.stem != "step"]
         batch = sizes[0].replace("batch", "any") if sizes else "as in training"
-        table.add_row(path.name, f"{size / 2**20:.2f}", batch, f"{difference:.1e}")
-    Console(markup=False).print(table)
+        rows.append((path.name, f"{size / 2**20:.2f}", batch, f"{difference:.1e}"))
+    print_table(("program", "MiB", "batch", "largest difference"), rows, title)
 
+
+main = script("export", __doc__, Options, export)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -8,6 +8,7 @@ the data has a column of such a name, that one is taken. groups.json, groups.png
 to the run's directory.
 """
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,11 +18,9 @@ from typing import Annotated, Any, NamedTuple
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 import research
-from experiments.console import status
+from experiments.console import print_table, script
 from research.core.errors import RunError, UserError, between, positive
 from research.core.files import failing, make_directory, write_json
 from research.core.special_tokens import PAD
@@ -58,8 +57,7 @@ class Options:
     def __post_init__(self) -> None:
         positive(self, "", "least")
         between(self, "", 2, of_groups.MOST, "quantiles")
-        if self.samples < 0:
-            raise UserError(f"samples must be at least 0, not {self.samples}")
+        between(self, "", 0, math.inf, "samples")
 
 
 class Predictions(NamedTuple):
@@ -74,13 +72,6 @@ class Predictions(NamedTuple):
     labels: np.ndarray
     probabilities: np.ndarray
     derived: dict[str, np.ndarray]
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(
-        lambda: run(tyro.cli(Options, args=arguments, prog="python -m experiments.groups", description=__doc__))
-    )
 
 
 def run(options: Options) -> None:
@@ -208,9 +199,8 @@ def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: 
     overall = lambda values: number(plain(of_groups.over_classes(np.array(values, float))))
     two = len(classes) == 2
     rates = {"TPR": "true_positive", "FPR": "false_positive"} | ({"selected": "selection"} if two else {})
-    table = Table("group", "examples", "accuracy", "95 %", "ECE", *rates, title=title, title_justify="left")
-    for name, row in found["groups"].items():
-        table.add_row(
+    rows = [
+        (
             f"{name} *" if row["too_few"] else name,
             f"{row['examples']:,}",
             number(row["accuracy"]),
@@ -218,15 +208,16 @@ def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: 
             number(row["calibration_error"]),
             *(overall(row[key]) for key in rates.values()),
         )
-    Console(markup=False).print(table)
+        for name, row in found["groups"].items()
+    ]
+    print_table(("group", "examples", "accuracy", "95 %", "ECE", *rates), rows, title)
     if any(row["too_few"] for row in found["groups"].values()):
         print(f"* fewer than {options.least} examples: left out of the differences")
-    table = Table("difference between groups", "value", "95 %", "by chance")
-    for name, row in found["differences"].items():
-        table.add_row(
-            name.replace("_", " "), number(row["value"]), span(row.get("interval")), number(row.get("by_chance"))
-        )
-    Console(markup=False).print(table)
+    rows = [
+        (name.replace("_", " "), number(row["value"]), span(row.get("interval")), number(row.get("by_chance")))
+        for name, row in found["differences"].items()
+    ]
+    print_table(("difference between groups", "value", "95 %", "by chance"), rows)
     of = f"of the class {classes[1]}" if two else "means over the classes, each against the rest"
     print(f"The rates of predictions (TPR, FPR) and their differences are {of}.")
 
@@ -250,6 +241,8 @@ def draw(names: tuple[str, ...], whole: ByGroup, samples: of_groups.Rates | None
         bars[title] = values, around
     plots.bars(bars, names, directory / "groups.png")
 
+
+main = script("groups", __doc__, Options, run)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

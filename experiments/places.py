@@ -18,10 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import check_output, status
+from experiments.console import check_output, print_table, script, status
 from experiments.results import place_cell, provenance
 from research import learners
 from research.core.errors import RunError, UserError
@@ -55,7 +53,7 @@ def main(arguments: list[str]) -> int:
     if arguments[:1] == ["--worker"]:  # a process of `in_processes`
         process, coordinator, directory, steps, *names = arguments[1:]
         return status(lambda: worker(int(process), coordinator, Path(directory), int(steps), names))
-    return status(lambda: tyro.cli(compare, args=arguments, prog="python -m experiments.places", description=__doc__))
+    return script("places", __doc__, compare)(arguments)
 
 
 def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, output: Path | None = None) -> None:
@@ -73,15 +71,14 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
     if unknown:
         raise UserError(f"there is no tiny setting {unknown[0]!r}: there are {', '.join(known)}")
     title = f"largest difference of a parameter after {steps} steps; collectives"
-    table = Table("learner", *PLACES, *IN_PROCESSES, title=title)
     found: dict[str, dict[str, Any]] = {}
     names = names or tuple(known)
     with tempfile.TemporaryDirectory() as directory:
         in_processes(names, steps, Path(directory))
         for name in names:
             found[name] = dict(differences(name, known[name], steps, Path(directory)))
-            table.add_row(name, *map(place_cell, found[name].values()))
-    Console(markup=False).print(table)
+    rows = [(name, *map(place_cell, cells.values())) for name, cells in found.items()]
+    print_table(("learner", *PLACES, *IN_PROCESSES), rows, title)
     if output is not None:
         about = provenance(" ".join(["python -m experiments.places", *names, f"--steps {steps}"]), "cpu")
         write_json(output, {"about": about, "steps": steps, "places": found})

@@ -6,16 +6,11 @@ from typing import Annotated
 
 import tyro
 
-from experiments.console import check_picture, status
+from experiments.console import check_picture, script
 from research.core.errors import UserError
 from research.evaluation import plots as plot
 from research.training import log, workdir
 from research.training.config import Directory
-
-
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`."""
-    return status(lambda: tyro.cli(curves, args=arguments, prog="python -m experiments.plot", description=__doc__))
 
 
 def curves(
@@ -41,6 +36,8 @@ def curves(
     plot.curves(runs, output)
     print(output)
 
+
+main = script("plot", __doc__, curves)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.console import headlines, markdown, number, status
+from experiments.console import headlines, markdown, number, script, status
 from research.core.console import console
 from research.core.experiment import Experiment
 from research.core.files import failing, replacing
@@ -14,13 +14,6 @@ from research.training import config
 from research.training.run import train
 
 COLUMNS = ("config", "metric", "test", "published", "seeds", "steps", "seconds", "steps/s", "device", "command")
-
-
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`; 1 where a config failed."""
-    return status(
-        lambda: tyro.cli(reproduce, args=arguments, prog="python -m experiments.reproduce", description=__doc__)
-    )
 
 
 def reproduce(
@@ -87,6 +80,8 @@ def _survived(name: str, command: config.Command[Experiment], found: dict[str, A
         console.print_exception()
         return 1
 
+
+main = script("reproduce", __doc__, reproduce)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

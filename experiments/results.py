@@ -30,9 +30,7 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-import tyro
-
-from experiments.console import markdown, measured, number, status, thousands
+from experiments.console import markdown, measured, number, script, thousands
 from research.core.console import size
 from research.core.errors import UserError
 from research.core.files import failing, replacing
@@ -47,11 +45,6 @@ PAGES = (
 
 Record = Mapping[str, Any]
 """The content of a file of docs/results."""
-
-
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(lambda: tyro.cli(write, args=arguments, prog="python -m experiments.results", description=__doc__))
 
 
 def write() -> None:
@@ -297,6 +290,8 @@ def time(about: Record, runs: list[Record]) -> str:
     cores = "1 core" if about["cores"] == 1 else f"{about['cores']} cores"
     return f"{duration}{' a run' if len(runs) > 1 else ''}, {about.get('accelerator', cores)}"
 
+
+main = script("results", __doc__, write)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

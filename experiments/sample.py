@@ -12,7 +12,7 @@ import numpy as np
 import tyro
 
 import research
-from experiments.console import status
+from experiments.console import script
 from research.core.errors import UserError
 from research.core.special_tokens import EOS
 from research.core.state import State, evaluated
@@ -54,13 +54,8 @@ class Options:
             raise UserError("expected --length 1 or more, --temperature and --top-k 0 or more, --top-p from 0 to 1")
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`."""
-    return status(lambda: _write(arguments))
-
-
-def _write(arguments: list[str]) -> None:
-    options = tyro.cli(Options, args=arguments, prog="python -m experiments.sample", description=__doc__)
+def write(options: Options) -> None:
+    """Prints the text piece by piece."""
     experiment, _, state = research.load(options.directory)
     if not isinstance(experiment, Language | Translate):
         raise UserError(f"{options.directory} is not a run of a language model or a translator")
@@ -124,6 +119,8 @@ def translated(experiment: Translate, state: State, text: str) -> str:
     )
     return pairs.tokenizer.decode(before_eos(np.asarray(found[0, 0])))
 
+
+main = script("sample", __doc__, Options, write)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

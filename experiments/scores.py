@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.console import number, status
+from experiments.console import number, script
 from research.core.errors import UserError
 from research.core.files import write_json
 from research.core.state import Batch
@@ -128,10 +128,7 @@ def scores(
         write_json(output, found)
 
 
-def main(arguments: list[str]) -> int:
-    """Return the exit status, see `console.status`."""
-    return status(lambda: tyro.cli(scores, args=arguments, prog="python -m experiments.scores", description=__doc__))
-
+main = script("scores", __doc__, scores)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

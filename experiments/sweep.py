@@ -10,11 +10,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.table import Table
 
 from experiments import jobs
-from experiments.console import measured, number, status, unnamed
+from experiments.console import measured, number, print_table, status, unnamed
 from research.core.bucket import in_bucket, located
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError, nearest
@@ -308,19 +306,18 @@ def _report(results: Sequence[Result], experiment: Experiment, directory: Path) 
     sign: Callable[[float], float] = (lambda x: -x) if run.mode == "max" else (lambda x: x)
     mean = lambda one: float(np.nanmean(one.scores)) if not np.isnan(one.scores).all() else np.nan
     ordered = sorted(results, key=lambda one: (np.isnan(mean(one)), sign(mean(one))))
-    fields = list(ordered[0].setting)
-    table = Table(*fields, run.metric, "95 % interval", "diverged", title=f"{run.metric} on test data, the best first")
-    rows = []
+    rows, shown = [], []
     for one in ordered:
         known = one.scores[~np.isnan(one.scores)]
         low, high = statistics.interval(statistics.mean, known[:, None]) if len(known) > 1 else (None, None)
         ends = [None if x is None else float(x) for x in (low, high)]
-        shown = "" if ends[0] is None else f"[{number(ends[0])}, {number(ends[1])}]"
+        span = "" if ends[0] is None else f"[{number(ends[0])}, {number(ends[1])}]"
         middle = None if np.isnan(mean(one)) else mean(one)
         lost = int(np.isnan(one.scores).sum())
-        table.add_row(*one.setting.values(), number(middle), shown, str(lost) if lost else "")
+        shown.append((*one.setting.values(), number(middle), span, str(lost) if lost else ""))
         rows.append({**one.setting, run.metric: middle, "interval": ends, "each": plain(one.scores.tolist())})
-    Console(markup=False).print(table)
+    columns = (*ordered[0].setting, run.metric, "95 % interval", "diverged")
+    print_table(columns, shown, f"{run.metric} on test data, the best first")
     write_json(directory / "sweep.json", rows)
     label = lambda one: ", ".join(f"{field.rpartition('.')[2]} {text}" for field, text in one.setting.items())
     plots.curves({label(one): one.history for one in results}, directory / "sweep.png")

@@ -14,11 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import tyro
-from rich.console import Console
-from rich.table import Table
 
-from experiments.console import check_output, measured, status
+from experiments.console import check_output, measured, print_table, script
 from experiments.results import command_of, provenance
 from research.core.errors import UserError, positive
 from research.core.files import write_json
@@ -76,13 +73,6 @@ class Options:
                 raise UserError(f"--{name}: {error}") from error
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(
-        lambda: transfer(tyro.cli(Options, args=arguments, prog="python -m experiments.transfer", description=__doc__))
-    )
-
-
 def transfer(options: Options) -> None:
     """Trains what is not trained yet, prints a table, and writes the numbers and the picture."""
     source = options.directory / "pretrained"
@@ -118,10 +108,9 @@ def transfer(options: Options) -> None:
     }
     write_json(options.output or options.directory / "transfer.json", record)
     draw(found, options.directory / "transfer.png")
-    table = Table("images a class", *found, title="accuracy on test data, each seed", title_justify="left")
-    for key in map(str, options.images):
-        table.add_row(key, *(" ".join(f"{x:.3f}" for x in cells[key]["accuracy"]) for cells in found.values()))
-    Console(markup=False).print(table)
+    shown = lambda cell: " ".join(f"{x:.3f}" for x in cell["accuracy"])
+    rows = [(key, *(shown(cells[key]) for cells in found.values())) for key in map(str, options.images)]
+    print_table(("images a class", *found), rows, "accuracy on test data, each seed")
 
 
 def draw(found: dict[str, dict[str, Any]], path: Path) -> None:
@@ -151,6 +140,8 @@ def _validated(command: config.Command) -> float:
     history = log.read(command.workdir)
     return next(line["accuracy"] for line in reversed(history) if line["split"] == "validation")
 
+
+main = script("transfer", __doc__, Options, transfer)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

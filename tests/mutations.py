@@ -1316,7 +1316,7 @@ CORE = [
     ),
     Mutation(
         "core/update.py",
-        "after = _where(overflow, before, after)",
+        "after = optax.tree.where(overflow, before, after)",
         "pass",
         HALF,
         "an overflow makes the parameters NaN",
@@ -1630,14 +1630,14 @@ VISION = [
     ),
     Mutation(
         "learners/diffusion.py",
-        "(1 - before) / (1 - now) * (1 - now / before)",
-        "(1 - before) / (1 - now)",
+        "(1 - alpha_bar_before) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_before)",
+        "(1 - alpha_bar_before) / (1 - alpha_bar)",
         "tests/test_diffusion.py -k posterior",
         "the variance is not the posterior's",
     ),
     Mutation(
         "learners/diffusion.py",
-        "jnp.sqrt(before) * x_0 + jnp.sqrt(1 - before) * epsilon, None",
+        "jnp.sqrt(alpha_bar_before) * x_0 + jnp.sqrt(1 - alpha_bar_before) * epsilon, None",
         "x_0, None",
         "tests/test_diffusion.py -k keeps_the_noise",
         "each step goes to the end",

@@ -158,12 +158,12 @@ def test_a_run_is_trained_and_attacked(tmp_path, capsys, without_pictures):
     assert "holds no run" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option", ["radius", "step-size"])
+@pytest.mark.parametrize("option", ["radius", "step_size"])
 @pytest.mark.parametrize("value", ["nan", "1.5", "-0.1"])
 def test_a_change_of_a_pixel_is_within_its_range(option, value, capsys):
     with pytest.raises(SystemExit, match="2"):
         script.main(["runs/x", f"--{option}={value}"])
-    assert f"--{option} must be between 0 and 1, not {value}" in " ".join(capsys.readouterr().err.split())
+    assert f"{option} must be between 0 and 1, not {value}" in " ".join(capsys.readouterr().err.split())
 
 
 def test_the_first_images_are_read_once_and_counted():

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import pytest
 from digits import tiny
+from printed import said
 
 import research
 from experiments import compare, evaluate, export, plot, sweep
@@ -80,10 +81,6 @@ def assert_same(directory, other):
     assert lines(directory) == lines(other) and result(directory) == result(other)
     for a, b in zip(state(directory), state(other), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def said(capsys):
-    return " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_in_a_bucket_is_that_on_a_disk(storage, local, tmp_path, monkeypatch, capsys, without_pictures):

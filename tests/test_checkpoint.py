@@ -405,7 +405,7 @@ def test_a_process_killed_at_any_moment_leaves_its_newest_save(tmp_path):
     server = subprocess.Popen(
         [sys.executable, "-W", "ignore::RuntimeWarning", "-c", code, tmp_path], stdin=pipe, stdout=pipe, text=True
     )
-    for moment in ("", "_sums", "_write_manifest", "", "replace", "_rotate", "rmtree", ""):
+    for moment in ("", "_sum", "_write_manifest", "", "replace", "_rotate", "rmtree", ""):
         server.stdin.write(f"{moment}\n")
         server.stdin.flush()
         child, done = int(server.stdout.readline()), [last]

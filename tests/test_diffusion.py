@@ -16,7 +16,7 @@ from research.core.optimizers import Optimizer
 from research.core.state import example_keys, fold_name, rng
 from research.data.images import Images
 from research.evaluation.samples import latent_inputs
-from research.learners.diffusion import Diffusion, ddim, noisy, reverse, signal
+from research.learners.diffusion import Diffusion, alpha_bars, ddim, noisy, reverse
 from research.nets.unet import UNet
 from research.training import config, run
 
@@ -44,17 +44,17 @@ def test_the_linear_schedule():
     expected = [1.0]
     for t in range(T):
         expected.append(expected[-1] * (1 - (1e-4 + (0.02 - 1e-4) * t / (T - 1))))
-    found = signal("linear", T)
+    found = alpha_bars("linear", T)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
     assert found[T] == pytest.approx(4.036e-5, rel=1e-3)  # as DDPM has it
-    short = signal("linear", 100)  # about the same noise at the same share of the way
+    short = alpha_bars("linear", 100)  # about the same noise at the same share of the way
     np.testing.assert_allclose(short, found[::10], atol=0.01)
-    assert (np.diff(signal("linear", 10)) < 0).all() and signal("linear", 10).min() > 0
+    assert (np.diff(alpha_bars("linear", 10)) < 0).all() and alpha_bars("linear", 10).min() > 0
 
 
 def test_the_cosine_schedule():
     share = lambda t: np.cos((t / T + 0.008) / 1.008 * np.pi / 2) ** 2
-    found = np.asarray(signal("cosine", T))
+    found = np.asarray(alpha_bars("cosine", T))
     t = np.arange(T)  # the last beta is cut
     np.testing.assert_allclose(found[:T], share(t) / share(0), rtol=1e-4)
     assert found[T] == pytest.approx(found[T - 1] * 0.001, rel=1e-3)
@@ -74,7 +74,7 @@ def test_noisy_images_have_the_variance_of_the_schedule():
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_a_random_step_is_ddpms_posterior(schedule, t):
     """Equations 6 and 7 of Ho et al. 2020."""
-    alpha_bar = np.asarray(signal(schedule, T), np.float64)
+    alpha_bar = np.asarray(alpha_bars(schedule, T), np.float64)
     x_0, epsilon = random.uniform(-0.9, 0.9, (4, 3)), random.normal(size=(4, 3))
     now, before = alpha_bar[t], alpha_bar[t - 1]
     alpha = now / before
@@ -100,7 +100,7 @@ def test_a_step_without_randomness_keeps_the_noise():
 @pytest.mark.parametrize("eta", [None, 0.0, 1.0])
 @pytest.mark.parametrize("steps", [1, 7, 50])
 def test_with_the_noise_known_the_image_comes_back(steps, eta):
-    image, alpha_bar = random.uniform(-1, 1, (1, 4, 4, 1)).astype(np.float32), signal("cosine", 100)
+    image, alpha_bar = random.uniform(-1, 1, (1, 4, 4, 1)).astype(np.float32), alpha_bars("cosine", 100)
     known = lambda x, t: (x - jnp.sqrt(alpha_bar[t]) * image) / jnp.sqrt(1 - alpha_bar[t])
     noise = random.normal(size=(3, 4, 4, 1)).astype(np.float32)
     found = jax.jit(lambda noise: ddim(known, noise, alpha_bar, steps, eta))(noise)
@@ -110,7 +110,7 @@ def test_with_the_noise_known_the_image_comes_back(steps, eta):
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
 def test_samples_of_a_normal_distribution(schedule):
     """Of images from N(0, s^2) the best prediction is known. DDIM then scales the noise by s; drawn anew, it has s."""
-    s, alpha_bar = 0.2, signal(schedule, T)
+    s, alpha_bar = 0.2, alpha_bars(schedule, T)
     best = lambda x, t: jnp.sqrt(1 - alpha_bar[t]) / (alpha_bar[t] * s**2 + 1 - alpha_bar[t]) * x
     noise = random.normal(size=(4000, 1)).astype(np.float32)
     sample = jax.jit(lambda eta, steps: ddim(best, noise, alpha_bar, steps, eta), static_argnums=(0, 1))
@@ -123,7 +123,7 @@ def test_samples_of_a_normal_distribution(schedule):
 
 def test_an_examples_sample_depends_on_its_noise_alone():
     noise = random.normal(size=(4, 2, 2, 1)).astype(np.float32)
-    sample = lambda noise: ddim(lambda x, t: 0.3 * x, noise, signal("cosine", 20), 5, 1.0)
+    sample = lambda noise: ddim(lambda x, t: 0.3 * x, noise, alpha_bars("cosine", 20), 5, 1.0)
     np.testing.assert_allclose(sample(noise)[2:], sample(noise[2:]), rtol=1e-5)
 
 
@@ -141,7 +141,7 @@ def test_the_loss_by_a_loop():
     learner, batch = experiment.build(), experiment.feeds().validation[0]
     state = jax.jit(learner.init)(jax.random.key(3))
     found = jax.jit(learner.evaluate)(state, batch)["loss"]
-    keys, alpha_bar = example_keys(rng(state, "evaluate"), batch.index), np.asarray(signal("cosine", T))
+    keys, alpha_bar = example_keys(rng(state, "evaluate"), batch.index), np.asarray(alpha_bars("cosine", T))
     losses, times = [], []
     for n in range(int(batch.mask.sum())):
         t = int(jax.random.randint(fold_name(keys[n], "t"), (), 1, T + 1))
@@ -172,7 +172,7 @@ def test_guidance():
     plain, guided = small(sampling_steps=1), small(sampling_steps=1, label_dropout=0.1, guidance=2.0)
     state = jax.jit(plain.build().init)(jax.random.key(0))
     noise, labels = jnp.full((2, 8, 8, 1), 0.01), jnp.array([0, 9])
-    now = float(signal("linear", T)[T])
+    now = float(alpha_bars("linear", T)[T])
     for experiment, w in ((plain, 0.0), (guided, 2.0)):
         epsilon = 0.5 * 0.01 + 1.0 + 0.1 * np.array([0, 9]) + w * 0.1 * (np.array([0, 9]) - 10)
         expected = ((0.01 - np.sqrt(1 - now) * epsilon) / np.sqrt(now)).clip(-1, 1)

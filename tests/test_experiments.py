@@ -16,6 +16,7 @@ import pytest
 from digits import TINY
 from learners import EXPERIMENTS
 from matplotlib.image import imread
+from printed import said
 
 import research
 from experiments import (
@@ -52,12 +53,6 @@ def finished(tmp_path_factory):
 
 def files(directory):
     return {path: path.stat().st_mtime_ns for path in directory.rglob("*")}
-
-
-def said(capsys):
-    """All that was printed, without line breaks."""
-    out = capsys.readouterr()
-    return " ".join((out.out + out.err).split())
 
 
 def test_a_run_stopped_by_a_signal_while_it_is_judged_is_judged_again(tmp_path, monkeypatch, capsys):

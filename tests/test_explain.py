@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from learners import EXPERIMENTS
+from printed import said
 
 import research
 from experiments import explain as explain_script
@@ -343,13 +344,13 @@ def test_what_the_groups_are():
     for quantiles, names in ((2, ("0 to 1", "2 to 3", "nan")), (9, ("0.0", "1.0", "2.0", "3.0", "nan"))):
         groups = of_groups.grouped([3.0, np.nan, 0.0, 1.0, np.nan, 2.0], quantiles=quantiles)
         assert groups.names == names and [n for n, of in enumerate(groups.of) if names[of] == "nan"] == [1, 4]
-    for values, pattern, said in (
+    for values, pattern, message in (
         (["a", "a"], None, "all examples are in one group, a"),
         (list(map(str, range(60))), None, "60 different values"),
         (["a", "b"], "z", "matches no value"),
         (["a", "b"], "(", "no regular expression"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             of_groups.grouped(values, pattern)
 
 
@@ -433,11 +434,6 @@ def loaded(monkeypatch):
         monkeypatch.setattr(research, "load", lambda _: (experiment, learner, state))
 
     return load
-
-
-def said(capsys):
-    out = capsys.readouterr()
-    return " ".join((out.out + out.err).split())
 
 
 @pytest.mark.parametrize("net", ["cnn", "vit"])

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from digits import TINY
 from learners import EXPERIMENTS
+from printed import said
 
 import research
 from experiments import export, train
@@ -125,11 +126,6 @@ def finished(tmp_path_factory, without_pictures):
     directory = tmp_path_factory.mktemp("finished") / "digits"
     assert train.main(["digits_cnn", "--workdir", str(directory), *TINY]) == 0
     return directory
-
-
-def said(capsys):
-    out = capsys.readouterr()
-    return " ".join((out.out + out.err).split())
 
 
 def test_exported_programs_run_without_this_package(finished, capsys):

@@ -519,7 +519,7 @@ def test_operations_are_drawn_by_the_key_of_the_example(rng):
     np.testing.assert_array_equal(np.asarray(augment(keys[::-1], images))[::-1], found)
     assert len({image.tobytes() for image in found}) > 25 and found.min() >= 0 and found.max() <= 1
     np.testing.assert_array_equal(randaugment.randaugment(RandAugment(), keys, images), images)
-    with pytest.raises(UserError, match=r"magnitude in 0 ... 30"):
+    with pytest.raises(UserError, match=r"randaugment\.magnitude must be between 0 and 30"):
         RandAugment(2, 31)
 
 

@@ -698,7 +698,7 @@ def test_labelled_texts_of_tables(tmp_path):
         (["a\tb\tc"], "expected columns text and label, named in the first row, which is a, b, c"),
         ([], "expected columns text and label, named in the first row, which is not there"),
         (["text\tlabel", "x\t1", "y"], "expected 2 columns in each row; 'y' has 1"),
-        (["text\tlabel", "x\t1"], "1 text is too few to hold out test data"),
+        (["text\tlabel", "x\t1"], "1 training examples are too few to hold some out"),
         (["text\tkind", "x\t1", "z\t1"], "its training texts have no labels"),
         (
             ["a review\tverdict", "x\tgood", "y\tbad", "z\tgood"],
@@ -826,7 +826,7 @@ def test_pairs_are_tested_on_the_test_split_that_there_is(tmp_path):
     written(tmp_path, train_en=["a"], train_de=["b"])
     for file in tmp_path.glob("test*"):
         file.unlink()
-    with pytest.raises(UserError, match="1 training pair is too few to hold out test data"):
+    with pytest.raises(UserError, match="1 training examples are too few to hold some out"):
         config.load()
 
 
@@ -877,5 +877,5 @@ def test_pairs_that_cannot_be(tmp_path):
     with pytest.raises(UserError, match="no training pair is as short as 1 tokens"):
         Pairs(where, test="test", lengths=(1,)).spec()
     written(tmp_path, train_en=["a"], train_de=["c"])
-    with pytest.raises(UserError, match="1 training pair is too few"):
+    with pytest.raises(UserError, match="1 training examples are too few"):
         Pairs(where, test="test").spec()

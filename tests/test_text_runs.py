@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from learners import EXPERIMENTS
+from printed import said
 
 from experiments import agree, sample, train
 from experiments.evaluate import main as evaluate
@@ -20,12 +21,6 @@ from research.nets.attention import attention_weights
 from research.nets.transformer import LanguageModel, Stack
 
 WORDS = ["der", "rote", "blaue", "Mond", "und", "die", "Sonne", "läuft", "nicht"]
-
-
-def said(capsys):
-    """All that was printed, without line breaks."""
-    out = capsys.readouterr()
-    return " ".join((out.out + out.err).split())
 
 
 @pytest.fixture(scope="module")

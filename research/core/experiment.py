@@ -156,7 +156,7 @@ class Experiment(ABC):
     """The typed value that a file of configs/ makes: frozen dataclasses in one another, one class for each algorithm.
 
     Its fields are the options of the command line. A subclass adds its own (data, nets, optimizers), and defines
-    `build` and `feeds`.
+    `build`, and `feeds` where it has no field `data`.
 
     Attributes:
         update: how gradient steps are computed
@@ -185,9 +185,10 @@ class Experiment(ABC):
     def build(self) -> Learner:
         """The learner; pure, and without a branch on a float field, so that a sweep can vmap it."""
 
-    @abstractmethod
     def feeds(self) -> Feeds:
-        """The data; for reinforcement learning the empty feed and the seeds of the episodes to evaluate on."""
+        """The data, by default that of the field `data`; for reinforcement learning the empty feed and the seeds of the
+        episodes to evaluate on."""
+        return self.data.feeds()  # type: ignore[attr-defined]
 
     def warnings(self) -> tuple[str, ...]:
         """What is probably not meant in the values of the fields; the lines are printed before training begins."""

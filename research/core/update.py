@@ -9,7 +9,7 @@ averaged weights and the log lines. A learner's step is its paper's algorithm bo
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import optax
 import tyro
 
 from research.core.devices import position, summed
-from research.core.errors import UserError
+from research.core.errors import UserError, positive
 from research.core.lookahead import lookahead
 from research.core.metrics import Mean, Metric, Metrics, added, mean
 from research.core.optimizers import Optimizer, optimizer, schedule
@@ -26,7 +26,6 @@ from research.core.pruning import Pruning, pruning, sparsity_of
 from research.core.state import State, example_keys, owned, rng
 from research.core.types import Tree
 
-T = TypeVar("T")
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 INITIAL_SCALE = 2.0**15
@@ -63,8 +62,7 @@ class UpdateConfig:
     pruning: Pruning = field(default_factory=Pruning)
 
     def __post_init__(self) -> None:
-        if self.grad_accum_steps < 1:
-            raise UserError(f"update.grad_accum_steps must be at least 1, not {self.grad_accum_steps}")
+        positive(self, "update", "grad_accum_steps")
         if self.clip is not None and not self.clip > 0:
             raise UserError(f"update.clip must be above 0, not {self.clip}: None is no clipping")
         for pattern, rate in self.rates:
@@ -238,9 +236,9 @@ def updater(
             log["sparsity"] = mean(sparsity_of(moved, pruned))
         if scale:
             overflow = ~jnp.isfinite(norm)
-            after = _where(overflow, before, after)
+            after = optax.tree.where(overflow, before, after)
             uncounted = jax.tree.map(jnp.zeros_like, (log, metrics))
-            log, metrics = _where(overflow & (scale.factor > 1), uncounted, (log, metrics))
+            log, metrics = optax.tree.where(overflow & (scale.factor > 1), uncounted, (log, metrics))
             log |= {"loss_scale": mean(scale.factor), "skipped_updates": mean(overflow)}
             scale = _rescaled(scale, overflow)
         params, inner, own, average = after
@@ -347,10 +345,6 @@ def _rescaled(scale: LossScale, overflow: jax.Array) -> LossScale:
     full = good == GROWTH_INTERVAL
     factor = scale.factor * jnp.where(overflow, 0.5, jnp.where(full, 2.0, 1.0))
     return LossScale(jnp.clip(factor, 1, MAX_SCALE), jnp.where(full, 0, good), scale.skipped + overflow)
-
-
-def _where(condition: jax.Array, chosen: T, other: T) -> T:
-    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), chosen, other)
 
 
 def _clipped(gradient: Tree, clip: float | None) -> tuple[Tree, jax.Array]:

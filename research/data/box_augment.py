@@ -1,11 +1,12 @@
 """Augmentation of images together with their boxes: a pure function of one key for each example, see `augment.py`."""
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError
+from research.core.errors import between
 from research.data.boxes import Objects
 from research.data.canvases import interpolation
 
@@ -37,10 +38,8 @@ class BoxAugment:
     min_visible: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("scaling", "stretch", "shift", "brightness", "contrast", "colour"):
-            value = getattr(self, name)
-            if isinstance(value, float | int) and value < 0:  # in a sweep it is traced
-                raise UserError(f"augment.{name} must be at least 0, not {value}")
+        names = ("scaling", "stretch", "shift", "brightness", "contrast", "colour")
+        between(self, "augment", 0, math.inf, *names)
 
 
 def augment_boxes(

@@ -141,15 +141,7 @@ class BoxedImages(BoxData):
     def feeds(self) -> Feeds:
         """See `BoxData`."""
         train, test, _ = self.load()
-        return feeds(
-            train,
-            test,
-            batch=self.batch,
-            evaluation_batch=self.evaluation_batch,
-            validation=self.validation,
-            seed=self.seed,
-            feed=self.feed,
-        )
+        return feeds(train, test, self.batch, self.evaluation_batch, self.validation, self.seed, self.feed)
 
     def _checked(self, what: str, part: Annotated, names: Sequence[str]) -> "Flat":
         """The boxes of at most `limit` images of `part`, cut off at the image's edges.

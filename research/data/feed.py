@@ -225,8 +225,6 @@ def feeds(
     Raises UserError if there are fewer than two training examples to hold out validation data from.
     """
     if given is None:
-        if size_of(train[0]) < 2:
-            raise UserError(f"{size_of(train[0])} training examples are too few to hold out validation data")
         rest, held_out = split(size_of(train[0]), validation, seed)
         validated = EvalBatches.of(partial(take, train, held_out), len(held_out), evaluation_batch)
     else:

@@ -3,12 +3,13 @@
 Pre-trained encoders are evaluated with them, and nets are trained from scratch or fine-tuned on the same ones.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.experiment import Feeds
 from research.data.feed import EvalBatches, HostFeed, device_feed, take
 from research.data.images import Images
@@ -33,8 +34,7 @@ class FewLabels(Images):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "data", "labels")
-        if self.draw < 0:
-            raise UserError(f"data.draw must be at least 0, not {self.draw}")
+        between(self, "data", 0, math.inf, "draw")
 
     def feeds(self) -> Feeds:
         """The feeds of a run. Raises as `spec` does, and UserError where a class has too few images."""

@@ -137,15 +137,8 @@ class Images(LabelledImages):
     def feeds(self) -> Feeds:
         """The feeds of a run. Raises as `spec` does."""
         data = self.load()
-        return feeds(
-            (data.train_images, data.train_labels),
-            (data.test_images, data.test_labels),
-            batch=self.batch,
-            evaluation_batch=self.evaluation_batch,
-            validation=self.validation,
-            seed=self.seed,
-            feed=self.feed,
-        )
+        train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
+        return feeds(train, test, self.batch, self.evaluation_batch, self.validation, self.seed, self.feed)
 
 
 def checked(data: Arrays, what: str, limit: int | None) -> Arrays:

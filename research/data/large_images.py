@@ -113,8 +113,6 @@ class LargeImages(LabelledImages):
             test_places = np.arange(len(tested))
         places = places[: self.limit]
         if given is None:
-            if len(places) < 2:
-                raise UserError(f"{len(places)} training images are too few to hold out validation data")
             rest, held_out = (places[part] for part in split(len(places), self.validation, self.seed))
         else:
             rest, held_out = places, np.arange(len(given))

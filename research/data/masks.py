@@ -117,16 +117,8 @@ class Masks:
     def feeds(self) -> Feeds:
         """The feeds of a run. Raises as `spec` does."""
         data = self.load()
-        return feeds(
-            data.train,
-            data.test,
-            batch=self.batch,
-            evaluation_batch=self.evaluation_batch,
-            validation=self.validation,
-            seed=self.seed,
-            feed=self.feed,
-            given=data.validation,
-        )
+        sizes = self.batch, self.evaluation_batch
+        return feeds(data.train, data.test, *sizes, self.validation, self.seed, self.feed, data.validation)
 
 
 def check_masks(what: str, images: np.ndarray, masks: np.ndarray, classes: int) -> None:

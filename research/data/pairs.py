@@ -163,10 +163,6 @@ def _tokens(config: Pairs, where: str | None) -> _Tokens:
     """`where`: the `location` of the data, a part of the cache's key."""
     train, validation, test = config.load()
     if validation is None:
-        if len(train[0]) < 2:
-            raise UserError(
-                f"data.name {config.name}: {len(train[0])} training pair is too few to hold out validation data"
-            )
         rest, part = split(len(train[0]), config.validation, config.seed)
         train, validation = ([[side[i] for i in places] for side in train] for places in (rest, part))
     tokenizer = train_tokenizer("bpe", [*train[0], *train[1]], config.vocabulary, specials=True)
@@ -203,8 +199,6 @@ def _texts(config: Pairs) -> Texts:
     validation = next((read(name) for name in VALIDATION_SPLITS if name in splits), None)
     if named is not None:
         return Texts(train, validation, read(named))
-    if len(train[0]) < 2:
-        raise UserError(f"data.name {config.name}: {len(train[0])} training pair is too few to hold out test data")
     rest, test = ([[side[i] for i in places] for side in train] for places in split_test(len(train[0])))
     return Texts(rest, validation, test)
 

@@ -3,12 +3,13 @@
 The operations are those of Pillow on pixels of whole numbers 0 ... 255, and their strengths those of torchvision.
 """
 
+import math
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError
+from research.core.errors import between
 
 OPERATIONS = (
     "identity",
@@ -48,11 +49,8 @@ class RandAugment:
     magnitude: int = 9
 
     def __post_init__(self) -> None:
-        if self.operations < 0 or not 0 <= self.magnitude <= STRONGEST:
-            found = f"{self.operations} and {self.magnitude}"
-            raise UserError(
-                f"randaugment: operations must be at least 0, and the magnitude in 0 ... {STRONGEST}, not {found}"
-            )
+        between(self, "randaugment", 0, math.inf, "operations")
+        between(self, "randaugment", 0, STRONGEST, "magnitude")
 
 
 def randaugment(config: RandAugment, keys: jax.Array, images: jax.Array) -> jax.Array:

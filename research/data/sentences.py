@@ -146,10 +146,6 @@ def _tokens(config: Sentences, where: str | None) -> tuple[Any, ...]:
     """
     names, (texts, labels), validation, test = config.load()
     if validation is None:
-        if len(texts) < 2:
-            raise UserError(
-                f"data.name {config.name}: {len(texts)} training text is too few to hold out validation data"
-            )
         rest, part = split(len(texts), config.validation, config.seed)
         texts, labels, validation = texts[rest], labels[rest], (texts[part], labels[part])
     tokenizer = train_tokenizer(config.tokenizer, texts, config.vocabulary, specials=True)
@@ -217,8 +213,6 @@ def _splits(config: Sentences, names: tuple[str, ...], splits: set[str], read: C
     if validation is not None:
         return Texts(names, train, None, validation)
     texts, labels = train
-    if len(texts) < 2:
-        raise UserError(f"{what}: {len(texts)} text is too few to hold out test data")
     rest, part = split_test(len(texts))
     return Texts(names, (texts[rest], labels[rest]), None, (texts[part], labels[part]))
 

@@ -4,13 +4,14 @@ An attack is a pure function of one key for each example, traced inside a compil
 evaluated, with its running batch statistics.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import UserError
+from research.core.errors import between
 from research.core.state import example_keys, fold_name
 
 Loss = Callable[[jax.Array], jax.Array]
@@ -42,12 +43,7 @@ class Attack:
     step_size: float | None = None
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise UserError(f"adversarial.steps must be at least 0, not {self.steps}")
-        # In a sweep the floats are traced, and can't be compared.
-        for name, value in (("radius", self.radius), ("step_size", self.step_size)):
-            if isinstance(value, float | int) and value < 0:
-                raise UserError(f"adversarial.{name} must be at least 0, not {value}")
+        between(self, "adversarial", 0, math.inf, "steps", "radius", "step_size")
 
 
 def projected_gradient(

@@ -10,7 +10,6 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -63,8 +62,7 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
         ax.set_xlabel("steps")
         ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.xaxis.set_major_locator(MaxNLocator(5))
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
+        _despine(ax)
     for ax in axes[len(panels) :]:
         ax.remove()
 
@@ -177,8 +175,7 @@ def reliability(found: Mapping[str, tuple[Any, Any, Any]], path: Path | str) -> 
     found  by label: the mean confidence, the accuracy and the examples of each bin [bins]; bins of fewer than ten
            are left out, for their accuracy is chance. The area of a point grows with the share of the examples
     """
-    figure = _figure(4.6, 4.6)
-    ax = figure.subplots()
+    figure, ax = _chart(4.6, 4.6)
     ax.plot([0, 1], [0, 1], color="#999999", lw=1, ls="--")
     for (label, (confidence, accuracy, count)), colour in zip(found.items(), palette(len(found)), strict=True):
         there = np.asarray(count) >= 10
@@ -186,8 +183,6 @@ def reliability(found: Mapping[str, tuple[Any, Any, Any]], path: Path | str) -> 
         ax.plot(x, y, color=colour, lw=1.2, label=label)
         ax.scatter(x, y, 4 + 60 * size / max(size.sum(), 1), color=colour)
     ax.set(xlabel="confidence", ylabel="accuracy", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02))
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     write(figure, path)
 
@@ -212,8 +207,7 @@ def bars(found: Mapping[str, tuple[Any, Any]], labels: Sequence[str], path: Path
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_title(name, fontsize=10)
         ax.set_yticks(places, labels, fontsize=8)
-        ax.grid(alpha=0.25, axis="x")
-        ax.spines[["top", "right"]].set_visible(False)
+        _despine(ax, "x")
     axes[0].invert_yaxis()  # shared: the first label is at the top
     for ax in axes[len(found) :]:
         ax.remove()
@@ -255,28 +249,22 @@ def profiles(
 
     found  by label: the shares [n] and their interval [2, n]
     """
-    figure = _figure(5.5, 3.6)
-    ax = figure.subplots()
+    figure, ax = _chart(5.5, 3.6)
     for (label, (share, (low, high))), colour in zip(found.items(), COLOURS, strict=False):
         ax.plot(thresholds, share, color=colour, lw=1.8, label=label)
         ax.fill_between(thresholds, low, high, color=colour, alpha=0.2, lw=0)
     ax.set(xlabel=metric.replace("_", " "), ylabel=f"share of runs {side}", ylim=(-0.02, 1.02))
     ax.ticklabel_format(useOffset=False)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     write(figure, path)
 
 
 def lines(found: Mapping[str, tuple[Sequence[float], Sequence[float]]], x: str, y: str, path: Path | str) -> None:
     """Draws a line for each label, (xs, ys) of `found`, y from 0 to 1."""
-    figure = _figure(5.5, 3.6)
-    ax = figure.subplots()
+    figure, ax = _chart(5.5, 3.6)
     for (label, (xs, ys)), colour in zip(found.items(), palette(len(found)), strict=True):
         ax.plot(xs, ys, "o-", ms=3, color=colour, lw=1.8, label=label)
     ax.set(xlabel=x, ylabel=y, ylim=(-0.02, 1.02))
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     write(figure, path)
 
@@ -288,8 +276,7 @@ def by_size(
 
     Sizes are drawn by their logarithms.
     """
-    figure = _figure(5.5, 3.6)
-    ax = figure.subplots()
+    figure, ax = _chart(5.5, 3.6)
     for (label, (sizes, values)), colour in zip(found.items(), palette(len(found)), strict=True):
         ax.plot(sizes, [sum(each) / len(each) for each in values], "-", color=colour, lw=1.8, label=label)
         points = [(size, value) for size, each in zip(sizes, values, strict=True) for value in each]
@@ -299,23 +286,18 @@ def by_size(
     ax.set_xticks(ticks, [str(size) for size in ticks])
     ax.minorticks_off()
     ax.set(xlabel=x, ylabel=y)
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8)
     write(figure, path)
 
 
 def growth(sizes: Sequence[int], values: Sequence[float], size: str, unit: str, path: Path | str) -> None:
     """Draws how a speed grows with a size, in powers of two, beside the line of the same speed for each."""
-    figure = _figure(4.5, 3.4)
-    ax = figure.subplots()
+    figure, ax = _chart(4.5, 3.4)
     ax.plot(sizes, [values[0] / sizes[0] * n for n in sizes], color="#999999", lw=1, ls="--", label="in proportion")
     ax.plot(sizes, values, "o-", color=COLOURS[0], lw=1.8, label="measured")
     ax.set_xscale("log", base=2)
     ax.set_yscale("log")
     ax.set(xlabel=size, ylabel=f"{unit}, all {size} together", xticks=sizes, xticklabels=[str(n) for n in sizes])
-    ax.grid(alpha=0.25)
-    ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     write(figure, path)
 
@@ -395,9 +377,21 @@ def _scale(ax: Axes, name: str, curves: Sequence[Curve]) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), dpi=130, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+
+
+def _chart(width: float, height: float) -> tuple[Figure, Axes]:
+    """A figure of one panel."""
+    figure = _figure(width, height)
+    ax = figure.subplots()
+    _despine(ax)
+    return figure, ax
+
+
+def _despine(ax: Axes, grid: Literal["both", "x"] = "both") -> None:
+    """Leaves the axes two sides, and draws a grid: across both, or x alone."""
+    ax.grid(alpha=0.25, axis=grid)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
 def write(figure: Figure, path: Path | str) -> None:

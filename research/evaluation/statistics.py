@@ -48,11 +48,8 @@ def profile(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     return (scores[..., None] > thresholds).mean((-3, -2))
 
 
-def interval(
-    aggregate: Callable[..., np.ndarray], *scores: np.ndarray, confidence: float = 0.95, samples: int = 2000
-) -> np.ndarray:
-    """The percentile bootstrap interval of `aggregate(*scores)`, [2, ...]: (low, high); the draws are seeded."""
+def interval(aggregate: Callable[..., np.ndarray], *scores: np.ndarray) -> np.ndarray:
+    """The 95 % percentile bootstrap interval of `aggregate(*scores)`, [2, ...]: (low, high); the draws are seeded."""
     random = np.random.default_rng(0)
-    drawn = [x[random.integers(0, len(x), (samples, *x.shape)), np.arange(x.shape[1])] for x in scores]
-    tail = (1 - confidence) / 2
-    return np.quantile(aggregate(*drawn), [tail, 1 - tail], axis=0)
+    drawn = [x[random.integers(0, len(x), (2000, *x.shape)), np.arange(x.shape[1])] for x in scores]
+    return np.quantile(aggregate(*drawn), [0.025, 0.975], axis=0)

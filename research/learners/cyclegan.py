@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from research.core.devices import gathered, position
 from research.core.errors import UserError, between, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -71,10 +71,6 @@ class CycleGAN(Adversarial):
     def build(self) -> Learner:
         """See `Experiment`."""
         return cyclegan(self, self.data.load().train_x.shape[1:])
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def translate(self, state: State, images: jax.Array, to_y: bool) -> jax.Array:
         """Translations [batch, h, w, c] in [-1, 1] of images u8[batch, h, w, c], by G to Y or by F to X."""

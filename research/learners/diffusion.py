@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from research.core.errors import UserError, between, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -105,10 +105,6 @@ class Diffusion(Experiment):
         """See `Experiment`."""
         return diffusion(self)
 
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
-
     def samples(self, state: State, noise: jax.Array, labels: jax.Array) -> jax.Array:
         """Images in [-1, 1] made of noise f32[batch, height, width, channels] by DDIM, with the evaluated weights."""
         net, params = network(self.module(), self.update.dtype), evaluated(state, "net")
@@ -121,7 +117,7 @@ class Diffusion(Experiment):
             without, _ = net.apply(params, {}, (x, times, jnp.full_like(labels, self.data.spec().classes)))
             return epsilon + self.guidance * (epsilon - without)
 
-        return ddim(predicted, noise, signal(self.schedule, self.timesteps), self.sampling_steps, self.eta)
+        return ddim(predicted, noise, alpha_bars(self.schedule, self.timesteps), self.sampling_steps, self.eta)
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
@@ -136,7 +132,7 @@ class Diffusion(Experiment):
 def diffusion(config: Diffusion) -> Learner:
     """The learner: Algorithm 1 of Ho et al. 2020. The name is "net"."""
     spec, net = config.data.spec(), network(config.module(), config.update.dtype)
-    alpha_bar, hidden = signal(config.schedule, config.timesteps), config.label_dropout
+    alpha_bar, hidden = alpha_bars(config.schedule, config.timesteps), config.label_dropout
     init_state, update = updater(config.update, {"net": (config.optimizer, config.run.steps)}, {"net": config.average})
 
     def init(key: jax.Array) -> State:
@@ -174,7 +170,7 @@ def diffusion(config: Diffusion) -> Learner:
     return learner(init, step, evaluate)
 
 
-def signal(schedule: Schedule, timesteps: int) -> jax.Array:
+def alpha_bars(schedule: Schedule, timesteps: int) -> jax.Array:
     """alpha-bar f32[T + 1]: the share of the image in the variance of x_t, from 1 at t = 0 to about 0 at t = T.
 
     linear  the products of 1 - beta_t, where beta_t grows linearly from 0.0001 to 0.02 for T = 1000; for other T the
@@ -207,7 +203,7 @@ def ddim(
     Their times grow quadratically, as in Song et al. 2021 for CIFAR-10: evenly spaced ones lose fine details.
 
     predicted  (x_t, t i32[]) -> the noise in x_t
-    alpha_bar  f32[T + 1], see `signal`
+    alpha_bar  f32[T + 1], see `alpha_bars`
     eta        see `Diffusion`; the noise of an example's steps is drawn by the bits of its first number in x_T
     """
     number = np.arange(steps, -1, -1)
@@ -226,21 +222,19 @@ def ddim(
 
 
 def reverse(
-    x_t: jax.Array, epsilon: jax.Array, now: jax.Array, before: jax.Array, eta: float | None
+    x_t: jax.Array, epsilon: jax.Array, alpha_bar: jax.Array, alpha_bar_before: jax.Array, eta: float | None
 ) -> tuple[jax.Array, jax.Array | None]:
     """The mean of x at the step before, less noisy, given x_t and the noise predicted in it; and its deviation f32[].
 
     This is equation 12 of Song et al. 2021, where the predicted x_0 is kept in [-1, 1]. With eta 1 and the next lower
-    t, it is DDPM's posterior q(x_t-1 | x_t, x_0). The deviation is None where eta is.
-
-    now, before  alpha-bar of both, f32[]
+    t, it is DDPM's posterior q(x_t-1 | x_t, x_0). The deviation is None where eta is. Both alpha-bars are f32[].
     """
-    x_0 = ((x_t - jnp.sqrt(1 - now) * epsilon) / jnp.sqrt(now)).clip(-1, 1)
-    epsilon = (x_t - jnp.sqrt(now) * x_0) / jnp.sqrt(1 - now)
+    x_0 = ((x_t - jnp.sqrt(1 - alpha_bar) * epsilon) / jnp.sqrt(alpha_bar)).clip(-1, 1)
+    epsilon = (x_t - jnp.sqrt(alpha_bar) * x_0) / jnp.sqrt(1 - alpha_bar)
     if eta is None:
-        return jnp.sqrt(before) * x_0 + jnp.sqrt(1 - before) * epsilon, None
-    variance = eta**2 * (1 - before) / (1 - now) * (1 - now / before)
-    mean = jnp.sqrt(before) * x_0 + jnp.sqrt(jnp.maximum(1 - before - variance, 0)) * epsilon
+        return jnp.sqrt(alpha_bar_before) * x_0 + jnp.sqrt(1 - alpha_bar_before) * epsilon, None
+    variance = eta**2 * (1 - alpha_bar_before) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_before)
+    mean = jnp.sqrt(alpha_bar_before) * x_0 + jnp.sqrt(jnp.maximum(1 - alpha_bar_before - variance, 0)) * epsilon
     return mean, jnp.sqrt(variance)
 
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError, between, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import network
 from research.core.optimizers import Optimizer
@@ -25,7 +25,7 @@ from research.data.augment import Augment, augment
 from research.data.images import Images
 from research.data.pixels import scaled
 from research.evaluation.quality import psnr, ssim
-from research.evaluation.repair import repaired
+from research.evaluation.rows import image_rows
 from research.learners.adversarial import ADAM
 from research.nets.dcgan import DCGANDiscriminator
 from research.nets.unet import UNet
@@ -94,10 +94,6 @@ class Restore(Experiment):
             raise UserError(f"hole={self.hole} is larger than the images, {shape[0]}x{shape[1]}")
         return restore(self)
 
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
-
     def damaged(self, keys: jax.Array, images: jax.Array) -> Damaged:
         """Images f32[batch, height, width, channels] in 0 ... 1, damaged by the key at their position, keys [batch]."""
         _, height, width, _ = images.shape
@@ -131,10 +127,11 @@ class Restore(Experiment):
         """See `Experiment`."""
 
         def compare(state: State, batch: Batch) -> tuple[jax.Array, ...]:
+            """Rows of the damaged images, of repairs that need no training, of the net's, and of the originals."""
             originals, damaged, restored = self.evaluation(state, batch)
             return *damaged.others.values(), restored, originals
 
-        return (repaired(compare, self.run.evaluate_every),)
+        return (image_rows("repaired", compare, self.run.evaluate_every),)
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from research.core.errors import between
-from research.core.experiment import Experiment, Feeds
+from research.core.experiment import Experiment
 from research.core.losses import Criterion, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
 from research.core.modules import Network, network
@@ -43,10 +43,6 @@ class Supervised(Experiment):
     def __post_init__(self) -> None:
         super().__post_init__()
         between(self, "", 0, 1, "average")
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def updater(self) -> Updater:
         """`init` and `update` of one net, called "net"."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from research.core.errors import UserError, between, positive
-from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
+from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import Network, network
 from research.core.optimizers import Optimizer
@@ -154,10 +154,6 @@ class VAE(Experiment):
         mu, log_variance = self.posterior(params, x)
         codes, noise = drawn(mu, log_variance, fold_name(keys, "codes"), numbers)
         return self.log_likelihood(params, codes, x) + log_prior_ratio(codes, noise, log_variance)
-
-    def feeds(self) -> Feeds:
-        """See `Experiment`."""
-        return self.data.feeds()
 
     def samples(self, state: State, noise: jax.Array, labels: jax.Array | None = None) -> jax.Array:
         """The means of p(x|z) for codes [batch, latent], as images in [-1, 1]."""

@@ -112,11 +112,15 @@ class GroupNorm(nn.Module):
             groups = math.gcd(self.groups, channels)
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
-        grouped = x.astype(jnp.float32).reshape(groups, -1, *x.shape[1:])
-        mean = grouped.mean((1, 2, 3), keepdims=True)
-        variance = ((grouped - mean) ** 2).mean((1, 2, 3), keepdims=True)
-        normed = ((grouped - mean) * lax.rsqrt(variance + 1e-5)).astype(x.dtype).reshape(x.shape)
+        normed = normalise(x.reshape(groups, -1, *x.shape[1:]), (1, 2, 3)).reshape(x.shape)
         return normed * scale[:, None, None, None] + bias[:, None, None, None]
+
+
+def normalise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+    """Shift and scale `x` to mean 0 and variance 1 over `axes`, in float32."""
+    centred = x.astype(jnp.float32)
+    centred -= centred.mean(axes, keepdims=True)
+    return (centred * lax.rsqrt((centred**2).mean(axes, keepdims=True) + 1e-5)).astype(x.dtype)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

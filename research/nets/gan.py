@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from research.core.errors import UserError, positive
 from research.core.modules import FromData
-from research.nets.conv import BatchNorm, convolve, convolve_transposed
+from research.nets.conv import BatchNorm, convolve, convolve_transposed, normalise
 
 Normalisation = Literal["batch", "instance", "layer", "none"]
 Labelled = tuple[jax.Array, jax.Array]
@@ -138,13 +138,6 @@ class Norm(nn.Module):
                 bias = self.param("bias", nn.initializers.zeros, x.shape[:1])
                 return normalise(x, (0, 1, 2)) * scale[:, None, None, None] + bias[:, None, None, None]
         return x
-
-
-def normalise(x: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-    """Shift and scale `x` to mean 0 and variance 1 over `axes`, in float32."""
-    centred = x.astype(jnp.float32)
-    centred -= centred.mean(axes, keepdims=True)
-    return (centred * jax.lax.rsqrt((centred**2).mean(axes, keepdims=True) + 1e-5)).astype(x.dtype)
 
 
 def leaky_relu(x: jax.Array) -> jax.Array:

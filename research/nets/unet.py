@@ -5,8 +5,6 @@ first one found there. The blocks are those of DDPM (arXiv:2006.11239): group no
 which keep the size, so that any image comes out as it went in. One net serves segmentation, diffusion and image repair.
 """
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -16,12 +14,10 @@ from research.core.modules import Dropout, FromData
 from research.nets.attention import attend
 from research.nets.conv import Conv, GroupNorm
 from research.nets.residual import downsample, upsample
+from research.nets.transformer import sinusoids
 
 Inputs = jax.Array | tuple[jax.Array, jax.Array, jax.Array]
 """Images f32[batch, height, width, channels], or (images, times i32[batch], labels i32[batch])."""
-
-PERIOD = 10_000
-"""The longest period of the embedding of times, over 2 pi."""
 
 
 class UNet(nn.Module):
@@ -134,9 +130,7 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, times: jax.Array, labels: jax.Array, dtype: jnp.dtype) -> jax.Array:
         """i32[batch] each -> [batch, width] of `dtype`."""
-        frequencies = jnp.exp(-math.log(PERIOD) * jnp.arange(self.width // 2) / (self.width // 2))
-        angles = times[:, None] * frequencies  # in float32: bfloat16 has not all whole numbers up to 1,000
-        x = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(dtype)
+        x = sinusoids(times, self.width).astype(dtype)  # of integers: bfloat16 has not all of them up to 1,000
         x = nn.Dense(self.width)(nn.silu(nn.Dense(self.width)(x)))
         return x + nn.Embed(self.classes + 1, self.width)(labels) if self.classes else x
 

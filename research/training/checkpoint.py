@@ -183,7 +183,8 @@ class Checkpoints:
         try:
             self._manager.wait_until_finished()
             path = self._directory / str(step)
-            told = self._group.all_gather("checksums", json.dumps(_sums(path, _own(path, self._group))))
+            sums = {name: _sum(path / name) for name in _own(self._group, files_under(path))}
+            told = self._group.all_gather("checksums", json.dumps(sums))
             if self._group.primary:
                 self._before_saved()
                 sums = {name: sum for text in told.values() for name, sum in json.loads(text).items()}
@@ -512,18 +513,11 @@ def _digest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
-def _own(path: Path, group: ProcessGroup, names: Iterable[str] | None = None) -> list[str]:
-    """The files under `path`, or those of the given names, that this process has written, from orbax's paths. If
-    there were more processes when they were written, each takes the files of several."""
-    if names is None:
-        names = files_under(path)
+def _own(group: ProcessGroup, names: Iterable[str]) -> list[str]:
+    """Those of the files of these names that this process has written, from orbax's paths. If there were more
+    processes when they were written, each takes the files of several."""
     written_by = lambda name: int(found[1]) if (found := re.search(r"\bocdbt\.process_(\d+)\b", name)) else 0
     return [name for name in names if written_by(name) % group.size == group.index]
-
-
-def _sums(path: Path, names: Iterable[str]) -> dict[str, str]:
-    """The sha256 of the files of these names under `path`."""
-    return {name: _sum(path / name) for name in names}
 
 
 def _sum(path: Path) -> str:
@@ -533,7 +527,7 @@ def _sum(path: Path) -> str:
 
 def _verify(path: Path, manifest: Manifest, group: ProcessGroup) -> None:
     """Raises _Damaged, in all processes, where a file is not as it was written."""
-    found = (_damage(path / name, name, manifest.files[name]) for name in _own(path, group, manifest.files))
+    found = (_damage(path / name, name, manifest.files[name]) for name in _own(group, manifest.files))
     for damage in group.all_gather("verified", next(filter(None, found), None)).values():
         raise _Damaged(damage)
 

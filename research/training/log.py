@@ -9,6 +9,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -260,9 +261,8 @@ class Progress:
     every  seconds between lines where there is no terminal
     """
 
-    def __init__(self, steps: int, start: int = 0, description: str = "training", every: float = 30.0) -> None:
+    def __init__(self, steps: int, start: int = 0, every: float = 30.0) -> None:
         self._steps, self._start, self._step, self._every = steps, start, start, every
-        self._description = description
         self._texts: dict[str, str] = {}
         self._speeds = deque[float](maxlen=20)
         self._said = time.monotonic()
@@ -283,7 +283,7 @@ class Progress:
                 console=console,
                 expand=True,
             )
-            self._task = self._bar.add_task(description, total=steps, completed=start, text="", speed="")
+            self._task = self._bar.add_task("training", total=steps, completed=start, text="", speed="")
 
     def __enter__(self) -> Self:
         self._said = time.monotonic()
@@ -326,12 +326,12 @@ class Progress:
         return f"{speed:,.0f} steps/s" if speed >= 100 else f"{speed:.3g} steps/s"
 
     def _say(self) -> None:
-        parts = [f"{self._description} {self._step}/{self._steps}"]
+        parts = [f"training {self._step}/{self._steps}"]
         if self._speeds:
             parts.append(self._speed())
         if self._compiled is not None and self._step > self._compiled[1]:
             seconds, steps = time.monotonic() - self._compiled[0], self._step - self._compiled[1]
-            parts.append(f"{_clock((self._steps - self._step) * seconds / steps)} left")
+            parts.append(f"{timedelta(seconds=round((self._steps - self._step) * seconds / steps))} left")
         console.print(", ".join(parts) + "".join(f" | {text}" for text in self._texts.values()), markup=False)
 
 
@@ -342,9 +342,3 @@ def brief(values: Numbers) -> str:
         each = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
         words.append(f"{name} {np.mean(each):.4g}" if each else f"{name} -")
     return ", ".join(words)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}"
