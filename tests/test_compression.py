@@ -298,10 +298,12 @@ def test_rounding_has_the_gradient_of_the_identity(rng):
     assert np.abs(np.asarray(half[1], np.float32) - dkernel).mean() < 0.05
 
 
+@pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
 @pytest.mark.parametrize("name", ("cnn", "transformer", "lstm", "translator", "segment"))
-def test_supervised_learners_take_int8(name):
+def test_supervised_learners_take_int8(name, dtype):
     """Its step keeps the State's structure, and each of its ranges moves."""
-    config = dataclasses.replace(EXPERIMENTS[name], quantization="int8")
+    update = dataclasses.replace(EXPERIMENTS[name].update, dtype=dtype)
+    config = dataclasses.replace(EXPERIMENTS[name], quantization="int8", update=update)
     learner, feeds = config.build(), config.feeds()
     state = jax.eval_shape(learner.init, jax.random.key(0))
     after, _ = jax.eval_shape(learner.step, state, feeds.train.batch_at(0))

@@ -18,8 +18,10 @@ from research.core.layout import Layout, make_mesh
 from research.core.metrics import mean
 from research.core.placement import place
 from research.core.state import Batch, Learner, State
+from research.core.transformations import per_seed
 from research.training import reader, run
 from research.training.dispatch import dispatches
+from research.training.evaluate import Evaluator
 from research.training.profiling import profiled
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
@@ -51,6 +53,19 @@ def test_metrics_are_read_one_dispatch_late_but_before_an_evaluation_or_a_save(t
     ]
     lines = [f"{line['split']} {line['step']}" for line in run.log.read(tmp_path / "run")]
     assert lines == ["train 2", "train 4", "train 6", "validation 6", "train 8", "train 10", "validation 10"]
+
+
+@pytest.mark.parametrize("where", ["jit", "shard_map"])
+def test_a_seed_that_diverged_has_no_numbers(where):
+    """Nor those that are finite: the prediction of outputs that are NaN is the first class."""
+    learner, feeds = per_seed(EXPERIMENTS["cnn"].build()), EXPERIMENTS["cnn"].feeds()
+    at = place(where, Layout(make_mesh(jax.devices()), seeds=True))
+    state = learner.init(jax.vmap(jax.random.key)(jnp.arange(2)))
+    broken = state._replace(params=jax.tree.map(lambda x: x.at[1].set(jnp.nan), state.params))
+    evaluate = Evaluator(learner, at)
+    fine, found = (evaluate(at.put(one), feeds.validation) for one in (state, broken))
+    assert fine.keys() == found.keys() == {"accuracy", "loss"} and None not in fine["accuracy"]
+    assert found == {name: [each[0], None] for name, each in fine.items()}
 
 
 @pytest.mark.parametrize("every", ["2", "8"])

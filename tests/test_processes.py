@@ -157,6 +157,21 @@ def test_a_process_that_fails_after_a_save_ends_the_other(tmp_path):
     assert second.splitlines()[-1] == "error: process 0 of 2 has failed: the disk is full"
 
 
+NO_DEVICES = """
+from jax._src import xla_bridge
+from research.training import config
+
+for name in config.names():
+    config.parse(name, [])
+    assert not xla_bridge.backends_are_initialized(), name
+"""
+
+
+def test_no_config_uses_a_device_before_the_processes_are_connected():
+    """Afterwards it is too late: JAX refuses to connect them."""
+    subprocess.run([sys.executable, "-c", NO_DEVICES], check=True)
+
+
 def test_a_coordinator_that_can_not_be_reached_is_named():
     at = f"127.0.0.1:{free_port()}"
     with pytest.raises(UserError, match=f"--coordinator {at} can't be reached in 1 s"), joined("2", at, 1, timeout=1):

@@ -74,7 +74,7 @@ def network(module: nn.Module, dtype: str = "float32", quantization: str | None 
     """
 
     def init(key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:
-        with nn.intercept_methods(_interceptor(dtype, None, quantization)) if quantization else nullcontext():
+        with nn.intercept_methods(_interceptor("float32", None, quantization)) if quantization else nullcontext():
             variables = dict(module.init(key, inputs))
         return variables.pop("params", {}), variables
 

@@ -8,7 +8,6 @@ from research.core.errors import UserError, between, positive
 from research.core.experiment import Experiment, Feeds, Report, Run, multiples
 from research.core.optimizers import Optimizer
 from research.data.feed import Empty, episodes
-from research.evaluation import highway
 from research.evaluation.episodes import Act, episode
 from research.rl.environments import Environment
 from research.rl.vector import VectorEnv
@@ -64,9 +63,14 @@ class Reinforcement(Experiment):
         return {"num_envs": self.num_envs, "episodes": self.episodes}
 
 
-REPORTS: Mapping[str, Callable[[Environment, VectorEnv, Act], Report]] = MappingProxyType(
-    {"highway:Highway": highway.report}
-)
+def _highway(config: Environment, environment: VectorEnv, act: Act) -> Report:
+    # Its environment imports gymnax, which puts arrays on a device: too early for several processes to connect.
+    from research.evaluation import highway
+
+    return highway.report(config, environment, act)
+
+
+REPORTS: Mapping[str, Callable[[Environment, VectorEnv, Act], Report]] = MappingProxyType({"highway:Highway": _highway})
 """The reports of environments that have one of their own."""
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from research.core.errors import positive
 from research.nets.dense import Dense
 from research.nets.transformer import KERNEL_INIT, TENSOR_AXES, Blocks, Stack
-from research.nets.vit import EVERYWHERE, SMALL, PatchEncoder, Positions
+from research.nets.vit import SMALL, PatchEncoder, Positions, to_all_patches
 
 
 class MaskedAutoencoder(nn.Module):
@@ -67,5 +67,5 @@ class Unmasking(nn.Module):
         everywhere = jnp.broadcast_to(token, (x.shape[0], grid[0] * grid[1], self.stack.width))
         x = everywhere.at[jnp.arange(x.shape[0])[:, None], kept].set(x)
         x = Positions(self.stack, grid, name="positions")(x)
-        x = Blocks(self.stack, name="blocks")(x, EVERYWHERE, train)[0]
+        x = Blocks(self.stack, name="blocks")(x, to_all_patches(), train)[0]
         return Dense(self.patch**2 * channels, kernel_init=nn.initializers.xavier_uniform(), name="head")(x)

@@ -46,7 +46,7 @@ class PatchEncoder(nn.Module):
         x = Positions(self.stack, grid, name="positions")(x)
         if kept is not None:
             x = jnp.take_along_axis(x, kept[:, :, None], 1)
-        return Blocks(self.stack, name="blocks")(x, EVERYWHERE, train)[0]
+        return Blocks(self.stack, name="blocks")(x, to_all_patches(), train)[0]
 
 
 class Positions(nn.Module):
@@ -100,8 +100,9 @@ class ViT(nn.Module):
         return Dense(self.outputs, kernel_init=nn.initializers.zeros, name="head")(features)
 
 
-EVERYWHERE = AttentionInputs(jnp.zeros((1, 1), jnp.int32), None, None)
-"""Attention from each patch to all patches."""
+def to_all_patches() -> AttentionInputs:
+    """Attention from each patch to all patches."""
+    return AttentionInputs(jnp.zeros((1, 1), jnp.int32), None, None)
 
 
 def patches(images: jax.Array, side: int) -> jax.Array:

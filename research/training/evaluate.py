@@ -5,25 +5,46 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from research.core.experiment import Run
-from research.core.metrics import Numbers, merged
+from research.core.metrics import Mean, Metrics, Numbers, mean, merged
 from research.core.placement import Place
 from research.core.state import Batch, Learner, State
+from research.core.types import Tree
 
 
 class Evaluator:
     """Evaluates a State over batches; compiled once."""
 
     def __init__(self, learner: Learner, where: Place) -> None:
-        self._evaluate = where.evaluate(learner.evaluate, 0)
+        def evaluate(state: State, batch: Batch) -> Metrics:
+            found = learner.evaluate(state, batch)
+            return found | {_DIVERGED: jax.vmap(_diverged)(state.params)} if state.key.ndim else found
+
+        self._evaluate = where.evaluate(evaluate, 0)
         self._where = where
 
     def __call__(self, state: State, batches: Iterable[Batch]) -> Numbers:
-        """The metrics of `state` over `batches`, on the host or in their place."""
+        """The metrics of `state` over `batches`, on the host or in their place.
+
+        Of a seed that has diverged they are None, also those that would be finite, such as its accuracy.
+        """
         found = [self._evaluate(state, self._where.put_data(batch, 0)) for batch in batches]
-        return merged(jax.tree.map(lambda *means: np.stack(means), *jax.device_get(found)))
+        numbers = merged(jax.tree.map(lambda *means: np.stack(means), *jax.device_get(found)))
+        if (diverged := numbers.pop(_DIVERGED, None)) is None:
+            return numbers
+        known = lambda each: [None if lost else x for x, lost in zip(each, diverged, strict=True)]
+        return {name: known(each) for name, each in numbers.items()}
+
+
+_DIVERGED = "parameters are not finite"
+
+
+def _diverged(params: Tree) -> Mean:
+    """Whether the parameters of a seed are NaN or infinite, as a metric."""
+    return mean(~jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all())
 
 
 def summary(values: Numbers) -> dict[str, dict[str, Any]]:
