@@ -15,13 +15,13 @@ from research.core.optimizers import Optimizer
 from research.core.state import NO_BATCH, Batch, State, rng
 from research.core.transformations import per_seed, scan_steps
 from research.learners.dqn import DQN
-from research.learners.replay_learning import ReplayLearning
+from research.learners.replay_learning import OffPolicy
 from research.nets.q import MLP
 from research.rl import environments as vector
 from research.rl import probes, replay
 from research.rl.environments import Environment, Timestep, VectorEnv
 from research.rl.evaluation import play
-from research.rl.rollout import Transition
+from research.rl.rollout import Transition, reset, rollout
 
 G = 0.5
 
@@ -545,10 +545,22 @@ def test_broken_environments_are_reported(kind, message):
         vector.check("mine", env, env.default_params)
 
 
+def test_continuous_actions_are_replayed_as_they_were():
+    environment = vector.make(Environment("probes:Near"))
+    actor, policy = reset(environment, jax.random.key(0), 3), lambda observation, uniform: 2 * uniform - 1
+    _, transitions, _ = rollout(environment, policy, actor, jax.random.key(1), 8)
+    buffer = replay.write(replay.empty(environment, 3, 8), transitions, jnp.int32(0))
+    np.testing.assert_array_equal(buffer.action, transitions.action)
+    samples = replay.windows(buffer, jnp.full((3, 1, 2), 5), 1, 0.9)
+    assert samples.action.shape == (1, 6, 1) and samples.action.dtype == jnp.float32
+    np.testing.assert_array_equal(samples.action[0, ::2], transitions.action[:, 5])
+
+
 def test_a_sample_is_one_transition_unless_a_learner_says_otherwise():
-    class Plain(ReplayLearning):
+    class Plain(OffPolicy):
         def build(self):
             raise NotImplementedError
 
     assert Plain(learning_starts=0, rollout_length=1).warmup_steps == 0
+    assert not hasattr(Plain(), "epsilon_start")  # what an off-policy learner of continuous actions has no use for
     assert DQN(learning_starts=0, rollout_length=1, n_step=3).warmup_steps == 2

@@ -20,7 +20,7 @@ from printed import said
 import research
 from experiments import export, train
 from research.core.errors import RunError
-from research.core.experiment import Inference
+from research.core.experiment import Experiment, Inference
 from research.core.state import Batch
 from research.training import export as programs
 from research.training.leaves import named, plain
@@ -46,7 +46,6 @@ SIGNATURES = {
     "diffusion": {"inference": ("float32[batch,8,8,1] int32[batch]", "float32[batch,8,8,1]")},
     "cyclegan": {name: ("uint8[batch,8,8,1]", "float32[batch,8,8,1]") for name in ("x_to_y", "y_to_x")},
     "dqn": {"inference": ("float32[batch,4]", "float32[batch,2]")},
-    "drqn": {},
     "pqn": {"inference": ("float32[batch,4]", "float32[batch,2]")},
     "rainbow": {"inference": ("float32[batch,4]", "float32[batch,2]")},
     "ppo": {"inference": ("float32[batch,4]", "float32[batch,2]")},
@@ -65,10 +64,16 @@ SIGNATURES = {
 }
 
 
-def test_the_page_has_every_learner():
+def exported(experiment) -> bool:
+    """Whether it says what the trained model computes. A learner that doesn't yet needs no line here."""
+    return type(experiment).inference is not Experiment.inference
+
+
+def test_the_page_has_every_learner_with_an_inference():
     page = (Path(export.__file__).parent.parent / "docs" / "export.md").read_text()
     rows = " ".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
-    assert {type(experiment).__name__ for experiment in EXPERIMENTS.values()} <= set(re.findall(r"`(\w+)`", rows))
+    found = {type(experiment).__name__ for experiment in EXPERIMENTS.values() if exported(experiment)}
+    assert found <= set(re.findall(r"`(\w+)`", rows))
 
 
 SERVE = """
@@ -99,7 +104,7 @@ def test_every_learner_is_lowered_for_every_platform(name):
         assert program.platforms == PLATFORMS
         signature = lambda avals: " ".join(aval.str_short() for aval in avals)
         found[of] = signature(program.in_avals[-len(arguments) :]), signature(program.out_avals)
-    assert found == SIGNATURES[name]
+    assert found == SIGNATURES.get(name, {})
 
     leaves = jax.eval_shape(lambda state, batch: (plain(named(state)), named(batch)), state, batch)
     step = programs.lowered(programs.flat_step(learner, state, batch), leaves, PLATFORMS)

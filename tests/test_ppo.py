@@ -230,6 +230,9 @@ def test_log_probabilities_and_entropies():
     normal = stats.norm(mean, np.exp(log_std))
     np.testing.assert_allclose(gaussian.log_prob(jnp.float32(x)), normal.logpdf(x).sum(-1), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(gaussian.entropy(), normal.entropy().sum(-1), rtol=1e-5)
+    own = random.normal(size=(50, 3))  # a deviation for each observation, as in soft actor-critic
+    found = Gaussian(jnp.asarray(mean, jnp.float32), jnp.asarray(own, jnp.float32)).entropy()
+    np.testing.assert_allclose(found, stats.norm(mean, np.exp(own)).entropy().sum(-1), rtol=1e-5, atol=1e-5)
     uniform = random.random((50, 3)).astype(np.float32)
     np.testing.assert_allclose(gaussian.sample(uniform), normal.ppf(uniform), rtol=1e-3, atol=1e-4)
     ends = np.float32([[0, 0, 0], [1 - 2**-23] * 3])

@@ -22,7 +22,7 @@ from research.core.state import Learner, State, example_keys, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates
 from research.learners.q_learning import of_action, q_network
-from research.learners.replay_learning import ReplayLearning, World, act_and_learn
+from research.learners.replay_learning import ReplayLearning, World, act_and_learn, with_target
 from research.nets.q import MLP
 from research.rl import priorities, replay
 from research.rl.environments import VectorEnv, make
@@ -84,7 +84,7 @@ class DQN(ReplayLearning):
 
     @property
     def window(self) -> tuple[str, int]:
-        """See `ReplayLearning`."""
+        """See `OffPolicy`."""
         return "n_step", self.n_step
 
     def build(self) -> Learner:
@@ -169,7 +169,7 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
             trees = priorities.update(trees, flat(slots), flat(td_error), config.priority_exponent)
         return after._replace(world=trees), dict(aux.metrics)
 
-    return learner(init, act_and_learn(config, act, learn), net.evaluate)
+    return learner(init, with_target(config, act_and_learn(config, act, learn)), net.evaluate)
 
 
 def tiny() -> dict[str, Experiment]:

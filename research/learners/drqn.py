@@ -22,7 +22,7 @@ from research.core.state import Batch, Learner, State, evaluated, example_keys, 
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates
 from research.learners.q_learning import greedy_episodes
-from research.learners.replay_learning import ReplayLearning, World, act_and_learn
+from research.learners.replay_learning import ReplayLearning, World, act_and_learn, with_target
 from research.nets.recurrent_q import RecurrentQ
 from research.rl import replay
 from research.rl.environments import VectorEnv, make
@@ -64,7 +64,7 @@ class DRQN(ReplayLearning):
 
     @property
     def window(self) -> tuple[str, int]:
-        """See `ReplayLearning`."""
+        """See `OffPolicy`."""
         return "burn_in + sequence", self.length
 
     def reports(self, load: Load) -> tuple[Report, ...]:
@@ -165,7 +165,7 @@ def drqn(config: DRQN) -> Learner:
         environment = remembered(make(config.environment.unscaled), params)
         return greedy_episodes(config, environment, lambda observation: forward(params, observation)[1], batch)
 
-    return learner(init, act_and_learn(config, act, learn), evaluate)
+    return learner(init, with_target(config, act_and_learn(config, act, learn)), evaluate)
 
 
 def tiny() -> dict[str, Experiment]:

@@ -1,6 +1,7 @@
-"""What Q-learners with experience replay have in common (Mnih et al. 2015, doi:10.1038/nature14236).
+"""What learners with experience replay have in common, and what Q-learners among them add.
 
-`act_and_learn` is the outer loop of their Algorithm 1: act, store, learn from samples, and every C steps reset Q̂ to Q.
+`act_and_learn` and `with_target` are the outer loop of Algorithm 1 of Mnih et al. 2015 (doi:10.1038/nature14236): act,
+store and learn from samples; and every C steps reset Q̂ to Q.
 """
 
 import math
@@ -18,7 +19,7 @@ from research.core.metrics import Metrics, mean
 from research.core.state import Batch, State, Step
 from research.core.update import Updater, updater
 from research.learners.q_learning import QLearning
-from research.learners.reinforcement import multiple
+from research.learners.reinforcement import Reinforcement, multiple
 from research.rl.replay import Buffer
 from research.rl.rollout import ActorState
 
@@ -38,7 +39,7 @@ class World(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplayLearning(QLearning):
+class OffPolicy(Reinforcement):
     """An experiment with experience replay. A step acts `rollout_length` frames in every environment, then learns.
 
     Attributes:
@@ -46,20 +47,15 @@ class ReplayLearning(QLearning):
         learning_starts: number of frames before learning starts, of all environments together
         batch: number of samples per update, the same number from each environment
         updates: number of updates per step
-        target_update_interval: number of steps between updates of the target net
-        tau: how far an update moves the target net towards the net; 1 resets it to the net
     """
 
     buffer_size: int = 10_240
     learning_starts: int = 10_240
     batch: int = 128
     updates: int = 10
-    target_update_interval: int = 5
-    tau: float = 1.0
 
     def __post_init__(self) -> None:
-        positive(self, "", "buffer_size", "batch", "updates", "target_update_interval")
-        between(self, "", 0, 1, "tau")
+        positive(self, "", "buffer_size", "batch", "updates")
         between(self, "", 0, math.inf, "learning_starts")
         super().__post_init__()
         multiple(self, "batch", self.num_envs, "num_envs")
@@ -90,6 +86,11 @@ class ReplayLearning(QLearning):
         """Number of steps that act without learning."""
         return max(-(-self.learning_starts // self.frames), -(-self.window[1] // self.rollout_length)) - 1
 
+    @property
+    def all_updates(self) -> int:
+        """Number of updates in the whole run, at least 1."""
+        return max((self.run.steps - self.warmup_steps) * self.updates, 1)
+
     def warnings(self) -> tuple[str, ...]:
         """See `Experiment`."""
         if self.run.steps > self.warmup_steps:
@@ -99,25 +100,20 @@ class ReplayLearning(QLearning):
             "buffer: give more --steps or a smaller --learning-starts",
         )
 
-    def updater(self) -> Updater:
-        """`init` and `update` of one net, called "q"."""
-        updates = max((self.run.steps - self.warmup_steps) * self.updates, 1)
-        return updater(self.update, {"q": (self.optimizer, updates)}, {"q": self.average})
-
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
         return {**super().divisible(), "batch": microbatch(self.batch, self.update)}
 
 
 def act_and_learn(
-    config: ReplayLearning,
+    config: OffPolicy,
     act: Callable[[State], tuple[State, Metrics]],
     learn: Callable[[State], tuple[State, Metrics]],
 ) -> Step:
-    """The step that acts, and learns once there is enough to learn from.
+    """The step that acts, and learns once there is enough to learn from. The State's world is a `World`.
 
     act    stores what it has seen in the world
-    learn  moves Q, and returns the State with the world's priorities in place of the world
+    learn  updates parameters, and returns the State with the world's priorities in place of the world
     """
 
     def wait(state: State) -> tuple[State, Metrics]:
@@ -130,12 +126,42 @@ def act_and_learn(
         state, acted = act(state)
         # The branches leave the buffer out of what they return, or they would copy it.
         learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
-        state = learned._replace(world=state.world._replace(priorities=learned.world))
-        # Every C steps reset Q̂ = Q, or move it there by a part tau
+        return learned._replace(world=state.world._replace(priorities=learned.world)), {**acted, **metrics}
+
+    return step
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayLearning(OffPolicy, QLearning):
+    """An experiment in Q-learning with experience replay and a target net.
+
+    Attributes:
+        target_update_interval: number of steps between updates of the target net
+        tau: how far an update moves the target net towards the net; 1 resets it to the net
+    """
+
+    target_update_interval: int = 5
+    tau: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive(self, "", "target_update_interval")
+        between(self, "", 0, 1, "tau")
+        super().__post_init__()
+
+    def updater(self) -> Updater:
+        """`init` and `update` of one net, called "q"."""
+        return updater(self.update, {"q": (self.optimizer, self.all_updates)}, {"q": self.average})
+
+
+def with_target(config: ReplayLearning, step: Step) -> Step:
+    """`step`, and then the target net's: every C steps reset Q̂ = Q, or move it there by a part tau."""
+
+    def both(state: State, batch: Batch) -> tuple[State, Metrics]:
+        state, metrics = step(state, batch)
         target = state.collections["target"]
         moved = optax.incremental_update(state.params["q"], target, config.tau)
         target = optax.periodic_update(moved, target, state.step + 1, config.target_update_interval)
         state = state._replace(collections=state.collections | {"target": target})
-        return state, {**acted, **metrics, "epsilon": mean(config.epsilon(state.step))}
+        return state, {**metrics, "epsilon": mean(config.epsilon(state.step))}
 
-    return step
+    return both

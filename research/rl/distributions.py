@@ -56,7 +56,7 @@ class Gaussian(NamedTuple):
     """Continuous actions f32[batch, size], each number independently normal.
 
     mean     f32[batch, size]
-    log_std  f32[size], the logarithm of the standard deviation
+    log_std  f32[size] or f32[batch, size], the logarithm of the standard deviation
     """
 
     mean: jax.Array
@@ -80,4 +80,4 @@ class Gaussian(NamedTuple):
     def entropy(self) -> jax.Array:
         """See `Distribution`."""
         each = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return jnp.broadcast_to(each.sum(), self.mean.shape[:1])
+        return jnp.broadcast_to(each.sum(-1), self.mean.shape[:1])

@@ -18,7 +18,7 @@ class Buffer(NamedTuple):
 
     Attributes:
         observation: [num_envs, slots, ...], what actions were chosen by
-        action: i32[num_envs, slots]
+        action: i32[num_envs, slots], or f32[num_envs, slots, *action_shape] where actions are continuous
         reward: f32[num_envs, slots]
         terminated: bool[num_envs, slots], see `Transition`
         done: bool[num_envs, slots], see `Transition`
@@ -46,7 +46,7 @@ class Sample(NamedTuple):
 
     Attributes:
         observation: where the window starts
-        action: i32, what was done there
+        action: i32, or f32 [..., *action_shape], what was done there
         return_: f32, the discounted rewards of n transitions, or of fewer where the episode is done before
         discount: f32, gamma to the number of those transitions; 0 where the last of them terminated
         next_observation: what the last of them led to; anything where it terminated
@@ -60,12 +60,12 @@ class Sample(NamedTuple):
 
 
 def empty(environment: VectorEnv, num_envs: int, slots: int, dtype: Any = jnp.float32) -> Buffer:
-    """A buffer of zeros for the observations of `environment`, which it holds as `dtype`."""
+    """A buffer of zeros for the transitions of `environment`, whose observations it holds as `dtype`."""
     shape, per_slot = environment.observation_shape, (num_envs, slots)
     cuts = (slots - 1) // environment.least_truncated + 1  # the most that `slots` frames can have
     return Buffer(
         observation=jnp.zeros((*per_slot, *shape), dtype),
-        action=jnp.zeros(per_slot, jnp.int32),
+        action=jnp.zeros((*per_slot, *environment.action_shape), environment.action_dtype),
         reward=jnp.zeros(per_slot),
         terminated=jnp.zeros(per_slot, bool),
         done=jnp.zeros(per_slot, bool),

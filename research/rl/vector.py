@@ -4,7 +4,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from research.core.errors import UserError
 from research.core.types import Tree
@@ -82,3 +84,8 @@ class VectorEnv(NamedTuple):
     def action_shape(self) -> tuple[int, ...]:
         """The shape of one action, () for a discrete one."""
         return self.actions.shape if isinstance(self.actions, Box) else ()
+
+    @property
+    def action_dtype(self) -> DTypeLike:
+        """The dtype of an action: i32 of a discrete one, f32 of a continuous one."""
+        return jnp.float32 if isinstance(self.actions, Box) else jnp.int32

@@ -32,7 +32,7 @@ def sticky_actions(environment: VectorEnv, probability: float) -> VectorEnv:
 
     Before the first frame of an episode, that action is 0.
     """
-    dtype = jnp.float32 if isinstance(environment.actions, Box) else jnp.int32
+    dtype = environment.action_dtype
 
     def reset(keys: jax.Array) -> Starts:
         states, observation = environment.reset(keys)
