@@ -19,12 +19,11 @@ import jax
 import numpy as np
 import tyro
 
-import research
 from experiments.console import print_table, script
+from experiments.runs import one_seed
 from research.core.errors import RunError, UserError, between, positive
 from research.core.files import failing, make_directory, write_json
 from research.core.special_tokens import PAD
-from research.core.transformations import first_seed
 from research.data.columns import column_names, test_column
 from research.evaluation import groups as of_groups
 from research.evaluation import plots
@@ -76,8 +75,8 @@ class Predictions(NamedTuple):
 
 def run(options: Options) -> None:
     """Compares the groups, prints tables, and writes the numbers and the pictures."""
-    experiment, _, state = research.load(options.directory)
-    inference, test = experiment.inference(first_seed(state)).get("inference"), experiment.feeds().test
+    experiment, state = one_seed(options.directory)
+    inference, test = experiment.inference(state).get("inference"), experiment.feeds().test
     if inference is None or not inference.names or getattr(test[0].targets, "ndim", 0) != 1:
         raise UserError(f"{options.directory} is not the run of a classifier: give one, for example of mnist_cnn")
     directory = options.output or options.directory

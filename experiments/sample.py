@@ -11,12 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-import research
 from experiments.console import script
+from experiments.runs import one_seed
 from research.core.errors import UserError
 from research.core.special_tokens import EOS
 from research.core.state import State, evaluated
-from research.core.transformations import first_seed
 from research.evaluation.decoding import Sampling, beam_search, sample
 from research.evaluation.text import before_eos
 from research.learners.language import Language
@@ -56,7 +55,7 @@ class Options:
 
 def write(options: Options) -> None:
     """Prints the text piece by piece."""
-    experiment, _, state = research.load(options.directory)
+    experiment, state = one_seed(options.directory)
     if not isinstance(experiment, Language | Translate):
         raise UserError(f"{options.directory} is not a run of a language model or a translator")
     workdir.check_kept(options.directory, experiment.feeds().kept)
@@ -88,7 +87,7 @@ def written(experiment: Language, state: State, options: Options) -> Iterator[st
     tokens = tokenizer.encode(options.prompt)
     if not 0 < tokens.size < context:
         raise UserError(f"expected a --prompt of 1 to {context - 1} tokens, less than the context: not {tokens.size}")
-    params, key = evaluated(first_seed(state), "net"), jax.random.key(options.seed)
+    params, key = evaluated(state, "net"), jax.random.key(options.seed)
     how = Sampling(options.temperature, options.top_k, options.top_p)
     done, shown = tokens.size, tokenizer.decode(tokens)
     while tokens.size < done + options.length:
@@ -111,7 +110,7 @@ def translated(experiment: Translate, state: State, text: str) -> str:
         raise UserError(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
     found, _ = beam_search(
         experiment.network(experiment.module()).apply,
-        evaluated(first_seed(state), "net"),
+        evaluated(state, "net"),
         jnp.asarray(tokens, jnp.int32)[None],
         pairs.length,
         experiment.beams,

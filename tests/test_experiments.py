@@ -30,6 +30,7 @@ from experiments import (
     places,
     plot,
     reproduce,
+    runs,
     train,
     transfer,
 )
@@ -99,6 +100,11 @@ def test_evaluate_uses_the_devices_that_training_does(finished, tmp_path, monkey
     feeds = experiment.feeds()._replace(kept={"tokenizer.json": "two"})
     monkeypatch.setattr(Classify, "feeds", lambda _: feeds)
     assert evaluate.main([str(copy)]) == 2 and f"{copy / 'tokenizer.json'} is not the tokenizer" in said(capsys)
+
+
+def test_a_script_for_one_seed_says_which_it_takes(finished, capsys):
+    _, state = runs.image_classifier(finished)
+    assert state.key.shape == () and f"{finished} has several seeds, of which this is seed 0" in said(capsys)
 
 
 def test_evaluate_gives_the_figures_of_the_summary_and_writes_nothing(finished, monkeypatch, capsys):

@@ -54,14 +54,17 @@ class Pair:
     script: what Python runs
     more: further arguments of each of the processes
     slurm: whether they are told of each other by Slurm's environment
+    devices: how many each has
     """
 
-    def __init__(self, directory, *arguments, script=("-m", "experiments.train"), more=((), ()), slurm=False):
+    def __init__(
+        self, directory, *arguments, script=("-m", "experiments.train"), more=((), ()), slurm=False, devices=(2, 2)
+    ):
         at = f"127.0.0.1:{free_port()}"
-        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2", "JAX_PLATFORMS": "cpu"}
 
         def told(i):
             """The options and the environment. JAX derives the coordinator's port from the number of Slurm's job."""
+            environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices[i]), "JAX_PLATFORMS": "cpu"}
             if not slurm:
                 return ["--processes", "2", "--coordinator", at, "--process", str(i)], environment
             facts = {"JOB_ID": os.getpid(), "STEP_NODELIST": "localhost", "NTASKS": 2, "PROCID": i, "LOCALID": i}
@@ -145,6 +148,11 @@ def test_processes_with_different_configs_are_refused(tmp_path):
     why = "process 1 differs from process 0 (run.seed: 0 there, 1 here)"
     assert f"error: {why}" in second and f"error: process 1 of 2 has failed: {why}" in first
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_processes_with_unequal_devices_are_refused(tmp_path):
+    for status, output in Pair(tmp_path / "run", devices=(3, 1)).ended():
+        assert status == 2 and "the same number of devices, and there are 3 in process 0, 1 in process 1" in output
 
 
 def test_a_process_that_fails_after_a_save_ends_the_other(tmp_path):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -144,7 +145,8 @@ def joined(
     timeout                          seconds to wait for the other processes
 
     If one process fails, all of them exit; if one dies, the others exit about `HEARTBEAT` seconds later. Enter it
-    before JAX initialises its devices. Raises UserError where the coordinator can't be reached.
+    before JAX initialises its devices. Raises UserError where the coordinator can't be reached, or one process has more
+    devices than another.
     """
     if processes is None:
         yield ProcessGroup()
@@ -166,11 +168,12 @@ def joined(
     # JAX has no public name for its coordination service.
     from jax._src.distributed import global_state
 
-    jax.devices()  # waits for those of the other processes
+    owners = [device.process_index for device in jax.devices()]  # waits for those of the other processes
     group = ProcessGroup(global_state.process_id, global_state.num_processes or 1, global_state.client)
     console.quiet = not group.primary
     with group.watching():
         try:
+            check_devices(owners)
             yield group
             group.barrier("end")
         except Interrupted as error:
@@ -183,6 +186,14 @@ def joined(
             raise found from error
         finally:
             console.quiet = False
+
+
+def check_devices(owners: Sequence[int]) -> None:
+    """Raises UserError unless each process has as many devices; `owners` has the process of each device."""
+    counts = Counter(owners)
+    if len(set(counts.values())) > 1:
+        each = ", ".join(f"{count} in process {process}" for process, count in sorted(counts.items()))
+        raise UserError(f"each process must have the same number of devices, and there are {each}")
 
 
 def _lost(group: ProcessGroup, error: Exception) -> RunError:
