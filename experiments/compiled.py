@@ -23,7 +23,7 @@ import jax
 import tyro
 
 from experiments.compile import Command
-from experiments.console import script
+from experiments.console import check_output, script
 from experiments.results import ROOT, provenance
 from research.core.console import say
 from research.core.errors import NotInstalled, RunError, UserError
@@ -89,6 +89,7 @@ def table(
             there
     """
     output = output or ROOT / "docs" / "results" / f"compiled{'_large' if large else ''}.json"
+    check_output(output)
     jax.config.update("jax_platforms", "cpu")
     for name in names:
         config.load(name)

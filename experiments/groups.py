@@ -55,7 +55,7 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "least")
-        between(self, "", 2, of_groups.MOST, "quantiles")
+        between(self, "", 2, of_groups.MOST - 1, "quantiles")  # and a group of NaN
         between(self, "", 0, math.inf, "samples")
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from experiments.console import number, script
+from experiments.console import check_output, number, script
 from research.core.errors import UserError
 from research.core.files import write_json
 from research.core.state import Batch
@@ -117,6 +117,7 @@ def scores(
     """
     if episodes < 1:
         raise UserError(f"--episodes must be at least 1, not {episodes}")
+    check_output(output)
     found: dict[str, dict[str, Any]] = {}
     for name, environment in sorted(environments().items()):
         reach = REACH.get(name)

@@ -63,7 +63,8 @@ class Options:
 
     def __post_init__(self) -> None:
         positive(self, "", "images", "seeds")
-        check_output(self.output)
+        if self.output is None or self.output.parent != self.directory:  # which is made
+            check_output(self.output)
         if len(set(self.images)) < len(self.images):
             raise UserError("--images has a number twice")
         for name in ("pretraining", "tuning"):

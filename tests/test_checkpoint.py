@@ -281,6 +281,21 @@ def test_init_from_takes_the_parameters_of_the_patterns(two):
         init_from(two, here, paths=["dens/*"])
 
 
+def test_init_from_patterns_see_through_other_layers_and_other_nets(tmp_path):
+    """A target net of which the other run has layers that are not here, and that is of the second of two nets."""
+
+    def make(scale, head):
+        critic = {"body": jnp.full(3, scale), head: jnp.full(2, scale)}
+        params = {"actor": {"body": jnp.full(3, scale)}, "critic": critic}
+        return State(jnp.int32(0), jax.random.key(0), params, {}, {"target": critic}, ())
+
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, make(1.0, "values"))
+    found = init_from(tmp_path, make(0.0, "value"), lambda _: None, paths=["critic/body"])
+    assert_same(found.collections["target"], {"body": jnp.ones(3), "value": jnp.zeros(2)})
+    assert_same(found.params["actor"], {"body": jnp.zeros(3)})
+
+
 def test_init_from_takes_statistics_and_target_nets_by_the_same_patterns(tmp_path):
     """A layer that is not taken starts with its own statistics and its own target; what has no path is taken."""
 

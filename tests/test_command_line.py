@@ -188,7 +188,10 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
             "loss is maximised or minimised: give --run.mode max or --run.mode min",
         ),
         (["digits_cnn", "--data.name", "mnits"], "did you mean mnist?"),
-        (["digits_cnn", "--data.limit", "1"], "1 training examples are too few to hold some out: give 2 or more"),
+        (
+            ["digits_cnn", "--data.limit", "1"],
+            "1 training examples are too few to hold some out: give more",
+        ),
         (["mnist_cnn", "--data.dir", "nowhere"], "--data.name digits needs nothing"),
         (["digits_cnn", "--place", "pmap", "--data.batch", "12"], "data.batch=12 (the nearest: 8 or 16): choose"),
         (["cartpole_dqn", "--environment.name", "CartPole-v9"], "CartPole-v1"),

@@ -1,6 +1,5 @@
 """The scripts: evaluate, plot, reproduce, demo; and the reports that a run leaves."""
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -22,6 +21,7 @@ import research
 from experiments import (
     agree,
     benchmark,
+    compiled,
     compress,
     console,
     demo,
@@ -31,6 +31,7 @@ from experiments import (
     plot,
     reproduce,
     runs,
+    scores,
     train,
     transfer,
 )
@@ -167,20 +168,30 @@ def test_plot_says_what_is_wrong(finished, tmp_path, capsys):
     [
         (agree, ["nothing"]),
         (benchmark, ["pqn"]),
+        (compiled, ["mnist_cnn"]),
         (compress, ["nothing"]),
         (dtypes, ["nothing"]),
         (places, ["nothing"]),
+        (scores, []),
         (transfer, ["--tuning=--nothing"]),
     ],
 )
 def test_a_file_in_a_directory_that_is_not_there_is_refused_first(script, arguments, capsys):
     """Before anything is measured, which takes minutes."""
-    with contextlib.suppress(SystemExit):  # where the options are a class
-        assert script.main([*arguments, "--output", "nowhere/found.json"]) == 2
+    try:
+        status = script.main([*arguments, "--output", "nowhere/found.json"])
+    except SystemExit as exited:  # where the options are a class
+        status = exited.code
+    assert status == 2
     assert "--output nowhere/found.json: there is no directory nowhere" in said(capsys)
 
 
-def test_a_result_whose_report_has_failed_is_left_out():
+def test_transfer_may_write_to_the_directory_that_it_makes(tmp_path):
+    directory = tmp_path / "transfer"
+    assert transfer.Options(directory=directory, output=directory / "found.json").output
+
+
+def test_a_result_whose_report_has_failed_has_no_number():
     result = {"test": {"loss": {"mean": 1.0, "spread": None, "each": [1.0]}}, "published": {"bleu": 41.0}}
     assert console.headlines(result, "bleu") == [("bleu", "", "41")]
 

@@ -525,8 +525,8 @@ def test_noise_is_a_number(capsys):
 
 def test_there_are_not_more_quantiles_than_groups(capsys):
     with pytest.raises(SystemExit, match="2"):
-        groups_script.main(["runs/x", "--by", "brightness", "--quantiles", "51"])
-    assert "quantiles must be between 2 and 50, not 51" in said(capsys)
+        groups_script.main(["runs/x", "--by", "brightness", "--quantiles", "50"])
+    assert "quantiles must be between 2 and 49, not 50" in said(capsys)
 
 
 @pytest.mark.parametrize(("script", "more"), [(explain_script, []), (groups_script, ["--by", "label"])])

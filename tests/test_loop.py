@@ -23,6 +23,7 @@ from research.training import reader, run
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator
 from research.training.profiling import profiled
+from research.training.run import reported
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
 
@@ -55,7 +56,7 @@ def test_metrics_are_read_one_dispatch_late_but_before_an_evaluation_or_a_save(t
     assert lines == ["train 2", "train 4", "train 6", "validation 6", "train 8", "train 10", "validation 10"]
 
 
-@pytest.mark.parametrize("where", ["jit", "shard_map"])
+@pytest.mark.parametrize("where", ["jit", "pmap", "shard_map"])
 def test_a_seed_that_diverged_has_no_numbers(where):
     """Nor those that are finite: the prediction of outputs that are NaN is the first class."""
     learner, feeds = per_seed(EXPERIMENTS["cnn"].build()), EXPERIMENTS["cnn"].feeds()
@@ -66,6 +67,12 @@ def test_a_seed_that_diverged_has_no_numbers(where):
     fine, found = (evaluate(at.put(one), feeds.validation) for one in (state, broken))
     assert fine.keys() == found.keys() == {"accuracy", "loss"} and None not in fine["accuracy"]
     assert found == {name: [each[0], None] for name, each in fine.items()}
+
+
+def test_reports_have_no_numbers_of_a_seed_that_diverged(tmp_path):
+    state = State(jnp.int32(0), jax.random.split(jax.random.key(0)), {"x": jnp.array([[1.0], [jnp.inf]])}, {}, {}, ())
+    report = Report(lambda *_: {"mistakes": [3, 0], "together": 0.5})
+    assert reported([report], lambda: state, None, tmp_path) == {"mistakes": [3, None], "together": 0.5}
 
 
 @pytest.mark.parametrize("every", ["2", "8"])

@@ -98,3 +98,5 @@ def test_an_ensemble_is_right_where_its_mean_is():
     assert ensemble_accuracy(shifted, np.array([0, 1, 1])) == 1
     assert ensemble_accuracy(logits, np.array([0, 0, 1])) == pytest.approx(2 / 3)
     assert ensemble_accuracy(logits[:1], np.array([0, 0, 1])) == 1
+    lost = np.full_like(logits[:1], np.nan)
+    assert ensemble_accuracy(np.concatenate([lost, logits[:1]]), np.array([0, 0, 1])) == 1

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -214,5 +215,11 @@ def _made(data: Any, directory: Path) -> Any:
     base = next((base for base in kinds if isinstance(data, base)), None)
     if base is None:
         return None
-    kind = type(kinds[base].__name__, (kinds[base], type(data)), {})  # in all but its examples, what `data` is
+    kind: Any = _in_place_of(data.__class__, kinds[base])
     return kind(**{field.name: getattr(data, field.name) for field in dataclasses.fields(data)})
+
+
+@cache
+def _in_place_of(kind: type, made: type) -> type:
+    """What is `made` in its examples, and in all else `kind`; one class, since caches go by it."""
+    return made if issubclass(made, kind) else type(made.__name__, (made, kind), {})

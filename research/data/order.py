@@ -121,7 +121,7 @@ def split(size: int, fraction: float, seed: int) -> tuple[np.ndarray, np.ndarray
     `part` has `fraction` of them, and each of the two has at least one. Raises UserError if `size` is less than 2.
     """
     if size < 2:
-        raise UserError(f"data: {size} training examples are too few to hold some out: give 2 or more")
+        raise UserError(f"data: {size} training examples are too few to hold some out: give more")
     order = permute(np.arange(size, dtype=np.uint32), np.uint32(0xFFFFFFFF), size, seed, np).astype(np.int64)
     count = min(max(1, round(size * fraction)), size - 1)
     return np.sort(order[count:]), np.sort(order[:count])

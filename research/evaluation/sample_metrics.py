@@ -107,7 +107,7 @@ def _features(x: np.ndarray, y: np.ndarray, least: int, metric: str) -> tuple[np
 
 
 def ensemble_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The accuracy of the mean prediction of several nets, a deep ensemble.
+    """The accuracy of the mean prediction of several nets, a deep ensemble; nets that have diverged are left out.
 
     Lakshminarayanan, Pritzel & Blundell 2017 (arXiv:1612.01474).
 
@@ -115,7 +115,8 @@ def ensemble_accuracy(logits: np.ndarray, labels: np.ndarray) -> float:
     labels  i[examples]
     """
     exponentials = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities = (exponentials / exponentials.sum(-1, keepdims=True)).mean(0)
+    each = exponentials / exponentials.sum(-1, keepdims=True)
+    probabilities = each[np.isfinite(each).all((1, 2))].mean(0)
     return float((probabilities.argmax(-1) == labels).mean())
 
 

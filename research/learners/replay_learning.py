@@ -87,7 +87,7 @@ class OffPolicy(Reinforcement):
         return max(-(-self.learning_starts // self.frames), -(-self.window[1] // self.rollout_length)) - 1
 
     @property
-    def all_updates(self) -> int:
+    def total_updates(self) -> int:
         """Number of updates in the whole run, at least 1."""
         return max((self.run.steps - self.warmup_steps) * self.updates, 1)
 
@@ -150,7 +150,7 @@ class ReplayLearning(OffPolicy, QLearning):
 
     def updater(self) -> Updater:
         """`init` and `update` of one net, called "q"."""
-        return updater(self.update, {"q": (self.optimizer, self.all_updates)}, {"q": self.average})
+        return updater(self.update, {"q": (self.optimizer, self.total_updates)}, {"q": self.average})
 
 
 def with_target(config: ReplayLearning, step: Step) -> Step:

@@ -263,10 +263,10 @@ def init_from(
     check_patterns(state.params, [pattern.removeprefix("!") for pattern in paths], "--init-paths", whole=True)
 
     def read(path: Path, manifest: Manifest) -> State:
-        here, there, own = named(state), manifest.leaves, named(state.params)
+        here, there = named(state), manifest.leaves
         one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
         each = {name: one(leaf) for name, leaf in here.items()} if repeated else here
-        to_take = lambda leaves: {name: leaf for name, leaf in leaves.items() if _wanted(name, paths, own)}
+        to_take = lambda leaves: {name: leaf for name, leaf in leaves.items() if _wanted(name, paths, here)}
         sources = {name: _source(name, there) for name in to_take(here)}
         taken = {name: source for name, source in sources.items() if source in there}
         parameters = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
@@ -281,7 +281,9 @@ def init_from(
             warn(f"{path} does not have {', '.join(missing)}: they start afresh")
         check_same(path, {name: there[source] for name, source in taken.items()}, {name: each[name] for name in taken})
         for collection in _collections(state):
-            ours, theirs = to_take(_under(collection, each)), to_take(_under(collection, there))
+            ours, theirs = to_take(_under(collection, each)), _under(collection, there)
+            if paths:
+                theirs = {name: leaf for name, leaf in theirs.items() if name in ours}
             if not differences(theirs, ours):
                 taken |= {name: name for name in ours}
         found = _read(path, {source: each[name] for name, source in taken.items()})
@@ -307,25 +309,28 @@ def _collections(state: State) -> Iterator[str]:
             yield f"collections/{name}"
 
 
-def _wanted(name: str, paths: Sequence[str], parameters: Collection[str]) -> bool:
-    """Whether a leaf is one of those to take: what goes with no parameter is."""
-    path = _path(name, parameters)
+def _wanted(name: str, paths: Sequence[str], leaves: Collection[str]) -> bool:
+    """Whether one of the `leaves` of a State is to be taken: what goes with no parameter is."""
+    path = _path(name, leaves)
     hit = lambda patterns: any(fnmatchcase(path, pattern) for pattern in patterns)
     given = [pattern for pattern in paths if not pattern.startswith("!")]
     return path is None or ((not given or hit(given)) and not hit(p[1:] for p in paths if p.startswith("!")))
 
 
-def _path(name: str, parameters: Collection[str]) -> str | None:
-    """The path by which a leaf is taken or not: of a parameter, of its average and of its copy in a target net, the
-    parameter's; of a net's own collections, such as net/norm/mean of its batch statistics; else None."""
+def _path(name: str, leaves: Collection[str]) -> str | None:
+    """The path by which one of the `leaves` of a State is taken or not: of a parameter, of its average and of its copy
+    in a target net, the parameter's; of a net's own collections, such as net/norm/mean of its batch statistics; else
+    None. A target net is one whose paths are those of a net; of the first such net, where several are alike."""
     for prefix in AVERAGED:
         if name.startswith(f"{prefix}/"):
             return name.removeprefix(f"{prefix}/")
     owner, _, rest = name.removeprefix("collections/").partition("/")
-    nets = dict.fromkeys(parameter.partition("/")[0] for parameter in parameters)
+    nets = dict.fromkeys(leaf.split("/")[1] for leaf in leaves if leaf.startswith(f"{AVERAGED[0]}/"))
     if owner in nets:
         return f"{owner}/{rest.partition('/')[2]}"
-    return next((f"{net}/{rest}" for net in nets if f"{net}/{rest}" in parameters), None)
+    whole = [leaf.removeprefix("collections/") for leaf in _under(f"collections/{owner}", dict.fromkeys(leaves))]
+    copied = lambda net: {f"{AVERAGED[0]}/{net}{leaf.removeprefix(owner)}" for leaf in whole} <= set(leaves)
+    return next((f"{net}/{rest}" for net in nets if whole and copied(net)), None)
 
 
 def _source(name: str, there: dict[str, str]) -> str | None:

@@ -9,10 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from research.core.experiment import Run
-from research.core.metrics import Mean, Metrics, Numbers, mean, merged
+from research.core.metrics import Metrics, Numbers, mean, merged
 from research.core.placement import Place
 from research.core.state import Batch, Learner, State
-from research.core.types import Tree
 
 
 class Evaluator:
@@ -21,7 +20,7 @@ class Evaluator:
     def __init__(self, learner: Learner, where: Place) -> None:
         def evaluate(state: State, batch: Batch) -> Metrics:
             found = learner.evaluate(state, batch)
-            return found | {_DIVERGED: jax.vmap(_diverged)(state.params)} if state.key.ndim else found
+            return found | {_DIVERGED: jax.vmap(mean)(diverged(state))} if state.key.ndim else found
 
         self._evaluate = where.evaluate(evaluate, 0)
         self._where = where
@@ -33,18 +32,24 @@ class Evaluator:
         """
         found = [self._evaluate(state, self._where.put_data(batch, 0)) for batch in batches]
         numbers = merged(jax.tree.map(lambda *means: np.stack(means), *jax.device_get(found)))
-        if (diverged := numbers.pop(_DIVERGED, None)) is None:
-            return numbers
-        known = lambda each: [None if lost else x for x, lost in zip(each, diverged, strict=True)]
-        return {name: known(each) for name, each in numbers.items()}
+        lost = numbers.pop(_DIVERGED, None)
+        return numbers if lost is None else known(numbers, lost)
 
 
 _DIVERGED = "parameters are not finite"
 
 
-def _diverged(params: Tree) -> Mean:
-    """Whether the parameters of a seed are NaN or infinite, as a metric."""
-    return mean(~jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all())
+@jax.jit
+def diverged(state: State) -> jax.Array:
+    """Whether parameters of each seed are NaN or infinite, bool[seeds]."""
+    of_one = lambda params: ~jnp.array([jnp.isfinite(x).all() for x in jax.tree.leaves(params)]).all()
+    return jax.vmap(of_one)(state.params)
+
+
+def known(numbers: Numbers, lost: Sequence[Any]) -> Numbers:
+    """`numbers`, None for the seeds that are `lost`. Numbers that are not of each seed stay as they are."""
+    each = lambda of: [None if gone else x for x, gone in zip(of, lost, strict=True)] if isinstance(of, list) else of
+    return {name: each(of) for name, of in numbers.items()}
 
 
 def summary(values: Numbers) -> dict[str, dict[str, Any]]:

@@ -129,7 +129,9 @@ def check(processes: str | None, coordinator: str | None, process: int | None) -
         raise UserError(f"--processes {processes} needs --coordinator HOST:PORT and --process I")
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise UserError(f"--coordinator is HOST:PORT, the same for all processes, not {coordinator}")
+        raise UserError(
+            f"--coordinator is HOST:PORT, the same for all processes, a port from 1 to 65535, not {coordinator}"
+        )
     if not 0 <= process < int(processes):
         raise UserError(f"--process is one of 0 to {int(processes) - 1}, not {process}")
 

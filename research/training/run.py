@@ -25,7 +25,7 @@ from research.evaluation import plots
 from research.training import checkpoint, config, log, own_files, provenance, workdir
 from research.training.checks import check_contract, check_divisible, check_dtype, usable_devices
 from research.training.dispatch import dispatches
-from research.training.evaluate import Evaluator, best, exhausted, score, scores, summary
+from research.training.evaluate import Evaluator, best, diverged, exhausted, known, score, scores, summary
 from research.training.processes import ProcessGroup, joined
 from research.training.profiling import profiled
 from research.training.program_cache import keep_programs
@@ -329,7 +329,7 @@ def reported(
     """The numbers of the reports on the State that `get_state` gives; their files are in `directory`.
 
     A report that fails, as where the weights don't fit, is passed over with a warning, unless it gives the number
-    `needed`.
+    `needed`. Of a seed that has diverged the numbers are None.
     """
     numbers: Numbers = {}
     state: State | None = None
@@ -337,7 +337,8 @@ def reported(
         try:
             state = get_state() if state is None else state
             directory.mkdir(parents=True, exist_ok=True)
-            numbers |= plain(report.run(state, split, directory))
+            found = plain(report.run(state, split, directory))
+            numbers |= known(found, list(diverged(state))) if state.key.ndim else found
         except Exception as error:  # a picture that can't be drawn must not cost the run its summary
             if needed in report.metrics:
                 raise
