@@ -26,7 +26,7 @@ def overlay(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
     (directory / "tests").mkdir()
     shutil.copy(ROOT / "pyproject.toml", directory)
-    for name in ("conftest", "digits", "learners", "test_export", "test_laws"):
+    for name in ("conftest", "digits", "learners", "printed", "test_export", "test_laws"):
         shutil.copy(ROOT / "tests" / f"{name}.py", directory / "tests")
     for name, code in BLOCKS.items():
         path = directory / name

@@ -562,7 +562,7 @@ def test_sentences_that_cannot_be(tmp_path):
         with pytest.raises(UserError, match=message):
             Sentences(**wrong)
     where = rated(tmp_path / "a", [("x", 1)], [("y", 0)])
-    with pytest.raises(UserError, match="1 training text is too few"):
+    with pytest.raises(UserError, match="1 training examples are too few"):
         Sentences("tiny", where).spec()
     where = rated(tmp_path / "b", [("x", 1), ("z", -1)], [("y", 0)])
     with pytest.raises(
