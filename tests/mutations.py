@@ -52,6 +52,7 @@ TEXT_STEPS = "tests/test_steps.py -k 'lstm or sentences or masked or translator'
 DQN_STEP = "tests/test_dqn.py -k 'equals_one_in_numpy or target'"
 PQN_STEP = "tests/test_q_learning.py -k a_table_learns"
 PPO_STEP = "tests/test_ppo.py -k equals_one_in_numpy"
+SAC_STEP = "tests/test_sac.py -k equals_one_in_numpy"
 PPO_VALUES = "tests/test_ppo.py -k 'Truncating or evaluation'"
 STATISTICS = "tests/test_ppo.py -k 'running or discounted'"
 WRAPPERS = "tests/test_wrappers.py"
@@ -802,6 +803,69 @@ DQN = [
 ]
 
 RL = [
+    Mutation(
+        "learners/sac.py",
+        "batch.next_observation, action).min(0) - alpha(state)",
+        "batch.next_observation, action).max(0) - alpha(state)",
+        SAC_STEP,
+        "the target is the greater critic's",
+    ),
+    Mutation(
+        "learners/sac.py",
+        "min(0) - alpha(state) * log_prob",
+        "min(0) + alpha(state) * log_prob",
+        SAC_STEP,
+        "the target is paid for certainty",
+    ),
+    Mutation(
+        "learners/sac.py",
+        'q(state.collections["target"], batch.next_observation',
+        'q(state.params["critic"], batch.next_observation',
+        SAC_STEP,
+        "the target is the critics' own",
+    ),
+    Mutation(
+        "learners/sac.py",
+        "y = batch.return_ + batch.discount * value",
+        "y = batch.return_ + config.gamma * value",
+        SAC_STEP,
+        "a terminated transition is bootstrapped",
+    ),
+    Mutation(
+        "learners/sac.py",
+        "alpha(state) * log_prob - q(",
+        "log_prob - q(",
+        SAC_STEP,
+        "the actor's entropy has no temperature",
+    ),
+    Mutation(
+        "learners/sac.py",
+        'q(state.params["critic"], batch.observation, action).min(0)',
+        'q(state.params["critic"], batch.observation, action).mean(0)',
+        SAC_STEP,
+        "the actor follows the mean of the critics",
+    ),
+    Mutation(
+        "learners/sac.py",
+        'mean(-params["log_alpha"] * (log_prob - size))',
+        'mean(params["log_alpha"] * (log_prob - size))',
+        SAC_STEP,
+        "the temperature rises with the entropy",
+    ),
+    Mutation(
+        "learners/sac.py",
+        'state.collections["target"], config.tau)',
+        'state.collections["target"], 1 - config.tau)',
+        SAC_STEP,
+        "the target critics follow fast",
+    ),
+    Mutation(
+        "rl/distributions.py",
+        "self.gaussian.log_prob(u) - log_derivative.sum(-1)",
+        "self.gaussian.log_prob(u)",
+        "tests/test_sac.py -k density",
+        "the density is that before tanh",
+    ),
     Mutation(
         "learners/ppo.py",
         "surrogate = jnp.minimum(",

@@ -50,6 +50,7 @@ SIGNATURES = {
     "rainbow": {"inference": ("float32[batch,4]", "float32[batch,2]")},
     "ppo": {"inference": ("float32[batch,4]", "float32[batch,2]")},
     "ppo_continuous": {"inference": ("float32[batch,1]", "float32[batch,1]")},
+    "sac": {"inference": ("float32[batch,1]", "float32[batch,1]")},
     "gan": {"inference": ("float32[batch,4]", "float32[batch,8,8,1]")},
     "wgan_gp": {"inference": ("float32[batch,4] int32[batch]", "float32[batch,8,8,1]")},
     "vae": AUTOENCODER,

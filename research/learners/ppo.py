@@ -29,7 +29,7 @@ from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, UpdateConfig, updater
-from research.learners.reinforcement import Reinforcement, episode_reports, multiple
+from research.learners.reinforcement import Reinforcement, episode_reports, evaluation_environment, multiple
 from research.nets.actor_critic import ActorCritic
 from research.rl import normalisation
 from research.rl.advantages import explained_variance, gae, normalised
@@ -39,7 +39,7 @@ from research.rl.epochs import scan_epochs
 from research.rl.evaluation import episode_keys, play
 from research.rl.normalisation import Moments, discounted_rewards, no_moments
 from research.rl.rollout import ActorState, Transition, reset, rollout
-from research.rl.vector import Box, VectorEnv
+from research.rl.vector import Box
 from research.rl.wrappers import rescaled_actions, unscaled_actions
 
 
@@ -143,11 +143,6 @@ class PPO(Reinforcement):
             output, about = "logits", "The action with the largest logit is the most likely one."
         about = f"Observations are those of {self.environment.name}. {about}"
         return {"inference": Inference(function, lambda batch: {"observation": starts(batch)}, output, about)}
-
-
-def evaluation_environment(config: PPO) -> VectorEnv:
-    """The environments that episodes of evaluation are played in: their rewards are neither scaled nor clipped."""
-    return rescaled_actions(make(config.environment.unscaled))
 
 
 def actor_critic(config: PPO) -> tuple[Network, Callable[[Tree, jax.Array], tuple[Any, jax.Array]]]:

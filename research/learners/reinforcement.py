@@ -9,8 +9,9 @@ from research.core.experiment import Experiment, Feeds, Report, Run, multiples
 from research.core.optimizers import Optimizer
 from research.data.feed import Empty, episodes
 from research.evaluation.episodes import Act, episode
-from research.rl.environments import Environment
+from research.rl.environments import Environment, make
 from research.rl.vector import VectorEnv
+from research.rl.wrappers import rescaled_actions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,12 @@ class Reinforcement(Experiment):
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
         return {"num_envs": self.num_envs, "episodes": self.episodes}
+
+
+def evaluation_environment(config: Reinforcement) -> VectorEnv:
+    """The environments that episodes of evaluation are played in: their rewards are neither scaled nor clipped, and
+    continuous actions are between -1 and 1."""
+    return rescaled_actions(make(config.environment.unscaled))
 
 
 def _highway(config: Environment, environment: VectorEnv, act: Act) -> Report:

@@ -81,3 +81,24 @@ class Gaussian(NamedTuple):
         """See `Distribution`."""
         each = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
         return jnp.broadcast_to(each.sum(-1), self.mean.shape[:1])
+
+
+class TanhGaussian(NamedTuple):
+    """Continuous actions f32[batch, size] between -1 and 1: tanh of those of a Gaussian (Haarnoja et al. 2018,
+    arXiv:1812.05905, appendix C)."""
+
+    gaussian: Gaussian
+
+    def sample(self, uniform: jax.Array) -> jax.Array:
+        """See `Distribution`."""
+        return jnp.tanh(self.gaussian.sample(uniform))
+
+    def mode(self) -> jax.Array:
+        """Tanh of the most likely actions of the Gaussian: actions without noise."""
+        return jnp.tanh(self.gaussian.mode())
+
+    def sample_and_log_prob(self, uniform: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`sample`, and the logarithm f32[batch] of the density of these actions."""
+        u = self.gaussian.sample(uniform)
+        log_derivative = 2 * (math.log(2) - u - jax.nn.softplus(-2 * u))  # log(1 - tanh(u)^2)
+        return jnp.tanh(u), self.gaussian.log_prob(u) - log_derivative.sum(-1)
