@@ -6,8 +6,9 @@ its episodes).
 
     python -m experiments.train pendulum_sac --seeds 10
 
-Expected: about -143 over 100 fresh episodes of actions without noise, by the last State. Measured by the command: -142.5
-as the mean of ten seeds, -145.7 to -140.1, after 20,000 frames each. It took 224 s on one core beside much other work.
+Expected: about -143 over 100 fresh episodes of actions without noise, by the last State. Measured by the command:
+-142.5 as the mean of ten seeds, -145.7 to -140.1, after 20,000 frames each. It took 224 s on one core beside much other
+work.
 """
 
 from research.core.experiment import Run
