@@ -15,6 +15,7 @@ from research.core.errors import NotInstalled
 from research.core.layout import Layout, make_mesh
 from research.core.placement import place
 from research.core.update import UpdateConfig
+from research.learners.replay_learning import OffPolicy, ReplayLearning
 from research.nets.cnn import CNN, ResNet
 from research.nets.transformer import LanguageModel, Stack
 from research.training.aot import collectives, compiled, trace
@@ -22,9 +23,14 @@ from research.training.topology import topology
 
 pytestmark = pytest.mark.usefixtures("optimised")  # what is counted is what users get
 CHUNK = 2
-CLOCKED = {"dqn": 2, "drqn": 2, "rainbow": 2, "pruned": 1}
-"""Conditionals of a learner, which hang on the clock: whether it learns yet, whether the target net follows, whether
-other weights are pruned."""
+
+
+def clocked(experiment):
+    """Conditionals of a step, which hang on the clock: whether it learns yet, whether the target net follows, whether
+    other weights are pruned."""
+    pruned = experiment.update.pruning.sparsity is not None
+    return isinstance(experiment, OffPolicy) + isinstance(experiment, ReplayLearning) + pruned
+
 
 GATHERED = {"cyclegan": {"all-gather"}, "simclr": {"all-gather"}}
 """What a learner gathers besides: the pool of past images, the same on every device, gets the fakes of all; a view is
@@ -83,7 +89,7 @@ def test_compiles(name, where, how, dtype):
     # Gradients and metrics are summed, and nothing else is gathered: each device keeps its share.
     assert set(facts.collectives) == ({"all-reduce"} | GATHERED.get(name, set()) if facts.devices > 1 else set())
     # The platform's branch of each convolution is chosen by then.
-    assert operations(facts.hlo)["conditional"] == CLOCKED.get(name, 0)
+    assert operations(facts.hlo)["conditional"] == clocked(experiment)
     if isinstance(getattr(experiment, "net", None), CNN | ResNet):
         assert convolutions(facts.hlo) > 0
 
