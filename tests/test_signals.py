@@ -98,13 +98,17 @@ def test_a_call_made_after_the_signal_was_handled_is_ended_too():
 
 
 def test_a_run_stuck_in_its_step_names_it_and_is_ended(tmp_path):
+    saved = tmp_path / "run" / "checkpoints" / "2.json"
     process = start(TRAIN, "digits_cnn", *TINY, "--workdir", str(tmp_path / "run"))
+    until = time.monotonic() + 30
+    while not saved.exists() and time.monotonic() < until:  # it is written while the next step runs
+        time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
     status, _, errors = end(process)
     assert status == 128 + signal.SIGTERM
     (line,) = [line for line in errors.splitlines() if line.startswith("ended by")]
     assert "SIGTERM: the compiled call after step 2 did not return within 1 s" in line
-    assert (tmp_path / "run" / "checkpoints" / "2.json").exists()
+    assert saved.exists()
 
 
 def test_python_handles_what_it_can_and_everything_is_put_back():
