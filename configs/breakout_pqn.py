@@ -8,7 +8,8 @@ targets bootstrap (theirs do not: --environment.limit-terminates). As gymnax has
 
     python -m experiments.train breakout_pqn
 
-Measured by the command, seeds 0 and 1: 88.9 and 91.6, by episodes of 929 and 1,000 frames. No other setting was tried.
+Measured by the command, seeds 0 to 2: 88.9, 91.6 and 95.5, by episodes of 929, 1,000 and 1,000 frames. No other
+setting was tried.
 It takes 8 minutes a seed on 2 cores that do nothing else.
 """
 
