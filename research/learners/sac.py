@@ -1,7 +1,8 @@
 """Soft actor-critic (Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", arXiv:1812.05905).
 
 `sac` follows their Algorithm 1: act, store, and for each minibatch move the critics, the actor, the temperature and the
-target critics.
+target critics. Before learning starts the policy acts as it is initialised; in the authors' code actions are uniform
+then.
 """
 
 from collections.abc import Callable, Iterable
@@ -80,8 +81,8 @@ class SAC(OffPolicy):
         net = network(bind(self.actor, outputs=2 * size), self.update.dtype)
 
         def apply(params: Tree, observation: jax.Array) -> TanhGaussian:
-            mean, log_std = jnp.split(net.apply(params, {}, observation)[0], 2, -1)
-            return TanhGaussian(Gaussian(mean, jnp.clip(log_std, *LOG_STD)))
+            mu, log_std = jnp.split(net.apply(params, {}, observation)[0], 2, -1)
+            return TanhGaussian(Gaussian(mu, jnp.clip(log_std, *LOG_STD)))
 
         return net, apply
 
