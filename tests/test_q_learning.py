@@ -54,6 +54,8 @@ VARIANTS = {
     "soft_quantiles": replace(
         DEEP, net=NET, returns="quantiles", atoms=8, target_update_interval=1, tau=0.3, average=0.99
     ),
+    "categorical": replace(DEEP, net=NET, returns="categorical", atoms=21, v_min=-2.5, v_max=2.5),
+    "prioritised": replace(DEEP, net=NET, priority_exponent=0.6),
     "rainbow": replace(
         DEEP,
         net=MLP(widths=(32,), dueling=True, noisy=True),
@@ -72,7 +74,8 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize(
-    ("variant", "probe"), [*((variant, "ChosenLater") for variant in VARIANTS), ("pqn", "Truncating")]
+    ("variant", "probe"),
+    [*((variant, "ChosenLater") for variant in VARIANTS), ("rainbow", "Truncating"), ("pqn", "Truncating")],
 )
 def test_known_values(variant, probe):
     config = replace(VARIANTS[variant], environment=Environment(f"probes:{probe}"))
