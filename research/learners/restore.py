@@ -241,7 +241,7 @@ def tiny() -> dict[str, Experiment]:
     sgd = Optimizer(name="sgd", learning_rate=0.05)
     plain = Restore(
         data=Images(name="digits", batch=32, evaluation_batch=40),
-        net=UNet(widths=(4, 8), blocks=1, dropout=0.2),
+        net=UNet(widths=(4,), blocks=1, dropout=0.2),
         augment=Augment(flip=True),
         task="super_resolution",
         average=0.9,
