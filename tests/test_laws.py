@@ -198,7 +198,7 @@ def test_endomorphism(name):
 
 def test_step_counts_and_learning_moves(name):
     before = host(start(name))
-    after, metrics, _ = run(name, *ALONE, True)
+    after, metrics, _ = run(name, *ALONE, False)
     assert after.step == N and before.step == 0
     assert_same(before.key, after.key)
     for own, params in before.params.items():
