@@ -286,7 +286,7 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner."""
-    net = Detector(stem=4, widths=(4, 4), blocks=(1, 1), levels=2, channels=4, tower=1, groups=2)
+    net = Detector(stem=4, widths=(4, 4), blocks=(1, 1), levels=2, channels=4, tower=0, groups=2)
     sgd = Optimizer(name="sgd", learning_rate=0.01)
     run = Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="loss", mode="min")
     augment = BoxAugment(flip=True, scaling=0.2, stretch=0.1, shift=0.1, brightness=0.1, contrast=0.1, colour=0.1)
