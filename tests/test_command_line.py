@@ -178,7 +178,10 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--smoothing", "2", *TINY], "smoothing must be between 0 and 1"),
         (["digits_cnn", "--net.dropout", "1.5", *TINY], "a dropout rate must be at least 0 and below 1, not 1.5"),
         (["digits_cnn", "--data.name", "./digits", *TINY], "a data set of TensorFlow Datasets is expected, not a path"),
-        (["digits_cnn", "--seed", "99999999999999999999", *TINY], "run.seed must be a number of 32 bits"),
+        (
+            ["digits_cnn", "--seed", "99999999999999999999", *TINY],
+            "run.seed must be between -2147483648 and 2147483647",
+        ),
         (["digits_cnn", "--seed", "2147483647", "--seeds", "2", *TINY], "--seeds 2: the last seed is 2147483648"),
         (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
