@@ -1,8 +1,8 @@
 """MinAtar's Breakout by deep Q-learning, from 10x10 images of four objects, as Young & Tian have the game.
 
-Method: Mnih et al. 2015, doi:10.1038/nature14236; in this game and in Freeway with double Q-learning (van Hasselt, Guez
-& Silver 2015, arXiv:1509.06461), 3-step returns, and a squared loss with Adam (Obando-Ceron & Castro 2021,
-arXiv:2011.14826). In Asterix these do not learn (see asterix_dqn).
+Method: Mnih et al. 2015, doi:10.1038/nature14236; in this game with double Q-learning (van Hasselt, Guez & Silver 2015,
+arXiv:1509.06461), 3-step returns, and a squared loss with Adam (Obando-Ceron & Castro 2021, arXiv:2011.14826). In
+Asterix and Freeway 3-step returns rise and fall back (see asterix_dqn and freeway_dqn).
 Published: Young & Tian 2019 (arXiv:1903.03176), whose net and setting these are: 5,000,000 frames, one update of 32
 samples a frame, sticky actions of 0.1, all 6 actions, no limit of frames (gymnax has 1,000), epsilon 0.1. Read off
 their figure, the return of the last 100 episodes of training is about 10, as a mean of 30 runs.

@@ -10,11 +10,15 @@ and was back at 16 after 540,000, as Asterix' did by these 3 steps; by RMSProp w
 after 140,000. One-step returns were not tried.
 """
 
-from configs.breakout_dqn import by_adam, minatar
+from dataclasses import replace
+
+from configs.breakout_dqn import minatar
+from research.core.optimizers import Optimizer
 from research.learners.dqn import DQN
 from research.rl.environments import Environment
 
 
 def config() -> DQN:
     """The experiment: 32 frames and 32 updates per step."""
-    return by_adam(minatar(Environment("Freeway-MinAtar", max_steps=2500, limit_terminates=True)))
+    freeway = Environment("Freeway-MinAtar", max_steps=2500, limit_terminates=True)
+    return replace(minatar(freeway), loss="squared", optimizer=Optimizer(learning_rate=2.5e-4, eps=3.125e-4))

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from experiments.console import headlines, markdown, number, script, status
+from experiments.console import check_output, headlines, markdown, number, script, status
 from research.core.console import console
 from research.core.experiment import Experiment
 from research.core.files import failing, replacing
@@ -38,6 +38,7 @@ def reproduce(
         runs: directory that holds the directories of the runs
         output: file for the table
     """
+    check_output(output)
     output = output or runs / "RESULTS.md"
     how = [] if seeds is None else ["--seeds", str(seeds)]
     # All are parsed before the first is trained, so that a wrong name is reported at once.

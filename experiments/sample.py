@@ -13,7 +13,7 @@ import tyro
 
 from experiments.console import script
 from experiments.runs import one_seed
-from research.core.errors import UserError
+from research.core.errors import UserError, between
 from research.core.special_tokens import EOS
 from research.core.state import State, evaluated
 from research.evaluation.decoding import Sampling, beam_search, sample
@@ -51,6 +51,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.length < 1 or not 0 <= self.temperature < math.inf or self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError("expected --length 1 or more, --temperature and --top-k 0 or more, --top-p from 0 to 1")
+        between(self, "", -(2**31), 2**31 - 1, "seed")
 
 
 def write(options: Options) -> None:

@@ -6,4 +6,5 @@ EXPERIMENTS = learners.tiny()
 
 KINDS = ("cnn", "dqn", "gan")
 """A learner of each kind of State: one net, with a world, two nets. They are compiled for every place and dtype; the
-others for three seeds on eight devices at once, and in bfloat16. `experiments.places` has all places for all."""
+others for three seeds at once, by microbatches on four devices, and in bfloat16. `experiments.places` has all places
+for all."""

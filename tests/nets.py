@@ -22,7 +22,7 @@ WORDS = jax.random.randint(jax.random.key(0), (4, 8), 5, 50).at[0, 6:].set(PAD)
 IMAGES = jax.random.normal(jax.random.key(1), (4, 8, 8, 2))
 LABELS, NOISE = jnp.arange(4) % 3, jax.random.normal(jax.random.key(2), (4, 5))
 GANS = {"shape": (8, 8, 2), "classes": 3}
-STACK = Stack(layers=2, width=16, heads=4, dropout=0.1)
+STACK = Stack(layers=2, width=16, heads=4, dropout=0.1, scan_unroll=1)
 OTHER = Stack(
     layers=2, width=16, heads=4, num_kv_heads=2, positions="rotary", activation="swiglu", scan_unroll=1, remat="full"
 )

@@ -178,7 +178,10 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--smoothing", "2", *TINY], "smoothing must be between 0 and 1"),
         (["digits_cnn", "--net.dropout", "1.5", *TINY], "a dropout rate must be at least 0 and below 1, not 1.5"),
         (["digits_cnn", "--data.name", "./digits", *TINY], "a data set of TensorFlow Datasets is expected, not a path"),
-        (["digits_cnn", "--seed", "99999999999999999999", *TINY], "run.seed must be a number of 32 bits"),
+        (
+            ["digits_cnn", "--seed", "99999999999999999999", *TINY],
+            "run.seed must be between -2147483648 and 2147483647",
+        ),
         (["digits_cnn", "--seed", "2147483647", "--seeds", "2", *TINY], "--seeds 2: the last seed is 2147483648"),
         (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
@@ -260,8 +263,7 @@ def test_another_config_is_refused_naming_the_field(copy, capsys):
     status, said = run(capsys, "cartpole_dqn", "--workdir", str(copy))
     assert status == 2 and "digits_cnn" in said
     assert (copy / "summary.json").exists()
-    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, "--seed", "5", "--overwrite")
-    assert status == 0 and json.loads((copy / "config.json").read_text())["config"]["run"]["seed"] == 5
+    assert owned(copy, *TINY, "--seed", "5", "--overwrite")["config"]["run"]["seed"] == 5
 
 
 def test_another_version_is_refused_in_one_line_and_may_be_overwritten(copy, capsys):
@@ -314,6 +316,12 @@ def owned(directory, *arguments, name="digits_cnn"):
         return workdir.about(directory)
 
 
+def begun(directory, command):
+    """The State that the run of this command starts from."""
+    with workdir.owned(directory, "digits_cnn", command):
+        return training.begin(training.prepare(command, directory, ProcessGroup()))[1]
+
+
 def test_init_from_starts_from_what_the_other_run_evaluates(tmp_path, capsys):
     """That is the average at its best checkpoint, here the first one: its later steps make it worse."""
     rates = ["--optimizer.name", "sgd", "--optimizer.learning-rate", "10", "--optimizer.schedule", "constant"]
@@ -332,10 +340,7 @@ def test_init_from_starts_from_what_the_other_run_evaluates(tmp_path, capsys):
     assert run(capsys, "digits_cnn", "--workdir", str(tmp_path / "a"), *options)[0] == 0
     _, _, state = research.load(tmp_path / "a")
     assert json.loads((tmp_path / "a" / "summary.json").read_text())["step"] == 2
-    still = [*TINY, "--steps", "2", "--optimizer.learning-rate", "0", "--optimizer.weight-decay", "0"]
-    again = ["--workdir", str(tmp_path / "b"), "--init-from", str(tmp_path / "a")]
-    assert run(capsys, "digits_cnn", *again, *still)[0] == 0
-    _, _, found = research.load(tmp_path / "b")
+    found = begun(tmp_path / "b", config.parse("digits_cnn", [*TINY, "--init-from", str(tmp_path / "a")]))
     jax.tree.map(np.testing.assert_array_equal, found.params, state.collections["average"])
 
 
@@ -355,14 +360,14 @@ class Taught(Classify):
 def test_a_net_that_nothing_trains_is_given_by_init_from_or_warned_of(tmp_path, capsys):
     plain = config.parse("digits_cnn", [*TINY, "--steps", "2"]).config
     experiment = Taught(**{field.name: getattr(plain, field.name) for field in config.fields(plain)})
-    training.train("digits_cnn", config.Command(experiment, workdir=tmp_path / "a"))
+    a = begun(tmp_path / "a", config.Command(experiment))
     warning = "nothing trains teacher, and without --init-from DIR its weights are random"
     assert warning in " ".join(capsys.readouterr().err.split())
     seeded = dataclasses.replace(experiment, run=dataclasses.replace(experiment.run, seed=1))
-    training.train("digits_cnn", config.Command(seeded, workdir=tmp_path / "b", init_from=tmp_path / "a"))
+    with checkpoint.Checkpoints(tmp_path / "a" / "checkpoints", 2, 0) as checkpoints:
+        checkpoints.save(2, a)
+    b = begun(tmp_path / "b", config.Command(seeded, init_from=tmp_path / "a"))
     assert "nothing trains" not in capsys.readouterr().err
-    abstract = jax.eval_shape(experiment.build().init, jax.random.key(0))
-    (_, a), (_, b) = (checkpoint.restore(tmp_path / name / "checkpoints", abstract) for name in "ab")
     np.testing.assert_array_equal(a.params["teacher"]["kernel"], b.params["teacher"]["kernel"])
 
 
@@ -617,9 +622,7 @@ def test_a_disk_without_locks_is_warned_of(tmp_path, capsys, monkeypatch, number
 def test_seeds_start_from_a_run_without_seeds_and_others_have_as_many(copy, capsys):
     command = lambda *options: config.parse("digits_cnn", [*TINY, *options])
     assert not workdir.repeated(copy, command())
-    two, there = command("--seeds", "2", "--init-from", str(copy)), copy.parent / "two"
-    with workdir.owned(there, "digits_cnn", two):
-        _, state = training.begin(training.prepare(two, there, ProcessGroup()))
+    state = begun(copy.parent / "two", command("--seeds", "2", "--init-from", str(copy)))
     one = research.load(copy)[2]
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, np.stack([y, y])), state.params, one.params)
     about = json.loads((copy / "config.json").read_text())

@@ -228,12 +228,13 @@ def test_int8_layers_against_a_loop(kind, rng):
     layer, shape = FORMS[kind]
     x = rng.normal(size=shape).astype(np.float32)
     net = network(Net(layer), "float32", "int8")
-    params, own = net.init(jax.random.key(0), x)
+    apply = jax.jit(net.apply)
+    params, own = jax.jit(net.init)(jax.random.key(0), x)
     params = jax.tree.map(lambda p: p + np.float32(0.1), params)
     inner = params["layer"]
     assert jax.tree.leaves(own) == [0]
     bound = np.abs(x).max() / 2
-    outputs, _ = net.apply(params, jax.tree.map(lambda _: bound, own), x)
+    outputs, _ = apply(params, jax.tree.map(lambda _: bound, own), x)
     kernel = np.asarray(inner["kernel"])
     dense = kind in ("dense", "heads")
     by_output = np.abs(kernel).max(0 if dense else (0, 1, 2)) / 127
@@ -250,10 +251,10 @@ def test_int8_layers_against_a_loop(kind, rng):
     np.testing.assert_allclose(outputs, expected, rtol=1e-5, atol=1e-5)
     assert "preferred_element_type=int32" in str(jax.make_jaxpr(lambda x: net.apply(params, own, x)[0])(x))
     keys = jax.random.split(jax.random.key(0), 3)
-    trained, moved = net.apply(params, own, x, rng=keys)
+    trained, moved = apply(params, own, x, rng=keys)
     assert float(jax.tree.leaves(moved)[0]) == np.abs(x).max()
-    np.testing.assert_array_equal(trained, net.apply(params, moved, x)[0])
-    _, later = net.apply(params, moved, 3 * x, rng=keys)
+    np.testing.assert_array_equal(trained, apply(params, moved, x)[0])
+    _, later = apply(params, moved, 3 * x, rng=keys)
     assert float(jax.tree.leaves(later)[0]) == pytest.approx(np.abs(x).max() * (0.99 + 0.03))
     seen = input_ranges(Net(layer), "float32", params, {}, x)
     np.testing.assert_array_equal(jax.tree.leaves(seen), jax.tree.leaves(moved))

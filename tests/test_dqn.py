@@ -1,5 +1,6 @@
 """DQN: known values, a step in NumPy, the replay buffer, exploration, and the interface of environments."""
 
+import functools
 import re
 from dataclasses import replace
 
@@ -45,6 +46,14 @@ def probe(name: str, **changes) -> DQN:
     return replace(small, **changes)
 
 
+@functools.cache
+def compiled(config: DQN) -> tuple:
+    """The first state, and the step."""
+    learner = config.build()
+    return jax.jit(learner.init)(jax.random.key(0)), jax.jit(learner.step)
+
+
+@functools.cache
 def trained(config: DQN, seed: int = 0) -> tuple[State, dict]:
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(seed))
@@ -56,44 +65,19 @@ def values(config: DQN, state: State, x: float) -> np.ndarray:
     return np.asarray(net.apply({"params": state.params["q"]}, jnp.array([[x]]))[0])
 
 
-KNOWN = {
-    "Constant": {0: [1]},
-    "Observed": {-1: [-1], 1: [1]},
-    "Delayed": {0: [G], 1: [1]},
-    "Chosen": {0: [1, -1], 1: [-1, 1]},
-    "ChosenLater": {0: [G, G], 1: [-1, 1]},
-    "Truncating": {0: [G / (1 - G)], 1: [1 / (1 - G)]},
-}
-
-
-@pytest.mark.parametrize("name", KNOWN)
-def test_known_values(name):
-    known(probe(name), KNOWN[name])
-
-
-@pytest.mark.parametrize("name", ["Delayed", "Truncating"])
-def test_known_values_by_double_n_step_huber(name):
-    known(probe(name, n_step=3, double=True, loss="huber"), KNOWN[name])
-
-
-def known(config: DQN, expected: dict) -> None:
+@pytest.mark.parametrize(
+    ("name", "changes", "expected"),
+    [
+        ("Observed", {}, {-1: [-1], 1: [1]}),
+        ("ChosenLater", {}, {0: [G, G], 1: [-1, 1]}),
+        ("Truncating", {"n_step": 3, "double": True, "loss": "huber"}, {0: [G / (1 - G)], 1: [1 / (1 - G)]}),
+    ],
+)
+def test_known_values(name, changes, expected):
+    config = probe(name, **changes)
     state, _ = trained(config)
     for x, value in expected.items():
         np.testing.assert_allclose(values(config, state, x), value, atol=0.1)
-
-
-@pytest.mark.parametrize(("double", "bootstrap"), [(True, 2.0), (False, 3.0)])
-def test_what_the_target_is_made_of(double, bootstrap):
-    """Q̂ is 3 and 2 at any x, and stays so. Q(1, ·) learns -1 and 1: its best action is the one that Q̂ holds worse."""
-    config = probe("ChosenLater", double=double, target_update_interval=1000)
-    learner = config.build()
-    state = jax.jit(learner.init)(jax.random.key(0))
-    target = jax.tree.map(jnp.zeros_like, state.params["q"])
-    target["head"]["bias"] = jnp.array([3.0, 2.0])
-    state = state._replace(collections={"target": target})
-    state, _ = jax.jit(scan_steps(learner.step, config.run.steps))(state, NO_BATCH)
-    np.testing.assert_allclose(values(config, state, 0), [G * bootstrap, G * bootstrap], atol=0.1)
-    np.testing.assert_allclose(values(config, state, 1), [-1, 1], atol=0.1)
 
 
 @pytest.mark.parametrize("step", [5, 6])  # after step 5 the target net becomes the net, after step 6 it stays
@@ -119,8 +103,7 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
         optimizer=Optimizer(name="sgd", learning_rate=0.1, momentum=0.0, nesterov=False),
         run=Run(steps=20, steps_per_dispatch=10, metric="return"),
     )
-    learner = config.build()
-    state = jax.jit(learner.init)(jax.random.key(0))
+    state, stepped = compiled(config)
     random = np.random.default_rng(step)
     array = lambda *shape: random.normal(size=shape).astype(np.float32)
     net, target = ({"head": {"kernel": array(1, 2), "bias": array(2)}} for _ in range(2))
@@ -135,15 +118,16 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
     )
     world = state.world._replace(buffer=jax.tree.map(jnp.array, buffer))
     state = state._replace(step=jnp.int32(step), params={"q": net}, collections={"target": target}, world=world)
-    after, metrics = jax.jit(learner.step)(state, NO_BATCH)
+    after, metrics = stepped(state, NO_BATCH)
 
     # The step in NumPy. Only the draws are JAX's.
     q = lambda net, x: x @ net["head"]["kernel"] + net["head"]["bias"]
     epsilon = 1 - 0.8 * step / 10
     expected: dict[str, list] = {"loss": [], "q": [], "gradient_norm": [], "return": [], "length": []}
-    for e in range(num_envs):
-        key = jax.random.fold_in(rng(state, "act"), e)
-        uniform = np.asarray(jax.random.uniform(jax.random.split(key, 2 * rollout_length + 1)[-1], (rollout_length,)))
+    keys_of = lambda name: jax.vmap(jax.random.fold_in, (None, 0))(rng(state, name), jnp.arange(num_envs))
+    last = lambda key: jax.random.split(key, 2 * rollout_length + 1)[-1]
+    draws = jax.jit(jax.vmap(lambda key: jax.random.uniform(last(key), (rollout_length,))))(keys_of("act"))
+    for e, uniform in enumerate(np.asarray(draws)):
         for k, x in enumerate([0, 1, 0]):  # one episode of two frames, and the first frame of another
             greedy = q(net, np.array([x])).argmax()
             action = int(uniform[k] / epsilon * 2) if uniform[k] < epsilon else greedy
@@ -157,9 +141,9 @@ def test_a_step_equals_one_in_numpy(double, loss, step):
                 expected["length"].append(2)
     oldest = (step + 1) % 3 * rollout_length
     batches: list[list] = [[] for _ in range(updates)]
-    for e in range(num_envs):
-        key = jax.random.fold_in(rng(state, "sample"), e)
-        ages = (np.asarray(jax.random.uniform(key, (updates, share))) * (slots - n + 1)).astype(int)
+    draws = jax.jit(jax.vmap(lambda key: jax.random.uniform(key, (updates, share))))(keys_of("sample"))
+    for e, uniform in enumerate(np.asarray(draws)):
+        ages = (uniform * (slots - n + 1)).astype(int)
         for u, age in np.ndindex(updates, share):
             first = last = (oldest + ages[u, age]) % slots
             return_, discount = buffer.reward[e, first], gamma
@@ -230,37 +214,42 @@ def simulated(frames: int, num_envs: int = 3, slots: int = 20, rollout_length: i
             done,
             observation + jnp.where(done[..., None], 0.5, 1.0),
         )
-        buffer = replay.write(buffer, written, jnp.int32(step))
+        buffer = write(buffer, written, jnp.int32(step))
     return buffer, history, frames // rollout_length - 1
+
+
+write = jax.jit(replay.write)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def windows_of(buffer, step, n, key):
+    slots = replay.uniform(jax.random.split(key, 3), step, 5, 20, (2, 400), n)
+    return replay.windows(buffer, slots, n, 0.9)
 
 
 @pytest.mark.parametrize("n", [1, 3, 10])
 @pytest.mark.parametrize("frames", [10, 20, 35, 60])
 def test_windows_stay_within_what_is_remembered(frames, n):
     buffer, history, step = simulated(frames)
-    keys = jax.random.split(jax.random.key(0), 3)
-    slots = replay.uniform(keys, jnp.int32(step), 5, 20, (2, 400), n)
-    samples = jax.tree.map(np.asarray, replay.windows(buffer, slots, n, 0.9))
+    samples = jax.device_get(windows_of(buffer, jnp.int32(step), n, jax.random.key(0)))
     assert samples.return_.shape == (2, 1200)
-    started = set()
-    for batch in range(2):
-        for i in range(0, 1200):
-            identity = int(samples.observation[batch, i, 0])
-            e, first = divmod(identity, 1000)
-            assert e == i // 400  # each environment its own share
-            assert max(0, frames - 20) <= first <= frames - n  # remembered, and the whole window is
-            rewards, last = 0.0, first
-            for k in range(n):
-                last = first + k
-                rewards += 0.9**k * history[e][last][1]
-                if history[e][last][2]:
-                    break
-            np.testing.assert_allclose(samples.return_[batch, i], rewards, rtol=1e-5)
-            np.testing.assert_allclose(samples.discount[batch, i], 0.9 ** (last - first + 1), rtol=1e-5)
-            led_to = 0.5 if history[e][last][2] else 1
-            assert float(samples.next_observation[batch, i, 0]) == 1000 * e + last + led_to
-            started.add((e, first))
+    e, first = np.divmod(samples.observation[..., 0].astype(int), 1000)
+    np.testing.assert_array_equal(e, np.tile(np.arange(1200) // 400, (2, 1)))  # each environment its own share
+    assert max(0, frames - 20) <= first.min() and first.max() <= frames - n  # remembered, and the whole window is
+    started = set(zip(e.flat, first.flat, strict=True))
     assert len(started) == 3 * (min(frames, 20) - n + 1)  # every window there is
+    for environment, start in started:
+        rewards, last = 0.0, start
+        for k in range(n):
+            last = start + k
+            rewards += 0.9**k * history[environment][last][1]
+            if history[environment][last][2]:
+                break
+        led_to = 1000 * environment + last + (0.5 if history[environment][last][2] else 1)
+        there = (e == environment) & (first == start)
+        np.testing.assert_allclose(samples.return_[there], rewards, rtol=1e-5)
+        np.testing.assert_allclose(samples.discount[there], 0.9 ** (last - start + 1), rtol=1e-5)
+        np.testing.assert_array_equal(samples.next_observation[there], led_to)
 
 
 def test_each_device_samples_from_its_own_environments():
@@ -287,12 +276,11 @@ def test_each_device_samples_from_its_own_environments():
 def test_termination_ends_the_return():
     buffer, _, step = simulated(20)
     buffer = buffer._replace(terminated=buffer.done)
-    slots = replay.uniform(jax.random.split(jax.random.key(1), 3), jnp.int32(step), 5, 20, (1, 100), 3)
-    samples = replay.windows(buffer, slots, 3, 0.9)
-    environment, first = np.divmod(np.asarray(samples.observation[0, :, 0]), 1000)
+    samples = jax.device_get(windows_of(buffer, jnp.int32(step), 3, jax.random.key(1)))
+    environment, first = np.divmod(samples.observation[..., 0], 1000)
     ended = (first + environment) % 7 >= 4  # one of the frames first, first + 1 and first + 2 is the last one
-    np.testing.assert_array_equal(np.asarray(samples.discount[0]) == 0, ended)
-    assert 0 < ended.sum() < 300
+    np.testing.assert_array_equal(samples.discount == 0, ended)
+    assert 0 < ended.sum() < ended.size
 
 
 def test_a_buffer_holds_most_observations_once():
@@ -311,6 +299,9 @@ def test_a_buffer_holds_most_observations_once():
     assert empty("probes:Counting").final.shape[1] == 4000
 
 
+following = jax.jit(jax.vmap(replay.following, (0, None)))
+
+
 def test_ends_that_are_remembered_are_those_of_truncated_episodes():
     """Three environments, whose episodes of 2 frames are all terminated, all truncated, and each in turn."""
     buffer = replay.empty(shaped((1,), 2), 3, 8)
@@ -323,10 +314,10 @@ def test_ends_that_are_remembered_are_those_of_truncated_episodes():
         x = jnp.array(np.tile(now, (3, 1))[..., None], jnp.float32)
         zeros = jnp.zeros((3, 4))
         transitions = Transition(x, zeros, zeros, jnp.array(terminated), jnp.array(done), x + 100)
-        buffer = replay.write(buffer, transitions, jnp.int32(step))
+        buffer = write(buffer, transitions, jnp.int32(step))
     np.testing.assert_array_equal(buffer.cuts, [0, 12, 6])
     last = 16 + np.array([0, 1, 2, 3, 4, 5, 6, 7])  # slot 0 holds frame 16
-    led_to = np.asarray(jax.vmap(replay.following, (0, None))(buffer, jnp.arange(8)))[..., 0]
+    led_to = np.asarray(following(buffer, jnp.arange(8)))[..., 0]
     np.testing.assert_array_equal(led_to[:, ::2], np.tile(last[::2] + 1, (3, 1)))  # the next frame's
     np.testing.assert_array_equal(led_to[1, 1::2], last[1::2] + 100)
     np.testing.assert_array_equal(led_to[2, 3::4], last[3::4] + 100)
@@ -336,7 +327,7 @@ def test_buffer_holds_the_true_next_observation():
     config = probe("Counting", run=Run(steps=10, steps_per_dispatch=10, metric="return"))
     state, metrics = trained(config)
     buffer = jax.tree.map(np.asarray, state.world.buffer)
-    led_to = np.asarray(jax.vmap(replay.following, (0, None))(state.world.buffer, jnp.arange(50)))
+    led_to = np.asarray(following(state.world.buffer, jnp.arange(50)))
     # The next observation is never 0, that of the reset.
     np.testing.assert_array_equal(led_to, buffer.observation[:, :50] + 1)
     np.testing.assert_array_equal(buffer.done[:, :50], led_to[..., 0] == 7)
@@ -347,51 +338,42 @@ def test_buffer_holds_the_true_next_observation():
 
 
 def test_epsilon_falls_linearly():
-    config = probe(
-        "Chosen", epsilon_end=0.2, epsilon_fraction=0.5, run=Run(steps=100, steps_per_dispatch=10, metric="return")
-    )
-    _, metrics = trained(config)
-    expected = np.maximum(1 - 0.8 * np.arange(100) / 50, 0.2)
-    np.testing.assert_allclose(metrics["epsilon"].value, expected, rtol=1e-5)
-
-
-def test_epsilon_may_end_at_once():
-    config = probe(
-        "Chosen", epsilon_end=0.2, epsilon_fraction=0.0, run=Run(steps=10, steps_per_dispatch=10, metric="return")
-    )
-    _, metrics = trained(config)
-    np.testing.assert_allclose(metrics["epsilon"].value, np.full(10, 0.2), rtol=1e-6)
+    """What a step says of it is its own: see `test_a_step_equals_one_in_numpy`."""
+    steps, of = jnp.arange(100), lambda fraction: probe("Chosen", epsilon_end=0.2, epsilon_fraction=fraction).epsilon
+    np.testing.assert_allclose(of(0.25)(steps), np.maximum(1 - 0.8 * np.arange(100) / 50, 0.2), rtol=1e-5)
+    np.testing.assert_allclose(of(0.0)(steps), np.full(100, 0.2), rtol=1e-6)
 
 
 def test_no_epsilon_is_greedy():
     config = probe("Chosen", epsilon_start=0.0, epsilon_end=0.0, learning_starts=1000)
-    state, _ = trained(replace(config, run=Run(steps=10, steps_per_dispatch=10, metric="return")))
+    state, step = compiled(config)
+    for _ in range(10):
+        state, _ = step(state, NO_BATCH)
     buffer = jax.tree.map(np.asarray, state.world.buffer)
     for x in (0, 1):
         best = values(config, state, x).argmax()
         assert (buffer.action[:, :50][buffer.observation[:, :50, 0] == x] == best).all()
 
 
+BRIEF = probe("Chosen", learning_starts=61, run=Run(steps=20, steps_per_dispatch=20, metric="return"))
+
+
 def test_all_actions_are_tried_alike():
-    config = probe("Chosen", run=Run(steps=20, steps_per_dispatch=20, metric="return"))
-    state, _ = trained(config)
+    state, _ = trained(BRIEF, 1)
     assert abs(float(state.world.buffer.action.mean()) - 0.5) < 0.1
 
 
 def test_learning_starts_late():
-    config = probe("Chosen", learning_starts=61, run=Run(steps=5, steps_per_dispatch=5, metric="return"))
-    _, metrics = trained(config)
-    np.testing.assert_array_equal(metrics["loss"].count, [0, 0, 0, 128, 128])  # 20 frames a step
+    _, metrics = trained(BRIEF, 1)
+    np.testing.assert_array_equal(metrics["loss"].count, [0, 0, 0, *[128] * 17])  # 20 frames a step
 
 
 def test_target_is_reset_every_so_many_steps():
     config = probe(
         "Chosen", target_update_interval=3, learning_starts=0, run=Run(steps=10, steps_per_dispatch=10, metric="return")
     )
-    learner = config.build()
-    state = jax.jit(learner.init)(jax.random.key(0))
+    state, step = compiled(config)
     first = jax.tree.map(np.asarray, state.params["q"])
-    step = jax.jit(learner.step)
     for expected in ("first", "first", "params"):
         state, _ = step(state, NO_BATCH)
         jax.tree.map(
@@ -402,7 +384,7 @@ def test_target_is_reset_every_so_many_steps():
 
 
 def test_seeds_differ_and_equal_their_single_runs():
-    config = probe("Chosen", run=Run(steps=20, steps_per_dispatch=20, metric="return"))
+    config = BRIEF
     lifted = per_seed(config.build())
     states = jax.jit(lifted.init)(jax.vmap(jax.random.key)(jnp.arange(2)))
     states, _ = jax.jit(scan_steps(lifted.step, 20), donate_argnums=0)(states, NO_BATCH)
@@ -432,24 +414,26 @@ def test_evaluation_plays_whole_greedy_episodes():
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
     (batch,) = config.feeds().validation
-    metrics = jax.jit(learner.evaluate)(state, batch)
+    evaluate = jax.jit(learner.evaluate)
+    metrics = evaluate(state, batch)
     assert float(metrics["length"].value) == 2.0
     assert float(metrics["return"].value) == 1.0
     assert float(metrics["return"].count) == 32
     *_, last = config.feeds().test
     assert last.index.shape == (32,)
-    assert float(jax.jit(learner.evaluate)(state, last)["return"].count) == 4
+    assert float(evaluate(state, last)["return"].count) == 4
 
 
-@pytest.mark.parametrize("sign", [1, -1])
-def test_evaluation_plays_the_best_action(sign):
+def test_evaluation_plays_the_best_action():
     """Q(x, a) is a half where a = x, else minus a half, or the other way round; the reward for a = x is 1, else -1."""
     config = probe("Chosen", net=MLP(widths=()))
     learner = config.build()
     state = jax.jit(learner.init)(jax.random.key(0))
-    net = {"head": {"kernel": sign * jnp.array([[-1.0, 1.0]]), "bias": sign * jnp.array([0.5, -0.5])}}
-    metrics = jax.jit(learner.evaluate)(state._replace(params={"q": net}), config.feeds().validation[0])
-    assert float(metrics["return"].value) == sign
+    evaluate = jax.jit(learner.evaluate)
+    for sign in (1, -1):
+        net = {"head": {"kernel": sign * jnp.array([[-1.0, 1.0]]), "bias": sign * jnp.array([0.5, -0.5])}}
+        metrics = evaluate(state._replace(params={"q": net}), config.feeds().validation[0])
+        assert float(metrics["return"].value) == sign
 
 
 def test_evaluation_uses_no_key_twice():
@@ -545,11 +529,15 @@ def test_broken_environments_are_reported(kind, message):
         vector.check("mine", env, env.default_params)
 
 
+def test_a_constant_probe_rewards_with_one():
+    assert probes.Constant().reward(jnp.zeros(()), jnp.zeros((), jnp.int32)) == 1
+
+
 def test_continuous_actions_are_replayed_as_they_were():
     environment = vector.make(Environment("probes:Near"))
     actor, policy = reset(environment, jax.random.key(0), 3), lambda observation, uniform: 2 * uniform - 1
-    _, transitions, _ = rollout(environment, policy, actor, jax.random.key(1), 8)
-    buffer = replay.write(replay.empty(environment, 3, 8), transitions, jnp.int32(0))
+    _, transitions, _ = jax.jit(lambda actor: rollout(environment, policy, actor, jax.random.key(1), 8))(actor)
+    buffer = write(replay.empty(environment, 3, 8), transitions, jnp.int32(0))
     np.testing.assert_array_equal(buffer.action, transitions.action)
     samples = replay.windows(buffer, jnp.full((3, 1, 2), 5), 1, 0.9)
     assert samples.action.shape == (1, 6, 1) and samples.action.dtype == jnp.float32

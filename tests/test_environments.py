@@ -23,12 +23,14 @@ def test_every_environment_of_gymnax_has_the_shapes_that_it_states(name, monkeyp
     environment = make.__wrapped__(Environment(name))
     actions = jnp.zeros((2, *environment.action_shape), jnp.float32 if environment.action_shape else jnp.int32)
 
+    step = jax.jit(environment.step)  # traced once, unless a step changes what it is traced for
+
     def three(key):
         keys = jax.random.split(key, 2)
         starts = states, first = environment.reset(keys)
         timesteps = []
         for _ in range(3):
-            states, timestep = environment.step(keys, states, actions, starts)
+            states, timestep = step(keys, states, actions, starts)
             timesteps.append(timestep)
         return starts[0], states, first, timesteps
 
@@ -51,22 +53,31 @@ def test_an_environment_that_can_not_download_its_data_says_so(monkeypatch):
         make.__wrapped__(Environment("MNISTBandit-bsuite"))
 
 
+def acted(environment, policy, num_envs, length):
+    """The transitions of a rollout from the first frame on, leaves [num_envs, length, ...]."""
+
+    @jax.jit
+    def transitions(first, then):
+        return rollout(environment, policy, reset(environment, first, num_envs), then, length)[1]
+
+    return jax.device_get(transitions(jax.random.key(0), jax.random.key(1)))
+
+
 def test_actions_outside_their_bounds_are_clipped():
     """Reacher adds 0.05 of the action to the velocities; its own step takes any action."""
     environment = make(Environment("Reacher-misc"))
     assert isinstance(environment.actions, Box) and environment.action_shape == (2,)
     np.testing.assert_array_equal((environment.actions.low, environment.actions.high), [[-1, -1], [1, 1]])
     keys = jax.random.split(jax.random.key(0), 3)
-    starts = states, observation = environment.reset(keys)
-    _, timestep = environment.step(keys, states, jnp.full((3, 2), jnp.array([5.0, -0.5])), starts)
+    starts = states, observation = jax.jit(environment.reset)(keys)
+    _, timestep = jax.jit(environment.step)(keys, states, np.tile(np.float32([5, -0.5]), (3, 1)), starts)
     moved = np.asarray(timestep.next_observation - observation)[:, 4:6]
     np.testing.assert_allclose(moved, np.tile([0.05, -0.025], (3, 1)), atol=1e-6)
 
 
 def test_a_rollout_keeps_the_actions_of_its_policy():
     environment = make(Environment("Pendulum-v1"))
-    policy = lambda observation, uniform: 10 * uniform - 5
-    _, transitions, _ = rollout(environment, policy, reset(environment, jax.random.key(0), 3), jax.random.key(1), 6)
+    transitions = acted(environment, lambda observation, uniform: 10 * uniform - 5, 3, 6)
     assert transitions.action.shape == (3, 6, 1)
     assert len(np.unique(transitions.action)) == 18 and np.abs(transitions.action).max() > 2
 
@@ -77,15 +88,14 @@ def test_parameters_and_arguments_of_the_constructor_are_set():
     assert make(Environment("DeepSea-bsuite")).observation_shape == (8, 8)
     # A move to the right costs unscaled_move_cost / size, and a move to the left nothing.
     keys = jax.random.split(jax.random.key(0), 2)
-    starts = make(sea).reset(keys)
-    _, timestep = make(sea).step(keys, starts[0], jnp.arange(2), starts)
+    starts = jax.jit(make(sea).reset)(keys)
+    _, timestep = jax.jit(make(sea).step)(keys, starts[0], jnp.arange(2), starts)
     np.testing.assert_allclose(np.sort(timestep.reward), [-1 / 20, 0], atol=1e-6)
     # An episode of MemoryChain has one frame more than its memory is long.
     policy = lambda observation, uniform: jnp.zeros(len(observation), jnp.int32)
     for length in (5, 100):
         chain = make(Environment("MemoryChain-bsuite", params=(("memory_length", length),)))
-        actor = reset(chain, jax.random.key(0), 1)
-        _, transitions, _ = rollout(chain, policy, actor, jax.random.key(1), length + 2)
+        transitions = acted(chain, policy, 1, length + 2)
         assert np.flatnonzero(transitions.done[0])[0] == length
 
 

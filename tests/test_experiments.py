@@ -224,6 +224,9 @@ def test_reproduce_goes_on_after_a_failure_and_writes_the_table(tmp_path, monkey
     assert "the disk is [full]" in out and "ZeroDivisionError" in out and " ".join(table.split()) in out
     assert reproduce.main(["mnist_cnn", "--output", str(tmp_path / "mine.md")]) == 0
     assert len((tmp_path / "mine.md").read_text().splitlines()) == 3
+    trained.clear()
+    assert reproduce.main(["mnist_cnn", "--output", str(tmp_path / "nowhere" / "mine.md")]) == 2
+    assert "there is no directory" in said(capsys) and not trained
 
 
 def test_reproduce_leaves_a_finished_run_alone_and_checks_names_first(finished, tmp_path, monkeypatch, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from functools import partial
 from types import SimpleNamespace
 
 import flax.linen as nn
@@ -59,9 +60,9 @@ def test_the_saliency_of_a_linear_net_is_its_weights(rng, images):
     weights = rng.normal(size=(4, 6, 2, 3)).astype(np.float32)
     logits = lambda x: jnp.einsum("bhwc,hwck->bk", x, weights)
     expected = np.abs(weights).max(2).transpose(2, 0, 1)[CLASSES]
-    np.testing.assert_allclose(explain.saliency(logits, images, CLASSES), expected, rtol=1e-6)
+    np.testing.assert_allclose(jitted(explain.saliency, logits, images, CLASSES), expected, rtol=1e-6)
     # Noise changes no derivative of a linear net.
-    smooth = explain.smoothed_saliency(logits, images, CLASSES, KEYS, samples=3)
+    smooth = jitted(partial(explain.smoothed_saliency, samples=3), logits, images, CLASSES, KEYS)
     np.testing.assert_allclose(smooth, expected, rtol=1e-5)
 
 
@@ -69,10 +70,11 @@ def test_smoothgrad_is_the_mean_of_a_loop(rng, images):
     """The score is sum(w x**3) / 3, with the derivative w x**2."""
     weights = rng.normal(size=(4, 6, 2, 3)).astype(np.float32)
     logits = lambda x: jnp.einsum("bhwc,hwck->bk", x**3 / 3, weights)
-    found = explain.smoothed_saliency(logits, images, CLASSES, KEYS, samples=2, noise=0.2)
-    for n, (image, key) in enumerate(zip(images, KEYS, strict=True)):
-        spread = 0.2 * (image.max() - image.min())
-        noisy = [image + spread * jax.random.normal(jax.random.fold_in(key, k), image.shape) for k in range(2)]
+    found = jitted(partial(explain.smoothed_saliency, samples=2, noise=0.2), logits, images, CLASSES, KEYS)
+    draw = lambda key, k: jax.random.normal(jax.random.fold_in(key, k), images.shape[1:])
+    draws = jax.jit(jax.vmap(jax.vmap(draw, (None, 0)), (0, None)))(KEYS, jnp.arange(2))
+    for n, (image, noise) in enumerate(zip(images, np.asarray(draws), strict=True)):
+        noisy = [image + 0.2 * (image.max() - image.min()) * noise[k] for k in range(2)]
         slope = np.mean([weights[..., CLASSES[n]] * x**2 for x in noisy], 0)
         np.testing.assert_allclose(found[n], np.abs(slope).max(-1), rtol=1e-4)
 
@@ -82,7 +84,7 @@ def test_integrated_gradients_by_hand(images):
     logits = lambda x: x[:, 0, 0, :1] * x[:, 1, 2, 1:] * jnp.array([1.0, 2.0, 3.0])
     baseline = np.full((4, 6, 2), 0.25, np.float32)
     for start in (0 * baseline, baseline):
-        found = np.asarray(explain.integrated_gradients(logits, images, CLASSES, start, steps=2))
+        found = np.asarray(jitted(partial(explain.integrated_gradients, steps=2), logits, images, CLASSES, start))
         x, y, b = images[:, 0, 0, 0], images[:, 1, 2, 1], start[0, 0, 0]
         expected = np.zeros_like(images)
         expected[:, 0, 0, 0] = (CLASSES + 1) * (x - b) * (y + b) / 2
@@ -99,7 +101,7 @@ def test_integrated_gradients_are_complete(rng, images):
     np.testing.assert_allclose(difference, expected, atol=1e-6)
     errors = []
     for steps in (4, 64):
-        found = explain.integrated_gradients(logits, images, CLASSES, baseline, steps)
+        found = jitted(partial(explain.integrated_gradients, steps=steps), logits, images, CLASSES, baseline)
         errors.append(np.abs(found.sum((1, 2, 3)) - difference).max())
     assert errors[1] < 2e-3 < errors[0]
 

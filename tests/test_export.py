@@ -250,7 +250,8 @@ def test_bfloat16_is_float32_outside_of_the_step(tmp_path):
     after, metrics = written.program.call(leaves, named(batch))
     after, metrics = written.program.call(jax.device_get(after), named(batch))
     assert {tree[name].dtype for tree in (leaves, after) for name in moments} == {np.dtype(np.float32)}
-    expected = learner.step(jax.jit(learner.step)(state, batch)[0], batch)[0]
+    step = jax.jit(learner.step)
+    expected = step(step(state, batch)[0], batch)[0]
     for name, leaf in plain(named(expected)).items():
         np.testing.assert_allclose(after[name], np.asarray(leaf, after[name].dtype), rtol=1e-4, atol=1e-5, err_msg=name)
     jax.tree.map(lambda x: np.testing.assert_array_equal(np.isfinite(x), True), metrics)

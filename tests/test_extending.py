@@ -137,7 +137,7 @@ def test_a_reinforcement_learner(trained):
 
 
 def test_the_laws(overlay):
-    laws = "endomorphism or seeds or microbatches or (precision and bfloat16)"
+    laws = "endomorphism or seeds or (precision and bfloat16)"
     which = f"({laws} or lowered) and (denoise or a2c)"
     files = "tests/test_laws.py", "tests/test_export.py"
     said = python(overlay, "-m", "pytest", "-p", "no:cacheprovider", *files, "-k", which)

@@ -1,5 +1,6 @@
 """The highway: its models against numbers worked out by hand, its traffic, what the agent sees, and its report."""
 
+import functools
 import math
 
 import jax
@@ -65,8 +66,12 @@ def cars(x, y=0.0, heading=0.0, speed=20.0, desired=30.0) -> Cars:
 
 def after(road: Cars, substeps: int, target: float = 0.0, lanes: int = 4, automatic: bool = True) -> Cars:
     """The cars, all left to IDM and MOBIL unless the agent drives at `target`, so many sub-steps later."""
-    step = lambda i, road: drive(road, jnp.float32(target), jnp.bool_(automatic), i, lanes, RING)[0]
-    return jax.jit(lambda road: jax.lax.fori_loop(0, substeps, step, road))(road)
+    return driven_on(road, jnp.int32(substeps), jnp.float32(target), jnp.bool_(automatic), lanes)
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def driven_on(road, substeps, target, automatic, lanes):
+    return jax.lax.fori_loop(0, substeps, lambda i, road: drive(road, target, automatic, i, lanes, RING)[0], road)
 
 
 # The models.

@@ -21,7 +21,7 @@ from research.training.log import read
 from research.training.signals import Interrupted
 
 TINY = (
-    "--net.widths 4 8 --net.depth 1 --steps 60 --run.steps-per-dispatch 5 --run.evaluate-every 10 --run.save-every 10 "
+    "--net.widths 4 --net.depth 1 --steps 60 --run.steps-per-dispatch 5 --run.evaluate-every 10 --run.save-every 10 "
     "--over optimizer.learning-rate 1e-4 1e-2 --over data.batch 16 32 --seeds 2"
 )
 NAMES = ("data.batch=16", "data.batch=32")
@@ -45,8 +45,8 @@ def table(printed: str) -> str:
 
 
 @pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """The sweep of this process."""
+def here(tmp_path_factory, without_pictures):
+    """The sweep of this process; jobs draw pictures."""
     directory = tmp_path_factory.mktemp("here") / "sweep"
     assert swept(directory) == 0
     return directory
@@ -67,7 +67,7 @@ def signalled(directory: Path, name: str, number: int) -> threading.Thread:
         until = time.monotonic() + 300
         saved = lambda: any(x.stem.isdecimal() for x in (directory / name / "checkpoints").glob("*.json"))
         while not saved() and time.monotonic() < until:
-            time.sleep(0.01)
+            time.sleep(0.05)
         controller = json.loads((directory / "jobs.json").read_text())[name]["id"]
         (process,) = Path(f"/proc/{controller}/task/{controller}/children").read_text().split()
         os.kill(int(process), number)

@@ -20,11 +20,10 @@ from research.core.transformations import per_seed, scan_steps, with_feed
 from research.core.update import Dtype, LossScale
 from research.data.feed import prefetched
 
-pytestmark = pytest.mark.parametrize("name", EXPERIMENTS, scope="module")
 KEY = 20
 TENSOR = ("transformer", "translator")
 """Learners whose nets have every entry of the table of tensor shardings."""
-N, STEPS = 4, 20
+N, STEPS, PARTS = 4, 20, 2
 ALONE = ("one", False)
 """On one device, one seed. What is cached has no defaults: with them, f(x) and f(x, default) would be two calls."""
 MESHES = {
@@ -36,9 +35,21 @@ MESHES = {
 
 @functools.cache
 def made(name: str, seeded: bool):
-    """(learner, feeds) of an experiment."""
-    learner = EXPERIMENTS[name].build()
-    return per_seed(learner) if seeded else learner, EXPERIMENTS[name].feeds()
+    """(learner, feeds) of an experiment; seeds of those that are not `KINDS` take their batches in parts."""
+    experiment = EXPERIMENTS[name]
+    if not seeded:
+        return experiment.build(), experiment.feeds()
+    return per_seed((experiment if name in KINDS else in_parts(name)).build()), made(name, False)[1]
+
+
+def in_parts(name: str):
+    """The experiment, which takes its batches in parts; whole where the net has batch statistics, which would be those
+    of a part."""
+    experiment = EXPERIMENTS[name]
+    if any("batch_stats" in own for own in start(name).collections.values()):
+        return experiment
+    update = dataclasses.replace(experiment.update, grad_accum_steps=PARTS)
+    return dataclasses.replace(experiment, update=update)
 
 
 @functools.cache
@@ -50,15 +61,22 @@ def batches(name: str):
 
 def start(name: str, seeded: bool = False):
     """The first State; every place takes it, and `test_endomorphism` sees that each would make one of its kind."""
-    keys = jax.vmap(jax.random.key)(jnp.arange(KEY, KEY + 3)) if seeded else jax.random.key(KEY)
-    return jax.jit(made(name, seeded)[0].init)(keys)
+    if seeded and name in KINDS:
+        return jax.jit(made(name, True)[0].init)(jax.vmap(jax.random.key)(jnp.arange(KEY, KEY + 3)))
+    init = jax.jit(made(name, False)[0].init)
+    if not seeded:
+        return init(jax.random.key(KEY))
+    each = [init(jax.random.key(KEY + n)) for n in range(3)]
+    return jax.jit(lambda *each: jax.tree.map(lambda *x: jnp.stack(x), *each))(*each)._replace(step=each[0].step)
 
 
 def at(where: str, seeded: bool = False, tensor_axes=None):
     """A place: "one" device, or all eight of them by "jit" (one global program), "pmap", "shard_map" or "fsdp", in two
-    replicas, or "tensor"; "seed": the three seeds over three devices."""
+    replicas, or "tensor"; "four" of them by shard_map; "seed": the three seeds over three devices."""
     if where == "one":
         return place("jit", Layout(make_mesh(jax.devices()[:1]), seeds=seeded))
+    if where == "four":
+        return place("shard_map", Layout(make_mesh(jax.devices()[:4]), seeds=seeded))
     if where in MESHES:
         mesh, shard = MESHES[where]
         devices = jax.devices()[: math.prod(mesh_shape(mesh).values())]
@@ -68,26 +86,43 @@ def at(where: str, seeded: bool = False, tensor_axes=None):
 
 @functools.cache
 def scanned(name: str, where: str, seeded: bool):
-    """(N steps over stacked batches, compiled for a place; a list as long as they were traced often)."""
+    """(N steps over stacked batches, compiled for a place; by trace, the types of the State after each traced step)."""
     target, traces = at(where, seeded, EXPERIMENTS[name].tensor_axes()), []
+    learner = made(name, seeded)[0]
 
     def steps(state, fed):
-        traces.append(1)
-        return scan_steps(made(name, seeded)[0].step, N)(state, fed)
+        types: list = []
+
+        def step(state, batch):
+            after, metrics = learner.step(state, batch)
+            types.append(jax.tree.map(jax.typeof, after))
+            return after, metrics
+
+        traces.append(types)
+        return scan_steps(step, N)(state, fed)
 
     return target.train(steps, 1), traces
 
 
-def data(name: str, target, begin: int = 0):
+def data(name: str, target, begin: int = 0, padded: bool = False):
     """The batches that `scanned` takes for its N steps from step `begin` on."""
-    return target.put_data(stacked([batches(name)(begin + k) for k in range(N)]), 1)
+    found = [batches(name)(begin + k) for k in range(N)]
+    return target.put_data(stacked([ending_in_padding(batch) for batch in found] if padded else found), 1)
+
+
+def ending_in_padding(batch):
+    """A batch of eleven examples; one without leaves, of a learner that makes its own data, as it is."""
+    if not jax.tree.leaves(batch):
+        return batch
+    return batch._replace(mask=(np.arange(batch.mask.size) < 11).astype(np.float32))
 
 
 @functools.cache
-def run(name: str, where: str, seeded: bool):
-    """(state, metrics, evaluation) after N scanned steps at a place, on the host."""
+def run(name: str, where: str, seeded: bool, padded: bool):
+    """(state, metrics, evaluation) after N scanned steps at a place, on the host; `padded`: of padded batches."""
     target = at(where, seeded, EXPERIMENTS[name].tensor_axes())
-    state, metrics = scanned(name, where, seeded)[0](target.put(start(name, seeded)), data(name, target))
+    steps, fed = scanned(name, where, seeded)[0], data(name, target, padded=padded)
+    state, metrics = steps(target.put(start(name, seeded)), fed)
     return host(state), host(metrics), host(evaluation(name, where, seeded)(state))
 
 
@@ -101,17 +136,6 @@ def evaluation(name: str, where: str, seeded: bool):
 
 
 @functools.cache
-def microbatched(name: str):
-    """One step, compiled, which takes its batch in four parts; whole where the net has batch statistics, which would be
-    those of a part."""
-    experiment = EXPERIMENTS[name]
-    if not any("batch_stats" in own for own in start(name).collections.values()):
-        update = dataclasses.replace(experiment.update, grad_accum_steps=4)
-        experiment = dataclasses.replace(experiment, update=update)
-    return jax.jit(experiment.build().step)
-
-
-@functools.cache
 def blocks(name: str):
     """The first steps of `STEPS // N` blocks of N steps whose batches have the shapes of the first: of one program."""
     shapes = lambda begin: jax.tree.map(np.shape, batches(name)(begin))
@@ -119,11 +143,17 @@ def blocks(name: str):
     return list(itertools.islice(alike, STEPS // N))
 
 
+@pytest.fixture(scope="module", params=EXPERIMENTS)
+def name(request):
+    """Of a learner: a fixture, and no mark, so that pytest runs all tests of one learner before those of the next."""
+    return request.param
+
+
 @pytest.fixture(scope="module", autouse=True)
 def released(name):
     """After the tests of one learner, its compiled programs are dropped: they would add up to gigabytes."""
     yield
-    for cached in (made, batches, blocks, scanned, run, evaluation, microbatched, losses):
+    for cached in (made, batches, blocks, scanned, run, evaluation, losses):
         cached.cache_clear()
     jax.clear_caches()
 
@@ -157,17 +187,18 @@ def assert_same(a, b):
 
 
 def test_endomorphism(name):
-    before = start(name)
-    after, _ = microbatched(name)(before, batches(name)(0))
+    """By the first trace of the step: a scan makes weak types strong, and traces it again."""
+    run(name, *ALONE, True)
+    before, after = start(name), scanned(name, *ALONE)[1][0][0]
     assert jax.tree.structure(before) == jax.tree.structure(after)
     for (path, x), y in zip(jax.tree.leaves_with_path(before), jax.tree.leaves(after), strict=True):
-        facts = [(z.shape, z.dtype, z.aval.weak_type) for z in (x, y)]
+        facts = [(z.shape, z.dtype, z.weak_type) for z in (x.aval, y)]
         assert facts[0] == facts[1], jax.tree_util.keystr(path)
 
 
 def test_step_counts_and_learning_moves(name):
     before = host(start(name))
-    after, metrics, _ = run(name, *ALONE)
+    after, metrics, _ = run(name, *ALONE, False)
     assert after.step == N and before.step == 0
     assert_same(before.key, after.key)
     for own, params in before.params.items():
@@ -179,20 +210,15 @@ def test_step_counts_and_learning_moves(name):
 
 def test_scan_is_loop_and_microbatches_are_batches(name):
     """Steps one by one, each in microbatches, equal a scan of whole ones, with batches that end in padding."""
-    padded, state, metrics = [], start(name), []
+    if name not in KINDS:
+        pytest.skip("compiled for one State of each kind; test_seeds has microbatches and padding of the others")
+    step, state, metrics = jax.jit(in_parts(name).build().step), start(name), []
     for k in range(N):
-        batch = batches(name)(k)
-        if jax.tree.leaves(batch):  # not of those that make their own data
-            batch = batch._replace(mask=(np.arange(batch.mask.size) < 11).astype(np.float32))
-        state, new = microbatched(name)(state, batch)
+        state, new = step(state, ending_in_padding(batches(name)(k)))
         metrics.append(new)
-        padded.append(batch)
-    target = at("one")
-    scanned_state, scanned_metrics = scanned(name, *ALONE)[0](
-        target.put(start(name)), target.put_data(stacked(padded), 1)
-    )
-    assert_close(host(state), host(scanned_state))
-    assert_close(stacked(metrics), host(scanned_metrics))
+    scanned_state, scanned_metrics, _ = run(name, *ALONE, True)
+    assert_close(host(state), scanned_state)
+    assert_close(stacked(metrics), scanned_metrics)
 
 
 def test_streamed_is_resident(name):
@@ -209,8 +235,8 @@ def test_streamed_is_resident(name):
         assert feeds.train.resident
         steps = target.train(lambda state, feed: scan_steps(with_feed(learner.step, feed), N)(state, None), None)
         state, metrics = steps(target.put(start(name)), target.put_data(feeds.train, None))
-        assert_close(host(state), run(name, *ALONE)[0])
-        assert_close(host(metrics), run(name, "shard_map", False)[1])
+        assert_close(host(state), run(name, *ALONE, False)[0])
+        assert_close(host(metrics), run(name, "shard_map", False, False)[1])
 
 
 def test_traced_once_donated_and_without_transfers(name):
@@ -243,10 +269,11 @@ def means(metrics):
 
 
 def test_seeds(name):
-    """Three seeds in one program are three runs, on one device or with their batches split over eight."""
-    single, metrics, judged = run(name, *ALONE)
-    where, compared = ("one", lambda metrics: metrics) if name in KINDS else ("shard_map", means)
-    many_states, many_metrics, many_judged = run(name, where, True)
+    """Three seeds in one program are three runs: on one device, or by microbatches on four, of which two have nothing
+    but padding."""
+    single, metrics, judged = run(name, *ALONE, True)
+    where, compared = ("one", lambda metrics: metrics) if name in KINDS else ("four", means)
+    many_states, many_metrics, many_judged = run(name, where, True, True)
     first = jax.tree.map(lambda x: x[0], many_states._replace(step=None))
     assert many_states.step == N
     assert_close(first, single._replace(step=None))
@@ -263,13 +290,13 @@ def test_seeds(name):
 )
 def test_placement(name, where, seeded):
     if not (name in KINDS or (where == "tensor" and name in TENSOR)):
-        pytest.skip("compiled for one State of each kind; test_seeds has the others on eight devices")
+        pytest.skip("compiled for one State of each kind; test_seeds has the others on four devices")
     if where == "tensor" and not EXPERIMENTS[name].tensor_axes():
         with pytest.raises(UserError, match="--shard tensor: the net has no table"):
             at(where)
         return
-    one, one_metrics, one_judged = run(name, "one", seeded)
-    eight, eight_metrics, eight_judged = run(name, where, seeded)
+    one, one_metrics, one_judged = run(name, "one", seeded, True)
+    eight, eight_metrics, eight_judged = run(name, where, seeded, True)
     assert_close(eight, one)
     assert_close(means(eight_metrics), means(one_metrics))
     assert_close(means(eight_judged), means(one_judged))

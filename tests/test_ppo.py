@@ -57,7 +57,6 @@ def outputs(config: PPO, state, x: float):
 
 
 KNOWN = {
-    "Delayed": {0: (0, G), 1: (0, 1)},
     "Chosen": {0: (0, 1), 1: (1, 1)},
     "ChosenLater": {1: (1, 1)},  # at x = 0 each action is as good
     "Truncating": {0: (0, G / (1 - G)), 1: (0, 1 / (1 - G))},

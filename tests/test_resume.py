@@ -24,6 +24,10 @@ RUNS = {
 }
 
 
+SIGNALS = {"digits_cnn": signal.SIGKILL, "cartpole_dqn": signal.SIGTERM}
+"""What each is killed by: what comes before a signal and after it is of all learners."""
+
+
 def arguments(name: str, workdir: Path) -> list[str]:
     return [name, "--workdir", str(workdir), *RUNS[name].split()]
 
@@ -55,11 +59,10 @@ def whole(request, tmp_path_factory, without_pictures):
     return request.param, workdir
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_killed_and_resumed_is_the_run_never_stopped(whole, number, tmp_path):
+def test_killed_and_resumed_is_the_run_never_stopped(whole, tmp_path):
     """A torn last line, of one killed while it wrote, is dropped."""
     name, reference = whole
-    process = start(name, tmp_path / "run")
+    number, process = SIGNALS[name], start(name, tmp_path / "run")
     metrics, summary = tmp_path / "run" / "metrics.jsonl", tmp_path / "run" / "summary.json"
     saved = lambda: number == signal.SIGTERM or list((tmp_path / "run" / "checkpoints").glob("*.json"))
     while process.poll() is None and not (metrics.exists() and metrics.stat().st_size and saved()):

@@ -37,8 +37,9 @@ def test_a_rollout_follows_its_policy_and_goes_on_where_it_stopped():
     """Counting's x counts the frames of an episode, which is cut short after 7; the reward is x."""
     environment = make(Environment("probes:Counting"))
     policy = lambda observation, uniform: (uniform * 1000).astype(jnp.int32)
-    actor = reset(environment, jax.random.key(0), 3)
-    _, whole, metrics = rollout(environment, policy, actor, jax.random.key(1), 10)
+    actor = jax.jit(lambda key: reset(environment, key, 3))(jax.random.key(0))
+    acted = jax.jit(lambda actor, key, length: rollout(environment, policy, actor, key, length), static_argnums=2)
+    _, whole, metrics = acted(actor, jax.random.key(1), 10)
     x = np.arange(10) % 7
     np.testing.assert_array_equal(whole.observation[..., 0], np.tile(x, (3, 1)))
     np.testing.assert_array_equal(whole.next_observation[..., 0], np.tile(x + 1, (3, 1)))
@@ -48,8 +49,8 @@ def test_a_rollout_follows_its_policy_and_goes_on_where_it_stopped():
     assert len(np.unique(whole.action)) > 20  # each environment and frame has its own draw
     assert (float(metrics["return"].value), float(metrics["length"].value)) == (21.0, 7.0)
     assert float(metrics["return"].count) == 3
-    half, _, metrics = rollout(environment, policy, actor, jax.random.key(1), 5)
-    _, rest, later = rollout(environment, policy, half, jax.random.key(2), 5)
+    half, _, metrics = acted(actor, jax.random.key(1), 5)
+    _, rest, later = acted(half, jax.random.key(2), 5)
     np.testing.assert_array_equal(rest.observation, whole.observation[:, 5:])
     assert float(metrics["return"].count) == 0 and float(later["return"].value) == 21
 
@@ -57,7 +58,8 @@ def test_a_rollout_follows_its_policy_and_goes_on_where_it_stopped():
 def test_returns_are_of_the_environments_own_rewards():
     environment = make(Environment("probes:Counting", reward_scale=10.0, reward_clip=25.0, frame_stack=2))
     policy, key = lambda observation, uniform: (uniform * 2).astype(jnp.int32), jax.random.key(0)
-    _, transitions, metrics = rollout(environment, policy, reset(environment, key, 2), key, 7)
+    acted = jax.jit(lambda key: rollout(environment, policy, reset(environment, key, 2), key, 7))
+    _, transitions, metrics = acted(key)
     np.testing.assert_array_equal(transitions.reward, [[0, 10, 20, 25, 25, 25, 25]] * 2)
     assert float(metrics["return"].value) == 21
 
@@ -65,9 +67,10 @@ def test_returns_are_of_the_environments_own_rewards():
 def test_an_environment_draws_the_same_beside_any_others():
     environment = make(Environment("CartPole-v1"))
     policy = lambda observation, uniform: (uniform < 0.5).astype(jnp.int32)
-    actor = reset(environment, jax.random.key(0), 4)
-    _, all_four, _ = rollout(environment, policy, actor, jax.random.key(1), 5)
-    _, last_two, _ = rollout(environment, policy, jax.tree.map(lambda x: x[2:], actor), jax.random.key(1), 5)
+    actor = jax.device_get(jax.jit(lambda key: reset(environment, key, 4))(jax.random.key(0)))
+    acted = jax.jit(lambda actor: rollout(environment, policy, actor, jax.random.key(1), 5))
+    _, all_four, _ = acted(actor)
+    _, last_two, _ = acted(jax.tree.map(lambda x: x[2:], actor))
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[2:], b), all_four, last_two)
     assert len(np.unique(all_four.observation[:, 0], axis=0)) == 4
 
@@ -83,7 +86,8 @@ def test_a_rollout_uses_no_key_twice():
 
     environment = VectorEnv(reset_by, step, observation_shape=(2,), actions=1, max_steps=5)
     policy = lambda observation, uniform: jnp.zeros(len(observation), jnp.int32)
-    _, transitions, _ = rollout(environment, policy, reset(environment, jax.random.key(0), 3), jax.random.key(1), 4)
+    acted = jax.jit(lambda first, then: rollout(environment, policy, reset(environment, first, 3), then, 4))
+    _, transitions, _ = acted(jax.random.key(0), jax.random.key(1))
     of_frames, of_resets = transitions.next_observation, transitions.observation
     used = np.concatenate([np.asarray(x).reshape(-1, 2) for x in (of_frames, of_resets)])
     assert used.shape == (2 * 3 * 4, 2) and len(np.unique(used, axis=0)) == len(used)
@@ -93,11 +97,13 @@ def test_episodes_end_for_themselves():
     environment = make(Environment("CartPole-v1"))
     batch = lambda seeds, mask: Batch(jnp.array(seeds), jnp.array(mask, jnp.float32), (), ())
     right = lambda observation: jnp.ones(len(observation), jnp.int32)
-    alone = [float(play(environment, right, batch([seed], [1]))["return"].value) for seed in range(4)]
+    played = jax.jit(lambda batch: play(environment, right, batch))
+    alone = [float(played(batch([seed], [1]))["return"].value) for seed in range(4)]
     assert len(set(alone)) > 1  # they fall after different times
+    together, masked = (played(batch(range(4), [1, 1, 1, last])) for last in (1, 0))
     for name in ("return", "length"):  # a frame's reward is 1
-        assert float(play(environment, right, batch(range(4), [1, 1, 1, 1]))[name].total) == sum(alone)
-        assert float(play(environment, right, batch(range(4), [1, 1, 1, 0]))[name].value) == sum(alone[:3]) / 3
+        assert float(together[name].total) == sum(alone)
+        assert float(masked[name].value) == sum(alone[:3]) / 3
 
 
 def test_overestimation_is_what_is_predicted_less_what_is_realised():
@@ -105,11 +111,14 @@ def test_overestimation_is_what_is_predicted_less_what_is_realised():
     learned = Environment("CartPole-v1", reward_scale=3.0, reward_clip=2.0).training_reward  # 2 for each frame
     right = lambda observation: jnp.ones(len(observation), jnp.int32)
     predicted = Prediction(lambda observation: 20 + observation[:, 0], 0.9, learned)
-    alone = [play(environment, right, Batch(seeds[i : i + 1], jnp.ones(1), (), ())) for i in range(4)]
+    played = jax.jit(lambda batch: play(environment, right, batch))
+    alone = [played(Batch(np.arange(i, i + 1), jnp.ones(1), (), ())) for i in range(4)]
     lengths = np.array([float(metrics["length"].value) for metrics in alone])
-    first = environment.reset(jax.vmap(lambda seed: episode_keys(seed)[0])(seeds))[1][:, 0]
+    starts = jax.jit(lambda seeds: environment.reset(jax.vmap(lambda seed: episode_keys(seed)[0])(seeds)))
+    first = starts(seeds)[1][:, 0]
     expected = 20 + np.asarray(first) - 2 * (1 - 0.9**lengths) / (1 - 0.9)
-    found = play(environment, right, Batch(seeds, jnp.array([1.0, 1, 1, 0]), (), ()), predicted)
+    predicting = jax.jit(lambda batch: play(environment, right, batch, predicted))
+    found = predicting(Batch(seeds, jnp.array([1.0, 1, 1, 0]), (), ()))
     assert float(found["overestimation"].value) == pytest.approx(expected[:3].mean(), rel=1e-5)
 
 
@@ -124,7 +133,7 @@ def test_advantages_are_discounted_sums_of_temporal_differences(gae_lambda):
     next_value[:, :-1] = np.where(done[:, :-1], next_value[:, :-1], value[:, 1:])
     nothing = np.zeros((4, length, 1), np.float32)
     transitions = Transition(nothing, nothing[..., 0], reward, terminated, done, nothing)
-    found = gae(jax.tree.map(jnp.asarray, transitions), jnp.asarray(value), jnp.asarray(next_value), gamma, gae_lambda)
+    found = np.asarray(jax.jit(gae)(transitions, value, next_value, gamma, gae_lambda))
     for e, t in np.ndindex(4, length):
         expected, weight = 0.0, 1.0
         for k in range(t, length):

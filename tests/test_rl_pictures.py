@@ -15,9 +15,12 @@ from matplotlib.image import imread
 from PIL import Image
 
 from research.core.experiment import Split
-from research.core.state import Batch
+from research.core.state import Batch, State
 from research.evaluation import episodes, values
 from research.rl.environments import Environment, make
+
+EMPTY = State(jnp.int32(0), jax.random.key(0), {"q": {}}, {}, {}, ())
+"""For what does not read a net's parameters."""
 
 
 @pytest.mark.parametrize(
@@ -67,8 +70,7 @@ def test_of_stacked_frames_the_newest_is_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(episodes, "_sheet", lambda draw, observations, *_: drawn.append(observations))
     config, seeds = Environment("probes:Counting", frame_stack=3), EXPERIMENTS["dqn"].feeds().test
     report = episodes.episode(config, make(config), lambda state, x: jnp.zeros(len(x), jnp.int32))
-    state = jax.jit(EXPERIMENTS["dqn"].build().init)(jax.random.key(0))
-    assert report.run(state, Split("test", seeds), tmp_path) == {"episode_return": 21}
+    assert report.run(EMPTY, Split("test", seeds), tmp_path) == {"episode_return": 21}
     np.testing.assert_array_equal(drawn[0], np.arange(8)[:, None])
 
 
@@ -101,8 +103,9 @@ def test_the_arrows_of_deep_sea_lead_where_its_actions_lead(randomize_actions):
     grid = values._deep_sea(sea, params)
     np.testing.assert_array_equal(grid.marks == "", np.tri(3, dtype=bool))
     _, start = sea.reset_env(key, params)
+    step = jax.jit(lambda row, column, action: sea.step_env(key, start.replace(row=row, column=column), action, params))
     for row, column, action in np.ndindex(3, 3, 2):
-        _, after, *_ = sea.step_env(key, start.replace(row=row, column=column), action, params)
+        _, after, *_ = step(row, column, action)
         right, down = grid.moves[row, column, action]
         assert (after.row, after.column) == (row + down, np.clip(column + right, 0, 2))
 
@@ -114,7 +117,7 @@ def test_values_of_a_grid_are_drawn(tmp_path):
     (report,) = values.value_map(config, q)
     drawn = {}
     with mock.patch.object(values, "draw", lambda found, grid, title, path: drawn.update(found=found, path=path)):
-        assert report.run(jax.jit(EXPERIMENTS["dqn"].build().init)(jax.random.key(0)), None, tmp_path) == {}
+        assert report.run(EMPTY, None, tmp_path) == {}
     np.testing.assert_array_equal(drawn["found"], given.reshape(3, 3, 2))
     values.draw(drawn["found"], values._deep_sea(DeepSea(3), DeepSea(3).default_params), "title", drawn["path"])
     assert imread(tmp_path / "values.png").std() > 0.01

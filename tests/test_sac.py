@@ -30,10 +30,12 @@ def test_the_density_of_tanh_of_a_gaussian():
     assert np.isfinite(far), "where tanh is 1 to rounding"
 
 
-@pytest.mark.parametrize("terminated", [False, True])
-def test_a_step_equals_one_in_numpy(terminated, monkeypatch):
-    """Linear nets, and a replay buffer that holds one transition many times; all draws are at one quantile."""
-    rate, tau, gamma, z = 0.1, 0.25, 0.9, stats.norm.ppf(0.7)
+RATE, TAU, GAMMA, QUANTILE = 0.1, 0.25, 0.9, 0.7
+
+
+@pytest.fixture(scope="module")
+def linear():
+    """(first state, step) of linear nets, whose actions are all at one quantile."""
     config = SAC(
         environment=Environment("Pendulum-v1"),
         actor=MLP(widths=()),
@@ -43,15 +45,22 @@ def test_a_step_equals_one_in_numpy(terminated, monkeypatch):
         learning_starts=1_000,
         batch=4,
         updates=1,
-        gamma=gamma,
-        tau=tau,
-        optimizer=Optimizer(name="sgd", learning_rate=rate, momentum=0.0, nesterov=False),
+        gamma=GAMMA,
+        tau=TAU,
+        optimizer=Optimizer(name="sgd", learning_rate=RATE, momentum=0.0, nesterov=False),
     )
-    sample = TanhGaussian.sample_and_log_prob
-    monkeypatch.setattr(TanhGaussian, "sample_and_log_prob", lambda self, u: sample(self, jnp.full_like(u, 0.7)))
-    learner = config.build()
+    learner, sample = config.build(), TanhGaussian.sample_and_log_prob
     state = jax.jit(learner.init)(jax.random.key(0))
+    at_quantile = lambda self, uniform: sample(self, jnp.full_like(uniform, QUANTILE))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TanhGaussian, "sample_and_log_prob", at_quantile)
+        return state, jax.jit(learner.step).lower(state, NO_BATCH).compile()
 
+
+@pytest.mark.parametrize("terminated", [False, True])
+def test_a_step_equals_one_in_numpy(terminated, linear):
+    """From a replay buffer that holds one transition many times."""
+    (state, step), rate, tau, gamma, z = linear, RATE, TAU, GAMMA, stats.norm.ppf(QUANTILE)
     observation, a, r = np.array([0.5, -0.8, 0.6]), 0.25, -1.5
     weights = np.random.default_rng(0).normal(size=(4, 5)) / 2  # of the critics, then of their targets
     weights[1:3, 4] += 3  # so that the first of the two is the lesser one, and of the targets the second
@@ -70,7 +79,7 @@ def test_a_step_equals_one_in_numpy(terminated, monkeypatch):
         collections={"target": pair(weights[2:])},
         world=state.world._replace(buffer=buffer),
     )
-    after, metrics = jax.jit(learner.step)(state, NO_BATCH)
+    after, metrics = step(state, NO_BATCH)
 
     def sampled(theta):
         mean, log_std = theta[:, :3] @ observation + theta[:, 3]

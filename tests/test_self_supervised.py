@@ -51,19 +51,20 @@ def loop(z, temperature, mask):
 def test_nt_xent_is_that_of_a_loop():
     z = jax.random.normal(jax.random.key(0), (16, 5)).at[1::2].add(jax.random.normal(jax.random.key(0), (16, 5))[::2])
     mask = jnp.ones(16).at[12:].set(0)
+    losses = jax.jit(nt_xent)
     for weights in (jnp.ones(16), mask):
-        loss, accuracy = nt_xent(z, 0.2, weights)
+        loss, accuracy = losses(z, 0.2, weights)
         expected = loop(z, 0.2, weights)
         assert (loss.value, accuracy.value) == pytest.approx(expected, rel=1e-5)
         assert loss.count == weights.sum()
-    gradient = jax.grad(lambda z: nt_xent(z, 0.2, mask)[0].value)(z)
+    gradient = np.asarray(jax.jit(jax.grad(lambda z: nt_xent(z, 0.2, mask)[0].value))(z))
     assert np.isfinite(gradient).all() and not gradient[12:].any() and gradient[:12].any(1).all()
 
 
 def test_negatives_are_those_of_all_devices():
     """Loss and gradient of parts on four devices are those of the whole batch on one."""
     z, mask = jax.random.normal(jax.random.key(0), (16, 5)), jnp.ones(16).at[14:].set(0)
-    whole, gradient = jax.value_and_grad(lambda z: nt_xent(z, 0.5, mask)[0].total)(z)
+    whole, gradient = jax.jit(jax.value_and_grad(lambda z: nt_xent(z, 0.5, mask)[0].total))(z)
     parts = lambda x: x.reshape(4, 4, *x.shape[1:])
     each = jax.pmap(
         lambda z, mask: jax.value_and_grad(lambda z: nt_xent(z, 0.5, mask)[0].total)(z), AXIS, devices=jax.devices()[:4]
@@ -79,13 +80,15 @@ def test_both_views_share_their_batch_statistics():
     state = jax.jit(learner.init)(jax.random.key(0))
     after, metrics = jax.jit(learner.step)(state, batch)
     keys = augmentation_keys(state, len(batch.index))
-    views = simclr.standardised(SIMCLR.views(keys, batch.inputs), SIMCLR.data.spec())
+    seen = jax.jit(lambda keys, images: simclr.standardised(SIMCLR.views(keys, images), SIMCLR.data.spec()))
+    views = seen(keys, batch.inputs)
     params = {name: x for name, x in state.params["net"].items() if name != "projection"}
     net = network(SIMCLR.net.clone(outputs=0))
-    features, moved = net.apply(params, state.collections["net"], views, rng=jax.random.split(jax.random.key(0), 64))
+    rng = jax.random.split(jax.random.key(0), 64)
+    features, moved = jax.jit(net.apply)(params, state.collections["net"], views, rng=rng)
     for x, y in zip(*map(jax.tree.leaves, (after.collections["net"], moved)), strict=True):
         np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
-    z, _ = network(SIMCLR.projection).apply(state.params["net"]["projection"], {}, features)
+    z, _ = jax.jit(network(SIMCLR.projection).apply)(state.params["net"]["projection"], {}, features)
     assert metrics["loss"].value == pytest.approx(loop(z, SIMCLR.temperature, np.ones(64))[0], rel=1e-3)
     parts = dataclasses.replace(SIMCLR, update=UpdateConfig(grad_accum_steps=2)).build()
     with pytest.raises(UserError, match=r"of the whole batch: update\.grad_accum_steps must be 1, not 2"):
@@ -119,7 +122,7 @@ def test_masked_error_is_that_of_the_hidden_patches_alone():
 
 def test_hidden_patches_are_not_read():
     """Four of sixteen patches are kept, others for each image; the prediction depends on no hidden pixel."""
-    kept = MASKED.kept(jax.random.split(jax.random.key(0), 200))
+    kept = jax.jit(MASKED.kept)(jax.random.split(jax.random.key(0), 200))
     assert kept.shape == (200, 4) and all(len(set(row)) == 4 for row in kept.tolist())
     assert np.bincount(np.ravel(kept), minlength=16).min() > 25
     state, batch = jax.jit(MASKED.build().init)(jax.random.key(0)), MASKED.feeds().test[0]
@@ -128,7 +131,7 @@ def test_hidden_patches_are_not_read():
     shown = jnp.zeros((len(x), 4, 4), bool).at[jnp.arange(len(x))[:, None], row, column].set(True)
     noise = jax.random.normal(jax.random.key(1), x.shape)
     other = jnp.where(shown.repeat(2, 1).repeat(2, 2)[..., None], x, noise)
-    again, _ = network(MASKED.net).apply(state.params["net"], {}, (other, kept))
+    again, _ = jax.jit(network(MASKED.net).apply)(state.params["net"], {}, (other, kept))
     np.testing.assert_allclose(again, predicted, atol=1e-5)
     with pytest.raises(UserError, match="masked is a fraction between 0 and 1, not 1"):
         dataclasses.replace(MASKED, masked=1.0)
@@ -150,12 +153,15 @@ def test_classifiers_start_from_the_encoders():
         }
 
 
+augmented = jax.jit(augment, static_argnums=0)
+
+
 def test_crops_are_resized_bilinearly():
     """Of an image that is linear in its coordinates a crop is linear too, and its slopes are the crop's sides."""
     y, x = np.mgrid[:16, :24] / 24
     image = jnp.asarray(np.stack([y, x, y], -1), jnp.float32)
     keys = jax.random.split(jax.random.key(0), 300)
-    crops = np.asarray(augment(Augment(crop=0.25), keys, jnp.broadcast_to(image, (300, *image.shape))))
+    crops = np.asarray(augmented(Augment(crop=0.25), keys, jnp.broadcast_to(image, (300, *image.shape))))
     inner = crops[:, 3:-3, 3:-3]
     share = [np.diff(inner[..., axis], axis=1 + axis).mean((1, 2)) * 24 for axis in (0, 1)]
     assert (
@@ -169,7 +175,7 @@ def test_crops_are_resized_bilinearly():
     assert 0.24 < area.min() < 0.32 and area.max() < 1.001 and area.std() > 0.15
     assert 0.74 < ratio.min() < 0.8 and 1.25 < ratio.max() < 1.35
     assert (crops.min((1, 2)) >= -1e-6).all() and (crops.max((1, 2)) <= image.max((0, 1)) + 1e-5).all()
-    whole = augment(Augment(crop=1.0), keys[:3], jnp.broadcast_to(image, (3, *image.shape)))
+    whole = augmented(Augment(crop=1.0), keys[:3], jnp.broadcast_to(image, (3, *image.shape)))
     assert whole.shape == (3, 16, 24, 3)
 
 
@@ -185,15 +191,15 @@ def test_colours():
 
     many, keys = jnp.broadcast_to(image, (400, *image.shape)), jax.random.split(jax.random.key(2), 400)
     same = lambda changed: np.isclose(changed, many, atol=1e-6).all((1, 2, 3)).mean()
-    jittered = augment(Augment(jitter=0.5), keys, many)
+    jittered = augmented(Augment(jitter=0.5), keys, many)
     assert abs(same(jittered) - 0.2) < 0.07 and jittered.min() >= 0 and jittered.max() <= 1
     brightness = jittered.mean((1, 2, 3)) / image.mean()
     assert 0.5 < brightness.min() < 0.75 and 1.2 < brightness.max() < 1.5
-    assert same(augment(Augment(jitter=0.0), keys, many)) == 1
-    greyed = augment(Augment(grey=0.2), keys, many)
+    assert same(augmented(Augment(jitter=0.0), keys, many)) == 1
+    greyed = augmented(Augment(grey=0.2), keys, many)
     is_grey = np.ptp(greyed, axis=3).max((1, 2)) < 1e-6
     assert abs(is_grey.mean() - 0.2) < 0.07 and abs(same(greyed) - 0.8) < 0.07
-    one = augment(Augment(jitter=0.5, grey=1.0), keys, many[..., :1])
+    one = augmented(Augment(jitter=0.5, grey=1.0), keys, many[..., :1])
     assert one.shape == (400, 8, 8, 1)
 
 

@@ -27,7 +27,7 @@ from research.data.sentences import Sentences
 from research.data.strings import is_path
 from research.data.text import END, IGNORED, Text, Windows, windows
 from research.data.tfds import columns
-from research.data.tokenizer import Tokenizer, most_frequent, train_tokenizer
+from research.data.tokenizer import Tokenizer, most_frequent, read_tokenizer, train_tokenizer
 
 ODD = "Zwölf Boxkämpfer — naïve 日本語 😀👩‍👩‍👧\r\n\t\x00\x03 <pad><eos>"
 VERSE = "To be, or not to be: that is the question.\nWhether 'tis nobler in the mind to suffer\n" * 4
@@ -121,6 +121,58 @@ def test_tokenizers_are_their_json(kind):
     again = tokenizers.Tokenizer.from_str(made.to_json())
     assert again.encode(VERSE).ids == made.encode(VERSE).tolist()
     assert again.decode(made.encode(VERSE).tolist()) == made.decode(made.encode(VERSE))
+
+
+@pytest.mark.parametrize("kind", ["characters", "words", "bpe"])
+def test_the_tokenizer_of_a_run_is_read_back(kind, tmp_path):
+    made = train_tokenizer(kind, [VERSE, ODD], 280, True)
+    (tmp_path / "tokenizer.json").write_text(made.to_json())
+    again = read_tokenizer(str(tmp_path), kind, specials=kind != "characters")
+    assert again.kind == kind and again.to_json() == made.to_json()
+    for text in (VERSE, ODD):
+        np.testing.assert_array_equal(again.encode(text), made.encode(text))
+    np.testing.assert_array_equal(again.lengths, made.lengths)
+
+
+def test_tokenizers_that_cannot_be_read(tmp_path):
+    read = lambda *how: read_tokenizer(str(tmp_path), *how)
+    with pytest.raises(UserError, match=r"data\.tokenizer_from .*: no tokenizer there .*: give the directory of a run"):
+        read("bpe")
+    file = tmp_path / "tokenizer.json"
+    for damaged in (b"", b"{}", b"\xff"):
+        file.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"no tokenizer"):
+            read("bpe")
+    file.write_text(train_tokenizer("bpe", [VERSE]).to_json())
+    with pytest.raises(UserError, match="its tokens are bpe, and those of this data words"):
+        read("words", True)
+    with pytest.raises(UserError, match="has no special tokens"):
+        read("bpe", True)
+    assert read("bpe").kind == "bpe"
+
+
+def test_data_with_the_tokenizer_of_a_run(tmp_path):
+    """Texts of one data set in the tokens of another; what a run keeps is then the same file."""
+    (tmp_path / "first.tsv").write_text("".join(f"a fine film number{n}\t{n % 2}\n" for n in range(20)))
+    (tmp_path / "second.tsv").write_text("".join(f"a dull film, not fine\t{n % 2}\n" for n in range(20)))
+    first = Sentences(str(tmp_path / "first.tsv"), vocabulary=9, lengths=(8,), batch=2)
+    kept = first.feeds(1).kept["tokenizer.json"]
+    (tmp_path / "tokenizer.json").write_text(kept)
+    second = Sentences(str(tmp_path / "second.tsv"), lengths=(8,), batch=2, tokenizer_from=str(tmp_path))
+    assert second.spec().tokenizer.size == 9 and second.feeds(1).kept == {"tokenizer.json": kept}
+    tokens = first.spec().tokenizer.encode("a dull film, not fine")
+    assert tokens.tolist().count(UNKNOWN) == 3, "dull, the comma and not"
+    np.testing.assert_array_equal(second.feeds(1).test[0].inputs[0], [*tokens, PAD, PAD])
+
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tokenizer.json").write_text(train_tokenizer("characters", ["abc"]).to_json())
+    text = lambda part: Text(str(tmp_path / "text.txt"), context=2, tokenizer_from=str(tmp_path / "run"), limit=part)
+    (tmp_path / "text.txt").write_text("abba" * 20 + "cdcd" * 3)
+    spec, _, _, test = texts._tokens(text(None), str(tmp_path))
+    assert spec.classes == 3 and test.tolist() == [1, 2] * 4 + [1], "d is replaced by b, and c stays"
+    (tmp_path / "text.txt").write_text("abde" * 30)
+    with pytest.raises(UserError, match="the vocabulary of characters lacks 'de'"):
+        text(9).spec()
 
 
 def test_tokenizers_that_cannot_be():

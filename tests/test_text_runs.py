@@ -83,6 +83,9 @@ def test_what_can_not_be_sampled(language, capsys):
         with pytest.raises(SystemExit, match="2"):
             sample.main([str(language), option])
         assert "--temperature and --top-k 0 or more, --top-p from 0 to 1" in said(capsys)
+    with pytest.raises(SystemExit, match="2"):
+        sample.main([str(language), "--seed", "99999999999999999999"])
+    assert "seed must be between -2147483648 and 2147483647" in said(capsys)
 
 
 def test_another_tokenizer_is_refused(language, capsys):

@@ -9,7 +9,7 @@ import pytest
 
 from research.core.errors import UserError
 from research.core.experiment import Split
-from research.core.state import Batch
+from research.core.state import Batch, State
 from research.data.images import Images
 from research.evaluation import bounds
 from research.learners.vae import VAE, drawn
@@ -28,7 +28,7 @@ STEP = Z[1] - Z[0]
 @pytest.fixture(scope="module")
 def model():
     """(parameters whose decoder depends on the code, a batch whose padding is one image, its binarised pixels)."""
-    params = CONFIG.build().init(jax.random.key(3)).params["net"]
+    params = jax.jit(CONFIG.build().init)(jax.random.key(3)).params["net"]
     params["encoder"]["head"]["bias"] = jnp.array([1.5, 1.0])  # wider than the exact posterior: bounded weights
     batch = CONFIG.feeds().test[-1]
     assert 0 < batch.mask.sum() < 7
@@ -37,7 +37,7 @@ def model():
 
 
 def state_of(params):
-    return CONFIG.build().init(jax.random.key(0))._replace(params={"net": params})
+    return State(jnp.int32(0), jax.random.key(0), {"net": params}, {}, {}, ())
 
 
 def integrals(params, x):
@@ -108,14 +108,15 @@ def test_codes_are_of_their_example_and_number():
 def test_plain_autoencoder():
     """Its loss is the cross-entropy of the grey values by the code itself."""
     config = dataclasses.replace(CONFIG, variational=False, binarise=False, latent=3)
-    params = config.build().init(jax.random.key(0)).params["net"]
+    params = jax.jit(config.build().init)(jax.random.key(0)).params["net"]
     batch = config.feeds().test[0]
     x = np.float64(batch.inputs) / 255
     code, _ = config.posterior(params, jnp.float32(x))
     logits = np.float64(config.decode(params, code))
     one = 1 / (1 + np.exp(-logits))
     expected = -(x * np.log(one) + (1 - x) * np.log(1 - one)).sum((1, 2, 3)).mean()
-    found = config.build().evaluate(state_of(params), Batch(batch.index, batch.mask, batch.inputs, ()))
+    evaluate = jax.jit(config.build().evaluate)
+    found = evaluate(state_of(params), Batch(batch.index, batch.mask, batch.inputs, ()))
     assert found["loss"].value == pytest.approx(expected, rel=1e-5)
     with pytest.raises(UserError, match="num_samples=2 is of variational"):
         dataclasses.replace(config, num_samples=2)
@@ -124,12 +125,13 @@ def test_plain_autoencoder():
 def test_convolutional_nets():
     images = jax.random.uniform(jax.random.key(0), (2, 28, 20, 3))
     encoder, decoder = ConvEncoder(widths=(4, 8), outputs=5), ConvDecoder(widths=(8, 4), shape=(28, 20, 3))
-    codes, _ = encoder.init_with_output(jax.random.key(1), images)
+    codes, _ = jax.jit(encoder.init_with_output)(jax.random.key(1), images)
     assert codes.shape == (2, 5)
-    logits, variables = decoder.init_with_output(jax.random.key(2), codes)
+    _, variables = jax.jit(decoder.init_with_output)(jax.random.key(2), codes)
+    decode = jax.jit(decoder.apply)
+    logits, other = decode(variables, codes), decode(variables, codes.at[0].add(1))
     assert logits.shape == images.shape
-    other = decoder.apply(variables, codes.at[0].add(1))
     assert (other[0] != logits[0]).any((1, 2)).all() or (other[0] != logits[0]).all(-1).mean() > 0.9
     np.testing.assert_array_equal(other[1], logits[1])
     with pytest.raises(UserError, match=r"encoder\.widths: images of 7x8 can't be halved 1 times"):
-        ConvEncoder(widths=(4,), outputs=5).init(jax.random.key(1), images[:, :7, :8])
+        jax.eval_shape(ConvEncoder(widths=(4,), outputs=5).init, jax.random.key(1), images[:, :7, :8])

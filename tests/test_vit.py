@@ -47,29 +47,31 @@ def test_features_follow_their_patches(positions):
     """A patch has its own position wherever it stands in the sequence; those left out do not count."""
     encoder = PatchEncoder(Stack(layers=2, width=8, heads=2, positions=positions), 2)
     order = jnp.stack([jax.random.permutation(jax.random.key(n), 8) for n in range(3)])
-    params = encoder.init(jax.random.key(0), IMAGES, False)
-    whole = encoder.apply(params, IMAGES, False)
-    shuffled = encoder.apply(params, IMAGES, False, order)
+    params = jax.jit(encoder.init, static_argnums=2)(jax.random.key(0), IMAGES, False)
+    apply = jax.jit(encoder.apply, static_argnums=2)
+    whole = apply(params, IMAGES, False)
+    shuffled = apply(params, IMAGES, False, order)
     np.testing.assert_allclose(shuffled, jnp.take_along_axis(whole, order[..., None], 1), atol=1e-5)
 
     row, column = jnp.divmod(order[:, :3], 4)
     hidden = jnp.ones((3, 2, 4), bool).at[jnp.arange(3)[:, None], row, column].set(False)
     dark = jnp.where(hidden.repeat(2, 1).repeat(2, 2)[..., None], 100.0, IMAGES)
-    some = [encoder.apply(params, images, False, order[:, :3]) for images in (IMAGES, dark)]
+    some = [apply(params, images, False, order[:, :3]) for images in (IMAGES, dark)]
     np.testing.assert_array_equal(*some)
     assert not np.allclose(some[0], shuffled[:, :3], atol=1e-3), "those that are kept attend to each other alone"
-    moved = encoder.apply(params, IMAGES[:, ::-1], False).mean(1)
+    moved = apply(params, IMAGES[:, ::-1], False).mean(1)
     assert not np.allclose(moved, whole.mean(1), atol=1e-3), "the same patches elsewhere"
 
 
 def test_logits_are_a_linear_layer_on_the_mean_of_the_features():
-    params, _ = network(ViT(STACK, 2, outputs=5)).init(jax.random.key(0), IMAGES)
+    net = network(ViT(STACK, 2, outputs=5))
+    params, _ = jax.jit(net.init)(jax.random.key(0), IMAGES)
     assert not params["head"]["kernel"].any()
     params["head"]["kernel"] = jax.random.normal(jax.random.key(1), (8, 5))
-    features, _ = network(ViT(STACK, 2)).apply(params, {}, IMAGES)
-    each = PatchEncoder(STACK, 2).apply({"params": params["encoder"]}, IMAGES, False)
+    features, _ = jax.jit(network(ViT(STACK, 2)).apply)(params, {}, IMAGES)
+    each = jax.jit(PatchEncoder(STACK, 2).apply, static_argnums=2)({"params": params["encoder"]}, IMAGES, False)
     np.testing.assert_allclose(features, each.mean(1), atol=1e-6)
-    logits, _ = network(ViT(STACK, 2, outputs=5)).apply(params, {}, IMAGES)
+    logits, _ = jax.jit(net.apply)(params, {}, IMAGES)
     np.testing.assert_allclose(logits, features @ params["head"]["kernel"], atol=1e-4)
 
 

@@ -47,7 +47,7 @@ def test_the_net_equals_pytorch(rng):
     nn, F = torch.nn, torch.nn.functional
     net = network(WhitenedCNN(widths=(4, 6), outputs=3))
     images = rng.normal(size=(5, 9, 9, 2)).astype(np.float32)
-    params, collections = net.init(jax.random.key(0), jnp.asarray(images))
+    params, collections = jax.jit(net.init)(jax.random.key(0), jnp.asarray(images))
     for n, (channels, features) in enumerate([(16, 4), (4, 4), (4, 6), (6, 6)]):
         kernel = np.asarray(params[f"IdentityConv_{n}"]["kernel"])
         first = torch.empty(min(channels, features), channels, 3, 3)
@@ -56,7 +56,8 @@ def test_the_net_equals_pytorch(rng):
         rest = kernel[..., len(first) :]
         assert rest.size == 0 or 0.8 < abs(rest).max() * np.sqrt(9 * channels) <= 1
     params = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32), params)
-    outputs, moved = net.apply(params, collections, images, rng=jax.random.split(jax.random.key(1), 5))
+    apply = jax.jit(net.apply)
+    outputs, moved = apply(params, collections, images, rng=jax.random.split(jax.random.key(1), 5))
 
     to = lambda x: torch.tensor(np.asarray(x))
     conv = lambda x, p, pad: F.conv2d(x, to(p["kernel"]).permute(3, 2, 0, 1), padding=pad)
@@ -79,7 +80,7 @@ def test_the_net_equals_pytorch(rng):
         np.testing.assert_allclose(stats["var"] - 0.6, (norm.running_var - 0.6) * (count - 1) / count, atol=1e-5)
         norm.running_var = to(stats["var"])
         norm.eval()
-    np.testing.assert_allclose(net.apply(params, moved, images)[0], forward(x), atol=2e-5)
+    np.testing.assert_allclose(apply(params, moved, images)[0], forward(x), atol=2e-5)
 
 
 def test_too_small_images_are_refused():
@@ -149,12 +150,12 @@ def test_every_convolution_can_be_of_int8(rng):
     """With products of int8 each of them has a range, and the logits are near those of float32."""
     images = rng.normal(size=(4, 13, 13, 3)).astype(np.float32)
     net = WhitenedCNN(widths=(6, 8), outputs=3)
-    params, own = network(net).init(jax.random.key(0), images)
+    params, own = jax.jit(network(net).init)(jax.random.key(0), images)
     seen = input_ranges(net, "float32", params, own, images)["ranges"]
     convolutions = [f"IdentityConv_{n}" for n in range(4)]
     assert set(seen) == {"stem", "head", *convolutions} and all(x > 0 for x in jax.tree.leaves(seen))
-    exact, _ = network(net).apply(params, own, images)
-    whole, _ = network(net, quantization="int8").apply(params, {**own, "ranges": seen}, images)
+    exact, _ = jax.jit(network(net).apply)(params, own, images)
+    whole, _ = jax.jit(network(net, quantization="int8").apply)(params, {**own, "ranges": seen}, images)
     assert 0 < np.abs(whole - exact).max() < 0.1 * np.abs(exact).max()
 
 
@@ -165,9 +166,10 @@ def test_lookahead_by_hand(rng, power):
     fast = slow = np.float32(rng.normal(size=4))
     state = init(jax.random.key(0), {"net": ({"kernel": jnp.asarray(fast)}, {})})
     loss = lambda params, state, batch, keys: (Mean((params["kernel"] * batch[0]).sum(), jnp.float32(1)), Aux())
+    step = jax.jit(lambda state, batch: update(state, "net", loss, batch)[0])
     for t in range(1, 11):
         gradient = rng.normal(size=4).astype(np.float32)
-        state, _ = update(state, "net", loss, gradient[None])
+        state = step(state, gradient[None])
         fast = fast - 0.5 * gradient
         if t % 3 == 0:
             keep = 0.8**3 * (t / 10) ** power
@@ -186,15 +188,16 @@ def test_lookahead_begins_at_the_parameters_that_training_begins_with(rng):
     state = init(jax.random.key(0), {"net": (jax.tree.map(jnp.zeros_like, params), {})})
     state = state._replace(params={"net": jax.tree.map(jnp.asarray, params)})
     loss = lambda params, state, batch, keys: (Mean(batch.sum() * params["kernel"].sum(), jnp.float32(1)), Aux())
+    step = jax.jit(lambda state: update(state, "net", loss, np.ones(1, np.float32))[0])
     for _ in range(4):
-        state, _ = update(state, "net", loss, np.ones(1, np.float32))
+        state = step(state)
     jax.tree.map(np.testing.assert_array_equal, state.params["net"], params)
 
 
 def test_the_learning_rate_is_a_triangle():
     config = cifar10_airbench.config()
     rate = schedule(config.optimizer, 480)
-    found = [float(rate(at)) for at in range(0, 481, 10)]
+    found = jax.vmap(rate)(jnp.arange(0, 481, 10))
     expected = np.interp(range(0, 481, 10), [0, 110, 480], [0.3, 1.5, 0.105])
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -202,11 +205,11 @@ def test_the_learning_rate_is_a_triangle():
 def test_each_image_is_flipped_on_every_other_pass():
     """With batches that straddle two passes; not all images at once."""
     config = Classify(data=Images(batch=100, limit=300), augment=Augment(flip=True, alternate=True))
-    feed, sides = config.feeds().train, {}
+    feed, sides, mirrored = config.feeds().train, {}, jax.jit(config.mirrored)
     state = State(jnp.int32(0), jax.random.key(3), {}, {}, {}, ())
     for step in range(11):
         batch = feed.batch_at(step)
-        flipped = config.mirrored(state._replace(step=jnp.int32(step)), batch)
+        flipped = mirrored(state._replace(step=jnp.int32(step)), batch)
         for n, side in zip(batch.index.tolist(), flipped.tolist(), strict=True):
             sides.setdefault(n, []).append(side)
     assert len(sides) == feed.size and min(map(len, sides.values())) >= 4
@@ -224,7 +227,8 @@ def test_what_moves_in_is_reflected(rng):
     images = rng.random((40, 6, 5, 2)).astype(np.float32)
     keys, mirrored = jax.random.split(jax.random.key(0), 40), jnp.arange(40) % 2 == 1
     config = Augment(flip=True, alternate=True, shift=2, edge="reflect")
-    found = augment(config, keys, jnp.asarray(images), mirrored)
+    moved = jax.jit(augment, static_argnums=0)
+    found = np.asarray(moved(config, keys, images, mirrored))
     padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), "reflect")
     places = set()
     for n in range(40):
@@ -234,19 +238,20 @@ def test_what_moves_in_is_reflected(rng):
     assert len(places) > 15, "each is one of 25 crops"
     with pytest.raises(UserError, match=r"augment\.alternate"):
         augment(config, keys, jnp.asarray(images))
-    smooth = augment(Augment(rotation=0.0, shift=2, edge="reflect"), keys, jnp.asarray(images))
-    plain = augment(Augment(shift=2, edge="reflect"), keys, jnp.asarray(images))
+    smooth = moved(Augment(rotation=0.0, shift=2, edge="reflect"), keys, images)
+    plain = moved(Augment(shift=2, edge="reflect"), keys, images)
     np.testing.assert_allclose(smooth, plain, atol=1e-5)
     # By more than the image's size, what moves in is reflected again and again, and nothing is black.
-    far = augment(Augment(shift=20, edge="reflect"), keys, jnp.asarray(images) + 1)
+    far = moved(Augment(shift=20, edge="reflect"), keys, images + 1)
     assert far.min() >= 1
 
 
 def test_views_are_averaged_in_evaluation(rng):
     images = rng.normal(size=(3, 9, 9, 1)).astype(np.float32)
     net = network(WhitenedCNN(widths=(4,), outputs=3))
-    params, collections = net.init(jax.random.key(0), images)
-    logits = lambda x: np.asarray(net.apply(params, collections, x)[0])
+    params, collections = jax.jit(net.init)(jax.random.key(0), images)
+    apply = jax.jit(net.apply)
+    logits = lambda x: np.asarray(apply(params, collections, x)[0])
     both = lambda x: (logits(x) + logits(x[:, :, ::-1])) / 2
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), "reflect")
     expected = {
@@ -255,20 +260,19 @@ def test_views_are_averaged_in_evaluation(rng):
         "mirror_shift": both(images) / 2 + both(padded[:, :9, :9]) / 4 + both(padded[:, 2:, 2:]) / 4,
     }
     for kind, values in expected.items():
-        seen = averaged(net, kind)
-        np.testing.assert_allclose(seen.apply(params, collections, images)[0], values, atol=1e-5)
+        seen = jax.jit(averaged(net, kind).apply)
+        np.testing.assert_allclose(seen(params, collections, images)[0], values, atol=1e-5)
         keys = jax.random.split(jax.random.key(1), 3)
-        training = [one.apply(params, collections, images, rng=keys)[0] for one in (seen, net)]
+        training = [one(params, collections, images, rng=keys)[0] for one in (seen, apply)]
         np.testing.assert_array_equal(*training, "in training the images as they are")
         assert sum(weight for weight, _ in views(kind, images)) == 1
     config = Classify(data=Images(), net=WhitenedCNN(widths=(4,)), views="mirror")
     learner = config.build()
-    state = learner.init(jax.random.key(0))
+    state, logits = jax.jit(learner.init)(jax.random.key(0)), jax.jit(config.logits)
     pixels, labels = rng.integers(0, 256, (6, 8, 8, 1)).astype(np.uint8), np.arange(6, dtype=np.int32)
-    logits = config.logits(state, pixels)
-    np.testing.assert_allclose(logits, config.logits(state, pixels[:, :, ::-1]), atol=1e-5)
-    metrics = learner.evaluate(state, Batch(np.arange(6), np.ones(6, np.float32), pixels, labels))
-    expected = -np.asarray(jax.nn.log_softmax(logits))[np.arange(6), labels].mean()
+    np.testing.assert_allclose(logits(state, pixels), logits(state, pixels[:, :, ::-1]), atol=1e-5)
+    metrics = jax.jit(learner.evaluate)(state, Batch(np.arange(6), np.ones(6, np.float32), pixels, labels))
+    expected = -np.asarray(jax.nn.log_softmax(logits(state, pixels)))[np.arange(6), labels].mean()
     np.testing.assert_allclose(metrics["loss"].value, expected, atol=1e-5)
 
 

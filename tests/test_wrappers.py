@@ -15,8 +15,12 @@ COUNTING = "probes:Counting"
 
 def acted(environment, length, policy=lambda observation, uniform: jnp.zeros(len(observation), jnp.int32), num_envs=2):
     """The transitions of a rollout from the first frame on, leaves [num_envs, length, ...]."""
-    actor = reset(environment, jax.random.key(0), num_envs)
-    return jax.tree.map(np.asarray, rollout(environment, policy, actor, jax.random.key(1), length)[1])
+
+    @jax.jit
+    def transitions(first, then):
+        return rollout(environment, policy, reset(environment, first, num_envs), then, length)[1]
+
+    return jax.device_get(transitions(jax.random.key(0), jax.random.key(1)))
 
 
 def test_rewards_are_scaled_then_clipped():

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 import jax
 import tyro
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.metrics import Numbers
 from research.core.state import Batch, Learner, State
 from research.core.update import Dtype, UpdateConfig
@@ -131,8 +131,7 @@ class Run:
 
     def __post_init__(self) -> None:
         positive(self, "run", "steps_per_dispatch", "patience")
-        if not -(2**31) <= self.seed < 2**31:
-            raise UserError(f"run.seed must be a number of 32 bits, from -2^31 to 2^31 - 1, not {self.seed}")
+        between(self, "run", -(2**31), 2**31 - 1, "seed")
         if self.keep < 2:
             raise UserError(f"run.keep must be at least 2, not {self.keep}: a damaged checkpoint needs one before it")
         for name in ("evaluate_every", "save_every", "steps"):

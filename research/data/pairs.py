@@ -16,7 +16,7 @@ from research.data.buckets import BucketFeed, check_lengths, eval_batches, into_
 from research.data.checks import check_fields, expanded
 from research.data.order import split, split_test
 from research.data.strings import VALIDATION_SPLITS, is_path, kept, location, read_file, strings
-from research.data.tokenizer import Tokenizer, train_tokenizer
+from research.data.tokenizer import Tokenizer, make_tokenizer
 
 TEST_SPLITS = ("test", "test_2016_flickr")
 """The usual names of a test split; the second one is Multi30k's."""
@@ -61,6 +61,8 @@ class Pairs:
         source: language to translate from, such as en
         target: language to translate into, such as de
         vocabulary: largest number of tokens, for both languages together and including special tokens
+        tokenizer_from: directory of a run whose tokenizer is used, as one that starts from its weights (--init-from)
+            needs it; `vocabulary` is not used then. None: the tokenizer is trained on the training texts
         lengths: increasing lengths of the buckets in tokens, including EOS
         batch: size of the global training batch
         evaluation_batch: size of validation and test batches
@@ -76,6 +78,7 @@ class Pairs:
     source: str = "en"
     target: str = "de"
     vocabulary: int = 6000
+    tokenizer_from: str | None = None
     lengths: tuple[int, ...] = (16, 24, 32, 48)
     batch: int = 128
     evaluation_batch: int = 256
@@ -165,7 +168,7 @@ def _tokens(config: Pairs, where: str | None) -> _Tokens:
     if validation is None:
         rest, part = split(len(train[0]), config.validation, config.seed)
         train, validation = ([[side[i] for i in places] for side in train] for places in (rest, part))
-    tokenizer = train_tokenizer("bpe", [*train[0], *train[1]], config.vocabulary, specials=True)
+    tokenizer = make_tokenizer("bpe", [*train[0], *train[1]], config.vocabulary, True, config.tokenizer_from)
     parts = (train, validation, test)
     (sources, targets), *others = [[tokenizer.encode_batch(side) for side in part] for part in parts]
     fits = np.flatnonzero(np.maximum(sizes(sources), sizes(targets)) < config.lengths[-1])

@@ -18,7 +18,7 @@ from research.data.checks import check_fields, check_labels, expanded
 from research.data.labelled_files import read_labelled
 from research.data.order import split, split_test
 from research.data.strings import is_path, joined, kept, location, text_features
-from research.data.tokenizer import Tokenizer, train_tokenizer
+from research.data.tokenizer import Tokenizer, make_tokenizer
 
 Part = tuple[list[str], list[int] | None]
 """The texts of a split, and their labels; None: the split has no labels."""
@@ -69,6 +69,8 @@ class Sentences:
             of the library
         tokenizer: kind of tokenizer, words or byte pairs
         vocabulary: largest number of tokens, including special tokens
+        tokenizer_from: directory of a run whose tokenizer is used, as one that starts from its weights (--init-from)
+            needs it; `vocabulary` is not used then. None: the tokenizer is trained on the training texts
         lengths: increasing lengths of the buckets in tokens; the middle of a text that is longer than all of them is
             left out
         batch: size of the global training batch
@@ -86,6 +88,7 @@ class Sentences:
     dir: str | None = None
     tokenizer: Literal["words", "bpe"] = "words"
     vocabulary: int = 20_000
+    tokenizer_from: str | None = None
     lengths: tuple[int, ...] = (128, 256, 400)
     batch: int = 64
     evaluation_batch: int = 256
@@ -148,7 +151,7 @@ def _tokens(config: Sentences, where: str | None) -> tuple[Any, ...]:
     if validation is None:
         rest, part = split(len(texts), config.validation, config.seed)
         texts, labels, validation = texts[rest], labels[rest], (texts[part], labels[part])
-    tokenizer = train_tokenizer(config.tokenizer, texts, config.vocabulary, specials=True)
+    tokenizer = make_tokenizer(config.tokenizer, texts, config.vocabulary, True, config.tokenizer_from)
     empty = np.array([UNKNOWN], np.int32)
     encode = lambda texts: [tokens if tokens.size else empty for tokens in tokenizer.encode_batch(list(texts))]
     spec = SentenceSpec(tokenizer, len(names), names, config.lengths[-1])

@@ -20,7 +20,7 @@ from research.data.checks import check_fields, expanded
 from research.data.feed import EvalBatches, FeedName, check_device_size
 from research.data.order import indices, split
 from research.data.strings import SUFFIXES, is_path, joined, kept, location, read_file, text_features
-from research.data.tokenizer import Tokenizer, most_frequent, train_tokenizer
+from research.data.tokenizer import Tokenizer, make_tokenizer, most_frequent
 
 END = "\x03"
 """The separator of documents: ASCII's END OF TEXT, which is an ordinary character to every tokenizer."""
@@ -63,6 +63,8 @@ class Text:
             of the library
         tokenizer: kind of tokenizer, characters or byte pairs; a .npy file needs none
         vocabulary: number of tokens of byte pair encoding, or of a .npy file; not used with characters
+        tokenizer_from: directory of a run whose tokenizer is used, as one that starts from its weights (--init-from)
+            needs it; `vocabulary` is not used then. None: the tokenizer is trained on the training texts
         context: tokens in a training window
         evaluation_context: tokens in a validation or test window; None: as in training. An LSTM can use longer ones
         batch: size of the global training batch, in windows; an epoch has one window for each position of the text
@@ -81,6 +83,7 @@ class Text:
     dir: str | None = None
     tokenizer: Literal["characters", "bpe"] = "characters"
     vocabulary: int = 1024
+    tokenizer_from: str | None = None
     context: int = 64
     evaluation_context: int | None = None
     batch: int = 64
@@ -187,9 +190,9 @@ def _tokens(text: Text, where: str | None) -> tuple[TextSpec, np.ndarray, np.nda
         train, *others = _limited(_parts(text, where), text.limit)
         if not train:
             raise UserError(f"data.name {text.name}: there is no text to train on")
-        tokenizer = train_tokenizer(text.tokenizer, _documents(train), text.vocabulary)
+        tokenizer = make_tokenizer(text.tokenizer, _documents(train), text.vocabulary, run=text.tokenizer_from)
         if text.tokenizer == "characters":
-            known, substitute = set(train), most_frequent(train)
+            known, substitute = set(tokenizer.library.get_vocab()), most_frequent(train)
             others = [other.translate({ord(c): substitute for c in set(other) - known}) for other in others]
         parts = tuple(np.concatenate(tokenizer.encode_batch(_documents(part))) for part in (train, *others))
         spec = TextSpec(tokenizer, tokenizer.size)

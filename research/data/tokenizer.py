@@ -14,8 +14,11 @@ import numpy as np
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from research.core.bucket import errors, located
 from research.core.errors import UserError
+from research.core.files import reason
 from research.core.special_tokens import SPECIALS, UNKNOWN
+from research.data.checks import expanded
 
 Kind = Literal["characters", "words", "bpe"]
 """Each character is a token; each word or punctuation mark is one; or frequent sequences of bytes are (BPE)."""
@@ -75,6 +78,47 @@ class Tokenizer:
     def to_json(self) -> str:
         """The tokenizer as JSON, in the format of the library."""
         return self.library.to_str()
+
+
+KINDS: dict[str, Kind] = {"Split": "characters", "BertPreTokenizer": "words", "ByteLevel": "bpe"}
+"""Kinds by how the library splits a text before it looks for tokens."""
+
+
+def make_tokenizer(
+    kind: Kind, texts: Iterable[str], vocabulary: int, specials: bool = False, run: str | None = None
+) -> Tokenizer:
+    """`train_tokenizer`, or the tokenizer that a run has kept. Raises as `train_tokenizer` and `read_tokenizer` do.
+
+    run  the directory of that run; None: a tokenizer is trained
+    """
+    if run is None:
+        return train_tokenizer(kind, texts, vocabulary, specials)
+    return read_tokenizer(run, kind, specials)
+
+
+def read_tokenizer(run: str, kind: Kind, specials: bool = False) -> Tokenizer:
+    """The tokenizer that the run in the directory `run` has kept.
+
+    Raises UserError if it can't be read, is of another kind than `kind`, or has no special tokens where a vocabulary of
+    `bpe` should (`specials`).
+    """
+    what = f"data.tokenizer_from {run}"
+    path = located(expanded(run)) / "tokenizer.json"
+    try:
+        text = path.read_text()
+    except errors(path, UnicodeDecodeError) as error:
+        raise UserError(f"{what}: no tokenizer there ({reason(error, path)}): give the directory of a run") from error
+    try:
+        library = tokenizers.Tokenizer.from_str(text)
+    except Exception as error:  # the library raises no narrower one
+        raise UserError(f"{what}: {path} is damaged, or no tokenizer ({error})") from error
+    found = KINDS.get(type(library.pre_tokenizer).__name__)
+    if found != kind:
+        raise UserError(f"{what}: its tokens are {found or 'of an unknown kind'}, and those of this data {kind}")
+    tokenizer = _tokenizer(found, library)
+    if specials and (tokenizer.lengths[: len(SPECIALS)] > 0).any():
+        raise UserError(f"{what}: its vocabulary has no special tokens: give a run of labelled texts or of pairs")
+    return tokenizer
 
 
 def train_tokenizer(kind: Kind, texts: Iterable[str], vocabulary: int = 1024, specials: bool = False) -> Tokenizer:

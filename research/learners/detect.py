@@ -16,6 +16,7 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from research.core.errors import UserError, between, positive
@@ -46,10 +47,10 @@ class Locations(NamedTuple):
     high    f32[locations], and not further than this
     """
 
-    points: jax.Array
-    stride: jax.Array
-    low: jax.Array
-    high: jax.Array
+    points: np.ndarray
+    stride: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,12 +153,12 @@ def locations(shape: tuple[int, int], strides: tuple[int, ...], reach: float) ->
     """The `Locations` of images of this height and width, on levels of these strides; see `Detect.reach`."""
     levels = []
     for level, stride in enumerate(strides):
-        rows, columns = ((jnp.arange(size // stride) + 0.5) * stride for size in shape)
-        points = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+        rows, columns = ((np.arange(size // stride, dtype=np.float32) + 0.5) * stride for size in shape)
+        points = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
         low = reach * strides[level - 1] if level else 0.0
-        high = reach * stride if level < len(strides) - 1 else jnp.inf
-        levels.append((points, *(jnp.full(len(points), x, jnp.float32) for x in (stride, low, high))))
-    return Locations(*(jnp.concatenate(parts) for parts in zip(*levels, strict=True)))
+        high = reach * stride if level < len(strides) - 1 else np.inf
+        levels.append((points, *(np.full(len(points), x, np.float32) for x in (stride, low, high))))
+    return Locations(*(np.concatenate(parts) for parts in zip(*levels, strict=True)))
 
 
 def assigned(objects: Objects, where: Locations, radius: float) -> tuple[jax.Array, jax.Array]:
@@ -286,7 +287,7 @@ def iou(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner."""
-    net = Detector(stem=4, widths=(4, 4), blocks=(1, 1), levels=2, channels=4, tower=1, groups=2)
+    net = Detector(stem=4, widths=(4, 4), blocks=(1, 1), levels=2, channels=4, tower=0, groups=2)
     sgd = Optimizer(name="sgd", learning_rate=0.01)
     run = Run(steps=12, steps_per_dispatch=3, evaluate_every=6, save_every=6, metric="loss", mode="min")
     augment = BoxAugment(flip=True, scaling=0.2, stretch=0.1, shift=0.1, brightness=0.1, contrast=0.1, colour=0.1)

@@ -243,7 +243,7 @@ def tiny() -> dict[str, Experiment]:
     return {
         "diffusion": Diffusion(
             data=Images(name="digits", batch=32, evaluation_batch=40),
-            net=UNet(widths=(4, 4), blocks=1, attention=(1,), head_width=4, dropout=0.2),
+            net=UNet(widths=(4,), blocks=1, attention=(0,), head_width=4, dropout=0.2),
             augment=Augment(flip=True),
             timesteps=20,
             conditional=True,

@@ -83,7 +83,7 @@ class Language(Supervised):
 def tiny() -> dict[str, Experiment]:
     """Tiny settings, for the tests of what holds for every learner: SGD, dropout on."""
     run = Run(steps=12, steps_per_dispatch=4, evaluate_every=4, save_every=4, metric="loss", mode="min")
-    stack = transformer.Stack(layers=2, width=8, heads=2, dropout=0.1, attention_dropout=0.1)
+    stack = transformer.Stack(layers=2, width=8, heads=2, dropout=0.1, attention_dropout=0.1, scan_unroll=1)
     return {
         "transformer": Language(
             data=toy_text(),

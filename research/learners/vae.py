@@ -231,8 +231,8 @@ def tiny() -> dict[str, Experiment]:
         ),
         "autoencoder": VAE(
             data=data,
-            encoder=ConvEncoder(widths=(4, 8), blocks=1, hidden=16),
-            decoder=ConvDecoder(widths=(8, 4), blocks=1, hidden=16),
+            encoder=ConvEncoder(widths=(4,), blocks=1, hidden=16),
+            decoder=ConvDecoder(widths=(4,), blocks=1, hidden=16),
             latent=4,
             variational=False,
             binarise=False,

@@ -27,17 +27,17 @@ from research.core.metrics import Numbers, plain
 from research.training.evaluate import summary
 from research.training.weights_and_biases import WeightsAndBiases
 
-# tensorboardX imports PyTorch where it is installed, which is slow and not needed here.
-hidden = "torch" not in sys.modules
-if hidden:
-    sys.modules["torch"] = None  # type: ignore[assignment]  # its import fails
+# tensorboardX imports PyTorch and the client of a bucket where they are installed: slow, and not needed here.
+hidden = {"torch", "google.cloud.storage"} - sys.modules.keys()
+for name in hidden:
+    sys.modules[name] = None  # type: ignore[assignment]  # its import fails
 try:
     from tensorboardX import summary as tensorboard
     from tensorboardX.proto.event_pb2 import Event
     from tensorboardX.record_writer import RecordWriter
 finally:
-    if hidden:
-        del sys.modules["torch"]
+    for name in hidden:
+        del sys.modules[name]
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"

@@ -208,7 +208,8 @@ def begin(job: Job) -> tuple[int, State]:
 def initial(job: Job, state: State, init_from: Path, warn: Callable[[str], None]) -> State:
     """The first State, with weights of the run in `init_from`. Raises UserError where they don't fit it."""
     source, paths = located(init_from), job.command.init_paths
-    workdir.check_kept(source, job.feeds.kept, "--init-from")
+    remedy = f"--init-from, or its tokenizer by --data.tokenizer-from {init_from}"
+    workdir.check_kept(source, job.feeds.kept, remedy)
     from_best, repeated = workdir.evaluates_best(source), workdir.repeated(source, job.command)
     return checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group, paths, repeated)
 
