@@ -78,7 +78,9 @@ AT_MOST = {
         "embedding": 6,
         "channels": 4,
         "layers": 2,
-        "blocks": 1,
+        "levels": 2,
+        "tower": 1,
+        "stem": 8,
         "heads": 2,
         "bigram_buckets": 64,
     },
@@ -87,6 +89,7 @@ AT_MOST = {
     **{
         "latent": 6,
         "predicted_tokens": 20,
+        "candidates": 50,
         "num_updates": 2,
         "pool": 12,
         "num_envs": 4,
@@ -100,6 +103,8 @@ AT_MOST = {
     **{
         "crop": 12,
         "hole": 4,
+        "size": 48,
+        "objects": 3,
         "labels": 20,
         "vocabulary": 300,
         "context": 12,
@@ -113,7 +118,9 @@ AT_MOST = {
 """The largest values of fields that are whole numbers, or tuples of them."""
 
 INSTEAD = {
-    "widths": lambda widths: tuple(max(2, width * 16 // max(widths)) for width in widths),
+    "widths": lambda widths: tuple(max(2, width * 16 // max(widths[:2])) for width in widths[:2]),
+    "blocks": lambda blocks: (1,) * min(len(blocks), 2) if isinstance(blocks, tuple) else 1,
+    "attention": lambda where: tuple(min(stage, 1) for stage in where) if isinstance(where, tuple) else where,
     "lengths": lambda lengths: (12, 24),
     "dtype": lambda dtype: "float32",
     "learning_rate": lambda rate: min(rate, 0.02) if rate < 5 else rate,  # larger ones are those of tables
