@@ -247,7 +247,7 @@ def tiny() -> dict[str, Experiment]:
         ),
         "large_images": Classify(
             data=ToyLargeImages(batch=32, evaluation_batch=40, workers=1),
-            net=BottleneckResNet(widths=(4,), blocks=(1,), stem=4),
+            net=BottleneckResNet(widths=(2, 4), blocks=(1, 1), stem=4),
             mixing=Mixing(mixup=0.2, cutmix=1.0),
             smoothing=0.1,
             optimizer=Optimizer(name="sgd", learning_rate=0.003),
