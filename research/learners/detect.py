@@ -16,7 +16,6 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from research.core.errors import UserError, between, positive
@@ -47,10 +46,10 @@ class Locations(NamedTuple):
     high    f32[locations], and not further than this
     """
 
-    points: np.ndarray
-    stride: np.ndarray
-    low: np.ndarray
-    high: np.ndarray
+    points: jax.Array
+    stride: jax.Array
+    low: jax.Array
+    high: jax.Array
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,12 +152,12 @@ def locations(shape: tuple[int, int], strides: tuple[int, ...], reach: float) ->
     """The `Locations` of images of this height and width, on levels of these strides; see `Detect.reach`."""
     levels = []
     for level, stride in enumerate(strides):
-        rows, columns = ((np.arange(size // stride, dtype=np.float32) + 0.5) * stride for size in shape)
-        points = np.stack(np.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
+        rows, columns = ((jnp.arange(size // stride) + 0.5) * stride for size in shape)
+        points = jnp.stack(jnp.meshgrid(rows, columns, indexing="ij"), -1).reshape(-1, 2)
         low = reach * strides[level - 1] if level else 0.0
-        high = reach * stride if level < len(strides) - 1 else np.inf
-        levels.append((points, *(np.full(len(points), x, np.float32) for x in (stride, low, high))))
-    return Locations(*(np.concatenate(parts) for parts in zip(*levels, strict=True)))
+        high = reach * stride if level < len(strides) - 1 else jnp.inf
+        levels.append((points, *(jnp.full(len(points), x, jnp.float32) for x in (stride, low, high))))
+    return Locations(*(jnp.concatenate(parts) for parts in zip(*levels, strict=True)))
 
 
 def assigned(objects: Objects, where: Locations, radius: float) -> tuple[jax.Array, jax.Array]:
