@@ -1,13 +1,17 @@
-"""MinAtar's Freeway by deep Q-learning, in the setting of breakout_dqn, by its Adam.
+"""MinAtar's Freeway by deep Q-learning, in the setting of breakout_dqn, with one-step returns and a squared loss.
 
+Adam's rate and eps, and the one-step returns, are those of Obando-Ceron & Castro's code (2021, arXiv:2011.14826).
 Published: Young & Tian 2019 (arXiv:1903.03176), about 50, read off their figure. Its episodes terminate after
 2,500 frames.
 
     python -m experiments.train freeway_dqn
 
-Not trained to its end yet. One seed: the training return rose to 27.6 within 340,000 frames, half of it within 80,000,
-and was back at 16 after 540,000, as Asterix' did by these 3 steps; by RMSProp with 3 steps it had not begun to rise
-after 140,000. One-step returns were not tried.
+Measured, one seed: a training return at epsilon 0.1 of 47.2 over the last million frames, and of 47.2 over the last 104
+episodes; and a greedy one of 49.1 on 100 new episodes. Two and a quarter hours
+on one core, beside other work.
+What did not work, one seed each: with double Q-learning, 3-step returns and Adam's own eps the training return rose to
+27.6 within 340,000 frames and was back at 16 after 540,000; by the RMSProp of asterix_dqn it was 0 after 460,000, and
+with 3 steps 0.4 after 140,000.
 """
 
 from dataclasses import replace
