@@ -7,8 +7,8 @@ Published: Young & Tian 2019 (arXiv:1903.03176), about 50, read off their figure
     python -m experiments.train freeway_dqn
 
 Measured, one seed: a training return at epsilon 0.1 of 47.2 over the last million frames, and of 47.2 over the last 104
-episodes; and a greedy one of 49.1 on 100 new episodes. Two and a quarter hours
-on one core, beside other work.
+episodes; and a greedy one of 49.1 on 100 new episodes.
+Time: two and a quarter hours on one core, beside other work.
 What did not work, one seed each: with double Q-learning, 3-step returns and Adam's own eps the training return rose to
 27.6 within 340,000 frames and was back at 16 after 540,000; by the RMSProp of asterix_dqn it was 0 after 460,000, and
 with 3 steps 0.4 after 140,000.
