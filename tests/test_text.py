@@ -173,6 +173,8 @@ def test_data_with_the_tokenizer_of_a_run(tmp_path):
     (tmp_path / "text.txt").write_text("abde" * 30)
     with pytest.raises(UserError, match="the vocabulary of characters lacks 'de'"):
         text(9).spec()
+    with pytest.raises(UserError, match=r"has tokens already: leave out data\.tokenizer_from"):
+        Text("tokens.npy", tokenizer_from=str(tmp_path))
 
 
 def test_tokenizers_that_cannot_be():

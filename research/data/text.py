@@ -96,6 +96,8 @@ class Text:
 
     def __post_init__(self) -> None:
         check_fields(self, "vocabulary", "context", "evaluation_context")
+        if self.tokenizer_from is not None and self.name.endswith(".npy"):
+            raise UserError(f"data.name {self.name} has tokens already: leave out data.tokenizer_from")
 
     def spec(self) -> TextSpec:
         """The properties that a learner needs. Raises UserError if the data is not there, RunError if it is damaged."""
