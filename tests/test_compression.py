@@ -91,7 +91,7 @@ def quadratic(params, state, batch, rng):
     return mean(sum(distance(x) for x in jax.tree.leaves(params))), Aux()
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "adafactor", "lion", "muon"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_exactly_0_with_every_optimizer_and_in_averages(name, dtype, rng):
     """Frozen parameters and those of no pattern are left alone; the sparsity is logged."""

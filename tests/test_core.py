@@ -209,7 +209,7 @@ PARAMS = {
 }
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "adafactor", "lion", "muon"])
 def test_decay_spares_biases_and_norms(name):
     """With gradients of 0, what is decayed shrinks and all else stays."""
     tx = optimizer(Optimizer(name=name, learning_rate=0.1, weight_decay=0.1), 10)
@@ -222,7 +222,7 @@ def test_decay_spares_biases_and_norms(name):
     assert moved == expected
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "adafactor", "lion", "muon"])
 def test_every_optimizer_descends(name):
     target = jax.random.normal(jax.random.key(0), (8, 4))
     tx = optimizer(Optimizer(name=name, learning_rate=0.1 if name != "lion" else 0.03, schedule="linear"), 300)

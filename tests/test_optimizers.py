@@ -27,7 +27,7 @@ PARAMS = {
 }
 
 
-@pytest.mark.parametrize("name", ["adamw", "sgd", "adafactor", "lion", "muon"])
+@pytest.mark.parametrize("name", ["adamw", "sgd", "rmsprop", "adafactor", "lion", "muon"])
 def test_size_of_the_decay(name):
     """With gradients of 0 an update multiplies kernels by 1 - rate * decay; the second rate is half of the first."""
     config = Optimizer(
@@ -78,9 +78,33 @@ def test_first_moment_in_bfloat16(name):
     assert all(float(jnp.abs(x).mean()) < 1.97 for x in jax.tree.leaves(found))
 
 
-def test_no_first_moment_to_keep_in_bfloat16():
-    with pytest.raises(UserError, match="mu_dtype must be float32 for adafactor"):
-        Optimizer(name="adafactor", mu_dtype="bfloat16")
+@pytest.mark.parametrize("name", ["adafactor", "rmsprop"])
+def test_no_first_moment_to_keep_in_bfloat16(name):
+    with pytest.raises(UserError, match=f"mu_dtype must be float32 for {name}"):
+        Optimizer(name=name, mu_dtype="bfloat16")
+
+
+def test_rmsprop_is_centred(rng):
+    """By the mean square less the squared mean, in float64, as PyTorch's centred RMSProp has it."""
+    gradients = rng.normal(1, 0.3, (30, 5))
+    tx, w, mean, square = optimizer(Optimizer(name="rmsprop", learning_rate=0.1, eps=0.01), 30), np.ones(5), 0.0, 0.0
+    params = {"kernel": jnp.ones(5)}
+    state = tx.init(params)
+    for gradient in gradients:
+        updates, state = tx.update({"kernel": jnp.asarray(gradient, jnp.float32)}, state, params)
+        params = optax.apply_updates(params, updates)
+        mean, square = 0.95 * mean + 0.05 * gradient, 0.95 * square + 0.05 * gradient**2
+        w = w - 0.1 * gradient / (np.sqrt(square - mean**2) + 0.01)
+    np.testing.assert_allclose(params["kernel"], w, rtol=1e-5)
+
+
+def test_rmsprop_of_a_gradient_that_stays_the_same():
+    """Its variance decays to 0 and is never below it, where that of a compiled `optax.rmsprop` is."""
+    tx, params = optimizer(Optimizer(name="rmsprop", learning_rate=1.0, eps=0.01), 1), jnp.linspace(0.001, 1, 500)
+    update = lambda state, _: tx.update(params, state, params)[::-1]
+    _, found = jax.jit(lambda state: jax.lax.scan(update, state, None, length=600))(tx.init(params))
+    assert np.isfinite(found).all()
+    np.testing.assert_allclose(found[-1], -params / 0.01, rtol=1e-3)
 
 
 def singular_values(matrix):

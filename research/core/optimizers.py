@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import jax
 import optax
@@ -21,7 +21,8 @@ class Optimizer:
 
     Attributes:
         name: adamw (Loshchilov & Hutter 2019, arXiv:1711.05101; Adam where weight_decay is 0), sgd (with momentum),
-            adafactor (Shazeer & Stern 2018, arXiv:1804.04235), lion (Chen et al. 2023, arXiv:2302.06675), or muon
+            rmsprop (Hinton 2012, centred by Graves 2013, arXiv:1308.0850, section 4.2; no momentum), adafactor (Shazeer
+            & Stern 2018, arXiv:1804.04235), lion (Chen et al. 2023, arXiv:2302.06675), or muon
             (Jordan et al. 2024): kernels of hidden layers by Muon, each of fused matrices (queries, keys and values,
             the gates of an LSTM) by itself, and first and last layers, embeddings, biases and scales by Adam. Muon's
             updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both share learning_rate
@@ -42,15 +43,15 @@ class Optimizer:
         momentum: decay of the momentum of sgd and of muon
         nesterov: whether the momentum of sgd and of muon is Nesterov's; muon's Adam has none of it
         b1: decay of the first moment of adamw, of muon's Adam and of lion
-        b2: decay of the second moment of adamw and of muon's Adam, by default 0.999; of lion's momentum, by default
-            0.99, as in its paper
-        eps: number added to the root of the second moment of adamw and of muon's Adam
+        b2: decay of the second moment of adamw and of muon's Adam, by default 0.999; of rmsprop's mean and variance, by
+            default 0.95; of lion's momentum, by default 0.99; both as in their papers
+        eps: number added to the root of the second moment of adamw and of muon's Adam, and of rmsprop's variance
         mu_dtype: dtype in which the first moment (the momentum of sgd, lion and muon) is kept between updates; bfloat16
-            halves its memory. adafactor keeps none
+            halves its memory. adafactor keeps none, and rmsprop's is always in float32
         lookahead: averaging of the parameters as they move
     """
 
-    name: Literal["adamw", "sgd", "adafactor", "lion", "muon"] = "adamw"
+    name: Literal["adamw", "sgd", "rmsprop", "adafactor", "lion", "muon"] = "adamw"
     learning_rate: float = 1e-3
     schedule: Literal["constant", "linear", "cosine", "halving", "one_cycle"] = "constant"
     warmup: int = 0
@@ -68,8 +69,8 @@ class Optimizer:
     lookahead: Lookahead = field(default_factory=Lookahead)
 
     def __post_init__(self) -> None:
-        if self.name == "adafactor" and self.mu_dtype != "float32":
-            raise UserError("optimizer.mu_dtype must be float32 for adafactor, which keeps no first moment")
+        if self.name in ("rmsprop", "adafactor") and self.mu_dtype != "float32":
+            raise UserError(f"optimizer.mu_dtype must be float32 for {self.name}")
         if self.decays and self.name != "sgd":
             raise UserError(f"optimizer.decays are for sgd, not for {self.name}")
         for pattern, decay in self.decays:
@@ -82,7 +83,7 @@ class Optimizer:
     @property
     def betas(self) -> tuple[float, float]:
         """`b1`, and `b2` or its default."""
-        return self.b1, self.b2 if self.b2 is not None else 0.99 if self.name == "lion" else 0.999
+        return self.b1, self.b2 if self.b2 is not None else {"rmsprop": 0.95, "lion": 0.99}.get(self.name, 0.999)
 
 
 def schedule(config: Optimizer, steps: int) -> optax.Schedule:
@@ -126,6 +127,9 @@ def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
                 for pattern, decay in config.decays
             ]
             return optax.chain(optax.add_decayed_weights(weight_decay, rest), *own, sgd)
+        case "rmsprop":
+            decay = optax.add_decayed_weights(weight_decay, decayed)
+            return optax.chain(_by_deviation(b2, config.eps), decay, optax.scale_by_learning_rate(learning_rate))
         case "adafactor":
             # Optax does not multiply the weight decay of adafactor by the learning rate.
             decay = optax.add_decayed_weights(lambda count: -weight_decay * learning_rate(count), decayed)
@@ -136,6 +140,32 @@ def optimizer(config: Optimizer, steps: int) -> optax.GradientTransformation:
             return muon(
                 learning_rate, config.momentum, config.nesterov, weight_decay, config.mu_dtype, adam=adamw(_kernels)
             )
+
+
+class _Deviation(NamedTuple):
+    """The running mean and variance of the gradient, like the parameters."""
+
+    mu: Tree
+    nu: Tree
+
+
+def _by_deviation(b2: float, eps: float) -> optax.GradientTransformation:
+    """The gradient over its running standard deviation plus `eps`.
+
+    Optax takes the variance as the mean square less the squared mean, which rounding makes negative, and its root NaN,
+    where a gradient stays the same. This one moves by a square.
+    """
+
+    def init(params: Tree) -> _Deviation:
+        return _Deviation(optax.tree.zeros_like(params), optax.tree.zeros_like(params))
+
+    def update(gradient: Tree, state: _Deviation, params: Tree = None) -> tuple[Tree, _Deviation]:
+        offset = optax.tree.sub(gradient, state.mu)
+        mu = jax.tree.map(lambda mu, d: mu + (1 - b2) * d, state.mu, offset)
+        nu = jax.tree.map(lambda nu, d: b2 * (nu + (1 - b2) * d**2), state.nu, offset)
+        return jax.tree.map(lambda g, nu: g / (nu**0.5 + eps), gradient, nu), _Deviation(mu, nu)
+
+    return optax.GradientTransformation(init, update)
 
 
 def _of_flattened(tx: optax.GradientTransformation) -> optax.GradientTransformation:
