@@ -332,8 +332,13 @@ def check(name: str, env: Any, params: Any) -> int | None:
 
 def _first_frame(env: Any, params: Any, action: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The observation and the reward of the first frame, for what shapes don't show."""
-    with jax.ensure_compile_time_eval():  # eagerly, also where `build` is being traced
-        key = jax.random.key(0)
+
+    @jax.jit  # one program: as many small ones as it has operations would take seconds to compile
+    def frame(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         _, state = env.reset(key, params)
         observation, _, reward, *_ = env.step(key, state, jnp.asarray(action), params)
+        return observation, reward
+
+    with jax.ensure_compile_time_eval():  # called, also where `build` is being traced
+        observation, reward = frame(jax.random.key(0))
         return np.asarray(observation), np.asarray(reward)
