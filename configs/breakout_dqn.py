@@ -4,7 +4,8 @@ Method: Mnih et al. 2015, doi:10.1038/nature14236; in this game with double Q-le
 arXiv:1509.06461), 3-step returns, and a squared loss with Adam (Obando-Ceron & Castro 2021, arXiv:2011.14826). In
 Asterix and Freeway 3-step returns rise and fall back (see asterix_dqn and freeway_dqn).
 Published: Young & Tian 2019 (arXiv:1903.03176), whose net and setting these are: 5,000,000 frames, one update of 32
-samples a frame, sticky actions of 0.1, all 6 actions, no limit of frames (gymnax has 1,000), epsilon 0.1. Read off
+samples a frame, sticky actions of 0.1, all 6 actions, no limit of frames (gymnax has 1,000), epsilon 0.1 after 100,000
+frames (it falls from the first one on, theirs from the 5,000th). Read off
 their figure, the return of the last 100 episodes of training is about 10, as a mean of 30 runs.
 
     python -m experiments.train breakout_dqn

@@ -2,9 +2,10 @@
 
 Method: Gallici et al. 2025, arXiv:2407.04811, in the setting of their own code (10,000,000 frames) but for the
 optimizer (Adam with a warm-up in place of RAdam), the inputs (0 and 1; they divide them by 255 besides) and the initial
-weights (Flax's default; theirs are he_normal's, but for the last layer), and for the limit of 1,000 frames, where
-targets bootstrap (theirs do not: --environment.limit-terminates). As gymnax has the game: minimal actions, at most
-1,000 frames, no sticky actions; the figure is the greedy return of the first whole episode of each of 128 environments.
+weights (Flax's default, of the convolution He-normal by its outputs; theirs are He-normal by the inputs, but for the
+last layer), and for the limit of 1,000 frames, where targets bootstrap (theirs do not: --environment.limit-terminates).
+As gymnax has the game: minimal actions, at most 1,000 frames, no sticky actions; the figure is the greedy return of the
+first whole episode of each of 128 environments.
 
     python -m experiments.train breakout_pqn
 

@@ -102,7 +102,13 @@ def test_the_radius_grows_over_the_ramp():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"), [({"radius": -0.1}, "radius must be"), ({"steps": -1}, "steps"), ({"ramp": -1}, "ramp")]
+    ("options", "said"),
+    [
+        ({"radius": -0.1}, "radius must be"),
+        ({"steps": -1}, "steps"),
+        ({"ramp": -1}, "ramp"),
+        ({"trades": 6.0}, r"adversarial\.trades .*: give --adversarial\.steps"),
+    ],
 )
 def test_what_is_refused(options, said):
     with pytest.raises(UserError, match=said):

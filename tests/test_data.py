@@ -359,6 +359,7 @@ def test_a_source_that_inherits_is_limited_and_checked(monkeypatch):
     data = few.arrays()
     for wrong, message in (
         (data._replace(test_labels=data.test_labels + 3), r"stripes, split test: expected labels 0 \.\.\. 7"),
+        (data._replace(test_labels=np.full_like(data.test_labels, -1)), "stripes, split test: expected labels"),
         (data._replace(train_labels=data.train_labels[1:]), "split train: expected 100 whole numbers as labels"),
         (data._replace(train_images=data.train_images / 255), "split train: expected images uint8"),
         (
@@ -374,6 +375,8 @@ def test_a_source_that_inherits_is_limited_and_checked(monkeypatch):
         for use in (Wrong.load, Wrong.feeds, Wrong.spec):
             with pytest.raises(UserError, match=message):
                 use(Wrong(name="stripes", seed=len(message)))
+        with pytest.raises(UserError, match=message):  # before classes are chosen: the label -1 would be the last one
+            Wrong(name="stripes", classes=(0, 7)).load()
 
 
 def test_two_domains_that_inherit_are_limited_and_checked():

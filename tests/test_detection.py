@@ -220,9 +220,14 @@ def test_augmentation_keeps_boxes_on_their_objects():
     assert np.abs(sizes).max() > 10
     for n in np.flatnonzero(~moved.valid[:, 0]):
         assert not moved.boxes[n].any() and not moved.labels[n].any()
-    same, kept = augment_boxes(BoxAugment(), keys, images, objects)
-    np.testing.assert_allclose(same, images, atol=1e-5)
-    np.testing.assert_allclose(kept.boxes, objects.boxes, atol=1e-4)
+    for min_visible in (0.3, 1.0):
+        same, kept = augment_boxes(BoxAugment(min_visible=min_visible), keys, images, objects)
+        np.testing.assert_allclose(same, images, atol=1e-5)
+        np.testing.assert_allclose(kept.boxes, objects.boxes, atol=1e-4)
+    moved = augment_boxes(BoxAugment(shift=0.5, min_visible=0), keys, images, objects)[1]
+    assert ((moved.boxes[:, 0, 2:] > moved.boxes[:, 0, :2]).all(1) == moved.valid[:, 0]).all(), "some have left it"
+    with pytest.raises(UserError, match=r"augment\.min_visible"):
+        BoxAugment(min_visible=2)
 
 
 @pytest.mark.parametrize("step", [0.5, 1.0, 1.1, 1.5, 2.0, 2.7])
@@ -297,6 +302,14 @@ def test_wrong_boxes_are_one_line(change, message):
     if "boxes" in change:
         (_, objects), _, _ = Wrong(invalid="drop", allow_empty=True).load()
         assert objects.valid[1].sum() == 0 and objects.valid[0].any()
+
+
+def test_the_limit_is_of_each_split():
+    whole = len(ToyBoxes().load()[0][0])
+    assert whole > 6
+    for splits, limit in ((("train",), 3), (("train", "validation"), 3), (("train", "validation"), whole)):
+        (images, _), (test, _), _ = ToyBoxes(train_splits=splits, limit=limit).load()
+        assert len(images) == min(whole, len(splits) * limit) and len(test) <= limit
 
 
 def test_a_data_set_without_boxes():

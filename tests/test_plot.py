@@ -57,6 +57,15 @@ def test_panels_are_by_metric_and_long_lines_are_averaged():
     assert np.isnan(panels["accuracy"]["run", "validation"].values).all()
 
 
+def test_a_long_line_of_which_most_values_are_missing_is_there():
+    each = [{"step": n, "split": "train", "return": 2.0 if n % 4 == 0 else None} for n in range(2000)]
+    values = plot._panels({"run": each})["return"]["run", "train"].values
+    assert values.shape == (plot.POINTS, 1) and (values == 2).all()
+    few = [{**line, "return": None} if line["step"] > 1000 else line for line in each]
+    missing = np.isnan(plot._panels({"run": few})["return"]["run", "train"].values[:, 0])
+    assert missing[-1] and 0.4 < missing.mean() < 0.6
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_image_grid(tmp_path, channels, dtype):

@@ -33,6 +33,14 @@ def test_epsilon_greedy_is_random_with_probability_epsilon():
     np.testing.assert_array_equal(counts, [50, 850, 50, 50])
 
 
+def test_a_random_action_is_one_of_those_there_are(optimised):
+    """Also where the largest draw below epsilon, by epsilon, is rounded to 1."""
+    act, q = jax.jit(epsilon_greedy), jnp.array([[0.0, 5.0, 1.0]] * 2)
+    for epsilon in np.linspace(0.05, 1, 500, dtype=np.float32):
+        below = np.ceil(epsilon * 2.0**23) * 2.0**-23 - 2.0**-23
+        assert np.asarray(act(q, jnp.full(2, below, jnp.float32), epsilon)).tolist() == [2, 2], epsilon
+
+
 def test_a_rollout_follows_its_policy_and_goes_on_where_it_stopped():
     """Counting's x counts the frames of an episode, which is cut short after 7; the reward is x."""
     environment = make(Environment("probes:Counting"))

@@ -1,6 +1,7 @@
 """Reports on reinforcement learning: an episode's pictures and its film, and maps of values."""
 
 import dataclasses
+import itertools
 from unittest import mock
 
 import jax
@@ -55,7 +56,12 @@ VECTORS = {"CartPole-v1": 4, "Pendulum-v1": 3, "Acrobot-v1": 6, "Reacher-misc": 
 
 @pytest.mark.parametrize(
     ("name", "shape", "frames"),
-    [("mine:", (6,), 2), ("mine:", (10, 10, 4), 2), *((name, (size,), 9) for name, size in VECTORS.items())],
+    [
+        ("mine:", (6,), 2),
+        ("mine:", (10, 10, 4), 2),
+        ("mine:", (10, 10, 7), 2),
+        *((name, (size,), 9) for name, size in VECTORS.items()),
+    ],
 )
 def test_episodes_of_every_kind_can_be_drawn(name, shape, frames, tmp_path):
     seen = np.random.default_rng(0).integers(0, 2, (frames, *shape)).astype(np.float32)
@@ -63,6 +69,16 @@ def test_episodes_of_every_kind_can_be_drawn(name, shape, frames, tmp_path):
     assert (draw is None) == (shape == (6,) and name == "mine:")
     episodes._sheet(draw, seen, "title", tmp_path / "episode.png")
     assert imread(tmp_path / "episode.png").std() > 0.01
+
+
+@pytest.mark.parametrize("channels", [4, 6, 7, 10])
+def test_every_channel_has_a_colour_of_its_own(channels):
+    ax = mock.Mock()
+    episodes._draw_channels(ax, np.eye(channels)[None])  # one pixel a channel
+    _, options = ax.imshow.call_args
+    colours = [options["cmap"](n / options["vmax"])[:3] for n in range(channels + 1)]
+    apart = [np.abs(np.subtract(a, b)).sum() for a, b in itertools.combinations(colours, 2)]
+    assert min(apart) > 0.15
 
 
 def test_of_stacked_frames_the_newest_is_drawn(tmp_path, monkeypatch):

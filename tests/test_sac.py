@@ -1,19 +1,23 @@
 """Soft actor-critic: its distribution, one step against NumPy, and a probe with a known answer."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from learners import EXPERIMENTS
 from scipy import stats
 
 from research.core.errors import UserError
 from research.core.optimizers import Optimizer
 from research.core.state import NO_BATCH
 from research.core.transformations import scan_steps
+from research.learners import sac
 from research.learners.sac import SAC
 from research.nets.q import MLP
 from research.rl.distributions import Gaussian, TanhGaussian
-from research.rl.environments import Environment
+from research.rl.environments import Box, Environment, make
 
 
 def test_the_density_of_tanh_of_a_gaussian():
@@ -137,3 +141,18 @@ def test_actions_near_the_target_are_found(optimised):
 def test_discrete_actions_are_refused():
     with pytest.raises(UserError, match="CartPole-v1: SAC takes continuous actions of shape"):
         SAC(environment=Environment("CartPole-v1")).build()
+
+
+def test_actions_without_bounds_are_refused(monkeypatch):
+    """The policy would not leave [-1, 1]."""
+    endless = make(EXPERIMENTS["sac"].environment)._replace(actions=Box(np.array([-1.0]), np.array([np.inf])))
+    monkeypatch.setattr(sac, "make", lambda environment: endless)
+    with pytest.raises(UserError, match="SAC's actions are within bounds, and these have none"):
+        EXPERIMENTS["sac"].build()
+
+
+@pytest.mark.parametrize("net", ["actor", "critic"])
+@pytest.mark.parametrize("option", ["noisy", "dueling"])
+def test_what_is_for_values_of_discrete_actions_is_refused(net, option):
+    with pytest.raises(UserError, match=rf"{net}\.{option} is for the values of discrete actions"):
+        dataclasses.replace(EXPERIMENTS["sac"], **{net: MLP(**{option: True})})

@@ -109,6 +109,12 @@ def test_label_accuracy_is_the_share_of_samples_with_the_requested_label(runs, t
     assert (values["min_class_share"], values["max_class_share"]) == (shares.min(), shares.max())
     assert set(report(True).metrics) == set(values)
     assert "label_accuracy" not in report(False).run(state, split, tmp_path)
+    # Data of two classes, of which the classifier knows ten and sees no other.
+    features = lambda images: classifier.predict(images)[0]
+    of_two = classifier._replace(predict=lambda images: (features(images), np.eye(10)[np.arange(len(images)) % 2]))
+    data = dataclasses.replace(data, classes=(0, 1))
+    values = classifier_metrics(generate, 4, data, of_two, 300, False, None).run(state, split, tmp_path)
+    assert (values["min_class_share"], values["max_class_share"]) == (0.0, 0.5)
 
 
 def test_sample_metrics_are_of_every_seed(runs, tmp_path):

@@ -15,7 +15,7 @@ from research.core.devices import AXIS
 from research.core.errors import UserError
 from research.core.experiment import Split
 from research.core.modules import network
-from research.core.state import fold_name
+from research.core.state import State, fold_name
 from research.core.update import UpdateConfig
 from research.data import augment as augmentation
 from research.data import made_up
@@ -234,6 +234,19 @@ def test_report_on_features(tmp_path, monkeypatch):
     assert 0.9 < values["knn_accuracy"] < 1 and 0.7 < values["probe_accuracy_50"] < values["probe_accuracy_150"] < 0.99
     draws = json.loads((tmp_path / "probes.json").read_text())["draws"][0]["50"]
     assert len(set(draws)) == 2 and np.mean(draws) == pytest.approx(values["probe_accuracy_50"])
+
+
+def test_a_seed_that_has_diverged_leaves_the_others_their_numbers(tmp_path, monkeypatch):
+    monkeypatch.setattr(representations, "DRAWS", 1)
+    features = lambda state, images: state.params["net"] * images.reshape(len(images), -1)
+    data = Images(name="digits", evaluation_batch=40)
+    report = representations.representation(features, data, (50,), None)
+    state = State(jnp.int32(0), jax.random.split(jax.random.key(0)), {"net": jnp.array([1, jnp.nan])}, {}, {}, ())
+    values = report.run(state, Split("test", data.feeds().test), tmp_path)
+    assert set(values) == set(report.metrics)
+    for name, (good, lost) in values.items():
+        assert 0.5 < good < 1 and np.isnan(lost), name
+    assert json.loads((tmp_path / "probes.json").read_text())["knn_accuracy"] == [values["knn_accuracy"][0], None]
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,9 @@ from research.core.errors import UserError, between
 class Augment:
     """Random changes of each training image, applied in this order; each is off by default.
 
+    They are drawn by the step and the image's place in the data: where a batch is larger than the data and has an image
+    twice, both are changed alike.
+
     Attributes:
         crop: smallest area of a random part, as a fraction of the image's, that is resized to the whole image; its
             sides, as fractions of the image's, are in a ratio of 3/4 to 4/3 (after Szegedy et al. 2015,

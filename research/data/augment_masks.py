@@ -17,7 +17,7 @@ class AugmentMasks:
     Attributes:
         crop: height and width of the random crop that is trained on; None: those of the image
         scaling: range of the factor by which the image is enlarged before it is cropped; None: it is not. Where the
-            crop is larger than the enlarged image, what lies outside is black and has no class
+            crop is larger than the enlarged image, what lies outside is black, before colours change, and has no class
         flip: flip half of the images from left to right
         colour: largest relative change of brightness, contrast and saturation, each drawn by itself; None: no change
     """

@@ -24,7 +24,8 @@ class BoxAugment:
         brightness: largest number that is added to all pixels, which are in 0 ... 1, or subtracted
         contrast: largest relative change of the pixels' distances from the image's mean
         colour: largest relative change of each channel
-        min_visible: an object of which less than this part is left inside the image is dropped
+        min_visible: an object of which less than this part is left inside the image is dropped; and one of which
+            nothing is left
     """
 
     flip: bool = False
@@ -40,6 +41,7 @@ class BoxAugment:
     def __post_init__(self) -> None:
         names = ("scaling", "stretch", "shift", "brightness", "contrast", "colour")
         between(self, "augment", 0, math.inf, *names)
+        between(self, "augment", 0, 1, "min_visible")
 
 
 def augment_boxes(
@@ -78,6 +80,8 @@ def _augment_one(config: BoxAugment, key: jax.Array, image: jax.Array, objects: 
     low, high = corners.min(1), corners.max(1)
     area = lambda low, high: jnp.maximum(high - low, 0).prod(-1)
     seen = low.clip(0, extent), high.clip(0, extent)
-    valid = objects.valid & (area(*seen) > config.min_visible * area(low, high))
+    # What is wholly inside is visible by 1, which a quotient of the areas would miss by a rounding.
+    left = jnp.where((low >= 0).all(-1) & (high <= extent).all(-1), 1, area(*seen) / area(low, high))
+    valid = objects.valid & (left > 0) & (left >= config.min_visible)
     boxes = jnp.where(valid[:, None], jnp.concatenate(seen, -1), 0)
     return image, Objects(boxes, jnp.where(valid, objects.labels, 0), valid)

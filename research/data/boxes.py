@@ -126,8 +126,8 @@ class BoxedImages(BoxData):
         """(images, objects) to train and to test on, checked and padded, and the names. Raises as `spec` does."""
         *splits, names = self.arrays()
         train, test = (
-            self._checked(f"data.name {self.name}, {split}", part, names)
-            for split, part in zip(("train", "test"), splits, strict=True)
+            self._checked(f"data.name {self.name}, {split}", part, names, parts)
+            for split, part, parts in zip(("train", "test"), splits, (len(self.train_splits), 1), strict=True)
         )
         if train.images.shape[1:] != test.images.shape[1:]:
             raise UserError(f"data.name {self.name}: images of training and test differ in shape: set --data.resize")
@@ -143,12 +143,13 @@ class BoxedImages(BoxData):
         train, test, _ = self.load()
         return feeds(train, test, self.batch, self.evaluation_batch, self.validation, self.seed, self.feed)
 
-    def _checked(self, what: str, part: Annotated, names: Sequence[str]) -> "Flat":
-        """The boxes of at most `limit` images of `part`, cut off at the image's edges.
+    def _checked(self, what: str, part: Annotated, names: Sequence[str], splits: int) -> "Flat":
+        """The boxes of `part`, of at most `limit` images for each of its `splits`, cut off at the image's edges.
 
         Raises UserError where a box or a label is wrong, or an image has none.
         """
-        images, boxes, labels = part.images[: self.limit], part.boxes[: self.limit], part.labels[: self.limit]
+        most = None if self.limit is None else splits * self.limit
+        images, boxes, labels = part.images[:most], part.boxes[:most], part.labels[:most]
         check_images(what, images)
         counts = np.array([len(own) for own in boxes])
         odd = np.flatnonzero(counts != [len(own) for own in labels])

@@ -131,8 +131,9 @@ class Images(LabelledImages):
 
     def load(self) -> Arrays:
         """`arrays`, of the classes asked for, checked, with at most `limit` images of each split. Raises as `spec`."""
-        data, what = self.arrays(), f"data.name {self.name}"
-        return checked(of_classes(data, self.classes) if self.classes else data, what, self.limit)
+        what = f"data.name {self.name}"
+        data = checked(self.arrays(), what, None if self.classes else self.limit)
+        return checked(of_classes(data, self.classes), what, self.limit) if self.classes else data
 
     def feeds(self) -> Feeds:
         """The feeds of a run. Raises as `spec` does."""

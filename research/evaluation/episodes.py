@@ -213,6 +213,7 @@ def _draw_arm(ax: Axes, points: Sequence[Any]) -> None:
 def _draw_channels(ax: Axes, observation: np.ndarray) -> None:
     """An observation [height, width, channels] of zeros and ones, a colour for each channel; the last is on top."""
     channels = observation.shape[-1]
-    colours = ListedColormap(["#222222", *(plot.COLOURS[i % 6] for i in range(channels))])
+    own = plot.palette(channels if channels < 7 else max(channels, 8))  # the palette's seventh is black
+    colours = ListedColormap(["#222222", *own[:channels]])
     top = np.where(observation > 0, np.arange(1, channels + 1), 0).max(-1)
     ax.imshow(top, cmap=colours, vmin=0, vmax=channels, interpolation="nearest")

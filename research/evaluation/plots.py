@@ -336,7 +336,9 @@ def _curve(points: list[tuple[int, list[Any]]]) -> Curve:
     if len(steps) > POINTS:
         bins = np.array_split(np.arange(len(steps)), POINTS)
         steps = np.array([steps[b].mean() for b in bins])
-        values = np.stack([values[b].mean(0) for b in bins])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a bin without a value
+            values = np.stack([np.nanmean(values[b], 0) for b in bins])
     return Curve(steps, values)
 
 

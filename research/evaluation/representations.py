@@ -1,5 +1,6 @@
 """A report on features learned without labels: nearest neighbours, and a linear classifier on few labels."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 from research.core.errors import UserError
 from research.core.experiment import Report, Split
 from research.core.files import write_json
-from research.core.metrics import Numbers
+from research.core.metrics import Numbers, plain
 from research.core.state import State
 from research.core.transformations import each_seed
 from research.data.few_labels import balanced
@@ -44,8 +45,8 @@ def representation(features: Features, data: Images, labels: Sequence[int], ever
 
     every: steps between evaluations on the validation split, or None
 
-    Raises UserError where there is one class alone, the classes do not divide a number of labels, or one has too few
-    images.
+    The numbers of a seed whose features are not finite are NaN. Raises UserError where there is one class alone, the
+    classes do not divide a number of labels, or one has too few images.
     """
     arrays = data.load()
     rest, _ = split_training(len(arrays.train_labels), data.validation, data.seed)
@@ -61,7 +62,7 @@ def representation(features: Features, data: Images, labels: Sequence[int], ever
         }
     except UserError as error:
         raise UserError(f"probe_labels: {error}") from error
-    features = jax.jit(features)
+    features, names = jax.jit(features), ("knn_accuracy", *(f"probe_accuracy_{count}" for count in labels))
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         valid = np.concatenate([batch.mask for batch in split.batches]) > 0
@@ -73,6 +74,9 @@ def representation(features: Features, data: Images, labels: Sequence[int], ever
         def evaluate(state: State) -> dict[str, float]:
             bank = computed(features, state, arrays.train_images[rest])
             found = computed(features, state, queries)
+            if not (np.isfinite(bank).all() and np.isfinite(found).all()):
+                each_draw.append({})
+                return dict.fromkeys(names, math.nan)
             neighbours = knn_predictions(bank, bank_labels, found, classes)
             values = {"knn_accuracy": float((neighbours == truth).mean())}
             draws = {}
@@ -83,12 +87,12 @@ def representation(features: Features, data: Images, labels: Sequence[int], ever
             return values
 
         values = per_seed([evaluate(one) for one in each_seed(state)])
-        write_json(directory / "probes.json", {"draws": each_draw, **values})
+        write_json(directory / "probes.json", plain({"draws": each_draw, **values}))
         if split.name == "test":
             show("nearest neighbours, and linear classifiers on so many labels", values)
         return values
 
-    return Report(run, every, ("knn_accuracy", *(f"probe_accuracy_{count}" for count in labels)))
+    return Report(run, every, names)
 
 
 def computed(features: Features, state: State, images: np.ndarray) -> np.ndarray:

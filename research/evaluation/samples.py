@@ -126,10 +126,12 @@ def animation() -> Report:
     """samples.gif: the samples.png of each evaluation, one after another, at half the size."""
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        frames = [Image.open(path) for path in sorted((directory / "history").glob("*/samples.png"))]
-        reduced = [frame.convert("RGB").reduce(2) for frame in frames]
-        if reduced:
-            plot.film(reduced, 400, directory / "samples.gif")
+        frames = []
+        for path in sorted((directory / "history").glob("*/samples.png")):
+            with Image.open(path) as image:
+                frames.append(image.convert("RGB").reduce(2))
+        if frames:
+            plot.film(frames, 400, directory / "samples.gif")
         return {}
 
     return Report(run)
@@ -213,7 +215,7 @@ def classifier_metrics(
             samples = generate_samples(generate, state, latent, num_labels, num_samples)
             features, probabilities = classifier.predict(samples)
             manifold, predicted = precision_recall(subset, features[: len(subset)]), probabilities.argmax(1)
-            shares = np.bincount(predicted, minlength=num_labels) / num_samples
+            shares = np.bincount(predicted, minlength=len(classifier.names)) / num_samples
             values = {
                 "fid": fid(features, train),
                 "kid": kid(features, train),

@@ -8,7 +8,8 @@ al. 2022 ("The 37 implementation details of proximal policy optimization"), exce
 - an episode that is truncated is bootstrapped from its last observation;
 - the moments of observations stay during a step, and those of rewards hold the step's own rewards;
 - a minibatch has as many frames of each environment, and the learning rate falls from update to update;
-- MinAtar's convolution starts He-normal, not orthogonal.
+- MinAtar's convolution starts He-normal, not orthogonal;
+- continuous actions are from -1 to 1, scaled to the environment's bounds where these are finite.
 """
 
 import math

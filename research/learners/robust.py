@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import between
+from research.core.errors import UserError, between
 from research.core.losses import Criterion, cross_entropy
 from research.core.metrics import Mean, mean
 from research.core.modules import Network
@@ -36,6 +36,8 @@ class AdversarialTraining(Attack):
     def __post_init__(self) -> None:
         super().__post_init__()
         between(self, "adversarial", 0, math.inf, "ramp", "trades")
+        if self.trades is not None and not self.steps:
+            raise UserError("adversarial.trades compares images with attacked ones: give --adversarial.steps too")
 
     @property
     def paired(self) -> bool:

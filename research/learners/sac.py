@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from research.core.errors import UserError, between
@@ -59,6 +60,10 @@ class SAC(OffPolicy):
 
     def __post_init__(self) -> None:
         between(self, "", 0, 1, "tau")
+        for name in ("actor", "critic"):
+            for option in ("noisy", "dueling"):
+                if getattr(getattr(self, name), option, False):
+                    raise UserError(f"{name}.{option} is for the values of discrete actions, not for SAC")
         super().__post_init__()
 
     def build(self) -> Learner:
@@ -66,10 +71,15 @@ class SAC(OffPolicy):
         return sac(self)
 
     def box(self) -> Box:
-        """The bounds of the environment's actions. Raises UserError where these are not of shape (size,)."""
+        """The bounds of the environment's actions. Raises UserError where these are not of shape (size,) and finite."""
         box = make(self.environment).actions
         if not isinstance(box, Box) or len(box.shape) != 1:
             raise UserError(f"environment.name {self.environment.name}: SAC takes continuous actions of shape (size,)")
+        if not (np.isfinite(box.low).all() and np.isfinite(box.high).all()):
+            raise UserError(
+                f"environment.name {self.environment.name}: SAC's actions are within bounds, and these have none: "
+                "bound them in the environment's action_space"
+            )
         return box
 
     def policy(self) -> tuple[Network, Callable[[Tree, jax.Array], TanhGaussian]]:

@@ -19,8 +19,10 @@ def epsilon_greedy(q: jax.Array, uniform: jax.Array, epsilon: jax.Array) -> jax.
 
     uniform  f32[batch]. One draw decides both: below epsilon, uniform / epsilon is uniform again.
     """
-    random = (uniform / jnp.maximum(epsilon, 1e-8) * q.shape[-1]).astype(jnp.int32)
-    return jnp.where(uniform < epsilon, random, q.argmax(-1))
+    last = q.shape[-1] - 1
+    random = (uniform / jnp.maximum(epsilon, 1e-8) * (last + 1)).astype(jnp.int32)
+    # A quotient that is rounded to 1 would be one action more than there are.
+    return jnp.where(uniform < epsilon, jnp.minimum(random, last), q.argmax(-1))
 
 
 def probabilities(q: jax.Array, epsilon: jax.Array) -> jax.Array:
