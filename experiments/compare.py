@@ -141,6 +141,8 @@ def _scores(
         test = measured(read_json(directory / "summary.json"))
         if metric not in test:
             raise UserError(f"{directory} has no test metric {metric!r}: it has {', '.join(test)}")
+        if len(test[metric]["each"]) < (about["seeds"] or 1):
+            raise UserError(f"{metric} of {directory} is of its first seed alone: choose a metric of every seed")
         environment = about["config"].get("environment")
         task = scores.task(environment) if environment else _data(about["config"]["data"])
         each = [np.nan if x is None else x for x in test[metric]["each"]]

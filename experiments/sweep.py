@@ -139,8 +139,9 @@ def sweep(name: str, *arguments: str) -> None:
             continue
         try:
             trained += results(name, program, directory)
-        except (RunError, UserError, jax.errors.JaxRuntimeError) as error:  # the last one where memory is short
-            warn(f"{program.name}: {str(error).splitlines()[0]}")
+        except Exception as error:  # of whatever kind: the settings that have trained are reported
+            kind = "" if isinstance(error, RunError | UserError) else f"{type(error).__name__}: "
+            warn(f"{program.name}: {kind}{next(iter(str(error).splitlines()), '')}")
             ended.append(program.name)
     if trained:
         _report(trained, command.config, directory)

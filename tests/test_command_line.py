@@ -185,6 +185,9 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--seed", "2147483647", "--seeds", "2", *TINY], "--seeds 2: the last seed is 2147483648"),
         (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
+        (["digits_cnn", "--net.hidden", "-1", *TINY], "hidden of CNN must be at least 0, not -1"),
+        (["digits_vit", "--net.stack.mlp-dim", "-1"], "net.stack.mlp_dim must be at least 1, not -1"),
+        (["cartpole_dqn", "--net.widths", "16", "0"], "widths of MLP must be at least 1, not (16, 0)"),
         (["digits_cnn", "--run.metric", "acuracy", "--run.mode", "max", *TINY], "one of accuracy"),
         (
             ["digits_cnn", "--run.metric", "loss"],
@@ -206,6 +209,7 @@ def test_what_is_typed_wrong(arguments, says, capsys, tmp_path):
     status, said = run(capsys, *arguments, "--workdir", str(tmp_path / "run"))
     assert status == 2, said
     assert says in said and "Traceback" not in said
+    assert "--init-from" not in arguments or not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -524,13 +528,27 @@ def test_what_an_extension_changes_is_told_and_what_is_none_is_refused(copy, cap
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
     [
-        ("digits_cnn", ["--optimizer.lookahead.every", "2"], ["optimizer.lookahead.power=3.0"]),
-        ("digits_cnn", ["--optimizer.lookahead.every", "2", "--optimizer.lookahead.power", "0"], []),
+        ("digits_cnn", ["--optimizer.lookahead.every", "2"], ["optimizer.lookahead.every=2"]),
+        ("digits_cnn", ["--optimizer.lookahead.power", "0"], []),
         ("cartpole_dqn", ["--priority-exponent", "0.5"], ["epsilon_fraction=0.3", "importance_exponent=0.4"]),
     ],
 )
 def test_lookahead_and_importance_weights_are_scheduled(name, arguments, expected):
     assert config.scheduled(config.parse(name, ["--optimizer.schedule", "constant", *arguments]).config) == expected
+
+
+def test_an_evaluation_that_the_longer_run_does_not_have_is_told(copy, capsys):
+    """That of the last step, where the steps are no multiple of the interval."""
+    lines = log.read(copy)
+    assert [line["step"] for line in lines if line["split"] == "validation"] == [2, 4]
+    told = "step 4 was evaluated as the last one: this counts for the best step"
+    for kept in (lines, [line | {"step": 3} if line["step"] == 2 else line for line in lines]):
+        (copy / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+        owned(copy, *TINY, "--steps", "8")
+        assert (told in " ".join(capsys.readouterr().err.split())) == (kept is not lines)
+        about = json.loads((copy / "config.json").read_text())
+        about["config"]["run"]["steps"] = 4
+        (copy / "config.json").write_text(json.dumps(about))
 
 
 def test_overwriting_reports_what_it_can_not_delete(copy):

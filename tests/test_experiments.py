@@ -132,8 +132,10 @@ def test_evaluate_tells_what_differs_and_what_is_no_run(finished, tmp_path, monk
     out = said(capsys)
     assert "warning: accuracy is" in out and "0.75 in" in out and "warning: loss" not in out
     assert "warning: speed is no longer computed; it is 0.5 in" in out
-    assert evaluate.main([str(tmp_path / "nowhere")]) == 2
-    assert "nowhere holds no run" in said(capsys)
+    (tmp_path / "file").write_text("")
+    for name in ("nowhere", "file"):
+        assert evaluate.main([str(tmp_path / name)]) == 2
+        assert f"{name} holds no run" in said(capsys)
 
 
 def test_plot_draws_the_runs_by_name(finished, tmp_path, monkeypatch, capsys):

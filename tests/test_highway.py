@@ -448,3 +448,16 @@ def test_drivers_are_measured_and_drawn(tmp_path):
     assert imread(tmp_path / "episode.png").std() > 0.05
     with Image.open(tmp_path / "episode.gif") as film:
         assert film.n_frames > 20 and film.size == (1000, 70)
+
+
+def test_every_seed_of_a_driver_is_measured(tmp_path):
+    """Of two, of which the second follows IDM and MOBIL."""
+    config = Environment("highway:Highway", max_steps=16, params=(("lanes", 3),))
+    act = lambda state, observation: jnp.full(len(observation), state.params["q"])
+    made = report.report(config, make(config), act)
+    params = {"q": jnp.array([KEEP, IDM_MOBIL], jnp.int32)}
+    state = State(jnp.int32(0), jax.random.split(jax.random.key(0)), params, {}, {}, ())
+    batches = [Batch(np.arange(4), np.ones(4, np.float32), (), ())]
+    numbers = made.run(state, Split("test", batches), tmp_path)
+    for metric in report.METRICS:
+        assert numbers[metric] == [numbers[f"constant_{metric}"], numbers[f"idm_mobil_{metric}"]]

@@ -82,7 +82,7 @@ def test_a_sweep_equals_its_runs(tmp_path, capsys, without_pictures):
     assert "holds settings of a sweep" in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("error", [RunError, UserError, jax.errors.JaxRuntimeError])
+@pytest.mark.parametrize("error", [RunError, UserError, jax.errors.JaxRuntimeError, TypeError])
 def test_a_program_that_fails_does_not_end_the_sweep(error, tmp_path, monkeypatch, capsys):
     def train(_, command):
         if command.config.data.batch == 16:
@@ -98,7 +98,8 @@ def test_a_program_that_fails_does_not_end_the_sweep(error, tmp_path, monkeypatc
     assert setting == {"data.batch": "32"}
     np.testing.assert_array_equal(scores, [0.25, np.nan])
     told = " ".join(capsys.readouterr().err.split())
-    assert "warning: data.batch=16: loss became NaN" in told
+    kind = "" if issubclass(error, RunError | UserError) else f"{error.__name__}: "
+    assert f"warning: data.batch=16: {kind}loss became NaN" in told
     assert "error: 1 of 2 programs failed: data.batch=16; the same command tries them again" in told
 
 
@@ -210,9 +211,10 @@ def test_the_scores_are_of_all_environments_that_have_one():
 
 
 def finished(directory, metrics, config) -> str:
-    """The directory of a run of two seeds that ended with these values of its test metrics."""
+    """The directory of a run of several seeds that ended with these values of its test metrics."""
     directory.mkdir()
-    about = {"format": workdir.FORMAT, "name": "alike", "config": config, "seeds": 2}
+    seeds = max(map(len, metrics.values()))
+    about = {"format": workdir.FORMAT, "name": "alike", "config": config, "seeds": seeds}
     (directory / "config.json").write_text(json.dumps(about))
     measured = {metric: {"mean": None, "spread": None, "each": each} for metric, each in metrics.items()}
     (directory / "summary.json").write_text(json.dumps({"test": measured}))
@@ -302,6 +304,9 @@ def test_what_can_not_be_compared_is_said(tmp_path, capsys):
         (tmp_path / "scores.json").write_text(text)
         assert compare.main([ours, "--against", ours, "--reference", str(tmp_path / "scores.json")]) == 2
         assert message in " ".join(capsys.readouterr().err.split())
+    first = finished(tmp_path / "first", {"return": [1.0, 2.0], "episode_return": [1.0]}, config)
+    assert compare.main([first, "--against", ours, "--metric", "episode_return", "--mode", "max"]) == 2
+    assert f"episode_return of {first} is of its first seed alone" in " ".join(capsys.readouterr().err.split())
     assert compare.main([diverged, "--against", diverged]) == 2
     assert "all runs of alike have diverged" in " ".join(capsys.readouterr().err.split())
     few = finished(tmp_path / "few", {"return": [1.0, 1.0]}, config | {"data": {"name": "alike", "classes": [3, 5]}})

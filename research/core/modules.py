@@ -31,6 +31,18 @@ def bind(net: nn.Module, **values: Any) -> nn.Module:
     return net.clone(**{field.name: values[field.name] for field in dataclasses.fields(net) if field.name in values})
 
 
+def check_sizes(module: nn.Module) -> None:
+    """Raises UserError where a whole number among the fields of `module`, or of a module in it, is below 0, or one
+    among its widths below 1."""
+    for field in dataclasses.fields(module):
+        value, least = getattr(module, field.name), int(field.name == "widths")
+        if isinstance(value, nn.Module) and field.name != "parent":
+            check_sizes(value)
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(isinstance(x, int) and x < least for x in numbers):
+            raise UserError(f"{field.name} of {type(module).__name__} must be at least {least}, not {value}")
+
+
 class Apply(Protocol):
     """(params, collections, *inputs, rng, method) -> (outputs, moved collections); see `Network`."""
 
@@ -71,7 +83,10 @@ def network(module: nn.Module, dtype: str = "float32", quantization: str | None 
 
     In training, each `RandomByExample` layer gets the examples' keys, so that an example's mask does not depend on
     where or in which microbatch it is computed. Other rng streams of the module start from the first example's key.
+
+    Raises UserError as `check_sizes` does.
     """
+    check_sizes(module)
 
     def init(key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:
         with nn.intercept_methods(_interceptor("float32", None, quantization)) if quantization else nullcontext():

@@ -13,9 +13,11 @@ from research.core.experiment import Report, Split
 from research.core.files import failing, replacing
 from research.core.metrics import Numbers
 from research.core.state import State
+from research.core.transformations import each_seed
 from research.evaluation import plots
 from research.evaluation.episodes import Act, Episode, agent, episode, player
 from research.evaluation.plots import COLOURS
+from research.evaluation.seeds import per_seed
 from research.rl.environments import Environment, VectorEnv, unwrapped
 from research.rl.evaluation import episode_keys
 from research.rl.highway import DT, IDM_MOBIL, KEEP, LANE, LENGTH, WIDTH, Highway, HighwayParams, HighwayState
@@ -106,24 +108,25 @@ def report(config: Environment, environment: VectorEnv, act: Act) -> Report:
         found = play(driver, int(split.batches[0].index[0]))
         pictures(env, params, found, directory)
         seeds = np.concatenate([batch.index[batch.mask > 0] for batch in split.batches])
-        policy = lambda observation, uniform: act(driver, observation)
-        return {"episode_return": float(found.rewards.sum()), **compared(env, params, policy, seeds)}
+        return {"episode_return": float(found.rewards.sum()), **compared(env, params, act, state, seeds)}
 
     return Report(run, metrics=("episode_return", *NAMES))
 
 
-def compared(env: Highway, params: HighwayParams, policy: Policy, seeds: np.ndarray) -> dict[str, float]:
-    """What is measured of a policy by the names of `METRICS`, and of each baseline by NAME_METRIC, with these seeds."""
-    policies = (policy, *BASELINES.values())
+def compared(env: Highway, params: HighwayParams, act: Act, state: State, seeds: np.ndarray) -> Numbers:
+    """What is measured of each seed of an agent by the names of `METRICS`, and of each baseline by NAME_METRIC, in the
+    episodes of `seeds`."""
 
     @jax.jit
-    def measured(seeds: jax.Array, which: jax.Array) -> Drives:
+    def measured(driver: State, which: jax.Array) -> Drives:
+        policies = (lambda observation, uniform: act(driver, observation), *BASELINES.values())
         chosen = lambda observation, uniform: jnp.stack([of(observation, uniform) for of in policies])[which]
-        return drives(env, params, chosen, seeds)
+        return drives(env, params, chosen, jnp.asarray(seeds))
 
-    names = ("", *(f"{name}_" for name in BASELINES))
-    numbers = [measured(jnp.asarray(seeds), jnp.int32(i)).numbers() for i in range(len(policies))]
-    return {name + metric: x for name, of in zip(names, numbers, strict=True) for metric, x in of.items()}
+    drivers = [one._replace(world=()) for one in each_seed(state)]
+    own = per_seed([measured(driver, jnp.int32(0)).numbers() for driver in drivers])
+    others = {name: measured(drivers[0], jnp.int32(n)).numbers() for n, name in enumerate(BASELINES, 1)}
+    return own | {f"{name}_{metric}": x for name, of in others.items() for metric, x in of.items()}
 
 
 def pictures(env: Highway, params: HighwayParams, found: Episode, directory: Path) -> None:

@@ -69,7 +69,7 @@ def representation(features: Features, data: Images, labels: Sequence[int], ever
         queries, truth = (
             np.concatenate([getattr(batch, name) for batch in split.batches])[valid] for name in ("inputs", "targets")
         )
-        each_draw = []
+        each_draw: list[dict[int, list[float]]] = []
 
         def evaluate(state: State) -> dict[str, float]:
             bank = computed(features, state, arrays.train_images[rest])

@@ -77,7 +77,7 @@ class Stack:
     attention: Literal["flash", "xla"] = "flash"
 
     def __post_init__(self) -> None:
-        positive(self, "net.stack", "layers", "width", "heads", "scan_unroll")
+        positive(self, "net.stack", "layers", "width", "heads", "num_kv_heads", "mlp_dim", "scan_unroll")
         if self.width % self.heads or self.heads % (self.num_kv_heads or self.heads):
             raise UserError(
                 f"net.stack: heads={self.heads} must divide width={self.width}, and "

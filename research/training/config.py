@@ -293,7 +293,8 @@ def differences(config: Experiment, values: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def scheduled(config: Experiment) -> list[str]:
-    """The fields that vary something over the course of run.steps, as text: schedules, fractions of the training."""
+    """The fields that vary something over the course of run.steps, as text: schedules, fractions of the training; and
+    lookahead, whose average the parameters are set to after the last update."""
     values = leaves(config)
     return [
         f"{path}={value}"
@@ -301,6 +302,6 @@ def scheduled(config: Experiment) -> list[str]:
         if (path.endswith("schedule") and value != "constant")
         or path.endswith("_fraction")
         or (path == "update.pruning.sparsity" and value is not None)
-        or (path.endswith("lookahead.power") and value and values[f"{path.removesuffix('power')}every"])
+        or (path.endswith("lookahead.every") and value)
         or (path == "importance_exponent" and values["priority_exponent"])
     ]

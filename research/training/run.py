@@ -44,9 +44,11 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
     """
     directory = located(command.workdir or Path("runs") / name)
     if command.init_from is not None:
-        source = located(command.init_from)  # raises before anything is written
+        source = located(command.init_from)  # this and what follows raise before anything is written
         if command.overwrite:
             workdir.check_source(source, directory)
+        elif not workdir.saved(directory):  # else its weights are the run's own
+            workdir.run_in(source)
     if command.log.wandb:
         check_installed()
     with (

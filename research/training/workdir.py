@@ -134,7 +134,7 @@ def _read(directory: Path) -> dict[str, Any] | None:
     path = directory / "config.json"
     try:
         content = json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except errors(path, ValueError) as error:
         if in_bucket(path) and not isinstance(error, ValueError):
@@ -275,6 +275,12 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
     extended = [*there.get("extended_from", ()), before]
     write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
     say(f"{directory}: extended from {before} to {after} steps")
+    judged = [line["step"] for line in lines if line["split"] == "validation" and experiment.run.metric in line]
+    if before in judged and before % judged[0]:
+        warn(
+            f"step {before} was evaluated as the last one: this counts for the best step and --run.patience, "
+            f"and a run of {after} steps from its start does without it"
+        )
     if scheduled := config.scheduled(experiment):
         warn(
             f"schedules are now computed for {after} steps ({', '.join(scheduled)}): the result is not that of a run "
