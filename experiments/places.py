@@ -70,6 +70,8 @@ def compare(names: tyro.conf.Positional[tuple[str, ...]] = (), steps: int = 5, o
     unknown = sorted(set(names) - set(known))
     if unknown:
         raise UserError(f"there is no tiny setting {unknown[0]!r}: there are {', '.join(known)}")
+    if steps < 1:
+        raise UserError(f"--steps must be at least 1, not {steps}")
     title = f"largest difference of a parameter after {steps} steps; collectives"
     found: dict[str, dict[str, Any]] = {}
     names = names or tuple(known)

@@ -304,6 +304,13 @@ def test_wrong_boxes_are_one_line(change, message):
         assert objects.valid[1].sum() == 0 and objects.valid[0].any()
 
 
+@pytest.mark.parametrize("field", ["radius", "reach"])
+def test_no_location_would_be_positive(field):
+    for value in (0, float("nan")):
+        with pytest.raises(UserError, match=f"{field} must be above 0, not {value}"):
+            dataclasses.replace(EXPERIMENTS["detector"], **{field: value})
+
+
 def test_the_limit_is_of_each_split():
     whole = len(ToyBoxes().load()[0][0])
     assert whole > 6

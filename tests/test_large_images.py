@@ -305,6 +305,7 @@ def test_a_folder_of_nothing_but_damage_ends_the_run(tmp_path):
     "options, message",
     [
         ({"resize": 20}, "data.resize=20 is less than data.size=24"),
+        ({"std": (0.2, 0.0, 0.2)}, "data.std must be above 0"),
         ({"scale": (0.0, 1.0)}, "data.scale"),
         ({"ratio": (2.0, 1.0)}, "data.ratio"),
         ({"workers": 0}, "data.workers must be at least 1"),

@@ -28,3 +28,5 @@ def test_the_table_of_a_learner(tmp_path, capsys, monkeypatch):
 def test_a_learner_that_is_none(capsys):
     assert places.main(["resnet"]) == 2
     assert "there is no tiny setting 'resnet': there are " in capsys.readouterr().err
+    assert places.main(["cnn", "--steps", "0"]) == 2
+    assert "--steps must be at least 1, not 0" in capsys.readouterr().err

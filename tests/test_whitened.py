@@ -38,6 +38,8 @@ def test_whitened_patches_are_uncorrelated(rng):
     ).reshape(-1, 16)
     np.testing.assert_allclose(found[:, :8].T @ found[:, :8] / len(found), np.eye(8), atol=0.02)
     np.testing.assert_allclose(found[:, :8], -found[:, 8:], atol=1e-5)
+    with pytest.raises(UserError, match=r"patches of 9x9 do not fit in images of"):
+        second_moments(images, 9)
     exact = whitening(second_moments(images, 2), eps=0)[:, :8]
     np.testing.assert_allclose(exact.T @ second_moments(images, 2) @ exact, np.eye(8), atol=1e-5)
 

@@ -289,7 +289,12 @@ def second_moments(images: np.ndarray, side: int) -> np.ndarray:
 
     images  f32[examples, height, width, channels]
     size    side * side * channels, in this order, as in the kernel of a convolution
+
+    Raises UserError where a patch is larger than the images.
     """
+    height, width = images.shape[1:3]
+    if side > min(height, width):
+        raise UserError(f"net.patch: patches of {side}x{side} do not fit in images of {height}x{width}")
     windows = np.lib.stride_tricks.sliding_window_view(images, (side, side), (1, 2))
     patches = windows.transpose(0, 1, 2, 4, 5, 3).reshape(-1, side * side * images.shape[-1])
     return (patches.T @ patches).astype(np.float64) / len(patches)

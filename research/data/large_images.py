@@ -91,6 +91,8 @@ class LargeImages(LabelledImages):
             raise UserError(f"data.scale is a smallest and a largest fraction above 0, not {self.scale}")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise UserError(f"data.ratio is a smallest and a largest ratio above 0, not {self.ratio}")
+        if min(self.std) <= 0:
+            raise UserError(f"data.std must be above 0, not {self.std}")
         if self.resize < self.size:
             raise UserError(f"data.resize={self.resize} is less than data.size={self.size}, which is cropped from it")
 

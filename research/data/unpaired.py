@@ -37,7 +37,8 @@ class Unpaired:
     Attributes:
         name: digits or a data set of TensorFlow Datasets that has labelled images, such as cifar10; or one of its data
             sets of CycleGAN's images, such as cycle_gan/horse2zebra
-        classes: names of the two classes of labelled images that are X and Y; not used with CycleGAN's images
+        classes: names of the two classes of labelled images that are X and Y; of CycleGAN's images, read by
+            nothing but classifier_dir
         dir: directory of TensorFlow Datasets; None: the environment variable TFDS_DATA_DIR, else the default directory
             of the library
         batch: size of the global training batch, in images of each domain

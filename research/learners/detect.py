@@ -86,6 +86,10 @@ class Detect(Supervised):
         super().__post_init__()
         positive(self, "", "candidates", "detections")
         between(self, "", 0, 1, "least_score", "overlap")
+        for name in ("radius", "reach"):
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not value > 0:  # one that a sweep traces is not looked at
+                raise UserError(f"{name} must be above 0, not {value}")
         self.run.check_interval("ap_every", self.ap_every)
 
     def module(self) -> nn.Module:

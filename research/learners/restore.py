@@ -144,9 +144,10 @@ class Restore(Experiment):
             return {"images": damaged.images, "missing": damaged.missing}
 
         about = (
-            "Damaged images are in [0, 1], [batch, height, width, channels], and so are the repaired ones; a low "
-            "resolution is first doubled bicubically. What is missing is 1 at pixels to repair and 0 elsewhere, "
-            "[batch, height, width, 1]; a hole is 0.5."
+            "Damaged images, [batch, height, width, channels], are of pixels in [0, 1], and so are the repaired ones; "
+            "noise, the interpolation and the net may leave these bounds. A low resolution is first doubled "
+            "bicubically. What is missing is 1 at pixels to repair and 0 elsewhere, [batch, height, width, 1]; a hole "
+            "is 0.5."
         )
         return {"inference": Inference(images, inputs, "images", about)}
 

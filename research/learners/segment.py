@@ -45,7 +45,7 @@ class Segment(Supervised):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        between(self, "", 0, math.inf, "dice")
+        between(self, "", 0, math.inf, "balance", "dice")
 
     def module(self) -> nn.Module:
         """See `Supervised`."""
