@@ -5,8 +5,8 @@ arXiv:1509.06461), 3-step returns, and a squared loss with Adam (Obando-Ceron & 
 Asterix and Freeway 3-step returns rise and fall back (see asterix_dqn and freeway_dqn).
 Published: Young & Tian 2019 (arXiv:1903.03176), whose net and setting these are: 5,000,000 frames, one update of 32
 samples a frame, sticky actions of 0.1, all 6 actions, no limit of frames (gymnax has 1,000), epsilon 0.1 after 100,000
-frames (it falls from the first one on, theirs from the 5,000th). Read off
-their figure, the return of the last 100 episodes of training is about 10, as a mean of 30 runs.
+frames (it falls from the first one on, theirs from the 5,000th). Read off their figure, the return of the last 100
+episodes of training is about 10, as a mean of 30 runs.
 
     python -m experiments.train breakout_dqn
 
@@ -36,7 +36,7 @@ def by_adam(config: DQN) -> DQN:
 
 def minatar(game: Environment) -> DQN:
     """The experiment in any of MinAtar's games, by the loss and the RMSProp of Young & Tian's own code, but that theirs
-    is centred."""
+    is centred (--optimizer.name rmsprop)."""
     return DQN(
         environment=replace(game, params=(("use_minimal_action_set", False),), sticky_actions=0.1),
         net=MinAtarNet(channels=16, hidden=128),
