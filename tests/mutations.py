@@ -1939,6 +1939,15 @@ VISION = [
     ),
 ]
 
+OPTIMIZERS = [
+    Mutation("core/optimizers.py", old, new, "tests/test_optimizers.py -k rmsprop", breaks)
+    for old, new, breaks in (
+        ("b2 * (nu + (1 - b2) * d**2)", "nu + (1 - b2) * (d**2 - nu)", "the variance is about the mean before"),
+        ("mu + (1 - b2) * d, state.mu, offset", "0 * mu, state.mu, offset", "RMSProp is not centred"),
+        ("g / (nu**0.5 + eps)", "g / (nu + eps) ** 0.5", "eps is inside the root"),
+    )
+]
+
 WHITENED = [
     Mutation(
         file,
@@ -2005,7 +2014,10 @@ COMPRESSION = [
     )
 ]  # fmt: skip
 
-MUTATIONS = [*COMPRESSION, *WHITENED, *CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN, *DQN, *RL, *HIGHWAY, *CORE, *VISION]
+MUTATIONS = [
+    *(*COMPRESSION, *OPTIMIZERS, *WHITENED, *CLASSIFY, *SUPERVISED, *GAN, *CYCLEGAN),
+    *(*DQN, *RL, *HIGHWAY, *CORE, *VISION),
+]
 
 
 def mutated(mutation: Mutation, root: Path = ROOT) -> str:
