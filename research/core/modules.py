@@ -31,15 +31,18 @@ def bind(net: nn.Module, **values: Any) -> nn.Module:
     return net.clone(**{field.name: values[field.name] for field in dataclasses.fields(net) if field.name in values})
 
 
+LEAST = {"widths": 1, "hidden": 0}
+"""The least values of the fields that nets call the sizes of their layers by; a hidden layer of size 0 is none."""
+
+
 def check_sizes(module: nn.Module) -> None:
-    """Raises UserError where a whole number among the fields of `module`, or of a module in it, is below 0, or one
-    among its widths below 1."""
+    """Raises UserError where a field of `module`, or of a module in it, is less than `LEAST` has it."""
     for field in dataclasses.fields(module):
-        value, least = getattr(module, field.name), int(field.name == "widths")
+        value = getattr(module, field.name)
         if isinstance(value, nn.Module) and field.name != "parent":
             check_sizes(value)
-        numbers = value if isinstance(value, tuple) else (value,)
-        if any(isinstance(x, int) and x < least for x in numbers):
+        sizes, least = value if isinstance(value, tuple) else (value,), LEAST.get(field.name)
+        if least is not None and any(isinstance(x, int) and x < least for x in sizes):
             raise UserError(f"{field.name} of {type(module).__name__} must be at least {least}, not {value}")
 
 
