@@ -1087,7 +1087,7 @@ RL = [
     ),
     Mutation(
         "rl/exploration.py",
-        "(uniform / jnp.maximum(epsilon, 1e-8) * q.shape[-1])",
+        "(uniform / jnp.maximum(epsilon, 1e-8) * (last + 1))",
         "(uniform * q.shape[-1])",
         EXPLORATION,
         "random actions are mostly the first ones",
