@@ -1087,10 +1087,17 @@ RL = [
     ),
     Mutation(
         "rl/exploration.py",
-        "(uniform / jnp.maximum(epsilon, 1e-8) * (last + 1))",
+        "(uniform / jnp.maximum(epsilon, 1e-8) * q.shape[-1])",
         "(uniform * q.shape[-1])",
         EXPLORATION,
         "random actions are mostly the first ones",
+    ),
+    Mutation(
+        "rl/exploration.py",
+        "jnp.minimum(random, q.shape[-1] - 1)",
+        "random",
+        "tests/test_rl.py -k those_there_are",
+        "an action more than there are",
     ),
     Mutation(
         "rl/exploration.py",

@@ -19,10 +19,9 @@ def epsilon_greedy(q: jax.Array, uniform: jax.Array, epsilon: jax.Array) -> jax.
 
     uniform  f32[batch]. One draw decides both: below epsilon, uniform / epsilon is uniform again.
     """
-    last = q.shape[-1] - 1
-    random = (uniform / jnp.maximum(epsilon, 1e-8) * (last + 1)).astype(jnp.int32)
-    # A quotient that is rounded to 1 would be one action more than there are.
-    return jnp.where(uniform < epsilon, jnp.minimum(random, last), q.argmax(-1))
+    random = (uniform / jnp.maximum(epsilon, 1e-8) * q.shape[-1]).astype(jnp.int32)
+    random = jnp.minimum(random, q.shape[-1] - 1)  # a quotient that is rounded to 1 would be one action too many
+    return jnp.where(uniform < epsilon, random, q.argmax(-1))
 
 
 def probabilities(q: jax.Array, epsilon: jax.Array) -> jax.Array:
