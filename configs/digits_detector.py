@@ -8,9 +8,8 @@ Data: one to six digits a canvas, 0.75 to 1.5 times their size, at random places
 the test digits, the same ones in every run.
 
 Expected: an AP50 of at least 0.95 on the test canvases.
-Measured: 0.997, an AP50:95 of 0.909; one seed, before shrunk digits lost their faint bands.
-Time: 120 s on one H200 beside other trainings; a step of the 32 canvases takes about a second on two cores that are
-busy with other work besides.
+Measured: 0.996, an AP50:95 of 0.907; one seed.
+Time: 32 minutes on a core that had other work besides.
 """
 
 from research.core.experiment import Run
