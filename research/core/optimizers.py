@@ -153,7 +153,7 @@ def _by_deviation(b2: float, eps: float) -> optax.GradientTransformation:
     """The gradient over its running standard deviation plus `eps`.
 
     Optax takes the variance as the mean square less the squared mean, which rounding makes negative, and its root NaN,
-    where a gradient stays the same. This one moves by a square.
+    where a gradient stays the same. Here it is moved by squares alone, and never below 0.
     """
 
     def init(params: Tree) -> _Deviation:

@@ -80,8 +80,7 @@ def _augment_one(config: BoxAugment, key: jax.Array, image: jax.Array, objects: 
     low, high = corners.min(1), corners.max(1)
     area = lambda low, high: jnp.maximum(high - low, 0).prod(-1)
     seen = low.clip(0, extent), high.clip(0, extent)
-    # What is wholly inside is visible by 1, which a quotient of the areas would miss by a rounding.
-    left = jnp.where((low >= 0).all(-1) & (high <= extent).all(-1), 1, area(*seen) / area(low, high))
-    valid = objects.valid & (left > 0) & (left >= config.min_visible)
+    inside = (low >= 0).all(-1) & (high <= extent).all(-1)  # of which the areas need not be the same to the bit
+    valid = objects.valid & (area(*seen) > 0) & (inside | (area(*seen) >= config.min_visible * area(low, high)))
     boxes = jnp.where(valid[:, None], jnp.concatenate(seen, -1), 0)
     return image, Objects(boxes, jnp.where(valid, objects.labels, 0), valid)

@@ -97,7 +97,7 @@ class OffPolicy(Reinforcement):
             return ()
         return (
             f"nothing is learned in {self.run.steps} steps, since the first {self.warmup_steps} only fill the replay "
-            "buffer: give more --steps, or a smaller --learning-starts if it is that",
+            "buffer: give more --steps or a smaller --learning-starts",
         )
 
     def divisible(self) -> dict[str, int]:

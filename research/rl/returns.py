@@ -40,7 +40,7 @@ def categorical(atoms: int, v_min: float, v_max: float) -> Distribution:
     """Logits of `atoms` returns, evenly from v_min to v_max (C51; Bellemare, Dabney & Munos 2017, arXiv:1707.06887).
 
     The loss, which serves as the td_error too, is the cross-entropy to the target's distribution, projected onto these
-    returns (Algorithm 1). Hessel et al. 2018 give priorities by the divergence, which is the target's entropy less.
+    returns (Algorithm 1). Hessel et al. 2018 take the KL divergence as the priority, without the target's entropy.
     """
     support, gap = jnp.linspace(v_min, v_max, atoms), (v_max - v_min) / (atoms - 1)
 
