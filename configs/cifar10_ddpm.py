@@ -2,7 +2,8 @@
 
 Paper: Ho, Jain & Abbeel 2020, "Denoising diffusion probabilistic models" (arXiv:2006.11239): a U-Net of its blocks with
 attention at 16x16 pixels, half as wide and with three levels. (Theirs has attention in the middle and one block more in
-each level on the way up, and its resolutions change by convolutions.) The cosine schedule (Nichol & Dhariwal 2021,
+each level on the way up, and its resolutions change by convolutions. Its Adam has a constant rate of 0.0002, this one
+0.0005 and a cosine; its average of the weights has a decay of 0.9999.) The cosine schedule (Nichol & Dhariwal 2021,
 arXiv:2102.09672); conditioned on the class, with a tenth of the labels hidden, so that --guidance can be tried (Ho &
 Salimans 2022, arXiv:2207.12598). Samples are made by DDIM in 50 steps (Song, Meng & Ermon 2021, arXiv:2010.02502).
 

@@ -1,11 +1,11 @@
 """MNIST by a DCGAN that is conditioned on the label.
 
 Paper: Radford, Metz & Chintala 2016, "Unsupervised representation learning with deep convolutional generative
-adversarial networks" (arXiv:1511.06434): its layers, two of them for 28x28 pixels, half as wide. Differences, with
-which 3,000 steps are enough: both nets read the label (Miyato & Koyama 2018, arXiv:1802.05637), the discriminator has a
-dense layer, layer normalisation and a little R1 (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406), and Adam's
-learning rate decays from 0.001, five times the paper's, to 0; samples are judged by a moving average of the generator's
-weights.
+adversarial networks" (arXiv:1511.06434): its layers, two of them for 28x28 pixels, and narrower. Differences: noise is
+normal, not uniform, and a batch has 64 images, not 128. Those with which 3,000 steps are enough: both nets read the
+label (Miyato & Koyama 2018, arXiv:1802.05637), the discriminator has a dense layer, layer normalisation and a little R1
+(Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406), and Adam's learning rate decays from 0.001, five times the
+paper's, to 0; samples are judged by a moving average of the generator's weights.
 
     python -m experiments.train mnist_cnn --smoothing 0
     python -m experiments.train mnist_dcgan --classifier-dir runs/mnist_cnn

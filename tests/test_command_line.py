@@ -175,7 +175,11 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--optimizer.halve-at", "0.5", "1.5", *TINY], "optimizer.halve_at must be between 0 and 1"),
         (["digits_cnn", "--augment.noise", "-1", *TINY], "augment.noise must be at least 0"),
         (["digits_cnn", "--mixing.mixup", "0", *TINY], "mixing.mixup must be more than 0, or None for none"),
-        (["digits_cnn", "--smoothing", "2", *TINY], "smoothing must be between 0 and 1"),
+        *(
+            ([name, "--smoothing", "2"], "smoothing must be between 0 and 1")
+            for name in ("digits_cnn", "imdb_lstm", "multi30k_transformer")
+        ),
+        (["multi30k_lstm", "--length-penalty", "-1"], "length_penalty must be at least 0, not -1"),
         (["digits_cnn", "--net.dropout", "1.5", *TINY], "a dropout rate must be at least 0 and below 1, not 1.5"),
         (["digits_cnn", "--data.name", "./digits", *TINY], "a data set of TensorFlow Datasets is expected, not a path"),
         (
@@ -186,7 +190,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_cnn", "--update.grad-accum-steps", "3"], "update.grad_accum_steps=3 does not divide data.batch"),
         (["digits_cnn", "--net.widths", "0"], "net.widths"),
         (["digits_cnn", "--net.hidden", "-1", *TINY], "hidden of CNN must be at least 0, not -1"),
-        (["digits_vit", "--net.stack.mlp-dim", "-1"], "net.stack.mlp_dim must be at least 1, not -1"),
+        (["digits_vit", "--net.stack.mlp-dim", "-1"], "stack.mlp_dim must be at least 1, not -1"),
         (["cartpole_dqn", "--net.widths", "16", "0"], "widths of MLP must be at least 1, not (16, 0)"),
         (["digits_cnn", "--run.metric", "acuracy", "--run.mode", "max", *TINY], "one of accuracy"),
         (

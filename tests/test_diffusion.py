@@ -185,6 +185,8 @@ def test_guidance():
     [
         ({"sampling_steps": 2000}, "sampling_steps=2000 are more than the 1000 timesteps"),
         ({"guidance": 1.0}, "guidance needs a net that was trained with and without labels"),
+        ({"guidance": 1.0, "label_dropout": 0.0}, "give conditional, and a label_dropout between 0 and 1"),
+        ({"guidance": 1.0, "label_dropout": 1.0}, "give conditional, and a label_dropout between 0 and 1"),
         ({"timesteps": 0}, "timesteps must be at least 1"),
         ({"label_dropout": 10.0}, "label_dropout must be between 0 and 1, not 10"),
         ({"eta": -1.0}, "eta must be between 0 and 1, not -1"),

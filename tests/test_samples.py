@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,6 +199,20 @@ def test_features_are_those_of_the_image_as_it_is(rng):
     )
     np.testing.assert_allclose(features, plain, rtol=1e-5)
     assert np.abs(one - several).max() > 1e-4
+
+
+def test_a_classifier_without_a_dense_layer_is_refused():
+    class Convolutions(nn.Module):
+        outputs: int = 0
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            return nn.Conv(self.outputs, (3, 3))(x).mean((1, 2))
+
+    experiment = dataclasses.replace(EXPERIMENTS["cnn"], net=Convolutions())
+    load = lambda _: (experiment, None, jax.jit(experiment.build().init)(jax.random.key(0)))
+    with pytest.raises(UserError, match=r"the net in there has no nn\.Dense, whose input would be an image's features"):
+        load_classifier(load, "there", None, (8, 8, 1))
 
 
 def test_a_classifier_of_segmented_images_is_refused():

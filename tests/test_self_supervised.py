@@ -135,6 +135,9 @@ def test_hidden_patches_are_not_read():
     np.testing.assert_allclose(again, predicted, atol=1e-5)
     with pytest.raises(UserError, match="masked is a fraction between 0 and 1, not 1"):
         dataclasses.replace(MASKED, masked=1.0)
+    one = dataclasses.replace(MASKED, net=dataclasses.replace(MASKED.net, patch=8))
+    with pytest.raises(UserError, match=r"net\.patch=8 makes one patch of images of 8x8: give a smaller one"):
+        one.build()
 
 
 def test_classifiers_start_from_the_encoders():

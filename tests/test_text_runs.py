@@ -16,9 +16,11 @@ from research.core.experiment import Split
 from research.core.optimizers import Optimizer
 from research.core.transformations import per_seed
 from research.core.update import UpdateConfig
+from research.data.text import IGNORED, Text
 from research.evaluation.text import before_eos
 from research.nets.attention import attention_weights
 from research.nets.transformer import LanguageModel, Stack
+from research.training import config
 
 WORDS = ["der", "rote", "blaue", "Mond", "und", "die", "Sonne", "läuft", "nicht"]
 
@@ -68,6 +70,23 @@ def test_a_language_model_learns_its_text(language, capsys):
     capsys.readouterr()
     assert sample.main([str(language), "--prompt", "the sun, the m", "--length", "40", "--temperature", "0"]) == 0
     assert capsys.readouterr().out == "the sun, the moon and the stars; the sun, the moon and\n"
+
+
+@pytest.mark.parametrize("context", [1, 16])
+def test_samples_follow_the_text(tmp_path, context):
+    """What fills the last window is no prompt; a window of one token is a prompt."""
+    (tmp_path / "text.txt").write_text("the sun, the moon and the stars; " * 60)
+    data = Text(name=str(tmp_path / "text.txt"), context=context, evaluation_batch=64)
+    experiment = config.load("stdlib_lstm")
+    net = experiment.net.clone(width=4, embedding=4)
+    experiment = dataclasses.replace(experiment, data=data, net=net)
+    [report], test = experiment.reports(None), experiment.feeds().test
+    assert context == 1 or (test[-1].targets[np.flatnonzero(test[-1].mask)[-1]] == IGNORED).any()
+    state = jax.jit(experiment.build().init)(jax.random.key(0))
+    report.run(state, Split("test", test), tmp_path)
+    prompts = [line.split("⟫")[0] for line in (tmp_path / "samples.txt").read_text().split("\n\n----\n\n")[1:]]
+    assert len(prompts) == 3 and all(prompt in "the sun, the moon and the stars; " * 2 for prompt in prompts)
+    assert [len(prompt) for prompt in prompts] == [max(1, context // 2)] * 3
 
 
 def test_what_can_not_be_sampled(language, capsys):

@@ -133,5 +133,5 @@ def test_convolutional_nets():
     assert logits.shape == images.shape
     assert (other[0] != logits[0]).any((1, 2)).all() or (other[0] != logits[0]).all(-1).mean() > 0.9
     np.testing.assert_array_equal(other[1], logits[1])
-    with pytest.raises(UserError, match=r"encoder\.widths: images of 7x8 can't be halved 1 times"):
+    with pytest.raises(UserError, match=r"encoder\.widths: images of 7x8 can be halved 0 times at most, not 1"):
         jax.eval_shape(ConvEncoder(widths=(4,), outputs=5).init, jax.random.key(1), images[:, :7, :8])

@@ -46,7 +46,8 @@ def load_classifier(load: Load, directory: str, sha256: str | None, shape: tuple
 
     sha256: the expected hash of its weights, or the first digits of it; None accepts any weights.
 
-    Raises UserError where the run is not one of an image classifier, or its images or weights are others.
+    Raises UserError where the run is not one of an image classifier, its images or weights are others, or its net has
+    no dense layer.
     """
     experiment: Any
     experiment, _, state = load(directory)
@@ -79,6 +80,11 @@ def load_classifier(load: Load, directory: str, sha256: str | None, shape: tuple
 
         with nn.intercept_methods(record):
             outputs = logits(state, images)
+        if not inputs:
+            raise UserError(
+                f"classifier_dir: the net in {directory} has no nn.Dense, whose input would be an image's features: "
+                "give another classifier, for example of mnist_cnn"
+            )
         layer, _ = inputs[-1]
         features = next(own for path, own in inputs if path == layer)  # of the first view, the image as it is
         layers.append(layer)

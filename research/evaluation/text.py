@@ -20,7 +20,7 @@ from research.core.special_tokens import EOS, PAD
 from research.core.state import Batch, State, evaluated
 from research.core.transformations import each_seed, first_seed
 from research.core.types import Tree
-from research.data.text import END
+from research.data.text import END, IGNORED
 from research.data.tokenizer import Tokenizer
 from research.evaluation import plots as plot
 from research.evaluation.decoding import Apply, Sampling, beam_search, sample
@@ -47,7 +47,9 @@ def language(net: nn.Module, apply: Apply, tokenizer: Tokenizer) -> Report:
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
         params = evaluated(first_seed(state), "net")
-        text = np.concatenate([batch.inputs[batch.mask > 0] for batch in itertools.islice(split.batches, 2)])
+        batches = list(itertools.islice(split.batches, 2))
+        text = np.concatenate([batch.inputs[(batch.mask > 0) & (batch.targets != IGNORED).all(1)] for batch in batches])
+        text = text if len(text) else batches[0].inputs[:1]
         _write_samples(apply, params, tokenizer, text, directory / "samples.txt")
         if isinstance(net, transformer.LanguageModel):
             _draw_attention(net, params, tokenizer, text[0], directory / "attention.png")
@@ -60,9 +62,9 @@ def language(net: nn.Module, apply: Apply, tokenizer: Tokenizer) -> Report:
 
 def _write_samples(apply: Apply, params: Tree, tokenizer: Tokenizer, text: np.ndarray, path: Path) -> None:
     """Writes continuations of the first halves of three windows of `text`, i32[windows, context]."""
-    context = text.shape[1]
-    prompts = jnp.asarray(text[np.linspace(0, len(text) - 1, 3).astype(int), : context // 2])
-    tokens = sample(apply, params, prompts, jax.random.key(0), context - prompts.shape[1], Sampling(0.8))
+    half = max(1, text.shape[1] // 2)
+    prompts = jnp.asarray(text[np.linspace(0, len(text) - 1, 3).astype(int), :half])
+    tokens = sample(apply, params, prompts, jax.random.key(0), max(1, text.shape[1] - half), Sampling(0.8))
     texts = [f"{tokenizer.decode(p)}⟫{tokenizer.decode(t)}" for p, t in zip(prompts, tokens, strict=True)]
     _write_text(path, "\n\n----\n\n".join(["The text after ⟫ is written by the net.", *texts]))
 

@@ -89,8 +89,13 @@ class Diffusion(Experiment):
             raise UserError(f"sampling_steps={self.sampling_steps} are more than the {self.timesteps} timesteps")
         if self.label_dropout is not None and not self.conditional:
             raise UserError("label_dropout hides labels from a net that reads them: give conditional too")
-        if self.guidance is not None and not (self.conditional and self.label_dropout is not None):
-            raise UserError("guidance needs a net that was trained with and without labels: conditional, label_dropout")
+        hidden = self.label_dropout
+        never = hidden is None or (isinstance(hidden, int | float) and not 0 < hidden < 1)
+        if self.guidance is not None and (never or not self.conditional):
+            raise UserError(
+                "guidance needs a net that was trained with and without labels: give conditional, and a label_dropout "
+                "between 0 and 1"
+            )
         if self.classifier_hash is not None and self.classifier_dir is None:
             raise UserError("classifier_hash is of the weights of a classifier: give classifier_dir too")
         if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:

@@ -53,6 +53,9 @@ class MAE(SelfSupervised):
         """See `Experiment`. The name is "net"."""
         spec, net = self.data.spec(), self.network(self.net)
         init_state, update = self.updater()
+        if self.patch_count < 2:
+            shape = f"{spec.shape[0]}x{spec.shape[1]}"
+            raise UserError(f"net.patch={self.net.patch} makes one patch of images of {shape}: give a smaller one")
 
         def init(key: jax.Array) -> State:
             example = jnp.zeros((1, *spec.shape)), self.kept(jax.random.key(0)[None])
@@ -76,10 +79,15 @@ class MAE(SelfSupervised):
 
         return learner(init, step, evaluate)
 
+    @property
+    def patch_count(self) -> int:
+        """The number of patches of an image."""
+        height, width, _ = self.data.spec().shape
+        return (height // self.net.patch) * (width // self.net.patch)
+
     def kept(self, keys: jax.Array) -> jax.Array:
         """The places i32[batch, n] of the patches that are not hidden, a random order's first, by keys [batch]."""
-        height, width, _ = self.data.spec().shape
-        count = (height // self.net.patch) * (width // self.net.patch)
+        count = self.patch_count
         visible = min(max(1, round(count * (1 - self.masked))), count - 1)
         return jax.vmap(lambda key: jax.random.permutation(key, count)[:visible])(keys)
 

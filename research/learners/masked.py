@@ -33,9 +33,10 @@ class Masked(Supervised):
     Attributes:
         data: the texts
         net: a Flax module: (tokens i32[batch, time], places i32[batch, n]) -> logits [batch, n, outputs]
-        share: fraction of the tokens that the net predicts: 80 % of them are masked, 10 % replaced by random tokens,
-            and 10 % left unchanged
-        predicted_tokens: number of the most frequent tokens that can be predicted; None for the whole vocabulary. The
+        share: fraction of a text's tokens that the net predicts, of those that can be predicted: 80 % of them are
+            masked, 10 % replaced by random tokens, and 10 % left unchanged
+        predicted_tokens: number of tokens that can be predicted, the first ones of the vocabulary: of words the most
+            frequent ones, with the token of unknown words; of byte pairs the bytes and the first pairs. None: all. The
             logits of a large vocabulary cost more than a small net
     """
 

@@ -26,8 +26,8 @@ class AdversarialTraining(Attack):
         ramp: number of steps at the start of training in which the radius grows from 0
         trades: weight of the divergence between the predictions of the image and of the changed one, which is then
             what the attack raises, beside the loss of the image as it is (TRADES, Zhang et al. 2019,
-            arXiv:1901.08573: beta, there 6); None: the loss of the changed image alone (Madry et al. 2018,
-            arXiv:1706.06083)
+            arXiv:1901.08573: beta, there 6; its attack starts beside the image, this one anywhere in the radius); None:
+            the loss of the changed image alone (Madry et al. 2018, arXiv:1706.06083)
     """
 
     ramp: int = 0

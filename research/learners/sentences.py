@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 import jax.numpy as jnp
 
+from research.core.errors import between
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import classification
 from research.core.modules import bind
@@ -33,6 +34,10 @@ class ClassifyText(Supervised):
     data: Sentences = field(default_factory=Sentences)
     net: nn.Module = field(default_factory=lstm.Classifier)
     smoothing: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        between(self, "", 0, 1, "smoothing")
 
     def module(self) -> nn.Module:
         """See `Supervised`."""

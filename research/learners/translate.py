@@ -1,5 +1,6 @@
 """Translation: `supervised` with the label-smoothed cross-entropy of each next word of the target."""
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -7,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from research.core.errors import positive
+from research.core.errors import between, positive
 from research.core.experiment import Experiment, Feeds, Inference, Load, Report, Run
 from research.core.losses import tokens
 from research.core.modules import bind
@@ -51,6 +52,8 @@ class Translate(Supervised):
     def __post_init__(self) -> None:
         super().__post_init__()
         positive(self, "", "loss_chunk", "beams")
+        between(self, "", 0, 1, "smoothing")
+        between(self, "", 0, math.inf, "length_penalty")
         self.run.check_interval("bleu_every", self.bleu_every)
 
     def module(self) -> nn.Module:

@@ -153,10 +153,7 @@ def downsampled_size(field: str, shape: tuple[int, ...], halvings: int) -> tuple
     height, width, _ = shape
     if height % 2**halvings or width % 2**halvings:
         most = (math.gcd(height, width) & -math.gcd(height, width)).bit_length() - 1
-        advice = f"give at most {most}" if most else "images of odd size are for the dense nets"
-        raise UserError(
-            f"{field}: images of {height}x{width} can't be halved {halvings} times, once for each width: {advice}"
-        )
+        raise UserError(f"{field}: images of {height}x{width} can be halved {most} times at most, not {halvings}")
     return height >> halvings, width >> halvings
 
 

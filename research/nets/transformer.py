@@ -77,16 +77,16 @@ class Stack:
     attention: Literal["flash", "xla"] = "flash"
 
     def __post_init__(self) -> None:
-        positive(self, "net.stack", "layers", "width", "heads", "num_kv_heads", "mlp_dim", "scan_unroll")
+        positive(self, "stack", "layers", "width", "heads", "num_kv_heads", "mlp_dim", "scan_unroll")
         if self.width % self.heads or self.heads % (self.num_kv_heads or self.heads):
             raise UserError(
-                f"net.stack: heads={self.heads} must divide width={self.width}, and "
+                f"stack: heads={self.heads} must divide width={self.width}, and "
                 f"num_kv_heads={self.num_kv_heads} must divide heads"
             )
         if self.positions == "rotary" and self.width // self.heads % 2:
-            raise UserError(f"net.stack: rotary positions need heads of even width, not {self.width // self.heads}")
+            raise UserError(f"stack: rotary positions need heads of even width, not {self.width // self.heads}")
         if self.positions == "sinusoidal" and self.width % 2:
-            raise UserError(f"net.stack: sinusoidal positions need an even width, not {self.width}")
+            raise UserError(f"stack: sinusoidal positions need an even width, not {self.width}")
 
 
 class Cache(NamedTuple):

@@ -68,7 +68,7 @@ class Positions(nn.Module):
             case "learned":
                 table = self.param("embedding", KERNEL_INIT, x.shape[1:])
             case "rotary":
-                raise UserError("net.stack.positions: those of patches are sinusoidal or learned, not rotary")
+                raise UserError("stack.positions: those of patches are sinusoidal or learned, not rotary")
         return x + table.astype(x.dtype)
 
 
@@ -128,6 +128,6 @@ def unpatched(x: jax.Array, shape: tuple[int, int, int]) -> jax.Array:
 def grid_sinusoids(grid: tuple[int, int], width: int) -> jax.Array:
     """Sinusoidal embeddings [rows * columns, width]: half of the features are those of the row, half of the column."""
     if width % 4:
-        raise UserError(f"net.stack.width must be a multiple of 4 for sinusoidal positions of patches, not {width}")
+        raise UserError(f"stack.width must be a multiple of 4 for sinusoidal positions of patches, not {width}")
     row, column = jnp.divmod(jnp.arange(grid[0] * grid[1]), grid[1])
     return jnp.concatenate([sinusoids(at, width // 2) for at in (row, column)], -1)
