@@ -15,7 +15,7 @@ from experiments.console import script
 from experiments.runs import one_seed
 from research.core.errors import UserError, between
 from research.core.special_tokens import EOS
-from research.core.state import State, evaluated
+from research.core.state import State, weights
 from research.evaluation.decoding import Sampling, beam_search, sample
 from research.evaluation.text import before_eos
 from research.learners.language import Language
@@ -88,13 +88,18 @@ def written(experiment: Language, state: State, options: Options) -> Iterator[st
     tokens = tokenizer.encode(options.prompt)
     if not 0 < tokens.size < context:
         raise UserError(f"expected a --prompt of 1 to {context - 1} tokens, less than the context: not {tokens.size}")
-    params, key = evaluated(state, "net"), jax.random.key(options.seed)
+    net_weights, key = weights(state, "net"), jax.random.key(options.seed)
     how = Sampling(options.temperature, options.top_k, options.top_p)
     done, shown = tokens.size, tokenizer.decode(tokens)
     while tokens.size < done + options.length:
         window = tokens if tokens.size < context else tokens[-(context // 2) :]
         piece = sample(
-            apply, params, jnp.asarray(window)[None], jax.random.fold_in(key, tokens.size), context - len(window), how
+            apply,
+            net_weights,
+            jnp.asarray(window)[None],
+            jax.random.fold_in(key, tokens.size),
+            context - len(window),
+            how,
         )
         tokens = np.concatenate([tokens, np.asarray(piece[0])])[: done + options.length]
         # All tokens are decoded, since a character may have several of them; the last character may be incomplete.
@@ -111,7 +116,7 @@ def translated(experiment: Translate, state: State, text: str) -> str:
         raise UserError(f"a --prompt of {tokens.size} tokens is longer than the net's context of {pairs.length}")
     found, _ = beam_search(
         experiment.network(experiment.module()).apply,
-        evaluated(state, "net"),
+        weights(state, "net"),
         jnp.asarray(tokens, jnp.int32)[None],
         pairs.length,
         experiment.beams,

@@ -15,14 +15,16 @@ import research
 from experiments import compress as script
 from experiments.train import main
 from research.core.errors import UserError
+from research.core.experiment import Split
 from research.core.int8 import int8_product, linear
 from research.core.metrics import mean
 from research.core.modules import input_ranges, network
 from research.core.muon import OUTPUTS
 from research.core.optimizers import Optimizer
 from research.core.pruning import Pruning, largest, pruning
-from research.core.state import Batch, evaluated
+from research.core.state import Batch, evaluated, weights
 from research.core.update import Aux, UpdateConfig, updater
+from research.evaluation.decoding import Sampling, sample
 from research.nets.conv import Conv
 from research.training import run
 from research.training.run import validate
@@ -300,7 +302,7 @@ def test_rounding_has_the_gradient_of_the_identity(rng):
 
 
 @pytest.mark.parametrize("dtype", ("float32", "bfloat16"))
-@pytest.mark.parametrize("name", ("cnn", "transformer", "lstm", "translator", "segment"))
+@pytest.mark.parametrize("name", ("cnn", "transformer", "sentences", "translator", "segment"))
 def test_supervised_learners_take_int8(name, dtype):
     """Its step keeps the State's structure, and each of its ranges moves."""
     update = dataclasses.replace(EXPERIMENTS[name].update, dtype=dtype)
@@ -313,6 +315,35 @@ def test_supervised_learners_take_int8(name, dtype):
     jax.eval_shape(learner.evaluate, state, feeds.validation[0])
 
 
-def test_features_without_labels_are_not_quantised():
+@pytest.mark.parametrize("name", ("transformer", "translator", "sentences"))
+def test_reports_on_text_read_the_ranges(name, tmp_path):
+    """And a language model's last layer learns on chunks too, since it stays as it is."""
+    config = dataclasses.replace(EXPERIMENTS[name], quantization="int8")
+    if name == "transformer":
+        config = dataclasses.replace(config, net=config.net.clone(tied=False), loss_chunk=3)
+    learner, feeds = config.build(), config.feeds()
+    state = jax.jit(learner.init)(jax.random.key(0))
+    for n in range(2):
+        before, (state, _) = state, jax.jit(learner.step)(state, feeds.train.batch_at(n))
+    if name == "transformer":
+        head = [s.params["net"]["head"]["kernel"] for s in (before, state)]
+        assert "head" not in state.collections["net"]["ranges"] and not np.array_equal(*head)
+    [report] = config.reports(research.load)
+    report.run(state, Split("test", feeds.test), tmp_path)
+    assert list(tmp_path.glob("*.txt"))
+    if name == "transformer":
+        apply, prompt = config.network(config.module()).apply, jnp.asarray(feeds.test[0].inputs)[:2, :4]
+        tokens = sample(apply, weights(state, "net"), prompt, jax.random.key(0), 3, Sampling(temperature=0))
+        text = prompt
+        for k in range(3):
+            logits, _ = apply(*weights(state, "net"), text)
+            np.testing.assert_array_equal(tokens[:, k], logits[:, -1].argmax(-1))
+            text = jnp.concatenate([text, tokens[:, k : k + 1]], 1)
+
+
+def test_what_is_not_quantised():
+    config = dataclasses.replace(EXPERIMENTS["lstm"], quantization="int8")
+    with pytest.raises(UserError, match="quantization: LanguageModel has no layer whose products could be of int8"):
+        jax.eval_shape(config.build().init, jax.random.key(0))
     with pytest.raises(UserError, match="quantization is for nets that learn from labels"):
         dataclasses.replace(EXPERIMENTS["simclr"], quantization="int8")

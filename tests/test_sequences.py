@@ -391,14 +391,14 @@ def test_sampling_by_greed_follows_the_net():
     net = LANGUAGE_MODELS[0]
     prompt = words(0, time=4)
     params = params_of(net, prompt)
-    found = sample(network(net).apply, params, prompt, jax.random.key(0), 8, Sampling(temperature=0))
+    found = sample(network(net).apply, (params, {}), prompt, jax.random.key(0), 8, Sampling(temperature=0))
     logits = jax.jit(lambda text: net.apply({"params": params}, text))
     text = jnp.pad(prompt, ((0, 0), (0, 8)))  # what comes after a place can't be seen from it
     for k in range(4, 12):
         text = text.at[:, k].set(logits(text)[:, k - 1].argmax(-1))
     np.testing.assert_array_equal(found, text[:, 4:])
     with pytest.raises(UserError, match="21 tokens are more than the net's context of 20"):
-        sample(network(net).apply, params, prompt, jax.random.key(0), 17, Sampling())
+        sample(network(net).apply, (params, {}), prompt, jax.random.key(0), 17, Sampling())
 
 
 def test_what_may_be_drawn():
@@ -434,7 +434,7 @@ def test_beam_search_finds_the_best():
             score = sum(table[a, b] for a, b in itertools.pairwise(path))
             best.append((score / ((5 + n) / 6) ** penalty, (*words, EOS, *[PAD] * (length - n))))
     best.sort(reverse=True)
-    found, scores = beam_search(table_apply, jnp.asarray(table), jnp.zeros((2, 3), jnp.int32), length, 27, penalty)
+    found, scores = beam_search(table_apply, (table, {}), jnp.zeros((2, 3), jnp.int32), length, 27, penalty)
     for n in range(3):
         np.testing.assert_allclose(scores[:, n], best[n][0], atol=1e-5)
         assert tuple(found[0, n].tolist()) == best[n][1] == tuple(found[1, n].tolist())

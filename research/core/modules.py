@@ -78,7 +78,8 @@ def network(module: nn.Module, dtype: str = "float32", quantization: str | None 
     """`module` as a `Network` that computes in `dtype`, in training and in evaluation.
 
     With the quantization "int8", the products of its dense layers and convolutions are of int8, see `core.int8`, and
-    the ranges of their inputs are a collection of their own.
+    the ranges of their inputs are a collection of their own; those of the method `logits` are not, which a loss calls
+    by itself on chunks.
 
     Parameters stay as they are (float32) and are cast where they are used; of an embedding table, a leaf called
     `embedding`, the rows are cast after the gather, so that their gradient is summed in float32. Collections are not
@@ -87,13 +88,18 @@ def network(module: nn.Module, dtype: str = "float32", quantization: str | None 
     In training, each `RandomByExample` layer gets the examples' keys, so that an example's mask does not depend on
     where or in which microbatch it is computed. Other rng streams of the module start from the first example's key.
 
-    Raises UserError as `check_sizes` does.
+    Raises UserError as `check_sizes` does; `init` does where no layer is quantised.
     """
     check_sizes(module)
 
     def init(key: jax.Array, inputs: Any) -> tuple[Tree, dict[str, Tree]]:
         with nn.intercept_methods(_interceptor("float32", None, quantization)) if quantization else nullcontext():
             variables = dict(module.init(key, inputs))
+        if quantization and RANGES not in variables:
+            raise UserError(
+                f"quantization: {type(module).__name__} has no layer whose products could be of {quantization}: "
+                "leave it out"
+            )
         return variables.pop("params", {}), variables
 
     def apply(
@@ -146,6 +152,13 @@ def input_ranges(
 
 def _interceptor(dtype: str, rng: jax.Array | None, quantization: str | None = None) -> Callable:
     def intercept(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
+        nonlocal quantization
+        if context.method_name == "logits" and quantization:
+            chosen, quantization = quantization, None
+            try:
+                return call(*arguments, **options)
+            finally:
+                quantization = chosen
         if context.method_name == "__call__":
             if rng is not None and isinstance(context.module, RandomByExample):
                 return call(*arguments, **options, keys=rng)

@@ -104,3 +104,8 @@ def owned(state: State, name: str) -> dict[str, Tree]:
 def evaluated(state: State, name: str) -> Tree:
     """The parameters of `name` that are evaluated: their moving average where one is kept, else the last ones."""
     return state.collections.get("average", {}).get(name, state.params[name])
+
+
+def weights(state: State, name: str) -> tuple[Tree, dict[str, Tree]]:
+    """What a net called `name` is evaluated with: its parameters (`evaluated`) and its collections (`owned`)."""
+    return evaluated(state, name), owned(state, name)

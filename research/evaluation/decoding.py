@@ -16,6 +16,9 @@ from research.core.modules import Apply
 from research.core.special_tokens import BOS, EOS, PAD
 from research.core.types import Tree
 
+Weights = tuple[Tree, dict[str, Tree]]
+"""A net's parameters and its collections, see `core.state.weights`."""
+
 IMPOSSIBLE = -1e9
 """The log-probability of a token or sequence that is ruled out."""
 
@@ -35,15 +38,17 @@ class Sampling(NamedTuple):
 
 
 @partial(jax.jit, static_argnames=("apply", "length", "sampling"))
-def sample(apply: Apply, params: Tree, prompt: jax.Array, key: jax.Array, length: int, sampling: Sampling) -> jax.Array:
+def sample(
+    apply: Apply, weights: Weights, prompt: jax.Array, key: jax.Array, length: int, sampling: Sampling
+) -> jax.Array:
     """Samples `length` tokens, i32[batch, length], that continue each prompt i32[batch, time]."""
-    carry, _ = apply(params, {}, prompt, prompt.shape[1] + length, method="start")
-    (logits, carry), _ = apply(params, {}, prompt, carry, method="extend")
+    carry, _ = apply(*weights, prompt, prompt.shape[1] + length, method="start")
+    (logits, carry), _ = apply(*weights, prompt, carry, method="extend")
 
     def step(state: tuple[jax.Array, Tree], key: jax.Array) -> tuple[tuple[jax.Array, Tree], jax.Array]:
         logits, carry = state
         token = sample_token(key, logits, sampling)
-        (logits, carry), _ = apply(params, {}, token[:, None], carry, method="extend")
+        (logits, carry), _ = apply(*weights, token[:, None], carry, method="extend")
         return (logits[:, -1], carry), token
 
     _, tokens = jax.lax.scan(step, (logits[:, -1], carry), jax.random.split(key, length))
@@ -93,7 +98,7 @@ class Beams(NamedTuple):
 
 @partial(jax.jit, static_argnames=("apply", "length", "beams"))
 def beam_search(
-    apply: Apply, params: Tree, source: jax.Array, length: int, beams: int, length_penalty: Any
+    apply: Apply, weights: Weights, source: jax.Array, length: int, beams: int, length_penalty: Any
 ) -> tuple[jax.Array, jax.Array]:
     """The best translations i32[batch, beams, length] of each source i32[batch, time], and their scores, best first.
 
@@ -101,7 +106,7 @@ def beam_search(
     al. 2016, arXiv:1609.08144, without the coverage penalty).
     """
     batch = source.shape[0]
-    carry, _ = apply(params, {}, source, length, method="start")
+    carry, _ = apply(*weights, source, length, method="start")
     carry = jax.tree.map(lambda x: jnp.repeat(x, beams, 0), carry)
 
     def penalize(log_probability: jax.Array, tokens: Any) -> jax.Array:
@@ -109,7 +114,7 @@ def beam_search(
 
     def step(now: Beams) -> Beams:
         last = jnp.where(now.time == 0, BOS, jnp.take(now.live, now.time - 1, axis=2, mode="clip")).reshape(-1, 1)
-        (logits, carry), _ = apply(params, {}, last, now.carry, method="extend")
+        (logits, carry), _ = apply(*weights, last, now.carry, method="extend")
         log_probabilities = jax.nn.log_softmax(logits[:, -1].astype(jnp.float32)).reshape(batch, beams, -1)
         log_probabilities = log_probabilities.at[:, :, jnp.array([PAD, BOS])].set(IMPOSSIBLE)
         vocabulary = log_probabilities.shape[-1]

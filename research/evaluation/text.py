@@ -17,13 +17,13 @@ from research.core.experiment import Report, Split
 from research.core.files import failing, replacing
 from research.core.metrics import Numbers
 from research.core.special_tokens import EOS, PAD
-from research.core.state import Batch, State, evaluated
+from research.core.state import Batch, State, evaluated, weights
 from research.core.transformations import each_seed, first_seed
 from research.core.types import Tree
 from research.data.text import END, IGNORED
 from research.data.tokenizer import Tokenizer
 from research.evaluation import plots as plot
-from research.evaluation.decoding import Apply, Sampling, beam_search, sample
+from research.evaluation.decoding import Apply, Sampling, Weights, beam_search, sample
 from research.evaluation.sample_metrics import confusion_matrix, ensemble_accuracy
 from research.evaluation.seeds import per_seed
 from research.nets import lstm, transformer
@@ -46,25 +46,25 @@ def language(net: nn.Module, apply: Apply, tokenizer: Tokenizer) -> Report:
     """
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        params = evaluated(first_seed(state), "net")
+        net_weights = weights(first_seed(state), "net")
         batches = list(itertools.islice(split.batches, 2))
         text = np.concatenate([batch.inputs[(batch.mask > 0) & (batch.targets != IGNORED).all(1)] for batch in batches])
         text = text if len(text) else batches[0].inputs[:1]
-        _write_samples(apply, params, tokenizer, text, directory / "samples.txt")
+        _write_samples(apply, net_weights, tokenizer, text, directory / "samples.txt")
         if isinstance(net, transformer.LanguageModel):
-            _draw_attention(net, params, tokenizer, text[0], directory / "attention.png")
+            _draw_attention(net, net_weights[0], tokenizer, text[0], directory / "attention.png")
         if isinstance(net, lstm.LanguageModel):
-            _draw_cells(apply, params, tokenizer, text.reshape(-1)[:4000], directory / "cells.png")
+            _draw_cells(apply, net_weights, tokenizer, text.reshape(-1)[:4000], directory / "cells.png")
         return {}
 
     return Report(run)
 
 
-def _write_samples(apply: Apply, params: Tree, tokenizer: Tokenizer, text: np.ndarray, path: Path) -> None:
+def _write_samples(apply: Apply, weights: Weights, tokenizer: Tokenizer, text: np.ndarray, path: Path) -> None:
     """Writes continuations of the first halves of three windows of `text`, i32[windows, context]."""
     half = max(1, text.shape[1] // 2)
     prompts = jnp.asarray(text[np.linspace(0, len(text) - 1, 3).astype(int), :half])
-    tokens = sample(apply, params, prompts, jax.random.key(0), max(1, text.shape[1] - half), Sampling(0.8))
+    tokens = sample(apply, weights, prompts, jax.random.key(0), max(1, text.shape[1] - half), Sampling(0.8))
     texts = [f"{tokenizer.decode(p)}⟫{tokenizer.decode(t)}" for p, t in zip(prompts, tokens, strict=True)]
     _write_text(path, "\n\n----\n\n".join(["The text after ⟫ is written by the net.", *texts]))
 
@@ -79,17 +79,17 @@ def _draw_attention(net: nn.Module, params: Tree, tokenizer: Tokenizer, tokens: 
     _draw_maps(maps, labels, labels, "attention of rows to columns", path)
 
 
-def _draw_cells(apply: Apply, params: Tree, tokenizer: Tokenizer, tokens: np.ndarray, path: Path) -> None:
+def _draw_cells(apply: Apply, weights: Weights, tokenizer: Tokenizer, tokens: np.ndarray, path: Path) -> None:
     """Draws cell states of the last layer along a text (Karpathy, Johnson & Fei-Fei 2015, arXiv:1506.02078).
 
     The cells drawn are those that vary most over the text relative to their change from one token to the next.
     """
 
     def step(carry: Tree, token: jax.Array) -> tuple[Tree, jax.Array]:
-        (_, carry), _ = apply(params, {}, token[None, None], carry, method="extend")
+        (_, carry), _ = apply(*weights, token[None, None], carry, method="extend")
         return carry, carry.cell[0, -1]
 
-    start, _ = apply(params, {}, jnp.zeros((1, 1), jnp.int32), 1, method="start")
+    start, _ = apply(*weights, jnp.zeros((1, 1), jnp.int32), 1, method="start")
     states = np.tanh(np.asarray(jax.jit(lambda t: jax.lax.scan(step, start, t)[1])(jnp.asarray(tokens))))
     changes = np.abs(np.diff(states[MAX_TOKENS:], axis=0)).mean(0)
     chosen = np.argsort(-states[MAX_TOKENS:].std(0) / (changes + 0.05))[:NUM_CELLS]
@@ -139,16 +139,16 @@ def translation(
         sources, references = texts(split.name)
         metric = sacrebleu.BLEU()
 
-        def translate(params: Tree) -> list[str]:
+        def translate(weights: Weights) -> list[str]:
             translations = [""] * len(sources)
             for batch in split.batches:
-                best, _ = beam_search(apply, params, jnp.asarray(batch.inputs[0]), length, *beam)
+                best, _ = beam_search(apply, weights, jnp.asarray(batch.inputs[0]), length, *beam)
                 for index, tokens, valid in zip(batch.index, np.asarray(best[:, 0]), batch.mask, strict=True):
                     if valid:
                         translations[index] = tokenizer.decode(before_eos(tokens))
             return translations
 
-        each = [translate(evaluated(one, "net")) for one in each_seed(state)]
+        each = [translate(weights(one, "net")) for one in each_seed(state)]
         scores = [metric.corpus_score(translations, [list(references)]) for translations in each]
         signature = f"{metric.get_signature()}, beam {beam.beams}, length penalty {beam.length_penalty}"
         if split.name == "test":
@@ -190,23 +190,23 @@ def _draw_alignment(net: nn.Module, params: Tree, tokenizer: Tokenizer, batch: B
 
 
 def classification(
-    logits: Callable[[Tree, jax.Array], jax.Array], tokenizer: Tokenizer, names: Sequence[str]
+    logits: Callable[[State, jax.Array], jax.Array], tokenizer: Tokenizer, names: Sequence[str]
 ) -> Report:
     """confusion.png; mistakes.txt, those with the least probability for the true class.
 
     Of several seeds, these are of the first, and ensemble_accuracy is that of their mean prediction.
 
-    logits  (params, tokens i32[batch, time]) -> [batch, classes]
+    logits  (state, tokens i32[batch, time]) -> [batch, classes]
     names   of the classes
     """
     logits = jax.jit(logits)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        def evaluate(params: Tree) -> np.ndarray:
-            rows = [np.asarray(logits(params, jnp.asarray(b.inputs)))[b.mask > 0] for b in split.batches]
+        def evaluate(state: State) -> np.ndarray:
+            rows = [np.asarray(logits(state, jnp.asarray(b.inputs)))[b.mask > 0] for b in split.batches]
             return np.asarray(jax.nn.log_softmax(np.concatenate(rows)))
 
-        each = np.stack([evaluate(evaluated(one, "net")) for one in each_seed(state)])
+        each = np.stack([evaluate(one) for one in each_seed(state)])
         outputs = each[0]
         labels = np.concatenate([b.targets[b.mask > 0] for b in split.batches])
         texts = [text for b in split.batches for text in b.inputs[b.mask > 0]]

@@ -60,9 +60,8 @@ class ClassifyText(Supervised):
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        net, texts = self.network(self.module()), self.data.spec()
-        logits = lambda params, inputs: net.apply(params, {}, inputs)[0]
-        return (reports.classification(logits, texts.tokenizer, texts.names),)
+        texts = self.data.spec()
+        return (reports.classification(self.outputs, texts.tokenizer, texts.names),)
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""

@@ -13,7 +13,7 @@ from research.core.losses import Criterion, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
 from research.core.modules import Network, network
 from research.core.optimizers import Optimizer
-from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, owned, rng
+from research.core.state import Batch, Learner, State, example_keys, learner, rng, weights
 from research.core.update import Updater, updater
 
 Augmentation = Callable[[jax.Array, Batch], Batch]
@@ -62,7 +62,7 @@ class Supervised(Experiment):
 
     def outputs(self, state: State, inputs: Any) -> Any:
         """What the net makes of inputs, leaves [batch, ...], with the weights that are evaluated."""
-        return self.network(self.module()).apply(evaluated(state, "net"), owned(state, "net"), inputs)[0]
+        return self.network(self.module()).apply(*weights(state, "net"), inputs)[0]
 
 
 def supervised(

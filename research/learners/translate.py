@@ -14,7 +14,7 @@ from research.core.losses import tokens
 from research.core.modules import bind
 from research.core.optimizers import Optimizer
 from research.core.special_tokens import EOS, PAD
-from research.core.state import Learner, State, evaluated
+from research.core.state import Learner, State, weights
 from research.data.buckets import padded
 from research.data.pairs import Pairs
 from research.data.toy import ToyPairs
@@ -91,8 +91,8 @@ class Translate(Supervised):
         apply, length = self.network(self.module()).apply, self.data.spec().length
 
         def translation(source: jax.Array) -> jax.Array:
-            params = evaluated(state, "net")
-            return beam_search(apply, params, source, length, self.beams, self.length_penalty)[0][:, 0]
+            net_weights = weights(state, "net")
+            return beam_search(apply, net_weights, source, length, self.beams, self.length_penalty)[0][:, 0]
 
         return {
             "inference": Inference(
