@@ -317,6 +317,23 @@ def test_init_from_takes_statistics_and_target_nets_by_the_same_patterns(tmp_pat
             assert_same(collections["seen"], jnp.ones(1))
 
 
+def test_init_from_tells_of_collections_that_start_afresh(tmp_path):
+    """But for a target net, a copy of its net: it starts as what was taken for that."""
+
+    def make(scale, **collections):
+        return State(jnp.int32(0), jax.random.key(0), {"q": {"body": jnp.full(3, scale)}}, {}, collections, ())
+
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, make(1.0, seen=jnp.ones(1)))
+    told = []
+    found = init_from(
+        tmp_path, make(0.0, target={"body": jnp.zeros(3)}, seen=jnp.zeros(2), mean=jnp.zeros(1)), told.append
+    )
+    assert_same(found.collections, {"target": {"body": jnp.ones(3)}, "seen": jnp.zeros(2), "mean": jnp.zeros(1)})
+    says = "does not have collections/{}, or has it of other shapes: it starts afresh"
+    assert all(line.endswith(says.format(name)) for line, name in zip(told, ("seen", "mean"), strict=True))
+
+
 def test_init_from_takes_averages_where_there_are_any_and_the_best_where_it_is_asked_to(tmp_path):
     def averaged(step, names):
         average = {name: jax.tree.map(lambda x: x + 1, at(step).params[name]) for name in names}

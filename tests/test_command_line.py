@@ -172,6 +172,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
             ["digits_cnn", "--optimizer.name", "sgd", "--optimizer.decays", "*", "-1", *TINY],
             "optimizer.decays must be at least 0, not -1.0 for '*'",
         ),
+        (["digits_cnn", "--optimizer.b1", "1", *TINY], "optimizer.b1 must be below 1"),
         (["digits_cnn", "--optimizer.halve-at", "0.5", "1.5", *TINY], "optimizer.halve_at must be between 0 and 1"),
         (["digits_cnn", "--augment.noise", "-1", *TINY], "augment.noise must be at least 0"),
         (["digits_cnn", "--mixing.mixup", "0", *TINY], "mixing.mixup must be more than 0, or None for none"),

@@ -237,6 +237,8 @@ def test_attention_is_portable():
     assert before.net.stack.attention == "flash"
     assert programs.with_xla_attention(before).net.stack == dataclasses.replace(before.net.stack, attention="xla")
     assert programs.with_xla_attention(EXPERIMENTS["lstm"]) is EXPERIMENTS["lstm"]
+    autoencoder = programs.with_xla_attention(EXPERIMENTS["mae"]).net
+    assert autoencoder.stack.attention == autoencoder.decoder.attention == "xla"
 
 
 def test_bfloat16_is_float32_outside_of_the_step(tmp_path):

@@ -17,7 +17,8 @@ class Lookahead:
     """How the parameters are averaged as they move.
 
     Attributes:
-        every: number of updates after which the average is moved and the parameters are set to it; 0: no lookahead
+        every: number of updates after which the average is moved and the parameters are set to it, as they are after
+            the last update: a run of fewer updates ends with its first weights; 0: no lookahead
         decay: decay of the average by one update, at the end of the run
         power: the decay rises with this power of the part of the run that is over (Jordan 2024, arXiv:2404.00498: 3);
             0: it is constant, as Zhang et al. have it

@@ -15,6 +15,8 @@ several matrices side by side are orthogonalised one by one:
     qkv, kv                                             queries, keys and values: [inputs, groups, heads, features]
     gate_up                                             the two factors of SwiGLU: [inputs, 2, features]
     Layer_N, gates, recurrent_kernel, context_kernel    the four gates of an LSTM
+
+The queries, keys and values of a U-Net's attention are in one kernel without such a name: one matrix.
 """
 
 import math

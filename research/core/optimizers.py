@@ -22,10 +22,10 @@ class Optimizer:
     Attributes:
         name: adamw (Loshchilov & Hutter 2019, arXiv:1711.05101; Adam where weight_decay is 0), sgd (with momentum),
             rmsprop (Hinton 2012, centred by Graves 2013, arXiv:1308.0850, section 4.2; no momentum), adafactor (Shazeer
-            & Stern 2018, arXiv:1804.04235), lion (Chen et al. 2023, arXiv:2302.06675), or muon
-            (Jordan et al. 2024): kernels of hidden layers by Muon, each of fused matrices (queries, keys and values,
-            the gates of an LSTM) by itself, and first and last layers, embeddings, biases and scales by Adam. Muon's
-            updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both share learning_rate
+            & Stern 2018, arXiv:1804.04235; stacked layers are clipped and scaled as one), lion (Chen et al. 2023,
+            arXiv:2302.06675), or muon (Jordan et al. 2024): kernels of hidden layers by Muon, each of fused matrices
+            (queries, keys and values, the gates of an LSTM) by itself, and first and last layers, embeddings, biases
+            and scales by Adam. Muon's updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both share learning_rate
         learning_rate: the peak of the learning rate
         schedule: how the learning rate changes: constant; linear or cosine: from the peak to final_ratio of it after
             the last update; halving: see halve_at; one_cycle (Smith & Topin 2018, arXiv:1708.07120): rises from 1/25
@@ -79,6 +79,9 @@ class Optimizer:
         between(self, "optimizer", 0, math.inf, "learning_rate", "warmup", "initial_ratio", "final_ratio")
         between(self, "optimizer", 0, math.inf, "weight_decay", "eps")
         between(self, "optimizer", 0, 1, "halve_at", "momentum", "b1", "b2")
+        for name in ("b1", "b2"):
+            if getattr(self, name) == 1:
+                raise UserError(f"optimizer.{name} must be below 1: a mean that nothing enters is divided by 0")
 
     @property
     def betas(self) -> tuple[float, float]:

@@ -48,7 +48,7 @@ class UpdateConfig:
         freeze: patterns of the paths of parameters that stay as they are, such as 'encoder/*'; batch statistics move
             all the same
         freeze_after: patterns of the paths of parameters, each with the number of updates after which they stay as
-            they are; lookahead still sets them to its average, once
+            they are; lookahead still sets them to its average, once, and pruning still sets weights to 0
         rates: patterns of the paths of parameters, each with the factor by which their learning rate differs
         pruning: which weights become 0 on the way, and when; none by default
     """

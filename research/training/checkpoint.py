@@ -257,8 +257,8 @@ def init_from(
 
     The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
     the same values. Parameters that only `state` has (a head for another task) keep their values, with one line to
-    `warn`. Raises UserError where shapes differ, no parameter is common to both, a pattern matches none, or nothing was
-    saved.
+    `warn`; so do collections, but for a target net, which starts as a copy of its net. Raises UserError where shapes
+    differ, no parameter is common to both, a pattern matches none, or nothing was saved.
     """
     check_patterns(state.params, [pattern.removeprefix("!") for pattern in paths], "--init-paths", whole=True)
 
@@ -284,8 +284,13 @@ def init_from(
             ours, theirs = to_take(_under(collection, each)), _under(collection, there)
             if paths:
                 theirs = {name: leaf for name, leaf in theirs.items() if name in ours}
+            copied = {name: taken.get(f"{AVERAGED[0]}/{_path(name, here)}") for name in ours}
             if not differences(theirs, ours):
                 taken |= {name: name for name in ours}
+            elif not theirs and any(copied.values()):  # a target net starts as the net of which it is a copy
+                taken |= {name: source for name, source in copied.items() if source is not None}
+            elif ours:
+                warn(f"{path} does not have {collection}, or has it of other shapes: it starts afresh")
         found = _read(path, {source: each[name] for name, source in taken.items()})
         if repeated:
             found = {at: leaf[None].repeat(len(state.key), 0) for at, leaf in found.items()}

@@ -124,10 +124,11 @@ def check_platforms(platforms: Sequence[Platform]) -> None:
 def with_xla_attention(experiment: Experiment) -> Experiment:
     """The experiment without cuDNN's attention, which other versions of JAX and cuDNN may not be able to load."""
     net: Any = getattr(experiment, "net", None)
-    stack = getattr(net, "stack", None)
-    if not isinstance(stack, Stack):
+    stacks = {name: value for name, value in vars(net).items() if isinstance(value, Stack)} if net else {}
+    if not stacks:
         return experiment
-    return replace(experiment, net=net.clone(stack=replace(stack, attention="xla")))  # type: ignore[call-arg]
+    xla = {name: replace(stack, attention="xla") for name, stack in stacks.items()}
+    return replace(experiment, net=net.clone(**xla))  # type: ignore[call-arg]
 
 
 def write_inference(path: Path, inference: Inference, validation: Batch, platforms: Sequence[Platform]) -> Written:

@@ -104,7 +104,7 @@ def _known(kind: str) -> list[str]:
 def topology(name: str) -> Topology:
     """The topology called `name`, see `parse`.
 
-    Raises UserError where there is none of that name, NotInstalled where there is no compiler for it.
+    Raises UserError where the compiler has none of that name, NotInstalled where there is no compiler for it.
     """
     asked = parse(name)
     device, gpu = KINDS[asked.kind], asked.platform == "cuda"
