@@ -8,16 +8,16 @@ import optax
 import pytest
 
 from research.core.errors import RunError, UserError
-from research.core.experiment import Run
+from research.core.experiment import Experiment, Report, Run
 from research.core.layout import Layout, make_mesh
 from research.core.metrics import Mean, confusion, mean, merged
 from research.core.modules import network
 from research.core.optimizers import Optimizer, decayed, optimizer, schedule
 from research.core.placement import place
-from research.core.state import Batch, State, evaluated, example_keys, fold_name, rng
+from research.core.state import Batch, State, evaluated, example_keys, fold_name, learner, rng
 from research.core.transformations import each_seed
 from research.core.update import Aux, UpdateConfig, scan_updates, updater
-from research.training.checks import check_moving
+from research.training.checks import check_contract, check_moving
 from research.training.evaluate import best, exhausted, summary
 
 
@@ -104,6 +104,60 @@ def test_a_loss_of_the_whole_batch_refuses_microbatches():
     before, update = updating(UpdateConfig(2))
     with pytest.raises(UserError, match=r"of the whole batch: .* must be 1, not 2"):
         update(before, "net", squared, X, whole_batch=True)
+
+
+@pytest.mark.parametrize(
+    "loss, kind",
+    [
+        (lambda *given: squared(*given)[0], "Mean"),
+        (lambda *given: (squared(*given)[0].value, Aux()), r"\(\w*Tracer, Aux\)"),
+        (lambda *given: (squared(*given)[0], {}), r"\(Mean, dict\)"),
+    ],
+)
+def test_what_a_loss_is_to_return(loss, kind):
+    before, update = updating()
+    with pytest.raises(RunError, match=rf"the loss of 'net' is to return \(Mean, Aux\), not {kind}"):
+        update(before, "net", loss, X)
+
+
+def test_names_that_are_not_there():
+    before, update = updating(names=("net", "head"))
+    with pytest.raises(RunError, match="there is no optimizer of 'nets': the updater has 'net', 'head'"):
+        update(before, "nets", squared, X)
+    init = updater(UpdateConfig(), {"net": (SGD, 10)}, {}).init
+    with pytest.raises(RunError, match="the updater has an optimizer of 'net', and init was given 'online'"):
+        init(jax.random.key(0), {"online": ({"kernel": jnp.float32(2)}, {})})
+    with pytest.raises(RunError, match=r"init takes \(params, collections\) of 'net'"):
+        init(jax.random.key(0), {"net": {"kernel": jnp.float32(2)}})
+
+
+def test_a_step_returns_metrics_too():
+    made = learner(lambda key: state(), lambda state, batch: state, lambda state, batch: {})
+    with pytest.raises(RunError, match=r"a learner's step is to return \(State, metrics\), not State"):
+        made.step(state(), X)
+
+
+class Nothing(Experiment):
+    def build(self):
+        raise NotImplementedError
+
+
+def test_metrics_add_up_and_run_metric_names_one():
+    init, _ = updating()
+    evaluate = lambda state, batch: {"loss": mean(jnp.ones(2))}
+
+    def check(metrics, *reports):
+        made = learner(lambda key: init, lambda state, batch: (state, metrics), evaluate)
+        return check_contract(made, jax.random.key(0), X, X, Nothing(run=Run(metric="bleu", mode="max")), reports)
+
+    with pytest.raises(RunError, match="the metric 'tau' of step is an array: make it one that adds up"):
+        check({"tau": jnp.ones(3)})
+    with pytest.raises(UserError, match=r"there is no metric 'bleu': set --run\.metric to one of loss"):
+        check({})
+    report = Report(lambda *_: {}, metrics=("bleu",))
+    with pytest.raises(UserError, match=r"--run\.metric bleu is computed once, at the end: give the interval of its"):
+        check({}, report)
+    assert check({}, report._replace(every=10)).step.shape == ()
 
 
 def test_keys_are_by_example_and_by_count_not_by_part():

@@ -363,6 +363,12 @@ def test_a_source_that_inherits_is_limited_and_checked(monkeypatch):
         (data._replace(train_labels=data.train_labels[1:]), "split train: expected 100 whole numbers as labels"),
         (data._replace(train_images=data.train_images / 255), "split train: expected images uint8"),
         (
+            data._replace(train_images=list(data.train_images)),
+            "expected images uint8 .*, an array of NumPy, not a list",
+        ),
+        (data._replace(test_labels=list(data.test_labels)), "split test: expected labels in an array of NumPy, not a"),
+        (data[:4], r"`arrays` is to return Arrays\(train_images, .*, names\), not 4 values"),
+        (
             data._replace(test_images=data.test_images[:, 1:]),
             r"one shape expected, not \(12, 12, 1\) for training",
         ),

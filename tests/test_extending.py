@@ -26,7 +26,7 @@ def overlay(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / package, directory / package, ignore=shutil.ignore_patterns("__pycache__"))
     (directory / "tests").mkdir()
     shutil.copy(ROOT / "pyproject.toml", directory)
-    for name in ("conftest", "digits", "learners", "printed", "test_export", "test_laws"):
+    for name in ("conftest", "digits", "learners", "printed", "test_export", "test_laws", "test_sources"):
         shutil.copy(ROOT / "tests" / f"{name}.py", directory / "tests")
     for name, code in BLOCKS.items():
         path = directory / name
@@ -138,7 +138,7 @@ def test_a_reinforcement_learner(trained):
 
 def test_the_laws(overlay):
     laws = "endomorphism or seeds or (precision and bfloat16)"
-    which = f"({laws} or lowered) and (denoise or a2c)"
-    files = "tests/test_laws.py", "tests/test_export.py"
+    which = f"(({laws} or lowered) and (denoise or a2c)) or (tiny_setting and Stripes)"
+    files = "tests/test_laws.py", "tests/test_export.py", "tests/test_sources.py"
     said = python(overlay, "-m", "pytest", "-p", "no:cacheprovider", *files, "-k", which)
     assert re.search(r"\d+ passed", said) and not re.search(r"skipped|failed", said), said

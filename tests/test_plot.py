@@ -66,7 +66,7 @@ def test_a_long_line_of_which_most_values_are_missing_is_there():
     assert missing[-1] and 0.4 < missing.mean() < 0.6
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("channels", [1, 2, 3])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32])
 def test_image_grid(tmp_path, channels, dtype):
     images = np.zeros((7, 12, 8, channels), dtype)

@@ -25,7 +25,8 @@ class Optimizer:
             & Stern 2018, arXiv:1804.04235; stacked layers are clipped and scaled as one), lion (Chen et al. 2023,
             arXiv:2302.06675), or muon (Jordan et al. 2024): kernels of hidden layers by Muon, each of fused matrices
             (queries, keys and values, the gates of an LSTM) by itself, and first and last layers, embeddings, biases
-            and scales by Adam. Muon's updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both share learning_rate
+            and scales by Adam. Muon's updates have the size of Adam's (Liu et al. 2025, arXiv:2502.16982), so that both
+            share learning_rate
         learning_rate: the peak of the learning rate
         schedule: how the learning rate changes: constant; linear or cosine: from the peak to final_ratio of it after
             the last update; halving: see halve_at; one_cycle (Smith & Topin 2018, arXiv:1708.07120): rises from 1/25

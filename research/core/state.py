@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 
+from research.core.errors import RunError
 from research.core.metrics import Metrics
 from research.core.types import Tree
 
@@ -74,7 +75,10 @@ def learner(init: Callable[[jax.Array], State], step: Step, evaluate: Callable[[
     """A Learner whose `step` also advances the clock, `State.step`, which `step` itself leaves alone."""
 
     def clocked(state: State, batch: Batch) -> tuple[State, Metrics]:
-        after, metrics = step(state, batch)
+        found = step(state, batch)
+        if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], State)):
+            raise RunError(f"a learner's step is to return (State, metrics), not {type(found).__name__}")
+        after, metrics = found
         return after._replace(step=state.step + 1), metrics
 
     return Learner(init, clocked, evaluate)

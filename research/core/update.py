@@ -17,7 +17,7 @@ import optax
 import tyro
 
 from research.core.devices import position, summed
-from research.core.errors import UserError, positive
+from research.core.errors import RunError, UserError, positive
 from research.core.lookahead import lookahead
 from research.core.metrics import Mean, Metric, Metrics, added, mean
 from research.core.optimizers import Optimizer, optimizer, schedule
@@ -177,6 +177,12 @@ def updater(
         collections: Mapping[str, Tree] = MappingProxyType({}),
         world: Tree = (),
     ) -> State:
+        for name, net in nets.items():
+            if not (isinstance(net, tuple) and len(net) == 2):
+                raise RunError(f"init takes (params, collections) of {name!r}, as a net's `init` gives them")
+        if missing := optimizers.keys() - nets.keys():
+            named = ", ".join(map(repr, nets))
+            raise RunError(f"the updater has an optimizer of {min(missing)!r}, and init was given {named}")
         params = {name: params for name, (params, _) in nets.items()}
         check_patterns(params, config.freeze, "--freeze")
         check_patterns(params, [pattern for pattern, _ in config.freeze_after], "update.freeze_after")
@@ -193,13 +199,20 @@ def updater(
         return State(jnp.int32(0), key, params, opt_state, kept, world)
 
     def update(state: State, name: str, loss: Loss, batch: Any, whole_batch: bool = False) -> tuple[State, Aux]:
+        if name not in optimizers:
+            raise RunError(f"there is no optimizer of {name!r}: the updater has {', '.join(map(repr, optimizers))}")
         params, (count, inner, scale) = state.params[name], state.opt_state[name]
         size = len(jax.tree.leaves(batch)[0])
         keys = example_keys(rng(state._replace(step=count), name), position(size))
 
         def part(own: dict[str, Tree], batch_and_keys: tuple[Any, jax.Array]) -> tuple[dict[str, Tree], Any]:
             def total(params: Tree) -> tuple[jax.Array, tuple[Mean, Aux]]:
-                value, aux = loss(params, _put(state, name, own), *batch_and_keys)
+                found = loss(params, _put(state, name, own), *batch_and_keys)
+                if not (isinstance(found, tuple) and list(map(type, found)) == [Mean, Aux]):
+                    kinds = ", ".join(type(x).__name__ for x in found) if type(found) is tuple else ""
+                    kind = f"({kinds})" if kinds else type(found).__name__
+                    raise RunError(f"the loss of {name!r} is to return (Mean, Aux), not {kind}")
+                value, aux = found
                 return value.value * scale.factor if scale else value.total, (value, aux)
 
             gradient, (value, aux) = jax.grad(total, has_aux=True)(params)

@@ -27,13 +27,17 @@ def expanded(name: str) -> Path:
 
 def check_images(what: str, images: np.ndarray) -> None:
     """Raises UserError unless `images` are u8[examples, height, width, channels] and at least one; `what` they are."""
+    expected = "expected images uint8 [examples, height, width, channels]"
+    if not isinstance(images, np.ndarray):
+        raise UserError(f"{what}: {expected}, an array of NumPy, not a {type(images).__name__}")
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
-        expected = "expected images uint8 [examples, height, width, channels]"
         raise UserError(f"{what}: {expected}, not {images.dtype} {list(images.shape)}")
 
 
 def check_labels(what: str, labels: np.ndarray, examples: int, classes: int) -> None:
     """Raises UserError unless `labels` are i[examples], each in 0 ... classes-1; `what` they are."""
+    if not isinstance(labels, np.ndarray):
+        raise UserError(f"{what}: expected labels in an array of NumPy, not a {type(labels).__name__}")
     if labels.shape != (examples,) or not np.issubdtype(labels.dtype, np.integer):
         raise UserError(f"{what}: expected {examples} whole numbers as labels, not {labels.dtype} {labels.shape}")
     wrong = np.flatnonzero((labels < 0) | (labels >= classes))

@@ -144,6 +144,8 @@ class Images(LabelledImages):
 
 def checked(data: Arrays, what: str, limit: int | None) -> Arrays:
     """At most `limit` images of each split of `data`. Raises UserError unless they are labelled images of one shape."""
+    if len(data) != len(Arrays._fields):
+        raise UserError(f"{what}: `arrays` is to return Arrays({', '.join(Arrays._fields)}), not {len(data)} values")
     train_images, train_labels, test_images, test_labels, names = data
     for split, images, labels in (("train", train_images, train_labels), ("test", test_images, test_labels)):
         check_images(f"{what}, split {split}", images)

@@ -145,7 +145,7 @@ def draw(
         ax.axis("off")
         if at >= len(images):
             continue
-        image = images[at][..., 0] if channels == 1 else images[at]
+        image = plots.drawable(images[at])
         ax.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         one = truth[at]
         for corners in one.boxes[one.valid]:

@@ -95,7 +95,7 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
         images = images.astype(np.float32)
         low, high = min(0.0, float(np.nanmin(images))), max(1.0, float(np.nanmax(images)))
         images = np.nan_to_num((images - low) / (high - low))
-    n, height, width, channels = images.shape
+    n, height, width, _ = images.shape
     columns = columns or min(n, max(1, math.ceil(math.sqrt(n * height / width))))
     rows = math.ceil(n / columns)
     longest = max((len(line) for text in captions or () for line in text.splitlines()), default=0)
@@ -106,12 +106,16 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
     for i, ax in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
         ax.axis("off")
         if i < n:
-            image = images[i, ..., 0] if channels == 1 else images[i]
             limit = 255 if images.dtype == np.uint8 else 1
-            ax.imshow(image, cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
+            ax.imshow(drawable(images[i]), cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
             if captions:
                 ax.set_title(captions[i], fontsize=8, pad=2)
     write(figure, path)
+
+
+def drawable(image: Any) -> Any:
+    """An image [height, width, channels] as Matplotlib draws it: of other than 3 or 4 channels the first, in grey."""
+    return image if image.shape[-1] in (3, 4) else image[..., 0]
 
 
 def masks(images: Any, truths: Any, predictions: Any, names: Sequence[str], path: Path | str) -> None:
@@ -120,7 +124,7 @@ def masks(images: Any, truths: Any, predictions: Any, names: Sequence[str], path
     images u8[n, height, width, channels], truths and predictions u8[n, height, width]; a number that is no class, as
     where none is known, is white.
     """
-    n, height, width, channels = images.shape
+    n, height, width, _ = images.shape
     palette = np.array([colormaps["tab20"]((2 * k + k // 10) % 20)[:3] for k in range(len(names))])
     coloured = lambda numbers: np.concatenate([palette, np.ones((256 - len(names), 3))])[numbers]
     figure = _figure(9.0, n * (3.0 * height / width + 0.05) + 0.6 + 0.2 * math.ceil(len(names) / 6))
@@ -128,8 +132,7 @@ def masks(images: Any, truths: Any, predictions: Any, names: Sequence[str], path
     for row, pictures in zip(axes, zip(images, coloured(truths), coloured(predictions), strict=True), strict=True):
         for ax, picture in zip(row, pictures, strict=True):
             ax.axis("off")
-            grey = channels == 1 and picture is pictures[0]
-            ax.imshow(picture[..., 0] if grey else picture, cmap="gray", vmin=0, vmax=255)
+            ax.imshow(drawable(picture), cmap="gray", vmin=0, vmax=255)
     for ax, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         ax.set_title(title, fontsize=11)
     handles = [Patch(color=colour, label=name) for colour, name in zip(palette, names, strict=True)]
@@ -148,13 +151,13 @@ def attributions(
     images    f32[n, height, width, channels] in 0 ... 1; one channel is grey
     captions  of the rows, drawn above the images; those that are not `right` in red
     """
-    n, height, width, channels = images.shape
+    n, height, width, _ = images.shape
     side = min(1.5, 9.0 / (len(maps) + 1))
     above = 0.1 + 0.12 * (1 + max(caption.count("\n") for caption in captions))
     figure = _figure(side * (len(maps) + 1) + 0.2, n * (side * height / width + above) + 0.2)
     axes = figure.subplots(n, len(maps) + 1, squeeze=False)
     for row, image, caption, correct, numbers in zip(axes, images, captions, right, range(n), strict=True):
-        row[0].imshow(image[..., 0] if channels == 1 else image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        row[0].imshow(drawable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         row[0].set_title(caption, fontsize=7, pad=2, color="black" if correct else "#b00000")
         for ax, values in zip(row[1:], maps.values(), strict=True):
             values = np.asarray(values[numbers], np.float32)

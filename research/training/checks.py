@@ -1,6 +1,6 @@
 """What is checked before and during training: the contract of a learner, finite numbers, adversaries that move."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -8,7 +8,7 @@ import numpy as np
 
 from research.core.console import warn
 from research.core.errors import RunError, UserError
-from research.core.experiment import Experiment, multiples
+from research.core.experiment import Experiment, Report, multiples
 from research.core.metrics import Metric, Metrics, computed
 from research.core.placement import Place
 from research.core.state import Batch, Learner, State
@@ -48,15 +48,20 @@ def check_dtype(experiment: Experiment, platform: str) -> None:
 
 
 def check_contract(
-    learner: Learner, key: jax.Array, train: Batch, validation: Batch, experiment: Experiment, reported: set[str]
+    learner: Learner,
+    key: jax.Array,
+    train: Batch,
+    validation: Batch,
+    experiment: Experiment,
+    reports: Iterable[Report] = (),
 ) -> State:
     """The State's shapes, `jax.eval_shape(learner.init, key)`. Raises RunError, naming the rule, where one is broken.
 
     The rules: `step` keeps the State's structure, shapes, dtypes and weak types, and advances its clock by means of
     `state.learner`; it and `evaluate` give metrics by name; the names of `experiment.adversaries` have their metrics.
 
-    Raises UserError unless `run.metric`, which "best" goes by, is a metric of `evaluate` or one of the numbers
-    `reported`.
+    Raises UserError unless `run.metric`, which "best" goes by, is a metric of `evaluate` or a number of those `reports`
+    that have an interval.
     """
 
     def broken(rule: str) -> RunError:
@@ -65,10 +70,7 @@ def check_contract(
     state = jax.eval_shape(learner.init, key)
     if not isinstance(state, State):
         raise broken(f"init is to return a State, not {type(state).__name__}")
-    found = jax.eval_shape(learner.step, state, train)
-    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[0], State)):
-        raise broken("step is to return (State, metrics)")
-    after, metrics = found
+    after, metrics = jax.eval_shape(learner.step, state, train)
     before_leaves, after_leaves = jax.tree.leaves_with_path(state), jax.tree.leaves_with_path(after)
     names = lambda leaves: [jax.tree_util.keystr(path) for path, _ in leaves]
     if names(before_leaves) != names(after_leaves):
@@ -85,14 +87,19 @@ def check_contract(
             raise broken(f"the metrics of {what} are to be a dict by name, not {type(values).__name__}")
         for name, value in values.items():
             if not isinstance(value, Metric):
-                kind = f"the metric {name!r} of {what} is {type(value).__name__}"
+                array = isinstance(value, jax.ShapeDtypeStruct)
+                kind = f"the metric {name!r} of {what} is {'an array' if array else type(value).__name__}"
                 raise broken(f"{kind}: make it one that adds up, such as `mean(values, mask)`")
     for name in experiment.adversaries:
         missing = {f"{name}_loss", f"{name}_gradient_norm"} - set(metrics)
         if missing:
             raise broken(f"it names {name!r} among its adversaries, and step gives no {min(missing)}")
-    numbers = {*computed(jax.tree.map(lambda x: np.zeros(x.shape), evaluated)), *reported}
+    intervals = {name: report.every for report in reports for name in report.metrics}
+    numbers = {*computed(jax.tree.map(lambda x: np.zeros(x.shape), evaluated))}
+    numbers |= {name for name, every in intervals.items() if every is not None}
     metric = experiment.run.metric
+    if metric in intervals and metric not in numbers:
+        raise UserError(f"--run.metric {metric} is computed once, at the end: give the interval of its report too")
     if metric not in numbers:
         raise UserError(f"there is no metric {metric!r}: set --run.metric to one of {', '.join(sorted(numbers))}")
     return state

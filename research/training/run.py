@@ -167,7 +167,6 @@ def prepare(command: config.Command[Experiment], directory: Path, group: Process
     feeds = experiment.feeds()
     reports = tuple(experiment.reports(load))
     learner, key = build(experiment, command.seeds, command.over)
-    logged = {name for report in reports if report.every is not None for name in report.metrics}
     batch, validation = feeds.train.batch_at(0), feeds.validation[0]
     job = Job(
         command=command,
@@ -177,7 +176,7 @@ def prepare(command: config.Command[Experiment], directory: Path, group: Process
         experiment=experiment,
         learner=learner,
         key=key,
-        abstract=check_contract(learner, key, batch, validation, experiment, logged),
+        abstract=check_contract(learner, key, batch, validation, experiment, reports),
         data=provenance.data((batch, validation)),
         where=where,
         feeds=feeds,
