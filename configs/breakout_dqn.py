@@ -10,9 +10,8 @@ episodes of training is about 10, as a mean of 30 runs.
 
     python -m experiments.train breakout_dqn
 
-Measured, one seed: a training return of 17.8 at epsilon 0.1 over the last 115 episodes (the last line of
-metrics.jsonl), and a greedy one of 39.4 on 100 new episodes. It takes an hour and a half on a core of its own; measured
-beside other work, in four.
+Measured, --seed 0 and 1: training returns of 17.8 and 19.1 at epsilon 0.1 over the last 20,000 frames (the last line of
+metrics.jsonl), and greedy ones of 39.4 and 30.9 on 100 new episodes. It takes an hour and a half on a core of its own.
 """
 
 from dataclasses import replace

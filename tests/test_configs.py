@@ -21,7 +21,7 @@ def test_what_a_config_says_of_its_step_is_so():
     stated = {}
     for name in config.names():
         of_step = re.search(
-            r"([\d,]+) frames and ([\d,]+) updates per step", import_module(f"configs.{name}").config.__doc__
+            r"([\d,]+) frames and ([\d,]+) updates per step", import_module(f"configs.{name}").config.__doc__ or ""
         )
         if of_step is not None:
             experiment = config.load(name)
