@@ -137,7 +137,7 @@ def _scores(
             raise UserError(f"{directory} is named twice: its seeds would count as so many more")
         about = _about(directory)
         if not (directory / "summary.json").exists():
-            raise UserError(f"{directory} is not finished: python -m experiments.train {about['name']} goes on with it")
+            raise UserError(f"{directory} is not finished: the command that began it goes on with it")
         test = measured(read_json(directory / "summary.json"))
         if metric not in test:
             raise UserError(f"{directory} has no test metric {metric!r}: it has {', '.join(test)}")

@@ -40,7 +40,6 @@ from research.core.types import Tree
 from research.evaluation import plots
 from research.learners.classify import Classify
 from research.training.config import Directory
-from research.training.provenance import device
 
 SPARSITIES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
@@ -109,7 +108,7 @@ def compress(options: Options) -> None:
         rows["float32, sparse"] = {**rows["float32"], **sizes((sparse(weights), own))}
         rows["int8, sparse"] = {**rows["int8"], **sizes((sparse(in_int8(weights, ranges[RANGES])), own, ranges))}
     found = {
-        "about": provenance(command_of("compress", options), device()),
+        "about": provenance(command_of("compress", options), jax.devices()[0].device_kind),
         "sparsity": sparsity,
         "compressed": rows,
         "images_of_the_curves": sum(int(counted.sum()) for _, counted in first_images(feeds.test, options.curves)),

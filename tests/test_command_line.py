@@ -535,6 +535,8 @@ def test_what_an_extension_changes_is_told_and_what_is_none_is_refused(copy, cap
     [
         ("digits_cnn", ["--optimizer.lookahead.every", "2"], ["optimizer.lookahead.every=2"]),
         ("digits_cnn", ["--optimizer.lookahead.power", "0"], []),
+        ("mnist_ddpm", [], []),
+        ("cartpole_dqn", ["--epsilon-start", "0.05"], []),
         ("cartpole_dqn", ["--priority-exponent", "0.5"], ["epsilon_fraction=0.3", "importance_exponent=0.4"]),
     ],
 )

@@ -41,7 +41,7 @@ from research.core.state import State
 from research.data.feed import EvalBatches
 from research.evaluation import images
 from research.learners.classify import Classify
-from research.training import checkpoint, config
+from research.training import checkpoint, config, log
 from research.training.run import reported
 
 
@@ -263,6 +263,16 @@ def test_demo_names_configs_and_closes_with_a_table(finished, tmp_path, monkeypa
     assert f"{tmp_path}/digits_cnn/" in out
     for picture in ("confusion.png", "curves.png", "filters.png", "predictions.png"):
         assert picture in out and imread(finished / picture).std() > 0.01
+
+
+def test_an_extension_logs_the_pictures_that_it_drew(finished, tmp_path):
+    """Those of other scripts are of the weights before."""
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    shutil.copy(copy / "curves.png", copy / "attack.png")
+    assert train.main(["digits_cnn", "--workdir", str(copy), "--seeds", "2", *TINY, "--steps", "8"]) == 0
+    found = [event for path in (copy / "tensorboard").iterdir() for event in log._events(path)]
+    drawn = lambda step: {v.tag for event in found if event.step == step for v in event.summary.value if v.image.height}
+    assert drawn(8) == drawn(4) == {"confusion", "curves", "filters", "predictions"}
 
 
 def test_mistakes_are_those_that_numpy_counts(finished):

@@ -111,6 +111,7 @@ def test_a_run_stuck_in_its_step_names_it_and_is_ended(tmp_path):
     assert saved.exists()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_python_handles_what_it_can_and_everything_is_put_back():
     before = signal.getsignal(signal.SIGTERM)
     numbers = []
@@ -128,4 +129,16 @@ def test_python_handles_what_it_can_and_everything_is_put_back():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(10)
     assert time.monotonic() - began < 5 and signal.getsignal(signal.SIGTERM) is before
+
+    class Lost:
+        """Python drops what is raised while one is deleted."""
+
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(0)
+
+    with pytest.raises(Interrupted, match="stopped by SIGTERM"), on_signal(stop, lambda: "a report", grace=60):
+        Lost()
+        numbers.append("went on")
+    assert numbers[-1] == "went on" and signal.getsignal(signal.SIGTERM) is before
     assert "signals" not in [thread.name for thread in threading.enumerate()]

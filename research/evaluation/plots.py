@@ -207,6 +207,8 @@ def bars(found: Mapping[str, tuple[Any, Any]], labels: Sequence[str], path: Path
             if not np.isnan(value):
                 ax.text(end, place, f"  {value:.3g}", va="center", fontsize=7)
         ax.margins(x=0.15)
+        if not (np.array([values, low]) < 0).any():
+            ax.set_xlim(left=0)
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_title(name, fontsize=10)
         ax.set_yticks(places, labels, fontsize=8)

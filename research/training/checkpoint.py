@@ -416,7 +416,9 @@ def _newest_or_best(
     """`_newest`; with `best`, the one marked as the best where there is one."""
     with failing("read", directory):
         found = _newest(directory, read, warn, True, group) if best else None
-        return found or _newest(directory, read, warn, False, group)
+        if found is None and (found := _newest(directory, read, warn, False, group)) is not None and best:
+            warn(f"no checkpoint in {directory} is marked as the best: the newest is taken, step {found[0]}")
+        return found
 
 
 def _newest(

@@ -299,8 +299,8 @@ def scheduled(config: Experiment) -> list[str]:
     return [
         f"{path}={value}"
         for path, value in values.items()
-        if (path.endswith("schedule") and value != "constant")
-        or path.endswith("_fraction")
+        if (path.endswith("optimizer.schedule") and value != "constant")
+        or (path == "epsilon_fraction" and values["epsilon_start"] != values["epsilon_end"])
         or (path == "update.pruning.sparsity" and value is not None)
         or (path.endswith("lookahead.every") and value)
         or (path == "importance_exponent" and values["priority_exponent"])

@@ -294,6 +294,8 @@ def report_state(job: Job, state: State) -> State:
 def finish(job: Job, step: int, state: State) -> dict[str, Any]:
     """Evaluates the State on the test data, once; makes the reports and pictures; writes summary.json."""
     run, directory = job.experiment.run, job.directory
+    pictures = lambda: {path: path.stat().st_mtime_ns for path in sorted(directory.glob("*.png"))}
+    before = pictures()  # of a run that was extended, or of other scripts
 
     def stop(number: int) -> None:
         raise Interrupted(number)
@@ -319,8 +321,9 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
         }
         plots.curves({directory.name: history}, directory / "curves.png")
         with _log(job) as lines:
-            for picture in sorted(directory.glob("*.png")):
-                lines.picture(step, picture)
+            for picture, written in pictures().items():
+                if written != before.get(picture):
+                    lines.picture(step, picture)
         write_json(directory / "summary.json", result)
         return result
 

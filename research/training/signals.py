@@ -35,6 +35,9 @@ def on_signal(answer: Callable[[int], None], doing: Callable[[], str], grace: fl
     (default: `GRACE`), it prints one line that names `doing()` and ends the process with status 128 + number. If it
     has run, the thread sends the signal again every `grace` seconds until the context is left, so that calls made
     later are ended as well.
+
+    What `answer` raises is raised at the end of the context, if it is lost before: Python drops what is raised within a
+    finalizer or the callback of a weak reference.
     """
     seconds = GRACE if grace is None else grace
     main = threading.get_ident()
@@ -42,9 +45,15 @@ def on_signal(answer: Callable[[int], None], doing: Callable[[], str], grace: fl
     reader, writer = socket.socketpair()
     writer.setblocking(False)
 
+    raised: list[BaseException] = []
+
     def handle(number: int, _: object) -> None:
         handled.set()
-        answer(number)
+        try:
+            answer(number)
+        except BaseException as error:
+            raised.append(error)
+            raise
 
     def watch() -> None:
         number = reader.recv(1)[0]
@@ -73,6 +82,8 @@ def on_signal(answer: Callable[[int], None], doing: Callable[[], str], grace: fl
         watcher.start()
         stack.callback(stop)
         yield
+    if raised:
+        raise raised[0]
 
 
 def _end(number: int, doing: Callable[[], str], seconds: float) -> None:
