@@ -81,7 +81,8 @@ class Optimizer:
         between(self, "optimizer", 0, math.inf, "weight_decay", "eps")
         between(self, "optimizer", 0, 1, "halve_at", "momentum", "b1", "b2")
         for name in ("b1", "b2"):
-            if getattr(self, name) == 1:
+            value = getattr(self, name)
+            if isinstance(value, int | float) and value == 1:  # a sweep traces it
                 raise UserError(f"optimizer.{name} must be below 1: a mean that nothing enters is divided by 0")
 
     @property

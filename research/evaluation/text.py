@@ -190,23 +190,23 @@ def _draw_alignment(net: nn.Module, params: Tree, tokenizer: Tokenizer, batch: B
 
 
 def classification(
-    logits: Callable[[State, jax.Array], jax.Array], tokenizer: Tokenizer, names: Sequence[str]
+    logits: Callable[[Weights, jax.Array], jax.Array], tokenizer: Tokenizer, names: Sequence[str]
 ) -> Report:
     """confusion.png; mistakes.txt, those with the least probability for the true class.
 
     Of several seeds, these are of the first, and ensemble_accuracy is that of their mean prediction.
 
-    logits  (state, tokens i32[batch, time]) -> [batch, classes]
+    logits  (weights, tokens i32[batch, time]) -> [batch, classes]
     names   of the classes
     """
     logits = jax.jit(logits)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
-        def evaluate(state: State) -> np.ndarray:
-            rows = [np.asarray(logits(state, jnp.asarray(b.inputs)))[b.mask > 0] for b in split.batches]
+        def evaluate(weights: Weights) -> np.ndarray:
+            rows = [np.asarray(logits(weights, jnp.asarray(b.inputs)))[b.mask > 0] for b in split.batches]
             return np.asarray(jax.nn.log_softmax(np.concatenate(rows)))
 
-        each = np.stack([evaluate(one) for one in each_seed(state)])
+        each = np.stack([evaluate(weights(one, "net")) for one in each_seed(state)])
         outputs = each[0]
         labels = np.concatenate([b.targets[b.mask > 0] for b in split.batches])
         texts = [text for b in split.batches for text in b.inputs[b.mask > 0]]

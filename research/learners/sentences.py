@@ -60,8 +60,9 @@ class ClassifyText(Supervised):
 
     def reports(self, load: Load) -> Iterable[Report]:
         """See `Experiment`."""
-        texts = self.data.spec()
-        return (reports.classification(self.outputs, texts.tokenizer, texts.names),)
+        net, texts = self.network(self.module()), self.data.spec()
+        logits = lambda weights, tokens: net.apply(*weights, tokens)[0]
+        return (reports.classification(logits, texts.tokenizer, texts.names),)
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
