@@ -110,6 +110,10 @@ def evaluated(state: State, name: str) -> Tree:
     return state.collections.get("average", {}).get(name, state.params[name])
 
 
-def weights(state: State, name: str) -> tuple[Tree, dict[str, Tree]]:
+Weights = tuple[Tree, dict[str, Tree]]
+"""A net's parameters and its collections, as `Network.apply` takes them."""
+
+
+def weights(state: State, name: str) -> Weights:
     """What a net called `name` is evaluated with: its parameters (`evaluated`) and its collections (`owned`)."""
     return evaluated(state, name), owned(state, name)

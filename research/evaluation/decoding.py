@@ -14,10 +14,8 @@ import jax.numpy as jnp
 
 from research.core.modules import Apply
 from research.core.special_tokens import BOS, EOS, PAD
+from research.core.state import Weights
 from research.core.types import Tree
-
-Weights = tuple[Tree, dict[str, Tree]]
-"""A net's parameters and its collections, see `core.state.weights`."""
 
 IMPOSSIBLE = -1e9
 """The log-probability of a token or sequence that is ruled out."""

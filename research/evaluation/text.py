@@ -17,13 +17,13 @@ from research.core.experiment import Report, Split
 from research.core.files import failing, replacing
 from research.core.metrics import Numbers
 from research.core.special_tokens import EOS, PAD
-from research.core.state import Batch, State, evaluated, weights
+from research.core.state import Batch, State, Weights, evaluated, weights
 from research.core.transformations import each_seed, first_seed
 from research.core.types import Tree
 from research.data.text import END, IGNORED
 from research.data.tokenizer import Tokenizer
 from research.evaluation import plots as plot
-from research.evaluation.decoding import Apply, Sampling, Weights, beam_search, sample
+from research.evaluation.decoding import Apply, Sampling, beam_search, sample
 from research.evaluation.sample_metrics import confusion_matrix, ensemble_accuracy
 from research.evaluation.seeds import per_seed
 from research.nets import lstm, transformer
