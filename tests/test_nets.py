@@ -12,9 +12,15 @@ from research.core.devices import AXIS
 from research.core.errors import UserError
 from research.core.losses import classification
 from research.core.modules import network
-from research.nets import conv
+from research.nets import conv, lstm
+from research.nets.actor_critic import MinAtarActorCritic
+from research.nets.autoencoder import ConvDecoder, ConvEncoder
 from research.nets.cnn import CNN, ResNet
+from research.nets.projection import Projection
 from research.nets.q import MinAtarNet
+from research.nets.recurrent_q import RecurrentQ
+from research.nets.residual import ResidualDiscriminator
+from research.nets.whitened import WhitenedCNN
 
 CASES = [
     # channels, height, width, batch, features, kernel, stride, padding
@@ -218,3 +224,27 @@ def test_images_or_widths_that_do_not_fit_are_refused():
     init(ResNet((8, 4), (1, 1), "project"))
     with pytest.raises(UserError, match=r"net\.widths \(8, 4\) fall, and net\.shortcut pad adds channels"):
         ResNet((8, 4), (1, 1))
+
+
+@pytest.mark.parametrize(
+    "net, fields, message",
+    [
+        (MinAtarNet, {"channels": -1}, "channels of MinAtarNet must be at least 1, not -1"),
+        (MinAtarNet, {"hidden": 0}, r"net\.hidden must be at least 1, not 0"),
+        (MinAtarActorCritic, {"hidden": 0}, r"net\.hidden must be at least 1, not 0"),
+        (Projection, {"hidden": 0}, r"projection\.hidden must be at least 1, not 0"),
+        (Projection, {"width": 0}, "width of Projection must be at least 1, not 0"),
+        (ConvEncoder, {"hidden": 0}, r"encoder\.hidden must be at least 1, not 0"),
+        (ConvDecoder, {"hidden": 0}, r"decoder\.hidden must be at least 1, not 0"),
+        (ConvEncoder, {"blocks": -1}, "blocks of ConvEncoder must be at least 0, not -1"),
+        (ResidualDiscriminator, {"downsampling_blocks": -1}, "downsampling_blocks of .* must be at least 0, not -1"),
+        (RecurrentQ, {"width": -1}, "width of RecurrentQ must be at least 1, not -1"),
+        (lstm.MaskedModel, {"embedding": 0}, "embedding of MaskedModel must be at least 1, not 0"),
+        (lstm.Classifier, {"bigram_buckets": -1}, "bigram_buckets of Classifier must be at least 0, not -1"),
+        (WhitenedCNN, {"momentum": 1.5}, r"net\.momentum must be between 0 and 1, not 1.5"),
+    ],
+)
+def test_sizes_that_make_no_layer_are_refused(net, fields, message):
+    network(net())
+    with pytest.raises(UserError, match=message):
+        network(net(**fields))

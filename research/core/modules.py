@@ -31,8 +31,9 @@ def bind(net: nn.Module, **values: Any) -> nn.Module:
     return net.clone(**{field.name: values[field.name] for field in dataclasses.fields(net) if field.name in values})
 
 
-LEAST = {"widths": 1, "hidden": 0}
-"""The least values of the fields that nets call the sizes of their layers by; a hidden layer of size 0 is none."""
+SIZES = {"widths": 1, "width": 1, "channels": 1, "embedding": 1}
+LEAST = SIZES | dict.fromkeys(("hidden", "blocks", "downsampling_blocks", "bigram_buckets"), 0)
+"""The least values of the fields that nets call the sizes and numbers of their layers by; 0 of the latter is none."""
 
 
 def check_sizes(module: nn.Module) -> None:

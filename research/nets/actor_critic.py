@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.errors import positive
 from research.core.modules import FromData
 from research.nets.conv import Conv
 
@@ -107,6 +108,10 @@ class MinAtarActorCritic(nn.Module):
     channels: int = 16
     hidden: int = 128
     outputs: FromData[int] = 0
+
+    def __post_init__(self) -> None:
+        positive(self, "net", "hidden")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> tuple[Policy, jax.Array]:

@@ -87,6 +87,10 @@ class ConvEncoder(Encoder):
     blocks: int = 2
     hidden: int = 512
 
+    def __post_init__(self) -> None:
+        positive(self, "encoder", "hidden")
+        super().__post_init__()
+
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
         downsampled_size("encoder.widths", images.shape[1:], len(self.widths))
@@ -110,6 +114,10 @@ class ConvDecoder(Decoder):
     widths: tuple[int, ...] = (32, 16)
     blocks: int = 2
     hidden: int = 512
+
+    def __post_init__(self) -> None:
+        positive(self, "decoder", "hidden")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, codes: jax.Array, train: bool = False) -> jax.Array:

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 
+from research.core.errors import positive
 from research.nets.dense import Dense
 
 
@@ -16,6 +17,10 @@ class Projection(nn.Module):
 
     hidden: int = 512
     width: int = 128
+
+    def __post_init__(self) -> None:
+        positive(self, "projection", "hidden")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

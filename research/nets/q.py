@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from research.core.errors import positive
 from research.core.modules import FromData, RandomByExample, own_keys
 from research.nets.conv import Conv
 
@@ -74,6 +75,10 @@ class MinAtarNet(QNet):
 
     channels: int = 16
     hidden: int = 128
+
+    def __post_init__(self) -> None:
+        positive(self, "net", "hidden")
+        super().__post_init__()
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:

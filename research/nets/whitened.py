@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from research.core.errors import UserError, positive
+from research.core.errors import UserError, between, positive
 from research.core.modules import FromData
 from research.nets.conv import BatchNorm, convolve, larger, max_pool
 
@@ -36,6 +36,7 @@ class WhitenedCNN(nn.Module):
 
     def __post_init__(self) -> None:
         positive(self, "net", "widths", "patch")
+        between(self, "net", 0, 1, "momentum")
         super().__post_init__()
 
     @nn.compact
