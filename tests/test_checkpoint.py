@@ -18,7 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from research.core.errors import RunError, UserError
 from research.core.state import State
 from research.training import checkpoint
-from research.training.checkpoint import Checkpoints, init_from, restore
+from research.training.checkpoint import Checkpoints, restore
+from research.training.init_from import init_from
 
 TX = optax.adam(1e-3)
 

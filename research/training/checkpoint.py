@@ -17,15 +17,12 @@ import json
 import logging
 import os
 import re
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
@@ -36,16 +33,14 @@ import orbax.checkpoint as ocp
 
 from research.core import console
 from research.core.bucket import errors, in_bucket, located, write
-from research.core.errors import RunError, UserError
+from research.core.errors import RunError
 from research.core.files import delete_tree, entries, failing, files_under, make_directory, reason, replacing
-from research.core.patterns import check_patterns
 from research.core.state import State
-from research.training.leaves import check_same, describe, differences, named, plain, plain_shape, size, typed
+from research.training.leaves import check_same, describe, named, plain, plain_shape, typed
 from research.training.processes import ProcessGroup
 
 T = TypeVar("T")
 Warn = Callable[[str], None]
-to_stderr: Warn = partial(print, file=sys.stderr)
 
 
 def _not_orbax(record: logging.LogRecord) -> bool:
@@ -94,7 +89,7 @@ class Checkpoints:
         group: ProcessGroup | None = None,
         before_saved: Callable[[], None] = lambda: None,
     ) -> None:
-        self._directory = _absolute(directory)
+        self._directory = absolute(directory)
         self._keep, self._step, self._group = keep, step, group or ProcessGroup()
         self._before_saved = before_saved
         self._pending: Future[None] | None = None
@@ -209,7 +204,7 @@ class Checkpoints:
 def restore(
     directory: Path | str,
     abstract: State,
-    warn: Warn = to_stderr,
+    warn: Warn = console.warn,
     best: bool = False,
     group: ProcessGroup | None = None,
 ) -> tuple[int, State] | None:
@@ -227,129 +222,10 @@ def restore(
 
     def read(path: Path, manifest: Manifest) -> State:
         check_same(path, manifest.leaves, leaves)
-        found = _read(path, leaves)
+        found = read_leaves(path, leaves)
         return jax.tree.unflatten(jax.tree.structure(abstract), [found[name] for name in leaves])
 
-    return _newest_or_best(_absolute(directory), read, warn, best, group or ProcessGroup())
-
-
-AVERAGED = ("params", "collections/average")
-"""The average of the parameter params/NAME is collections/average/NAME."""
-
-
-def init_from(
-    directory: Path | str,
-    state: State,
-    warn: Warn = to_stderr,
-    best: bool = False,
-    group: ProcessGroup | None = None,
-    paths: Sequence[str] = (),
-    repeated: bool = False,
-) -> State:
-    """`state` with the weights that another run evaluates, and with that run's collections of equal shapes.
-
-    directory  the other run's checkpoints
-    best       take the checkpoint marked as the best where there is one, else the newest
-    group      see `restore`
-    paths      patterns of the paths of the parameters to take, such as "net/encoder/*"; with a ! in front, of those not
-               to take; none: all. Batch statistics and target nets are taken by them too, see `_path`
-    repeated   `state` has an axis of seeds, and the other run has none: each seed gets the same
-
-    The weights are the other run's averages where it has them, else its parameters; an average in `state` starts at
-    the same values. Parameters that only `state` has (a head for another task) keep their values, with one line to
-    `warn`; so do collections, but for a target net, which starts as a copy of its net. Raises UserError where shapes
-    differ, no parameter is common to both, a pattern matches none, or nothing was saved.
-    """
-    check_patterns(state.params, [pattern.removeprefix("!") for pattern in paths], "--init-paths", whole=True)
-
-    def read(path: Path, manifest: Manifest) -> State:
-        here, there = named(state), manifest.leaves
-        one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-        each = {name: one(leaf) for name, leaf in here.items()} if repeated else here
-        to_take = lambda leaves: {name: leaf for name, leaf in leaves.items() if _wanted(name, paths, here)}
-        sources = {name: _source(name, there) for name in to_take(here)}
-        taken = {name: source for name, source in sources.items() if source in there}
-        parameters = [name for name in here if name.startswith(f"{AVERAGED[0]}/")]
-        wanted = [name for name in parameters if name in sources]
-        if paths:
-            left = ", ".join(name for name in parameters if name not in sources)
-            warn(f"{path} gives {', '.join(wanted)}; --init-paths leaves {left or 'none'}")
-        missing = [name for name in wanted if name not in taken]
-        if missing == wanted:
-            raise UserError(f"checkpoint {path} has none of these parameters: {', '.join(wanted[:3])}, …")
-        if missing:
-            warn(f"{path} does not have {', '.join(missing)}: they start afresh")
-        check_same(path, {name: there[source] for name, source in taken.items()}, {name: each[name] for name in taken})
-        for collection in _collections(state):
-            ours, theirs = to_take(_under(collection, each)), _under(collection, there)
-            if paths:
-                theirs = {name: leaf for name, leaf in theirs.items() if name in ours}
-            copied = {name: taken.get(f"{AVERAGED[0]}/{_path(name, here)}") for name in ours}
-            if not differences(theirs, ours):
-                taken |= {name: name for name in ours}
-            elif not theirs and any(copied.values()):  # a target net starts as the net of which it is a copy
-                taken |= {name: source for name, source in copied.items() if source is not None}
-            elif ours:
-                warn(f"{path} does not have {collection}, or has it of other shapes: it starts afresh")
-        found = _read(path, {source: each[name] for name, source in taken.items()})
-        if repeated:
-            found = {at: leaf[None].repeat(len(state.key), 0) for at, leaf in found.items()}
-        # Copies, because a parameter and its average may have one source and no two leaves may share a buffer.
-        leaves = here | {name: found[at] if at == name else found[at].copy() for name, at in taken.items()}
-        return jax.tree.unflatten(jax.tree.structure(state), list(leaves.values()))
-
-    found = _newest_or_best(_absolute(directory), read, warn, best, group or ProcessGroup())
-    if found is None:
-        raise UserError(f"{directory} holds no checkpoint to start from")
-    return found[1]
-
-
-def _collections(state: State) -> Iterator[str]:
-    """The names of what is taken whole or not at all: each kind of a net's own collections, and the others; averages
-    aside."""
-    for name, own in state.collections.items():
-        kinds = own if name in state.params else ()
-        yield from (f"collections/{name}/{kind}" for kind in kinds)
-        if not kinds and f"collections/{name}" != AVERAGED[1]:
-            yield f"collections/{name}"
-
-
-def _wanted(name: str, paths: Sequence[str], leaves: Collection[str]) -> bool:
-    """Whether one of the `leaves` of a State is to be taken: what goes with no parameter is."""
-    path = _path(name, leaves)
-    hit = lambda patterns: any(fnmatchcase(path, pattern) for pattern in patterns)
-    given = [pattern for pattern in paths if not pattern.startswith("!")]
-    return path is None or ((not given or hit(given)) and not hit(p[1:] for p in paths if p.startswith("!")))
-
-
-def _path(name: str, leaves: Collection[str]) -> str | None:
-    """The path by which one of the `leaves` of a State is taken or not: of a parameter, of its average and of its copy
-    in a target net, the parameter's; of a net's own collections, such as net/norm/mean of its batch statistics; else
-    None. A target net is one whose paths are those of a net; of the first such net, where several are alike."""
-    for prefix in AVERAGED:
-        if name.startswith(f"{prefix}/"):
-            return name.removeprefix(f"{prefix}/")
-    owner, _, rest = name.removeprefix("collections/").partition("/")
-    nets = dict.fromkeys(leaf.split("/")[1] for leaf in leaves if leaf.startswith(f"{AVERAGED[0]}/"))
-    if owner in nets:
-        return f"{owner}/{rest.partition('/')[2]}"
-    whole = [leaf.removeprefix("collections/") for leaf in _under(f"collections/{owner}", dict.fromkeys(leaves))]
-    copied = lambda net: {f"{AVERAGED[0]}/{net}{leaf.removeprefix(owner)}" for leaf in whole} <= set(leaves)
-    return next((f"{net}/{rest}" for net in nets if whole and copied(net)), None)
-
-
-def _source(name: str, there: dict[str, str]) -> str | None:
-    """The leaf of a checkpoint with the leaves `there` that a parameter or an average is taken from."""
-    parameters, averages = AVERAGED
-    for prefix in AVERAGED:
-        if name.startswith(f"{prefix}/"):
-            rest = name.removeprefix(prefix)
-            return averages + rest if averages + rest in there else parameters + rest
-    return None
-
-
-def _under(prefix: str, leaves: dict[str, T]) -> dict[str, T]:
-    return {name: leaf for name, leaf in leaves.items() if f"{name}/".startswith(f"{prefix}/")}
+    return newest_or_best(absolute(directory), read, warn, best, group or ProcessGroup())
 
 
 def total_bytes(state: State) -> int:
@@ -363,7 +239,8 @@ def own_bytes(state: State) -> int:
     return sum(shard.data.nbytes for shard in shards if shard.replica_id == 0)
 
 
-def _absolute(directory: Path | str) -> Path:
+def absolute(directory: Path | str) -> Path:
+    """Where `directory` is, as orbax wants it."""
     path = located(directory)
     return path if in_bucket(path) else path.absolute()
 
@@ -410,7 +287,7 @@ class _Damaged(Exception):
     """A step can't be used, and why."""
 
 
-def _newest_or_best(
+def newest_or_best(
     directory: Path, read: Callable[[Path, Manifest], T], warn: Warn, best: bool, group: ProcessGroup
 ) -> tuple[int, T] | None:
     """`_newest`; with `best`, the one marked as the best where there is one."""
@@ -462,9 +339,9 @@ def _newest(
     return None
 
 
-def _read(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
+def read_leaves(path: Path, leaves: dict[str, Any]) -> dict[str, Any]:
     """Read the leaves of these names to where they say, or to the host. Orbax does not check shapes and dtypes."""
-    shapes = {name: plain_shape(leaf) for name, leaf in leaves.items() if size(leaf)}
+    shapes = {name: plain_shape(leaf) for name, leaf in leaves.items() if leaf.size}
     args = ocp.args.PyTreeRestore(
         shapes, restore_args={name: _restored_as(shape) for name, shape in shapes.items()}, partial_restore=True
     )

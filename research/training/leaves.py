@@ -1,5 +1,6 @@
 """The leaves of a State by name, as a checkpoint holds them."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,9 @@ def _is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
-def size(leaf: Any) -> int:
-    """The number of elements of `leaf`."""
-    return int(np.prod(leaf.shape))
-
-
 def plain(leaves: dict[str, Any]) -> dict[str, Any]:
     """`leaves` as orbax can save them: PRNG keys as their bits, arrays without elements left out."""
-    return {name: jax.random.key_data(x) if _is_key(x) else x for name, x in leaves.items() if size(x)}
+    return {name: jax.random.key_data(x) if _is_key(x) else x for name, x in leaves.items() if x.size}
 
 
 def plain_shape(leaf: Any) -> jax.ShapeDtypeStruct:
@@ -45,7 +41,7 @@ def plain_shape(leaf: Any) -> jax.ShapeDtypeStruct:
 
 
 def typed(found: Any, leaf: Any) -> Any:
-    """The array that orbax read as a leaf like `leaf`; None for a leaf without elements."""
+    """The array that orbax read as a leaf like `leaf`; `found` is None for one without elements, which is not saved."""
     if found is None:
         return np.zeros(leaf.shape, leaf.dtype)
     return jax.random.wrap_key_data(jnp.asarray(found), impl=_implementation(leaf)) if _is_key(leaf) else found
@@ -62,7 +58,7 @@ def describe(leaf: Any) -> str:
     return f"{leaf.dtype.name}[{','.join(map(str, leaf.shape))}]"
 
 
-def differences(held: dict[str, str], leaves: dict[str, Any]) -> list[str]:
+def differences(held: Mapping[str, str], leaves: Mapping[str, Any]) -> list[str]:
     """How the leaves of a checkpoint, `held`, differ from `leaves`, one text for each difference."""
     wanted = {name: describe(leaf) for name, leaf in leaves.items()}
     both = [name for name in wanted if name in held]
@@ -73,7 +69,7 @@ def differences(held: dict[str, str], leaves: dict[str, Any]) -> list[str]:
     ]
 
 
-def check_same(path: Path, held: dict[str, str], leaves: dict[str, Any]) -> None:
+def check_same(path: Path, held: Mapping[str, str], leaves: Mapping[str, Any]) -> None:
     """Raise UserError where the leaves of the checkpoint at `path`, `held`, differ from `leaves`."""
     differ = differences(held, leaves)
     if differ:

@@ -26,6 +26,7 @@ from research.training import checkpoint, config, log, own_files, provenance, wo
 from research.training.checks import check_contract, check_divisible, check_dtype, usable_devices
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, diverged, exhausted, known, score, scores, summary
+from research.training.init_from import init_from
 from research.training.processes import ProcessGroup, joined
 from research.training.profiling import profiled
 from research.training.program_cache import keep_programs
@@ -206,13 +207,13 @@ def begin(job: Job) -> tuple[int, State]:
     return step, job.where.put(state)
 
 
-def initial(job: Job, state: State, init_from: Path, warn: Callable[[str], None]) -> State:
-    """The first State, with weights of the run in `init_from`. Raises UserError where they don't fit it."""
-    source, paths = located(init_from), job.command.init_paths
-    remedy = f"--init-from, or its tokenizer by --data.tokenizer-from {init_from}"
+def initial(job: Job, state: State, directory: Path, warn: Callable[[str], None]) -> State:
+    """The first State, with weights of the run in `directory`. Raises UserError where they don't fit it."""
+    source, paths = located(directory), job.command.init_paths
+    remedy = f"--init-from, or its tokenizer by --data.tokenizer-from {directory}"
     workdir.check_kept(source, job.feeds.kept, remedy)
     from_best, repeated = workdir.evaluates_best(source), workdir.repeated(source, job.command)
-    return checkpoint.init_from(source / "checkpoints", state, warn, from_best, job.group, paths, repeated)
+    return init_from(source / "checkpoints", state, warn, from_best, job.group, paths, repeated)
 
 
 def loop(job: Job, step: int, state: State) -> tuple[int, State]:
