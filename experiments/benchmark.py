@@ -28,19 +28,20 @@ medians and their ratios.
 import contextlib
 import os
 import select
+import shlex
 import shutil
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
-from experiments.console import check_output, print_table, status, thousands
+from experiments.console import check_output, print_table, script, thousands
 from experiments.contenders import (
     CORES,
     DCGAN,
@@ -53,8 +54,8 @@ from experiments.contenders import (
     samestep_rl,
     samestep_solved,
 )
-from experiments.loaders import LOADING, pytorch_images, samestep_images, tree_memory
-from experiments.results import provenance
+from experiments.loaders import LOADING, photos, pytorch_images, samestep_images, tree_memory
+from experiments.results import command_of, provenance
 from research.core.console import size
 from research.core.errors import UserError, positive
 from research.core.files import write_json
@@ -103,25 +104,6 @@ class Contender(NamedTuple):
     command: tuple[str, ...] = ()
 
 
-What = Literal[
-    "cnn",
-    "dcgan28",
-    "dcgan64",
-    "transformer",
-    "lstm",
-    "gpt2",
-    "dqn",
-    "ppo",
-    "pqn",
-    "pqn_minatar",
-    "solved",
-    "seeds",
-    "cartpole",
-    "records",
-    "folder",
-]
-
-
 @dataclass(frozen=True)
 class Options:
     """The options of `experiments.benchmark`.
@@ -136,7 +118,9 @@ class Options:
         contender: name of the contender that this process is; the benchmark itself sets it
     """
 
-    what: Annotated[What, tyro.conf.Positional]
+    what: Annotated[
+        str, tyro.conf.Positional, tyro.conf.arg(constructor=tyro.extras.literal_type_from_choices(tuple(WORK)))
+    ]
     rounds: int = 7
     clone: Path | None = None
     python: Path | None = None
@@ -192,12 +176,12 @@ def _peer(options: Options, name: str, where: Any) -> Contender:
     return Contender(None, "", (str(options.python or sys.executable), "-m", "experiments.peers", name, str(where)))
 
 
-def compete(options: Options, arguments: list[str]) -> tuple[dict[str, list[float]], dict[str, int]]:
+def compete(options: Options) -> tuple[dict[str, list[float]], dict[str, int]]:
     """The figures of each contender, by round; they take turns. And the bytes that its processes held at most, where
     they load data. Raises UserError where a contender ends before its last round."""
     processes = {}
     for name, contender in contenders(options).items():
-        ours = (sys.executable, "-m", "experiments.benchmark", *arguments, "--contender", name)
+        ours = (sys.executable, *shlex.split(command_of("benchmark", replace(options, contender=name)))[1:])
         environment = {**os.environ, "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {contender.flags}".strip()}
         processes[name] = subprocess.Popen(
             contender.command or ours, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
@@ -267,14 +251,8 @@ def device() -> str:
     return subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True).stdout.strip()
 
 
-def main(arguments: list[str]) -> int:
-    """Returns the exit status, see `console.status`."""
-    return status(lambda: benchmark(arguments))
-
-
-def benchmark(arguments: list[str]) -> None:
+def benchmark(options: Options) -> None:
     """Prints the table, or is a contender: plays a round for each line of standard input."""
-    options = tyro.cli(Options, args=arguments, prog="python -m experiments.benchmark", description=__doc__)
     if options.contender:
         make = contenders(options)[options.contender].make
         assert make is not None
@@ -282,7 +260,9 @@ def benchmark(arguments: list[str]) -> None:
         for _ in sys.stdin:
             print(once(), flush=True)
         return
-    result = record(options, *compete(options, arguments))
+    if options.what == "folder":
+        photos()  # made once: the contenders start together
+    result = record(options, *compete(options))
     columns = ["contender", f"median {result['unit']}", "least", "most", "ours is so many times that"]
     peak = PEAKS.get(device()) if options.what == "gpt2" else None
     if peak is not None:
@@ -303,6 +283,8 @@ def benchmark(arguments: list[str]) -> None:
             speeds = [row["median"] for row in result["contenders"]]
             plots.growth(SEEDS, speeds, "seeds", result["unit"], options.output.with_suffix(".png"))
 
+
+main = script("benchmark", __doc__, Options, benchmark)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

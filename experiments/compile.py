@@ -6,6 +6,7 @@ installs the compiler; no TPU or GPU is needed, nor the data: where it isn't the
 
 import dataclasses
 import logging
+import math
 import sys
 import tempfile
 from pathlib import Path
@@ -145,6 +146,7 @@ def _nearest(name: str, arguments: tuple[str, ...], where: Topology, directory: 
 
 def show(name: str, where: Topology, facts: aot.Compiled) -> None:
     """Prints the facts as a table."""
+    bound = aot.bound(facts, where)
     rows = {
         "devices": str(facts.devices),
         "memory of each": size(where.memory),
@@ -153,7 +155,7 @@ def show(name: str, where: Topology, facts: aot.Compiled) -> None:
         "  outputs besides": size(facts.outputs),
         "  temporaries": size(facts.temporaries),
         **{kind: f"{found.count}, {size(found.bytes)}" for kind, found in facts.collectives.items()},
-        "a step at the peak": f"{aot.bound(facts, where):.2g} s, in bfloat16: a bound, not a speed",
+        **({"a step at the peak": f"{bound:.2g} s, in bfloat16: a bound, not a speed"} if math.isfinite(bound) else {}),
         "seconds to compile": f"{facts.seconds:.1f}",
     }
     print_table((), rows.items(), f"{name}, compiled for {where.name}")

@@ -24,7 +24,7 @@ from research.core.console import say
 from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.core.files import write_json
-from research.core.hardware import PEAKS
+from research.core.flops import peak
 from research.core.placement import Place, place
 from research.core.update import Dtype
 from research.data import made_up
@@ -125,9 +125,7 @@ def timed(program: Program, rounds: int) -> dict[str, Any]:
         began = time.perf_counter()
         state, _ = jax.block_until_ready(program.compiled(state, data))
         seconds.append(time.perf_counter() - began)
-    median, memory = statistics.median(seconds[1:]), program.compiled.memory_analysis()
-    assert memory is not None, "every compiler reports it"
-    peak = PEAKS.get(jax.devices()[0].device_kind)
+    median, most = statistics.median(seconds[1:]), peak(where.devices)
     units = experiment.units_per_step(feed.batch)
     unit, count = list(units.items())[-1]
     return {
@@ -135,11 +133,8 @@ def timed(program: Program, rounds: int) -> dict[str, Any]:
         "speed": steps * count / median,
         "least": steps * count / max(seconds[1:]),
         "most": steps * count / min(seconds[1:]),
-        "utilisation": program.flops / median / peak / where.devices if peak and np.isfinite(program.flops) else None,
-        "memory": memory.argument_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes
-        + memory.temp_size_in_bytes,
+        "utilisation": program.flops / median / most if most and np.isfinite(program.flops) else None,
+        "memory": sum(aot.needed(program.compiled)),
         "compile_seconds": round(program.seconds, 1),
     }
 

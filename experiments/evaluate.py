@@ -26,7 +26,7 @@ def evaluate(directory: Annotated[Directory, tyro.conf.Positional]) -> None:
     experiment, learner, state = research.load(directory)
     about, feeds = workdir.run_in(directory), experiment.feeds()
     workdir.check_kept(directory, feeds.kept)
-    trained = config.Command(experiment, seeds=about["seeds"], over=config.as_over(about.get("over", ())))
+    trained = config.Command(experiment, seeds=about["seeds"], over=config.as_over(about))
     here = place("jit", layout(trained))
     weights = here.put(state._replace(opt_state={}, world=()))
     test = summary(Evaluator(learner, here)(weights, feeds.test))

@@ -23,6 +23,7 @@ from experiments.console import print_table, script
 from experiments.runs import one_seed
 from research.core.errors import RunError, UserError, between, positive
 from research.core.files import failing, make_directory, write_json
+from research.core.metrics import plain
 from research.core.special_tokens import PAD
 from research.data.columns import column_names, test_column
 from research.evaluation import groups as of_groups
@@ -161,7 +162,7 @@ def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> t
     each = of_groups.rates(whole)
     differences = of_groups.differences(large(each, 0))
     gaps, by_class = differences.overall(), differences._asdict()
-    between = {} if samples is None else of_groups.differences(large(samples, 1)).overall()
+    around = {} if samples is None else of_groups.differences(large(samples, 1)).overall()
     by_chance = {} if chance is None else of_groups.differences(large(chance, 1)).overall()
     found: dict[str, Any] = {"groups": {}, "differences": {}}
     for n, name in enumerate(groups.names):
@@ -176,7 +177,7 @@ def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> t
         if by_class[key].ndim:
             found["differences"][key]["by_class"] = plain(by_class[key])
         if samples is not None and not np.isnan(value):
-            more = {"interval": interval(between[key]), "by_chance": of_groups.mean(by_chance[key])}
+            more = {"interval": interval(around[key]), "by_chance": of_groups.mean(by_chance[key])}
             found["differences"][key] |= {name: plain(x) for name, x in more.items()}
     return found, whole, samples
 
@@ -184,11 +185,6 @@ def compared(groups: of_groups.Groups, made: Predictions, options: Options) -> t
 def interval(values: np.ndarray) -> np.ndarray:
     """The 95 % percentile interval of samples [samples, ...], [2, ...]; NaN where a sample has no value."""
     return np.quantile(values, (0.025, 0.975), axis=0)
-
-
-def plain(value: Any) -> Any:
-    """Numbers for JSON: None in place of NaN."""
-    return [plain(x) for x in value] if np.ndim(value) else None if np.isnan(value) else float(value)
 
 
 def show(found: Mapping[str, Any], classes: Sequence[str], title: str, options: Options) -> None:

@@ -156,9 +156,8 @@ def finish(
 
     def running(name: str) -> bool:
         """Whether its job is queued or runs. A local job of an earlier command is known by the lock of its workdir."""
-        if finished(name):
-            return locks.in_use(directory / name)
-        return (name in jobs and not jobs[name].done()) or locks.in_use(directory / name)
+        submitted = not finished(name) and name in jobs and not jobs[name].done()
+        return submitted or locks.in_use(directory / name)
 
     def stop(number: int) -> None:
         raise Interrupted(number, "; the same command finds the jobs that run, and submits the others")

@@ -8,6 +8,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,16 +116,13 @@ class RecordImages:
     def __init__(self, transform: Any) -> None:
         self.transform = transform
 
-    @property
+    @cached_property
     def records(self) -> Any:
         """Opened by each process for itself."""
-        if "_records" not in vars(self):
-            from research.data import tfds
-            from research.data.encoded import Records
+        from research.data import tfds
+        from research.data.encoded import Records
 
-            builder = tfds.builder("cifar10", tfds.directory(None), None)
-            self._records = Records(builder, "cifar10", "train", "image", "label")
-        return self._records
+        return Records(tfds.builder("cifar10", tfds.directory(None), None), "cifar10", "train", "image", "label")
 
     def __len__(self) -> int:
         return 50_000

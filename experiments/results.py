@@ -185,7 +185,10 @@ def places(record: Record) -> str:
 
 def place_cell(cell: Record) -> str:
     """A cell of that table: the difference from one device, and the collectives."""
-    return f"{cell['difference']:.1e}; {moved(cell['collectives'])}" if cell else "no table"
+    if not cell:
+        return "no table"
+    moved = ", ".join(f"{count} {kind}" for kind, count in cell["collectives"].items())
+    return f"{cell['difference']:.1e}; {moved}"
 
 
 def dtypes(record: Record) -> str:
@@ -253,23 +256,22 @@ def program(cell: Record | None, code: str) -> str:
     )
 
 
-def moved(collectives: Mapping[str, int]) -> str:
-    """How many collectives of each kind, as text."""
-    return ", ".join(f"{count} {kind}" for kind, count in collectives.items())
-
-
 def value_of(metric: str, runs: list[Record]) -> str:
     """The mean of a metric over all seeds of all runs; where they differ, its sample standard deviation and its range.
 
-    A run's report has one number, or a list of one for each seed. Runs of which only the mean and the spread are known
-    have no range.
+    A run's report has one number, or a list of one for each seed, None for those that diverged, which are counted.
+    Runs of which only the mean and the spread are known have no range.
     """
     found = [measured(run)[metric] for run in runs]
     if "each" not in (only := found[0]):
         return number(only["mean"]) + (f" ± {only['spread']:.2g}" if "spread" in only else "")
-    each = [x for one in found for x in one["each"]]
+    seeds = [x for one in found for x in one["each"]]
+    each = [x for x in seeds if x is not None]
+    lost = f"; {len(seeds) - len(each)} diverged" if len(each) < len(seeds) else ""
+    if not each:
+        return f"all {len(seeds)} diverged"
     least, most = number(min(each)), number(max(each))
-    return least if least == most else f"{number(mean(each))} ± {stdev(each):.2g} ({least} to {most})"
+    return (least if least == most else f"{number(mean(each))} ± {stdev(each):.2g} ({least} to {most})") + lost
 
 
 def published(figure: Record) -> str:

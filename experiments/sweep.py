@@ -230,18 +230,17 @@ def split(arguments: Sequence[str]) -> tuple[dict[str, list[str]], list[str]]:
     """The values after each --over FIELD, by field, and the other arguments. Raises UserError where there are none."""
     over: dict[str, list[str]] = {}
     rest: list[str] = []
-    into: list[str] = rest
+    into: list[str] | None = rest  # None where the name of a field comes next
     for argument in arguments:
         if argument == "--over":
-            into = []
+            into = None
         elif argument.startswith("--"):
             rest.append(argument)
             into = rest
-        elif into is rest or into:
-            into.append(argument)
+        elif into is None:
+            into = over.setdefault(argument.replace("-", "_"), [])
         else:
-            into = over.setdefault(argument.replace("-", "_"), [argument])
-    over = {field: texts[1:] for field, texts in over.items()}
+            into.append(argument)
     if not over or not all(over.values()):
         raise UserError("name a field and its values: --over optimizer.learning-rate 1e-4 3e-4")
     if twice := [field for field, texts in over.items() if len(set(texts)) < len(texts)]:

@@ -210,6 +210,14 @@ def test_the_bound_is_the_work_at_the_peak():
     assert aot.bound(facts, Topology("v5e:16x16", [], 2**34)) == pytest.approx(0.25)
 
 
+def test_a_bound_that_is_not_known_is_not_shown(capsys):
+    for flops, shown in ((197e12, True), (math.nan, False)):
+        facts = aot.Compiled(1, 0, 0, 0, {}, flops, 1.0, "")
+        compile.show("a", Topology("v5e:1x1", [], 2**34), facts)
+        said = capsys.readouterr().out
+        assert ("a step at the peak" in said) is shown and "nan" not in said
+
+
 def test_a_crash_is_a_cell(monkeypatch):
     assert compiled.compiled(["no_such_config"], 60, True)["failed"].startswith("crashed: ")
     assert compiled.compiled(["digits_cnn"], 0, True)["failed"] == "more than 0 s"

@@ -265,6 +265,20 @@ def test_a_workdir_is_in_use_while_it_is_locked(tmp_path):
     assert not locks.in_use(tmp_path)
 
 
+def test_a_look_at_a_lock_stops_no_run(tmp_path):
+    """A process that looks whether a directory is in use holds its lock for a moment."""
+    with (tmp_path / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        timer = threading.Timer(0.02, fcntl.flock, (lock, fcntl.LOCK_UN))
+        timer.start()
+        with locks.locked(tmp_path):
+            assert locks.in_use(tmp_path)
+        timer.join()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process is training in"), locks.locked(tmp_path):
+            pass
+
+
 def test_a_run_is_finished_when_it_has_all_steps(here):
     command = sweep.programs("digits_cnn", *sweep.split(TINY.split()), here)[0].command
     steps = lambda n: replace(command, config=replace(command.config, run=replace(command.config.run, steps=n)))

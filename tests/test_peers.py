@@ -54,6 +54,26 @@ def test_contenders_take_turns(monkeypatch, capsys):
     assert said.count("2.5 ") == 6 and said.count("1.00") == 2 and "2 rounds" in said
 
 
+def test_photos_are_made_before_the_contenders_start(monkeypatch):
+    """They would each write the same files, and read what another is writing."""
+    happened = []
+    monkeypatch.setattr(benchmark, "photos", lambda: happened.append("made"))
+    monkeypatch.setattr(benchmark, "compete", lambda options: happened.append(options.what) or ({"ours": [1.0]}, {}))
+    monkeypatch.setattr(benchmark, "device", lambda: "abacus")
+    assert benchmark.main(["folder", "--rounds", "1"]) == benchmark.main(["records", "--rounds", "1"]) == 0
+    assert happened == ["made", "folder", "records"]
+
+
+def test_a_contender_of_ours_has_the_options_of_the_benchmark(monkeypatch, capsys):
+    started = []
+    monkeypatch.setattr(benchmark, "contenders", lambda _: {"ours, bare": benchmark.Contender(lambda: None)})
+    monkeypatch.setattr(benchmark.subprocess, "Popen", lambda command, **_: started.append(command) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        benchmark.compete(benchmark.Options("cartpole", rounds=3, num_envs=64))
+    options = ["cartpole", "--rounds=3", "--num-envs=64", "--contender=ours, bare"]
+    assert started == [(sys.executable, "-m", "experiments.benchmark", *options)]
+
+
 def test_a_contender_that_dies_is_named_in_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(
         benchmark, "contenders", lambda _: {"ours": contender(ALIVE), "theirs": contender("raise SystemExit(3)")}

@@ -47,6 +47,8 @@ def test_values_by_hand():
     assert results.value_of("fid", [run() | {"reports": {"fid": x}} for x in (2.0, 4.0)]) == "3 ± 1.4 (2 to 4)"
     # A report of a program of several seeds has a number of each.
     assert results.value_of("fid", [run() | {"reports": {"fid": x}} for x in ([1.0, 2.0], 3.0)]) == "2 ± 1 (1 to 3)"
+    assert results.value_of("accuracy", [run(accuracy=[0.1, None, 0.3])]) == "0.2 ± 0.14 (0.1 to 0.3); 1 diverged"
+    assert results.value_of("accuracy", [run(accuracy=[None, None])]) == "all 2 diverged"
     assert results.value_of("loss", [{"test": {"loss": {"mean": 1.949, "spread": 0.009}}}]) == "1.949 ± 0.009"
 
 

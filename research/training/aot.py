@@ -9,7 +9,6 @@ import time
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from research.core.errors import RunError
 from research.core.experiment import Experiment
@@ -17,7 +16,6 @@ from research.core.flops import flops
 from research.core.hardware import KINDS
 from research.core.layout import Layout, Shard, make_mesh
 from research.core.placement import Place, PlaceName, place
-from research.core.types import Tree
 from research.training.checks import check_divisible
 from research.training.dispatch import dispatch
 from research.training.topology import Topology, parse
@@ -104,18 +102,27 @@ def compiled(
             raise CompilerError(f"the compiler for {where.name} failed: {reason}") from error
         raise RunError(f"it does not fit {where.name}: {reason}") from error
     seconds = time.monotonic() - started
-    memory, hlo = program.memory_analysis(), program.as_text()
-    assert memory is not None and hlo is not None, "these compilers report both"
+    hlo = program.as_text()
+    assert hlo is not None, "these compilers report it"
+    arguments, outputs, temporaries = needed(program)
     return Compiled(
         devices=target.devices,
-        arguments=memory.argument_size_in_bytes,
-        outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
-        temporaries=memory.temp_size_in_bytes,
+        arguments=arguments,
+        outputs=outputs,
+        temporaries=temporaries,
         collectives=collectives(hlo),
         flops=flops(traced.jaxpr) / steps,
         seconds=seconds,
         hlo=hlo,
     )
+
+
+def needed(program: jax.stages.Compiled) -> tuple[int, int, int]:
+    """The bytes that a program needs on a device: for its arguments, its outputs besides, and its temporaries."""
+    memory = program.memory_analysis()
+    assert memory is not None, "every compiler reports it"
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes, outputs, memory.temp_size_in_bytes
 
 
 def bound(facts: Compiled, where: Topology) -> float:
@@ -126,6 +133,7 @@ def bound(facts: Compiled, where: Topology) -> float:
 def trace(experiment: Experiment, target: Place, steps: int) -> jax.stages.Traced:
     """A dispatch of the experiment's training at a place of which only the devices' kind need be known."""
     learner, feed = experiment.build(), experiment.feeds().train
+    shapes = lambda tree: jax.eval_shape(lambda x: x, tree)
     state, compiled = jax.eval_shape(learner.init, jax.random.key(0)), dispatch(learner, target, feed, steps)
     if feed.resident:
         data = target.put_data(shapes(feed), None)
@@ -133,11 +141,6 @@ def trace(experiment: Experiment, target: Place, steps: int) -> jax.stages.Trace
         stacked = lambda x: jax.ShapeDtypeStruct((steps, *x.shape), x.dtype)
         data = target.put_data(jax.tree.map(stacked, shapes(feed.batch_at(0))), 1)
     return compiled.trace(target.put(state), data)
-
-
-def shapes(tree: Tree) -> Tree:
-    """The tree with shapes in place of its arrays."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.result_type(x)), tree)
 
 
 def collectives(hlo: str) -> dict[str, Collective]:

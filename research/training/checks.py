@@ -143,10 +143,10 @@ def check_moving(metrics: Metrics, adversaries: Sequence[str], before: int, left
 
     before: the steps done before these; left: says which checkpoints there are
     """
-    if not adversaries or len(metrics[f"{adversaries[0]}_loss"].total) < STILL:  # type: ignore[attr-defined]
+    if not adversaries:
         return
-    if np.all([_stopped(name, metrics) for name in adversaries]):
-        steps = len(metrics[f"{adversaries[0]}_loss"].total)  # type: ignore[attr-defined]
+    steps = len(jax.tree.leaves(metrics[f"{adversaries[0]}_loss"])[0])
+    if steps >= STILL and np.all([_stopped(name, metrics) for name in adversaries]):
         raise RunError(
             f"{' and '.join(adversaries)} have stopped: from step {before + 1} to {before + steps} their losses stood "
             f"still, or had no gradient. {left()}. "

@@ -232,9 +232,9 @@ def with_values(config: Any, values: Mapping[str, Any]) -> Any:
     return changed
 
 
-def as_over(values: Any) -> Over:
-    """What a sweep varies, from its JSON."""
-    return tuple((name, tuple(found)) for name, found in values)
+def as_over(about: Mapping[str, Any]) -> Over:
+    """What a run varies, from the content of its config.json; () where it is no sweep."""
+    return tuple((name, tuple(found)) for name, found in about.get("over", ()))
 
 
 def settings(over: Iterable[tuple[str, Sequence[T]]]) -> list[dict[str, T]]:

@@ -52,26 +52,28 @@ def known(numbers: Numbers, lost: Sequence[Any]) -> Numbers:
     return {name: each(of) for name, of in numbers.items()}
 
 
+def over_seeds(value: Any) -> dict[str, Any]:
+    """{"mean", "spread", "each"} of a number, or of a list of one for each seed, None for those that have diverged.
+
+    The spread is the sample standard deviation; it and the mean are None where there are too few numbers.
+    """
+    each = value if isinstance(value, list) else [value]
+    known = [x for x in each if x is not None]
+    return {
+        "mean": statistics.fmean(known) if known else None,
+        "spread": statistics.stdev(known) if len(known) > 1 else None,
+        "each": each,
+    }
+
+
 def summary(values: Numbers) -> dict[str, dict[str, Any]]:
-    """{metric: {"mean", "spread", "each"}} over the seeds; the spread is the sample standard deviation."""
-
-    def one(value: Any) -> dict[str, Any]:
-        each = value if isinstance(value, list) else [value]
-        known = [x for x in each if x is not None]
-        return {
-            "mean": statistics.fmean(known) if known else None,
-            "spread": statistics.stdev(known) if len(known) > 1 else None,
-            "each": each,
-        }
-
-    return {name: one(value) for name, value in values.items()}
+    """`over_seeds` of each metric, by name."""
+    return {name: over_seeds(value) for name, value in values.items()}
 
 
 def score(values: Numbers, run: Run) -> float | None:
     """The metric that "best" goes by: its mean over the seeds that have not diverged; None where there is none."""
-    value = values[run.metric]
-    each = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
-    return statistics.fmean(each) if each else None
+    return over_seeds(values[run.metric])["mean"]
 
 
 def scores(lines: Iterable[dict[str, Any]], run: Run) -> list[float | None]:

@@ -75,7 +75,7 @@ def export_run(directory: Path, output: Path, platforms: Sequence[Platform]) -> 
     experiment, _, state = run.load(directory)
     about = workdir.run_in(directory)
     experiment = with_xla_attention(experiment)
-    learner, _ = run.build(experiment, about["seeds"], config.as_over(about.get("over", ())))
+    learner, _ = run.build(experiment, about["seeds"], config.as_over(about))
     feeds, step, kind = experiment.feeds(), int(state.step), experiment.run.checkpoint_for_test
     workdir.check_kept(directory, feeds.kept)
     say(f"{directory}: exporting the {kind} checkpoint, step {step}")

@@ -49,18 +49,19 @@ def replaced(arguments: Sequence[str], options: Sequence[str]) -> list[str]:
 def alternatives(experiment: Experiment, devices: int, shard: str, place: str) -> Iterator[list[str]]:
     """Options to add, those that change least first: where the State lies, what is computed again, microbatches,
     smaller batches."""
-    split = [["--shard", "fsdp"]] if devices > 1 and shard == "replicated" and place == "jit" else []
-    yield from split
+    split = ["--shard", "fsdp"] if devices > 1 and shard == "replicated" and place == "jit" else []
+    if split:
+        yield split
     leaves = config.leaves(experiment)
     more = {"none": ("dots", "full"), "dots": ("full",)}.get(leaves.get("net.stack.remat", ""), ())
     remat = [["--net.stack.remat", how] for how in more]
     yield from remat
-    most = max([*remat[-1:], []], key=len)
+    most = remat[-1] if remat else []
     size, parts = batch(experiment), experiment.update.grad_accum_steps
     while (parts := 2 * parts) * devices <= size and size % (parts * devices) == 0:
         yield [*most, "--update.grad-accum-steps", str(parts)]
         if split:
-            yield [*split[0], *most, "--update.grad-accum-steps", str(parts)]
+            yield [*split, *most, "--update.grad-accum-steps", str(parts)]
     unit = experiment.update.grad_accum_steps * devices
     while (size := size // 2 // unit * unit) >= unit:
-        yield [*(split[0] if split else []), *most, *batch_options(experiment, size)]
+        yield [*split, *most, *batch_options(experiment, size)]

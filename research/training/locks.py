@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -21,6 +22,9 @@ def locked(directory: Path) -> Iterator[None]:
         raise RunError(f"{directory} can't be written ({error.strerror}): choose another with --workdir") from error
     with lock:
         taken = _taken(lock)
+        if taken:
+            time.sleep(0.1)  # a process that only looks, by `in_use`, has it for a moment
+            taken = _taken(lock)
         if taken:
             raise UserError(f"another process is training in {directory}: wait for it, or choose another --workdir")
         if taken is None:
@@ -42,7 +46,7 @@ def _taken(lock: IO[str]) -> bool | None:
 
 
 def in_use(directory: Path) -> bool:
-    """Whether a process is training in `directory` (see `owned`)."""
+    """Whether a process is training in `directory` (see `locked`)."""
     try:
         with (directory / ".lock").open("r+") as lock:
             return bool(_taken(lock))

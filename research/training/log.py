@@ -14,7 +14,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
@@ -24,7 +23,7 @@ from research.core.console import console
 from research.core.errors import UserError
 from research.core.files import failing, replacing
 from research.core.metrics import Numbers, plain
-from research.training.evaluate import summary
+from research.training.evaluate import over_seeds
 from research.training.weights_and_biases import WeightsAndBiases
 
 # tensorboardX imports PyTorch and the client of a bucket where they are installed: slow, and not needed here.
@@ -171,13 +170,13 @@ class Log:
 
 def numbers(line: dict[str, Any]) -> dict[str, float]:
     """All numbers of a line of metrics.jsonl by name, "train/loss"; with several seeds, their mean and spread
-    (see `summary`)."""
+    (see `over_seeds`)."""
     named = {f"{line['split']}/{name}": x for name, x in line.items() if name not in ("step", "split", "time")}
     named |= {f"time/{name}": value for name, value in line["time"].items() if name != "unix"}
     found: dict[str, float] = {}
     for name, number in named.items():
         if isinstance(number, list):
-            each = summary({name: number})[name]
+            each = over_seeds(number)
             both = {name: each["mean"], f"{name}/spread": each["spread"]}
             found |= {key: x for key, x in both.items() if x is not None}
         elif isinstance(number, int | float):
@@ -339,6 +338,6 @@ def brief(values: Numbers) -> str:
     """The values as a short text; with several seeds, their means."""
     words = []
     for name, value in values.items():
-        each = [x for x in (value if isinstance(value, list) else [value]) if x is not None]
-        words.append(f"{name} {np.mean(each):.4g}" if each else f"{name} -")
+        mean = over_seeds(value)["mean"]
+        words.append(f"{name} -" if mean is None else f"{name} {mean:.4g}")
     return ", ".join(words)

@@ -82,7 +82,7 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     directory = located(directory)
     about = workdir.run_in(directory)
     experiment = config.from_json(about["name"], about["config"])
-    learner, key = build(experiment, about["seeds"], config.as_over(about.get("over", ())))
+    learner, key = build(experiment, about["seeds"], config.as_over(about))
     best = experiment.run.checkpoint_for_test == "best"
     found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), warn, best)
     if found is None:

@@ -114,7 +114,7 @@ def repeated(source: Path, command: config.Command[Experiment]) -> bool:
     there = run_in(source)
     if there["seeds"] is None:
         return command.seeds is not None
-    held = there["seeds"] * len(config.settings(config.as_over(there.get("over", ()))))
+    held = there["seeds"] * len(config.settings(config.as_over(there)))
     asked = (command.seeds or 0) * len(config.settings(command.over))
     if held != asked:
         raise UserError(
@@ -245,7 +245,7 @@ def _check_same(directory: Path, name: str, command: config.Command[Experiment],
             differ = [str(error)]
         if there["seeds"] != command.seeds:
             differ.append(f"seeds: {there['seeds']} there, {command.seeds} now")
-        if config.as_over(there.get("over", ())) != command.over:
+        if config.as_over(there) != command.over:
             differ.append(f"swept over: {there.get('over', [])} there, {config.to_json(command.over)} now")
         if _source(there["init_from"]) != _source(command.init_from):
             differ.append(f"init_from: {there['init_from']} there, {command.init_from} now")
