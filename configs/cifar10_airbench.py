@@ -13,7 +13,7 @@ out.
 Data: CIFAR-10, see `cifar10_resnet20`.
 
 Expected: a test accuracy of at least 0.9385.
-Measured: 0.9401; one seed. Its products and convolutions are 0.348 PFLOPs, as `research/core/flops.py` counts them.
+Measured: 0.9401; one seed. Its products and convolutions are 0.348 PFLOPs, as `research/training/flops.py` counts them.
 Time: 56 minutes on two cores that other work shared, 57 minutes of CPU time in all (`--place shard_map`, see
 docs/results.md).
 """

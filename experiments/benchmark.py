@@ -59,8 +59,8 @@ from experiments.results import command_of, provenance
 from research.core.console import size
 from research.core.errors import UserError, positive
 from research.core.files import write_json
-from research.core.hardware import PEAKS
 from research.evaluation import plots
+from research.training.hardware import PEAKS
 
 SPLIT = f"--xla_force_host_platform_device_count={CORES} --xla_cpu_multi_thread_eigen=false"
 """One XLA device a core, of one thread each: what runs best on a CPU, by --place shard_map."""

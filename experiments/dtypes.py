@@ -24,12 +24,12 @@ from research.core.console import say
 from research.core.errors import UserError
 from research.core.experiment import Experiment
 from research.core.files import write_json
-from research.core.flops import peak
 from research.core.placement import Place, place
 from research.core.update import Dtype
 from research.data import made_up
 from research.training import aot, config
 from research.training.checks import check_dtype
+from research.training.flops import peak
 from research.training.run import layout
 
 CONFIGS = (

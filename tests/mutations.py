@@ -1300,8 +1300,8 @@ HIGHWAY = [
     ),
     Mutation(
         "evaluation/highway.py",
-        "if at_most > 0.05",
-        "if at_most > 0.025",
+        "gammaincinv(count + 1, 0.95)",
+        "gammaincinv(count + 1, 0.975)",
         "tests/test_highway.py -k bound",
         "the bound is that of another level",
     ),

@@ -194,6 +194,7 @@ def test_patience_stops_and_best_is_judged(tmp_path, capsys):
         (["digits_vit", "--net.stack.mlp-dim", "-1"], "stack.mlp_dim must be at least 1, not -1"),
         (["cartpole_dqn", "--net.widths", "16", "0"], "widths of MLP must be at least 1, not (16, 0)"),
         (["digits_cnn", "--run.metric", "acuracy", "--run.mode", "max", *TINY], "one of accuracy"),
+        (["digits_cnn", "--run.metric", "mistakes", "--run.mode", "min", *TINY], "there is no metric 'mistakes': set"),
         (
             ["digits_cnn", "--run.metric", "loss"],
             "loss is maximised or minimised: give --run.mode max or --run.mode min",

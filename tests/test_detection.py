@@ -1,7 +1,6 @@
 """Object detection against loops in NumPy: the loss, what each location is to find, decoding, suppression, AP, data."""
 
 import dataclasses
-import importlib.util
 import os
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from learners import EXPERIMENTS
 
-from research.core.errors import NotInstalled, UserError
+from research.core.errors import UserError
 from research.core.experiment import Split
 from research.core.state import Batch, example_keys
 from research.data import made_up
@@ -183,12 +182,6 @@ def test_the_report_writes_a_picture_and_counts_no_padding(tmp_path):
     assert numbers == pytest.approx({"ap50": 1, "ap50_95": 1, "ap50_high": 1, "ap50_wide": 1})
     assert set(numbers) == set(report.metrics) and report.every == 5
     assert (tmp_path / "boxes.png").stat().st_size > 10_000
-
-
-def test_pycocotools_is_asked_for(monkeypatch):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(NotInstalled, match="needs pycocotools, which is not installed: pip install pycocotools"):
-        EXPERIMENTS["detector"].reports(None)
 
 
 def extent(image, threshold):

@@ -10,9 +10,9 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 from learners import EXPERIMENTS
 
-from research.core.flops import flops
 from research.core.transformations import scan_steps, with_feed
 from research.nets.conv import convolve, convolve_transposed
+from research.training.flops import flops
 
 
 def count(f, *shapes):

@@ -10,13 +10,13 @@ import pytest
 
 from experiments import compile, compiled, results
 from research.core.errors import UserError
-from research.core.hardware import KINDS, PEAKS
 from research.core.layout import mesh_shape
 from research.data import made_up
 from research.data.images import Images
 from research.data.text import Text
 from research.training import aot, config, fit
 from research.training.aot import Collective, collectives
+from research.training.hardware import KINDS, PEAKS
 from research.training.topology import Name, Topology, cloud_names, parse, target_config
 
 

@@ -433,7 +433,8 @@ def test_drivers_are_measured_and_drawn(tmp_path):
     batches = [Batch(np.arange(4 * i, 4 * i + 4), np.array([1, 1, 1, i == 0], np.float32), (), ()) for i in (0, 1)]
     state = State(jnp.int32(0), jax.random.key(0), {"q": {}}, {}, {}, ())
     numbers = made.run(state, Split("test", batches), tmp_path)
-    assert set(numbers) == set(made.metrics)
+    drivers = [f"{name}_{metric}" for name in report.BASELINES for metric in report.METRICS]
+    assert set(numbers) == {"episode_return", *report.METRICS, *drivers}
     for metric in report.METRICS:
         assert numbers[metric] == numbers[f"constant_{metric}"]
     # It goes at 25 m/s until it collides.

@@ -16,6 +16,7 @@ from research.nets import conv, lstm
 from research.nets.actor_critic import MinAtarActorCritic
 from research.nets.autoencoder import ConvDecoder, ConvEncoder
 from research.nets.cnn import CNN, ResNet
+from research.nets.detector import Detector
 from research.nets.projection import Projection
 from research.nets.q import MinAtarNet
 from research.nets.recurrent_q import RecurrentQ
@@ -237,6 +238,7 @@ def test_images_or_widths_that_do_not_fit_are_refused():
         (ConvEncoder, {"hidden": 0}, r"encoder\.hidden must be at least 1, not 0"),
         (ConvDecoder, {"hidden": 0}, r"decoder\.hidden must be at least 1, not 0"),
         (ConvEncoder, {"blocks": -1}, "blocks of ConvEncoder must be at least 0, not -1"),
+        (Detector, {"tower": -1}, "tower of Detector must be at least 0, not -1"),
         (ResidualDiscriminator, {"downsampling_blocks": -1}, "downsampling_blocks of .* must be at least 0, not -1"),
         (RecurrentQ, {"width": -1}, "width of RecurrentQ must be at least 1, not -1"),
         (lstm.MaskedModel, {"embedding": 0}, "embedding of MaskedModel must be at least 1, not 0"),

@@ -5,7 +5,8 @@ import pytest
 from scipy.linalg import sqrtm
 
 from research.core.errors import UserError
-from research.evaluation.sample_metrics import ensemble_accuracy, fid, kid, precision_recall
+from research.evaluation.predictions import ensemble_accuracy
+from research.evaluation.sample_metrics import fid, kid, precision_recall
 
 DRAWS = np.random.default_rng(0).normal(size=(108, 5))
 X = DRAWS[:60] @ DRAWS[60:65] + 1

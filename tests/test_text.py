@@ -716,6 +716,9 @@ def test_labelled_texts_of_tables(tmp_path):
     found = Sentences(str(tmp_path)).load()
     assert found.names == ("9", "10") and found.train[0].tolist() == ['a "fine film', "dull", "good"]
     assert [part[1].tolist() for part in found[1:]] == [[1, 0, 1], [0], [1]]
+    table("validation.tsv", "the first of its names\t10")
+    assert Sentences(str(tmp_path)).load().validation[0].tolist() == ["the first of its names"]
+    (tmp_path / "validation.tsv").unlink()
     # With one, as GLUE's own files; its test file has no labels.
     table("train.tsv", "sentence\tlabel", "dull\t0", "good\t1")
     table("dev.tsv", "sentence\tlabel", "so so\t0")

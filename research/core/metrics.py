@@ -50,16 +50,13 @@ class Mean(NamedTuple):
             return {name: np.divide(self.total, self.count)}
 
 
-class Perplexity(NamedTuple):
-    """exp of the mean of losses in nats per token, given as a `Mean`'s total and count."""
-
-    total: jax.Array
-    count: jax.Array  # type: ignore[assignment]  # a field, not tuple's method
+class Perplexity(Mean):
+    """exp of the mean of losses in nats per token."""
 
     def compute(self, name: str) -> Mapping[str, Any]:
         """The perplexity under the metric's own name; infinite where it overflows, NaN where nothing was counted."""
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            return {name: np.exp(np.divide(self.total, self.count))}
+        with np.errstate(over="ignore"):
+            return {name: np.exp(super().compute(name)[name])}
 
 
 Metrics = dict[str, Metric]
@@ -104,15 +101,8 @@ class ConfusionMatrix:
 
 
 @struct.dataclass
-class Overlap:
-    """Counts of pixels by true and predicted class, and the intersection over union (IoU) that they give.
-
-    counts  f32[classes, classes], [true, predicted]
-    names   of the classes; static
-    """
-
-    counts: jax.Array
-    names: tuple[str, ...] = struct.field(pytree_node=False)
+class Overlap(ConfusionMatrix):
+    """Counts of pixels by true and predicted class, and the intersection over union (IoU) that they give."""
 
     def compute(self, name: str) -> Mapping[str, Any]:
         """The IoU of each class, `iou_CLASS`, and `mean_iou`, their unweighted mean.

@@ -32,7 +32,7 @@ def bind(net: nn.Module, **values: Any) -> nn.Module:
 
 
 SIZES = {"widths": 1, "width": 1, "channels": 1, "embedding": 1}
-LEAST = SIZES | dict.fromkeys(("hidden", "blocks", "downsampling_blocks", "bigram_buckets"), 0)
+LEAST = SIZES | dict.fromkeys(("hidden", "blocks", "downsampling_blocks", "tower", "bigram_buckets"), 0)
 """The least values of the fields that nets call the sizes and numbers of their layers by; 0 of the latter is none."""
 
 

@@ -130,7 +130,7 @@ class Update(Protocol):
 class Updater(NamedTuple):
     """What `updater` makes.
 
-    init    (key, {name: (params, collections)}, further collections, world) -> State
+    init    (key, {name: (params, collections)}, further collections) -> State
     update  see `updater`
     """
 
@@ -175,7 +175,6 @@ def updater(
         key: jax.Array,
         nets: Mapping[str, tuple[Tree, dict[str, Tree]]],
         collections: Mapping[str, Tree] = MappingProxyType({}),
-        world: Tree = (),
     ) -> State:
         for name, net in nets.items():
             if not (isinstance(net, tuple) and len(net) == 2):
@@ -196,12 +195,13 @@ def updater(
         kept = {name: own for name, (_, own) in nets.items() if own} | dict(collections)
         if decays:  # copies, or donation would meet one buffer twice
             kept["average"] = {name: jax.tree.map(jnp.copy, params[name]) for name in decays}
-        return State(jnp.int32(0), key, params, opt_state, kept, world)
+        return State(jnp.int32(0), key, params, opt_state, kept, ())
 
-    def update(state: State, name: str, loss: Loss, batch: Any, whole_batch: bool = False) -> tuple[State, Aux]:
-        if name not in optimizers:
-            raise RunError(f"there is no optimizer of {name!r}: the updater has {', '.join(map(repr, optimizers))}")
-        params, (count, inner, scale) = state.params[name], state.opt_state[name]
+    def mean_gradient(
+        state: State, name: str, loss: Loss, batch: Any, whole_batch: bool
+    ) -> tuple[Tree, Mean, Metrics, dict[str, Tree], Tree]:
+        """The gradient of the mean loss over the global batch; the loss, the metrics, what was moved, and the rows."""
+        params, (count, _, scale) = state.params[name], state.opt_state[name]
         size = len(jax.tree.leaves(batch)[0])
         keys = example_keys(rng(state._replace(step=count), name), position(size))
 
@@ -229,6 +229,13 @@ def updater(
 
         gradient, examples = summed((gradient, value.count))
         gradient = jax.tree.map(lambda g: g / jnp.maximum(examples, 1e-8), gradient)
+        return gradient, value, metrics, own, rows
+
+    def update(state: State, name: str, loss: Loss, batch: Any, whole_batch: bool = False) -> tuple[State, Aux]:
+        if name not in optimizers:
+            raise RunError(f"there is no optimizer of {name!r}: the updater has {', '.join(map(repr, optimizers))}")
+        params, (count, inner, scale) = state.params[name], state.opt_state[name]
+        gradient, value, metrics, own, rows = mean_gradient(state, name, loss, batch, whole_batch)
         if config.freeze:  # they count for nothing in the norm either
             frozen = matching(params, config.freeze)
             gradient = jax.tree.map(lambda g, stays: jnp.zeros_like(g) if stays else g, gradient, frozen)

@@ -228,9 +228,8 @@ def arrays(
     objects = getattr(features["objects"], "feature", {}) if "objects" in features else {}
     missing = [split for split in (*train_splits, test_split) if split not in there]
     if "image" not in features or not {"bbox", "label"} <= set(objects) or missing:
-        expected = f"features image and objects (bbox and label), and splits {', '.join((*train_splits, test_split))}"
-        found = f"features {', '.join(sorted(features))}, splits {', '.join(there)}"
-        raise UserError(f"data.name {name}: expected {expected}; it has {found}")
+        splits = ", ".join((*train_splits, test_split))
+        raise tfds.unexpected(name, builder, f"features image and objects (bbox and label), and splits {splits}")
 
     def read(split: str) -> Annotated:
         what = f"data.name {name}, split {split}"

@@ -84,12 +84,11 @@ class Canvases(BoxData):
         """See `BoxData`."""
         data = self.load()
         rest, held_out = split(len(data.train_labels), self.validation, self.seed)
-        drawn = lambda digits, labels, seed: self._feed(digits, labels, seed)
-        of_train = lambda places, seed: drawn(data.train_images[places], data.train_labels[places], seed)
+        of_train = lambda places, seed: self._feed(data.train_images[places], data.train_labels[places], seed)
         return Feeds(
             train=of_train(rest, self.seed),
             validation=self._fixed(of_train(held_out, -1)),
-            test=self._fixed(drawn(data.test_images, data.test_labels, -2)),
+            test=self._fixed(self._feed(data.test_images, data.test_labels, -2)),
         )
 
     def _feed(self, digits: np.ndarray, labels: np.ndarray, seed: int) -> "CanvasFeed":

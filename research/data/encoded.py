@@ -150,9 +150,7 @@ def record_sources(name: str, dir: str | None, test_split: str | None, image: st
     what, builder = f"data.name {name}", tfds.builder(name, dir, None, "a folder of images")
     features, there = builder.info.features, list(builder.info.splits)
     if not {image, label} <= set(features) or not hasattr(features[label], "names") or "train" not in there:
-        expected = f"features {image} and {label}, a class, and a split train"
-        found = f"features {', '.join(sorted(features))}, splits {', '.join(there)}"
-        raise UserError(f"{what}: expected {expected}; it has {found}")
+        raise tfds.unexpected(name, builder, f"features {image} and {label}, a class, and a split train")
     made = lambda split: split and Records(builder, name, split, image, label)
     if test_split is None and "test" in there and _unlabelled(made("test")):
         there.remove("test")

@@ -5,13 +5,12 @@ Pre-trained encoders are evaluated with them, and nets are trained from scratch 
 
 import math
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 
 from research.core.errors import UserError, between, positive
 from research.core.experiment import Feeds
-from research.data.feed import EvalBatches, HostFeed, device_feed, take
 from research.data.images import Images
 from research.data.order import split
 
@@ -38,15 +37,11 @@ class FewLabels(Images):
 
     def feeds(self) -> Feeds:
         """The feeds of a run. Raises as `spec` does, and UserError where a class has too few images."""
+        found: Any = super().feeds()
         data = self.load()
-        train, test = (data.train_images, data.train_labels), (data.test_images, data.test_labels)
-        rest, held_out = split(len(data.train_labels), self.validation, self.seed)
+        rest, _ = split(len(data.train_labels), self.validation, self.seed)
         chosen = balanced(data.train_labels, rest, self.labels, len(data.names), self.draw)
-        return Feeds(
-            train=(device_feed if self.feed == "device" else HostFeed)(*train, self.batch, self.seed, chosen),
-            validation=EvalBatches.of(partial(take, train, held_out), len(held_out), self.evaluation_batch),
-            test=EvalBatches.of(partial(take, test, None), len(data.test_labels), self.evaluation_batch),
-        )
+        return found._replace(train=found.train.replace(places=chosen.astype(np.int32)))
 
 
 def balanced(labels: np.ndarray, places: np.ndarray, count: int, classes: int, draw: int) -> np.ndarray:

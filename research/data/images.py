@@ -225,9 +225,7 @@ def prepared(name: str, dir: str | None, limit: int | None, image: str, label: s
     features, splits, where = builder.info.features, builder.info.splits, builder.data_path
     labelled = {image, label} <= set(features) and hasattr(features[label], "names")
     if not labelled or "train" not in splits:
-        expected = f"features {image} and {label}, a class, and a split train"
-        found = f"features {', '.join(sorted(features))}, splits {', '.join(splits)}"
-        raise UserError(f"data.name {name}: expected {expected}; it has {found}")
+        raise tfds.unexpected(name, builder, f"features {image} and {label}, a class, and a split train")
 
     def read(split: str) -> tuple[np.ndarray, np.ndarray]:
         what = f"data.name {name}, split {split}"

@@ -46,6 +46,8 @@ def read_labelled(path: Path, text: Sequence[str] | None, label: str, limit: int
     found = {}
     for split, names in SPLITS.items():
         for name in names:
+            if split in found:
+                break
             tables = [file for suffix in TABLES if (file := path / f"{name}{suffix}").is_file()]
             if tables:
                 found[split] = _table(tables[0], split, text, label, limit)

@@ -157,9 +157,7 @@ def prepared(name: str, dir: str | None, void: str, limit: int | None, image: st
     builder = tfds.builder(name, dir, "digits")
     features, splits = builder.info.features, builder.info.splits
     if not {image, mask} <= set(features) or "train" not in splits:
-        expected = f"features {image} and {mask}, and a split train"
-        found = f"features {', '.join(sorted(features))}, splits {', '.join(splits)}"
-        raise UserError(f"data.name {name}: expected {expected}; it has {found}")
+        raise tfds.unexpected(name, builder, f"features {image} and {mask}, and a split train")
     # TensorFlow Datasets names the classes 0, 1, ... where nobody has.
     names = getattr(features[mask], "names", None)
     if not names:

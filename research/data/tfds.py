@@ -103,17 +103,21 @@ def source(builder: Any, name: str, split: str) -> Any:
         raise UserError(f"data.name {name}: {where} is in a format that only TensorFlow reads; {remedy}") from error
 
 
+def unexpected(name: str, builder: Any, expected: str) -> UserError:
+    """The error of a data set that lacks what is expected of it."""
+    there, splits = sorted(builder.info.features), builder.info.splits
+    found = f"features {', '.join(there)}, splits {', '.join(splits)}"
+    return UserError(f"data.name {name}: expected {expected}; it has {found}")
+
+
 @quiet()
 def columns(builder: Any, name: str, split: str, features: Sequence[str], limit: int | None = None) -> list[list[Any]]:
     """The values of each of `features`, for all examples of a split in order or for the first `limit`; text is bytes.
 
     Raises UserError if the data set has no such split or features, RunError if it is damaged.
     """
-    splits, there = builder.info.splits, set(builder.info.features)
-    if split not in splits or not there >= set(features):
-        expected = f"features {' and '.join(features)}, and a split {split}"
-        found = f"features {', '.join(sorted(there))}, splits {', '.join(splits)}"
-        raise UserError(f"data.name {name}: expected {expected}; it has {found}")
+    if split not in builder.info.splits or not set(builder.info.features) >= set(features):
+        raise unexpected(name, builder, f"features {' and '.join(features)}, and a split {split}")
     examples = source(builder, name, split)
     rows: list[list[Any]] = []
     try:

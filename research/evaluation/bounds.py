@@ -13,7 +13,7 @@ from research.core.metrics import Numbers
 from research.core.state import Batch, State
 from research.core.transformations import each_seed
 from research.evaluation.samples import show
-from research.evaluation.seeds import per_seed
+from research.evaluation.seeds import by_seed
 
 LogWeights = Callable[[State, Batch, jax.Array], jax.Array]
 """(State, batch, numbers i32[n] of codes) -> log p(x, z) - log q(z|x) of each image and code: [batch, n]."""
@@ -36,11 +36,11 @@ def importance_weighted(log_weights: LogWeights, num_samples: int) -> Report:
             values, masks = (np.concatenate(parts) for parts in zip(*found, strict=True))
             return {"importance_weighted_nll": -float(np.average(values, weights=masks))}
 
-        values = per_seed([evaluate(one) for one in each_seed(state)])
+        values = by_seed([evaluate(one) for one in each_seed(state)])
         show(f"importance-weighted bound of {num_samples:,} samples, in nats", values)
         return values
 
-    return Report(run, metrics=("importance_weighted_nll",))
+    return Report(run)
 
 
 def bounds(log_weights: Callable[[jax.Array], jax.Array], num_samples: int) -> jax.Array:

@@ -1,7 +1,6 @@
 """Reports on object detection: average precision by pycocotools, and pictures with boxes."""
 
 import contextlib
-import importlib.util
 import io
 import math
 from collections.abc import Callable, Sequence
@@ -14,14 +13,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from research.core.errors import NotInstalled
 from research.core.experiment import Report, Split
 from research.core.metrics import Numbers
 from research.core.state import State
 from research.core.transformations import each_seed
 from research.data.boxes import Objects
 from research.evaluation import plots
-from research.evaluation.seeds import per_seed
+from research.evaluation.seeds import by_seed
 
 Detected = Callable[[State, jax.Array], jax.Array]
 """(State, images u8[batch, h, w, c]) -> f32[batch, n, 6]: ymin, xmin, ymax, xmax, score, class. A score of 0: none."""
@@ -46,11 +44,7 @@ def detection(detected: Detected, names: Sequence[str], every: int | None) -> Re
 
     names  of the classes
     every  steps between evaluations during training, or None
-
-    Raises NotInstalled where pycocotools is not.
     """
-    if importlib.util.find_spec("pycocotools") is None:
-        raise NotInstalled("the average precision needs pycocotools, which is not installed: pip install pycocotools")
     detected = jax.jit(detected)
 
     def run(state: State, split: Split, directory: Path) -> Numbers:
@@ -67,7 +61,7 @@ def detection(detected: Detected, names: Sequence[str], every: int | None) -> Re
 
         each = [found(one) for one in each_seed(state)]
         draw(images, truth, each[0], names, directory / "boxes.png")
-        return per_seed([average_precision(truth, rows, names) for rows in each])
+        return by_seed([average_precision(truth, rows, names) for rows in each])
 
     return Report(run, every, ("ap50", "ap50_95", *(f"ap50_{name}" for name in names)))
 

@@ -110,7 +110,7 @@ def episode(config: Environment, environment: VectorEnv, act: Act) -> Report:
             _film(draw, frames, directory / "episode.gif")
         return {"episode_return": float(found.rewards.sum())}
 
-    return Report(run, metrics=("episode_return",))
+    return Report(run)
 
 
 def drawer(name: str, observations: np.ndarray) -> Draw | None:

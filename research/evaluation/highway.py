@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageDraw
+from scipy.special import gammaincinv
 
 from research.core.experiment import Report, Split
 from research.core.files import failing, replacing
@@ -17,7 +18,7 @@ from research.core.transformations import each_seed
 from research.evaluation import plots
 from research.evaluation.episodes import Act, Episode, agent, episode, player
 from research.evaluation.plots import COLOURS
-from research.evaluation.seeds import per_seed
+from research.evaluation.seeds import by_seed
 from research.rl.environments import Environment, VectorEnv, unwrapped
 from research.rl.evaluation import episode_keys
 from research.rl.highway import DT, IDM_MOBIL, KEEP, LANE, LENGTH, WIDTH, Highway, HighwayParams, HighwayState
@@ -33,9 +34,6 @@ and its speed; and random actions."""
 
 METRICS = ("collisions_per_km", "collisions_per_km_bound", "speed")
 """What is measured of every driver; see `Drives`."""
-
-NAMES = (*METRICS, *(f"{name}_{metric}" for name in BASELINES for metric in METRICS))
-"""What `compared` measures."""
 
 PIXELS, SHOWN, ROWS = 5, 100, 10
 """Pixels of a metre, metres shown ahead and behind, and moments in episode.png."""
@@ -68,12 +66,7 @@ def poisson_bound(count: int) -> float:
 
     Garwood 1936, doi:10.1093/biomet/28.3-4.437; one-sided.
     """
-    low, high = float(count), count + 10 * math.sqrt(count + 1)
-    for _ in range(60):
-        mean = (low + high) / 2
-        at_most = sum(math.exp(k * math.log(mean) - mean - math.lgamma(k + 1)) for k in range(count + 1))
-        low, high = (mean, high) if at_most > 0.05 else (low, mean)
-    return high
+    return float(gammaincinv(count + 1, 0.95))
 
 
 def drives(env: Highway, params: HighwayParams, policy: Policy, seeds: jax.Array) -> Drives:
@@ -110,7 +103,7 @@ def report(config: Environment, environment: VectorEnv, act: Act) -> Report:
         seeds = np.concatenate([batch.index[batch.mask > 0] for batch in split.batches])
         return {"episode_return": float(found.rewards.sum()), **compared(env, params, act, state, seeds)}
 
-    return Report(run, metrics=("episode_return", *NAMES))
+    return Report(run)
 
 
 def compared(env: Highway, params: HighwayParams, act: Act, state: State, seeds: np.ndarray) -> Numbers:
@@ -124,7 +117,7 @@ def compared(env: Highway, params: HighwayParams, act: Act, state: State, seeds:
         return drives(env, params, chosen, jnp.asarray(seeds))
 
     drivers = [one._replace(world=()) for one in each_seed(state)]
-    own = per_seed([measured(driver, jnp.int32(0)).numbers() for driver in drivers])
+    own = by_seed([measured(driver, jnp.int32(0)).numbers() for driver in drivers])
     others = {name: measured(drivers[0], jnp.int32(n)).numbers() for n, name in enumerate(BASELINES, 1)}
     return own | {f"{name}_{metric}": x for name, of in others.items() for metric, x in of.items()}
 

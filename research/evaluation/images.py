@@ -11,8 +11,8 @@ from research.core.metrics import Numbers
 from research.core.state import State, evaluated
 from research.core.transformations import each_seed, first_seed
 from research.evaluation import plots as plot
-from research.evaluation.sample_metrics import confusion_matrix, ensemble_accuracy
-from research.evaluation.seeds import per_seed
+from research.evaluation.predictions import confusion_matrix, ensemble_accuracy
+from research.evaluation.seeds import by_seed
 
 EXAMPLES = 48
 """Images in predictions.png."""
@@ -54,10 +54,10 @@ def classification(logits: Callable[[State, jax.Array], jax.Array], names: Seque
 
         predicted = each.argmax(-1)
         plot.confusion(confusion_matrix(labels, predicted[0], len(names)), names, directory / "confusion.png")
-        numbers = per_seed([{"mistakes": int(wrong.sum())} for wrong in predicted != labels])
+        numbers = by_seed([{"mistakes": int(wrong.sum())} for wrong in predicted != labels])
         return numbers | ({"ensemble_accuracy": ensemble_accuracy(each, labels)} if len(each) > 1 else {})
 
-    return Report(run, metrics=("mistakes", "ensemble_accuracy"))
+    return Report(run)
 
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

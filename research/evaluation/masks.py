@@ -12,7 +12,7 @@ from research.core.state import State
 from research.core.transformations import first_seed
 from research.data.masks import VOID
 from research.evaluation import plots as plot
-from research.evaluation.sample_metrics import confusion_matrix
+from research.evaluation.predictions import confusion_matrix
 
 EXAMPLES = 5
 """Images in predictions.png, spread evenly over the split."""

@@ -1,4 +1,4 @@
-"""Pictures: learning curves, image grids, confusion matrices. Each public function writes one PNG, atomically."""
+"""Pictures: learning curves, image grids, confusion matrices. Each is written to one file, atomically."""
 
 import math
 import warnings

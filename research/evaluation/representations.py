@@ -18,7 +18,7 @@ from research.data.few_labels import balanced
 from research.data.images import Images
 from research.data.order import split as split_training
 from research.evaluation.samples import show
-from research.evaluation.seeds import per_seed
+from research.evaluation.seeds import by_seed
 
 Features = Callable[[State, jax.Array], jax.Array]
 """(State, images u8[batch, h, w, c]) -> features [batch, n]."""
@@ -86,7 +86,7 @@ def representation(features: Features, data: Images, labels: Sequence[int], ever
             each_draw.append(draws)
             return values
 
-        values = per_seed([evaluate(one) for one in each_seed(state)])
+        values = by_seed([evaluate(one) for one in each_seed(state)])
         write_json(directory / "probes.json", plain({"draws": each_draw, **values}))
         if split.name == "test":
             show("nearest neighbours, and linear classifiers on so many labels", values)

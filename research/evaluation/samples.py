@@ -26,7 +26,7 @@ from research.evaluation import inception
 from research.evaluation import plots as plot
 from research.evaluation.classifier import Classifier, batches, load_classifier
 from research.evaluation.sample_metrics import fid, kid, precision_recall
-from research.evaluation.seeds import per_seed
+from research.evaluation.seeds import by_seed
 
 Generate = Callable[[State, jax.Array, jax.Array], jax.Array]
 """(State, noise f32[batch, *latent], labels i32[batch]) -> images [batch, h, w, c] in [-1, 1]."""
@@ -229,7 +229,7 @@ def classifier_metrics(
                 values["label_accuracy"] = float((predicted == np.arange(num_samples) % num_labels).mean())
             return values
 
-        values = per_seed([evaluate(one) for one in each_seed(state)])
+        values = by_seed([evaluate(one) for one in each_seed(state)])
         if split.name == "test":
             test, probabilities = classifier.predict(arrays.test_images)
             values["fid_of_test_images"] = fid(test, train)
@@ -277,7 +277,7 @@ def inception_metrics(
             samples = generate_samples(generate, state, latent, len(arrays.names), num_samples)
             return {"inception_fid": fid(extractor.features(samples), train)}
 
-        values = per_seed([evaluate(one) for one in each_seed(state)])
+        values = by_seed([evaluate(one) for one in each_seed(state)])
         if split.name == "test":
             values["inception_fid_of_test_images"] = fid(extractor.features(arrays.test_images), train)
         about = {"inception": path, "sha256": extractor.sha256, "num_samples": num_samples}
@@ -359,7 +359,7 @@ def translation_metrics(translate: Translate, data: Unpaired, classifier: Classi
                 "y_to_x_accuracy": accuracy(translated(y, False), x_class),
             }
 
-        values = per_seed([evaluate(one) for one in each_seed(state)])
+        values = by_seed([evaluate(one) for one in each_seed(state)])
         values |= {"x_accuracy": accuracy(x, x_class), "y_accuracy": accuracy(y, y_class)}
         about = {"classifier_dir": classifier.directory, "classifier_hash": classifier.sha256}
         write_json(directory / "sample_metrics.json", {**about, **values})

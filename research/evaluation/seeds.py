@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from research.core.metrics import Numbers
 
 
-def per_seed(each: Sequence[Mapping[str, float]]) -> Numbers:
+def by_seed(each: Sequence[Mapping[str, float]]) -> Numbers:
     """The numbers of each seed, by name: lists of one number per seed, or plain numbers of a single seed."""
     if len(each) == 1:
         return dict(each[0])

@@ -24,8 +24,8 @@ from research.data.text import END, IGNORED
 from research.data.tokenizer import Tokenizer
 from research.evaluation import plots as plot
 from research.evaluation.decoding import Apply, Sampling, beam_search, sample
-from research.evaluation.sample_metrics import confusion_matrix, ensemble_accuracy
-from research.evaluation.seeds import per_seed
+from research.evaluation.predictions import confusion_matrix, ensemble_accuracy
+from research.evaluation.seeds import by_seed
 from research.nets import lstm, transformer
 from research.nets.attention import attention_weights
 
@@ -160,7 +160,7 @@ def translation(
         _write_text(directory / "translations.txt", "\n\n".join([f"{scores[0]}\n{signature}", *lines]))
         params = evaluated(first_seed(state), "net")
         _draw_alignment(net, params, tokenizer, split.batches[0], directory / "attention.png")
-        return per_seed([{"bleu": score.score, "brevity_penalty": score.bp} for score in scores])
+        return by_seed([{"bleu": score.score, "brevity_penalty": score.bp} for score in scores])
 
     return Report(run, every, ("bleu", "brevity_penalty"))
 
@@ -221,8 +221,7 @@ def classification(
             if labels[i] != predicted[i]
         ]
         _write_text(directory / "mistakes.txt", "\n\n".join(mistakes))
-        ensemble = {"ensemble_accuracy": ensemble_accuracy(each, labels)} if len(each) > 1 else {}
-        return ensemble
+        return {"ensemble_accuracy": ensemble_accuracy(each, labels)} if len(each) > 1 else {}
 
     return Report(run)
 

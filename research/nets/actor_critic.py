@@ -24,7 +24,7 @@ def orthogonal(scale: float = 1.0) -> nn.initializers.Initializer:
 
     arXiv:1312.6120. It is the orthogonal factor of the polar decomposition of a Gaussian matrix, which is as uniformly
     distributed as that of its QR decomposition, and is found by Newton and Schulz's iteration: by products alone.
-    jax.numpy's `qr` under `vmap`, as in `per_seed`, can deadlock on a CPU of two cores.
+    jax.numpy's `qr`, by which Flax's own does it, can deadlock under `vmap` on a CPU of two cores.
     """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> jax.Array:

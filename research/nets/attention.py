@@ -39,23 +39,20 @@ def attend_with_dropout(
     drop: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
     """`attend`, with `drop` applied to the weights f32[batch, heads, time, keys], which are held in memory."""
-    k, v = (jnp.repeat(x, q.shape[2] // x.shape[2], 2) for x in (k, v))
-    scores = jnp.einsum("bthd,bshd->bhts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-    allowed = jnp.tri(q.shape[1], k.shape[1], dtype=bool) if causal else jnp.bool_(True)
-    scores = jnp.where(allowed if mask is None else allowed & mask, scores, jnp.finfo(jnp.float32).min)
-    return jnp.einsum("bhts,bshd->bthd", drop(nn.softmax(scores)).astype(v.dtype), v)
+    v = jnp.repeat(v, q.shape[2] // v.shape[2], 2)
+    weights = drop(attention_weights(q, k, causal, mask))
+    return jnp.einsum("bhts,bshd->bthd", weights.astype(v.dtype), v)
 
 
-def attention_weights(q: jax.Array, k: jax.Array, causal: bool = False) -> jax.Array:
+def attention_weights(q: jax.Array, k: jax.Array, causal: bool = False, mask: jax.Array | None = None) -> jax.Array:
     """The weights f32[..., heads, time, keys] that `attend` gives to values, of q [..., time, heads, features] and k.
 
-    k may have fewer heads, each of which serves a group of those of q.
+    k may have fewer heads, each of which serves a group of those of q. `mask` is that of `attend`.
     """
     k = jnp.repeat(k, q.shape[-2] // k.shape[-2], -2)
     scores = jnp.einsum("...thd,...shd->...hts", q, k, preferred_element_type=jnp.float32) / q.shape[-1] ** 0.5
-    if causal:
-        scores = jnp.where(jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool), scores, -jnp.inf)
-    return nn.softmax(scores)
+    allowed = jnp.tri(scores.shape[-2], scores.shape[-1], dtype=bool) if causal else jnp.bool_(True)
+    return nn.softmax(jnp.where(allowed if mask is None else allowed & mask, scores, jnp.finfo(jnp.float32).min))
 
 
 def cuda_installed() -> bool:

@@ -12,12 +12,12 @@ import jax
 
 from research.core.errors import RunError
 from research.core.experiment import Experiment
-from research.core.flops import flops
-from research.core.hardware import KINDS
 from research.core.layout import Layout, Shard, make_mesh
 from research.core.placement import Place, PlaceName, place
 from research.training.checks import check_divisible
 from research.training.dispatch import dispatch
+from research.training.flops import flops
+from research.training.hardware import KINDS
 from research.training.topology import Topology, parse
 
 COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -46,7 +46,7 @@ class Compiled(NamedTuple):
     outputs      bytes of what it returns, less what takes the place of an argument (the State is donated)
     temporaries  bytes it needs besides while it runs
     collectives  by kind
-    flops        of a step on all devices, see `core.flops`
+    flops        of a step on all devices, see `training.flops`
     seconds      compiling took
     hlo          the program
     """

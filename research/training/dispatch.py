@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import jax
 
 from research.core.experiment import Feed
-from research.core.flops import flops
 from research.core.metrics import Metrics
 from research.core.placement import Place
 from research.core.state import Learner, State
 from research.core.transformations import scan_steps, with_feed
 from research.data.feed import prefetched
+from research.training.flops import flops
 
 
 class Dispatched(NamedTuple):
@@ -26,7 +26,7 @@ class Dispatched(NamedTuple):
     called           when it was called, in seconds of `time.monotonic`
     data_seconds     how long its data was waited for
     compile_seconds  how long it was traced and compiled; 0 where it was compiled before
-    flops            its floating-point operations, see `core.flops`; NaN where they are not known
+    flops            its floating-point operations, see `training.flops`; NaN where they are not known
     """
 
     metrics: Metrics

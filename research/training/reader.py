@@ -20,7 +20,7 @@ class MetricsReader:
 
     step     the last step that was read; at first the step that the run starts from
     units_per_step  what a step trains on, by unit, see `Experiment.units_per_step`
-    peak     FLOP/s of the devices at most, see `core.flops`, or None
+    peak     FLOP/s of the devices at most, see `training.flops`, or None
     saved    says which checkpoints there are, for messages
 
     `add` and `flush` raise RunError where `check_finite` or `check_moving` does.
@@ -84,7 +84,7 @@ def speeds(units_per_step: Mapping[str, float], speed: float | None, peak: float
 
     units_per_step  of each step, by unit; one of them is "flops"
     speed    steps per second
-    peak     FLOP/s of the devices at most, see `core.flops`. Where it is known, "utilisation" is the share of it
+    peak     FLOP/s of the devices at most, see `training.flops`. Where it is known, "utilisation" is the share of it
     """
     found = {f"{unit}_per_second": None if speed is None else n * speed for unit, n in units_per_step.items()}
     used = found["flops_per_second"]

@@ -15,7 +15,6 @@ from research.core.console import say, warn
 from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Report, Split
 from research.core.files import read_json, write_json
-from research.core.flops import peak
 from research.core.layout import Layout, make_mesh
 from research.core.metrics import Numbers, plain
 from research.core.placement import Place, place
@@ -26,6 +25,7 @@ from research.training import checkpoint, config, log, own_files, provenance, wo
 from research.training.checks import check_contract, check_divisible, check_dtype, usable_devices
 from research.training.dispatch import dispatches
 from research.training.evaluate import Evaluator, best, diverged, exhausted, known, score, scores, summary
+from research.training.flops import peak
 from research.training.init_from import init_from
 from research.training.processes import ProcessGroup, joined
 from research.training.profiling import profiled

@@ -14,7 +14,7 @@ import jax
 from jax.experimental import topologies
 
 from research.core.errors import NotInstalled, UserError
-from research.core.hardware import KINDS, Card, Device
+from research.training.hardware import KINDS, Card, Device
 
 _LIBTPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn
 
-from research.core.hardware import PEAKS
+from research.training.hardware import PEAKS
 
 
 def flops(jaxpr: ClosedJaxpr | Jaxpr) -> float:
