@@ -268,6 +268,8 @@ def test_numbers_of_labels_are_checked_before_training(labels, message):
 
 def test_one_class_is_refused_before_training():
     """The linear classifier of the report at the end would fail."""
+    with pytest.raises(UserError, match=r"probe_labels must be at least 1, not \(0,\)"):
+        dataclasses.replace(SIMCLR, probe_labels=(0,))
     experiment = dataclasses.replace(SIMCLR, data=Images(name="digits", classes=(3,)), probe_labels=(20,))
     with pytest.raises(UserError, match=r"data\.classes: all images are of the class 3"):
         experiment.reports(None)

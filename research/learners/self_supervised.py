@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import jax
 
-from research.core.errors import UserError
+from research.core.errors import UserError, positive
 from research.core.experiment import Inference, Load, Report, Run
 from research.core.state import State
 from research.data.images import Images
@@ -36,6 +36,7 @@ class SelfSupervised(Supervised):
             raise UserError(
                 "quantization is for nets that learn from labels: leave it out here, and give it in fine-tuning"
             )
+        positive(self, "", "probe_labels")
         self.run.check_interval("report_every", self.report_every)
 
     @abstractmethod
