@@ -1,4 +1,4 @@
-"""MinAtar's Asterix by deep Q-learning, in Young & Tian's setting (see breakout_dqn), by their RMSProp.
+"""MinAtar's Asterix by deep Q-learning, in Young & Tian's setting (see breakout_dqn), by RMSProp, not centred.
 
 Published: Young & Tian 2019 (arXiv:1903.03176), about 17, read off their figure.
 gymnax's game differs from theirs: where one slot alone is free it finds it 7 times in 8, and where all are taken it

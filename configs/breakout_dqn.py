@@ -5,8 +5,8 @@ arXiv:1509.06461), 3-step returns, and a squared loss with Adam (Obando-Ceron & 
 Asterix and Freeway 3-step returns rise and fall back (see asterix_dqn and freeway_dqn).
 Published: Young & Tian 2019 (arXiv:1903.03176), whose net and setting these are: 5,000,000 frames, one update of 32
 samples a frame, sticky actions of 0.1, all 6 actions, no limit of frames (gymnax has 1,000), epsilon 0.1 after 100,000
-frames (it falls from the first one on, theirs from the 5,000th). Read off their figure, the return of the last 100
-episodes of training is about 10, as a mean of 30 runs.
+frames (it falls from the first one on, theirs from the 5,000th); the target net is copied every 992 frames, theirs
+every 1,000. Read off their figure, the return of the last 100 episodes of training is about 10, as a mean of 30 runs.
 
     python -m experiments.train breakout_dqn
 

@@ -12,8 +12,9 @@ each evaluation from step 80 on. The first two took about 2 minutes of CPU time 
 
 The setting was chosen on seeds 100 to 109. Rewards have to be normalised: with a discount of 0.999 values are in the
 hundreds, which the net is slow to reach. Numbers of seeds at 475 or more: 10 of 10 with both normalised (286,720
-frames), 9 without normalised rewards, 9 so with 8 epochs and lambda 0.98, 8 so with 491,520 frames, 5 so with a
-discount of 0.99 and an entropy bonus of 0.01, and 7 with a discount of 0.99, nothing normalised and 491,520 frames.
+frames; the config has 327,680), 9 without normalised rewards, 9 so with 8 epochs and lambda 0.98, 8 so with 491,520
+frames, 5 so with a discount of 0.99 and an entropy bonus of 0.01, and 7 with a discount of 0.99, nothing normalised and
+491,520 frames.
 """
 
 from research.core.experiment import Run

@@ -1,7 +1,8 @@
 """CartPole by Rainbow: six extensions of deep Q-learning at once.
 
 Method: Hessel et al. 2018, arXiv:1710.02298: double Q-learning, prioritised replay, dueling streams, n-step returns,
-distributions of returns and noisy nets, which explore in place of epsilon.
+distributions of returns and noisy nets, which explore in place of epsilon. As in cartpole_dqn, the target net follows
+softly, averaged weights act at the end, and Adam's rate is 0.001; theirs are for Atari.
 
     python -m experiments.train cartpole_rainbow
 

@@ -1,12 +1,12 @@
 """Automobiles to trucks and back, 32x32 pixels, by a small CycleGAN.
 
 Paper: Zhu, Park, Isola & Efros 2017, "Unpaired image-to-image translation using cycle-consistent adversarial networks"
-(arXiv:1703.10593), which has no such images. Differences: the nets are narrower, the generators with three
-residual blocks, not six, and kernels of 3x3 pixels, not 7x7, at both ends, and the patches cover the whole image; there
-is no identity loss; the generators have layer norms, since instance norms discard the brightness of an image (after
-1,500 steps the cycle error was 0.17 with instance norms, 0.11 with layer norms); Adam starts at 0.0006, three times the
-paper's rate, which decays from the first step on, not from the middle of training; and 6,000 steps of 16 images are 20
-passes over each set, where the paper has 200.
+(arXiv:1703.10593), which has no such images. Differences: the nets are narrower, the generators with three residual
+blocks, not six, and kernels of 3x3 pixels, not 7x7, at both ends, and the patches cover the whole image; the generators
+have layer norms, since instance norms discard the brightness of an image (after 1,500 steps the cycle error was 0.17
+with instance norms, 0.11 with layer norms); Adam starts at 0.0006, three times the paper's rate, which decays from the
+first step on, not from the middle of training; and 6,000 steps of 16 images are 20 passes over each set, where the
+paper has 200.
 
     python -m experiments.train cifar10_resnet20
     python -m experiments.train cifar10_cyclegan --classifier-dir runs/cifar10_resnet20

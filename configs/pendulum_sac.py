@@ -1,6 +1,7 @@
 """Pendulum by soft actor-critic: swing it up by a torque, which is continuous, and hold it there.
 
-Method: Haarnoja et al. 2018, arXiv:1812.05905.
+Method: Haarnoja et al. 2018, arXiv:1812.05905, with nets of two layers of 64 where theirs have 256, batches of 128
+(theirs 256) and a rate of 0.001 (theirs 0.0003).
 Published: Stable-Baselines3's zoo has -176 +- 102 (sb3/sac-Pendulum-v1, one run of 20,000 frames; the spread is that of
 its episodes).
 

@@ -1,4 +1,4 @@
-"""MinAtar's Seaquest by deep Q-learning, in Young & Tian's setting (see breakout_dqn), by their RMSProp.
+"""MinAtar's Seaquest by deep Q-learning, in Young & Tian's setting (see breakout_dqn), by RMSProp, not centred.
 
 Published: Young & Tian 2019 (arXiv:1903.03176), about 20, read off their figure.
 

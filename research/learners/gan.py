@@ -1,8 +1,9 @@
 """Generative adversarial networks (Goodfellow et al. 2014, arXiv:1406.2661).
 
 `gan` reads as their Algorithm 1 does: k updates of the discriminator on images and samples, then one of the generator.
-The losses are theirs, that of LSGAN (Mao et al. 2017, arXiv:1611.04076), the hinge (Lim & Ye
-2017, arXiv:1705.02894) and Wasserstein's (Arjovsky, Chintala & Bottou 2017, arXiv:1701.07875).
+The losses are theirs (the generator's is not that of the box but -log D(G(z)), of their section 3), that of LSGAN (Mao
+et al. 2017, arXiv:1611.04076), the hinge (Lim & Ye 2017, arXiv:1705.02894) and Wasserstein's (Arjovsky, Chintala &
+Bottou 2017, arXiv:1701.07875), whose critic a penalty or spectral normalisation bounds here, and not clipped weights.
 """
 
 import math
@@ -102,12 +103,22 @@ class GAN(Adversarial):
         between(self, "", 0, math.inf, "gradient_penalty", "r1")
         if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
             raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
-        penalised = self.gradient_penalty is not None or self.r1 is not None
-        if penalised and getattr(self.discriminator, "norm", None) == "batch":
+        if self.penalised and getattr(self.discriminator, "norm", None) == "batch":
             raise UserError(
                 "gradient_penalty and r1 are of each image alone, and batch normalisation couples them: "
                 "--discriminator.norm layer (or none)"
             )
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the gradient of the discriminator is."""
+        return self.gradient_penalty is not None or self.r1 is not None
+
+    def warnings(self) -> tuple[str, ...]:
+        """See `Experiment`."""
+        if self.loss != "wasserstein" or self.penalised or getattr(self.discriminator, "spectral", False):
+            return ()
+        return ("nothing bounds the critic of the loss wasserstein: give --gradient-penalty 10",)
 
     def build(self) -> Learner:
         """See `Experiment`."""
