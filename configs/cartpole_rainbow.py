@@ -14,18 +14,22 @@ from dataclasses import replace
 
 from configs.cartpole_dqn import config as cartpole_dqn
 from research.learners.dqn import DQN
-from research.nets.q import MLP
 
 
 def config() -> DQN:
     """The experiment: `cartpole_dqn` with Rainbow's extensions. Returns are at most 1 / (1 - gamma) = 100."""
+    return rainbow(cartpole_dqn(), v_max=100.0)
+
+
+def rainbow(config: DQN, v_max: float) -> DQN:
+    """The experiment with Rainbow's extensions, where returns are from 0 to `v_max`."""
     return replace(
-        cartpole_dqn(),
-        net=MLP(widths=(120, 84), dueling=True, noisy=True),
+        config,
+        net=config.net.clone(dueling=True, noisy=True),
         returns="categorical",
         atoms=51,
         v_min=0.0,
-        v_max=100.0,
+        v_max=v_max,
         n_step=3,
         priority_exponent=0.5,
         importance_exponent=0.4,

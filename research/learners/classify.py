@@ -30,7 +30,7 @@ from research.data.randaugment import RandAugment, randaugment
 from research.data.toy_large_images import ToyLargeImages
 from research.evaluation import images as reports
 from research.learners.robust import AdversarialTraining, changed, trades_loss
-from research.learners.supervised import Supervised
+from research.learners.supervised import Supervised, pixel_inference
 from research.nets.bottleneck import BottleneckResNet
 from research.nets.cnn import CNN
 from research.nets.whitened import WhitenedCNN
@@ -172,16 +172,8 @@ class Classify(Supervised):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        return {
-            "inference": Inference(
-                lambda images: self.logits(state, images),
-                lambda batch: {"images": batch.inputs},
-                "logits",
-                "Images are pixels from 0 to 255, [batch, height, width, channels], which the program scales and "
-                "standardises. The largest logit is that of the predicted class.",
-                self.data.spec().names,
-            )
-        }
+        about = "The largest logit is that of the predicted class."
+        return pixel_inference(lambda images: self.logits(state, images), "logits", about, self.data.spec().names)
 
 
 def averaged(net: Network, kind: Views) -> Network:

@@ -30,7 +30,7 @@ from research.data.canvases import Canvases
 from research.data.pixels import scaled, standardised
 from research.data.toy_boxes import ToyBoxes
 from research.evaluation import boxes as reports
-from research.learners.supervised import Supervised, supervised
+from research.learners.supervised import Supervised, pixel_inference, supervised
 from research.nets.detector import Detector, Outputs
 
 ALPHA, GAMMA = 0.25, 2.0
@@ -138,18 +138,12 @@ class Detect(Supervised):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        names = self.data.spec().names
-        return {
-            "inference": Inference(
-                lambda images: self.detected(state, images),
-                lambda batch: {"images": batch.inputs},
-                "objects",
-                "Images are pixels from 0 to 255, [batch, height, width, channels], which the program scales and "
-                "standardises. Each object is a row (ymin, xmin, ymax, xmax, score, class): a box in pixels, a score "
-                "from 0 to 1, the best ones first, and the number of its class. Rows with a score of 0 are none. "
-                f"Classes are {', '.join(names)}.",
-            )
-        }
+        about = (
+            "Each object is a row (ymin, xmin, ymax, xmax, score, class): a box in pixels, a score from 0 to 1, the "
+            "best ones first, and the number of its class. Rows with a score of 0 are none. "
+            f"Classes are {', '.join(self.data.spec().names)}."
+        )
+        return pixel_inference(lambda images: self.detected(state, images), "objects", about)
 
 
 def locations(shape: tuple[int, int], strides: tuple[int, ...], reach: float) -> Locations:

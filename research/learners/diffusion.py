@@ -27,22 +27,21 @@ from research.data.augment import Augment, augment
 from research.data.images import Images
 from research.data.pixels import scaled
 from research.evaluation import samples
+from research.learners.generative import Generative
 from research.nets.unet import UNet
 
 Schedule = Literal["linear", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Diffusion(Experiment):
+class Diffusion(Generative):
     """An experiment in denoising diffusion.
 
     Attributes:
-        data: the images
         net: a Flax module: (noisy images, times, labels) -> the noise in them
         augment: augmentation of training images
         timesteps: number T of noise levels
         schedule: how the noise grows: linear, DDPM's, or cosine (Nichol & Dhariwal 2021, arXiv:2102.09672)
-        conditional: whether the net reads labels
         label_dropout: share of training images whose label is hidden, which guidance needs; None for no hidden labels
         guidance: weight w of classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598): the noise that is
             predicted with the label, and w times what the label has changed in it; None for no guidance
@@ -50,41 +49,24 @@ class Diffusion(Experiment):
         eta: how random DDIM's steps are: None or 0, not at all; 1, as DDPM's
         average: decay of the moving average of the weights that is evaluated; None to evaluate the last weights
         optimizer: optimizer of the net
-        classifier_dir: directory of a finished run of an image classifier, which evaluates the samples
-        classifier_hash: hash of that classifier's weights (or its first digits), as sample_metrics.json states it;
-            a classifier with other weights is refused
-        inception: path of an .npz file of Inception-v3's weights, see research/evaluation/inception.py, for the
-            Inception FID
-        num_samples: samples that the sample metrics (FID, ...) are computed on; more than the features that the
-            classifier or Inception has
-        sample_metrics_every: steps between evaluations of the sample metrics during training; by default they are
-            computed once, at the end
     """
 
-    data: Images = field(default_factory=Images)
     net: nn.Module = field(default_factory=UNet)
     augment: Augment = field(default_factory=Augment)
     timesteps: int = 1000
     schedule: Schedule = "linear"
-    conditional: bool = False
     label_dropout: float | None = None
     guidance: float | None = None
     sampling_steps: int = 50
     eta: float | None = None
     average: float | None = 0.999
     optimizer: Optimizer = field(default_factory=Optimizer)
-    classifier_dir: str | None = None
-    classifier_hash: str | None = None
-    inception: str | None = None
-    num_samples: int = 10_000
-    sample_metrics_every: int | None = None
     run: Run = field(default_factory=lambda: Run(metric="loss", mode="min"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "timesteps", "sampling_steps", "num_samples")
+        positive(self, "", "timesteps", "sampling_steps")
         between(self, "", 0, 1, "average", "label_dropout", "eta")
-        self.run.check_interval("sample_metrics_every", self.sample_metrics_every)
         if self.sampling_steps > self.timesteps:
             raise UserError(f"sampling_steps={self.sampling_steps} are more than the {self.timesteps} timesteps")
         if self.label_dropout is not None and not self.conditional:
@@ -96,10 +78,6 @@ class Diffusion(Experiment):
                 "guidance needs a net that was trained with and without labels: give conditional, and a label_dropout "
                 "between 0 and 1"
             )
-        if self.classifier_hash is not None and self.classifier_dir is None:
-            raise UserError("classifier_hash is of the weights of a classifier: give classifier_dir too")
-        if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
-            raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
 
     def module(self) -> nn.Module:
         """The net for the data's images and labels."""

@@ -22,13 +22,13 @@ from research.core.state import Learner, State, example_keys, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates
 from research.learners.q_learning import of_action, q_network
-from research.learners.replay_learning import ReplayLearning, World, act_and_learn, with_target
+from research.learners.replay_learning import ReplayLearning, act_and_learn, uniform_slots, with_target, with_world
 from research.nets.q import MLP
 from research.rl import priorities, replay
-from research.rl.environments import VectorEnv, make
+from research.rl.environments import make
 from research.rl.replay import Sample
 from research.rl.returns import Distribution, categorical, expectation, quantiles
-from research.rl.rollout import reset
+from research.rl.rollout import ActorState, Transition
 
 
 class Minibatch(NamedTuple):
@@ -89,7 +89,7 @@ class DQN(ReplayLearning):
 
     def build(self) -> Learner:
         """See `Experiment`."""
-        return dqn(self, make(self.environment))
+        return dqn(self)
 
     def distribution(self) -> Distribution:
         """See `QLearning`."""
@@ -102,45 +102,38 @@ class DQN(ReplayLearning):
                 return quantiles(self.atoms)
 
 
-def dqn(config: DQN, environment: VectorEnv) -> Learner:
+def dqn(config: DQN) -> Learner:
     """The learner: Algorithm 1 of Mnih et al. 2015.
 
     Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
     """
-    net, distribution = q_network(config, environment), config.distribution()
+    environment, distribution = make(config.environment), config.distribution()
+    net = q_network(config, environment)
     (init_state, update), prioritised = config.updater(), config.priority_exponent > 0
 
     def init(key: jax.Array) -> State:
         params = net.init(key)
         state = init_state(key, {"q": (params, {})}, {"target": jax.tree.map(jnp.copy, params)})
-        actor = reset(environment, rng(state, "first"), config.num_envs)
-        buffer = replay.empty(environment, config.num_envs, config.slots, config.buffer_dtype)
-        trees = priorities.empty(config.num_envs, config.slots) if prioritised else ()
-        return state._replace(world=World(actor, buffer, trees))
+        return with_world(config, environment, state, config.buffer_dtype, prioritised)
 
-    def act(state: State) -> tuple[State, Metrics]:
-        """Act epsilon-greedily, and store the transitions in D."""
-        _, buffer, trees = state.world
-        actor, transitions, metrics = net.act(state, state.world.actor)
-        buffer = replay.write(buffer, transitions, state.step)
-        if prioritised:
-            trees = priorities.write(trees, state.step, config.rollout_length, config.slots, config.n_step)
-        return state._replace(world=World(actor, buffer, trees)), metrics
+    def act(state: State) -> tuple[ActorState, Transition, Metrics]:
+        """Act epsilon-greedily."""
+        return net.act(state, state.world.actor)
 
     def sample(state: State) -> tuple[jax.Array, Minibatch]:
         """The minibatches of a step, leaves [updates, batch, ...], and their slots [num_envs, updates, share]."""
         actor, buffer, trees = state.world
-        keys, shape = example_keys(rng(state, "sample"), actor.env_id), (config.updates, config.share)
         if prioritised:
-            slots, probability = priorities.sample(trees, keys, shape)
+            keys = example_keys(rng(state, "sample"), actor.env_id)
+            slots, probability = priorities.sample(trees, keys, (config.updates, config.share))
             valid = replay.filled(state.step + 1, config.rollout_length, config.slots) - config.n_step + 1
             start = config.importance_exponent
             exponent = start + (1 - start) * jnp.minimum(state.step / config.run.steps, 1)
             weight = (valid * probability) ** -exponent
             weight = weight.swapaxes(0, 1).reshape(config.updates, -1)
         else:
-            slots = replay.uniform(keys, state.step, config.rollout_length, config.slots, shape, config.n_step)
-            weight = jnp.ones((config.updates, shape[1] * len(keys)))
+            slots = uniform_slots(config, state)
+            weight = jnp.ones((config.updates, config.share * len(slots)))
         samples = replay.windows(buffer, slots, config.n_step, config.gamma)
         # Q̂ does not change during a step, so it values all minibatches at once.
         target = jax.vmap(net.outputs, (None, 0))(state.collections["target"], samples.next_observation)
@@ -159,15 +152,15 @@ def dqn(config: DQN, environment: VectorEnv) -> Learner:
         return mean(loss, weight), Aux({"q": mean(distribution.mean(predicted))}, rows=td_error)
 
     def learn(state: State) -> tuple[State, Metrics]:
-        """A gradient descent step on each minibatch; of the world, its priorities are returned."""
+        """A gradient descent step on each minibatch, and the new priorities of what was sampled."""
         slots, batches = sample(state)
-        after, aux = scan_updates(update, state, "q", td_loss, batches)
-        trees = state.world.priorities
+        state, aux = scan_updates(update, state, "q", td_loss, batches)
         if prioritised:
             td_error = aux.rows.reshape(config.updates, -1, config.share).swapaxes(0, 1)
             flat = lambda x: x.reshape(len(x), -1)
-            trees = priorities.update(trees, flat(slots), flat(td_error), config.priority_exponent)
-        return after._replace(world=trees), dict(aux.metrics)
+            trees = priorities.update(state.world.priorities, flat(slots), flat(td_error), config.priority_exponent)
+            state = state._replace(world=state.world._replace(priorities=trees))
+        return state, dict(aux.metrics)
 
     return learner(init, with_target(config, act_and_learn(config, act, learn)), net.evaluate)
 

@@ -18,16 +18,16 @@ from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, mean
 from research.core.modules import bind, network
 from research.core.optimizers import Optimizer
-from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, rng
+from research.core.state import Batch, Learner, State, evaluated, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, scan_updates
 from research.learners.q_learning import greedy_episodes
-from research.learners.replay_learning import ReplayLearning, World, act_and_learn, with_target
+from research.learners.replay_learning import ReplayLearning, act_and_learn, uniform_slots, with_target, with_world
 from research.nets.recurrent_q import RecurrentQ
 from research.rl import replay
 from research.rl.environments import VectorEnv, make
 from research.rl.exploration import epsilon_greedy
-from research.rl.rollout import Transition, reset, rollout
+from research.rl.rollout import ActorState, Transition, rollout
 from research.rl.wrappers import append_memory
 
 
@@ -120,28 +120,20 @@ def drqn(config: DRQN) -> Learner:
     def init(key: jax.Array) -> State:
         params, _ = net.init(key, jnp.zeros((1, *flat.observation_shape)))
         state = init_state(key, {"q": (params, {})}, {"target": jax.tree.map(jnp.copy, params)})
-        actor = reset(flat, rng(state, "first"), config.num_envs)
-        buffer = replay.empty(flat, config.num_envs, config.slots)
-        return state._replace(world=World(actor, buffer))
+        return with_world(config, flat, state)
 
-    def act(state: State) -> tuple[State, Metrics]:
-        """Act epsilon-greedily, and store the transitions in D."""
-        params = state.params["q"]
-        environment, key = remembered(plain, params), rng(state, "act")
-        policy = lambda observation, uniform: epsilon_greedy(
-            forward(params, observation)[1], uniform, config.epsilon(state.step)
-        )
-        actor, transitions, metrics = rollout(environment, policy, state.world.actor, key, config.rollout_length)
-        buffer = replay.write(state.world.buffer, transitions, state.step)
-        return state._replace(world=World(actor, buffer)), metrics
+    def act(state: State) -> tuple[ActorState, Transition, Metrics]:
+        """Act epsilon-greedily."""
+        params, epsilon = state.params["q"], config.epsilon(state.step)
+        policy = lambda observation, uniform: epsilon_greedy(forward(params, observation)[1], uniform, epsilon)
+        environment, actor = remembered(plain, params), state.world.actor
+        actor, transitions, metrics = rollout(environment, policy, actor, rng(state, "act"), config.rollout_length)
+        return actor, transitions, {**metrics, "epsilon": mean(epsilon)}
 
     def sample(state: State) -> tuple[Transition, jax.Array]:
         """The sequences of a step, leaves [updates, batch, length, ...], and the best values of Q̂ after
         each frame that is learned from, f32[updates, batch, sequence]."""
-        keys = example_keys(rng(state, "sample"), state.world.actor.env_id)
-        shape = (config.updates, config.share)
-        slots = replay.uniform(keys, state.step, config.rollout_length, config.slots, shape, config.length)
-        found = replay.sequences(state.world.buffer, slots, config.length)
+        found = replay.sequences(state.world.buffer, uniform_slots(config, state), config.length)
         _, next_values = jax.vmap(unrolled, (None, 0))(state.collections["target"], found)
         return found, next_values.max(-1)
 
@@ -156,8 +148,8 @@ def drqn(config: DRQN) -> Learner:
 
     def learn(state: State) -> tuple[State, Metrics]:
         """A gradient descent step on each minibatch."""
-        after, aux = scan_updates(update, state, "q", td_loss, sample(state))
-        return after._replace(world=()), dict(aux.metrics)
+        state, aux = scan_updates(update, state, "q", td_loss, sample(state))
+        return state, dict(aux.metrics)
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         """One whole greedy episode for each seed of `batch.index`."""

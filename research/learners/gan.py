@@ -27,6 +27,7 @@ from research.data.images import Images, ImageSpec
 from research.data.pixels import centred
 from research.evaluation import samples
 from research.learners.adversarial import Adversarial
+from research.learners.generative import Generative
 from research.nets.conv import recomputed_statistics
 from research.nets.dcgan import DCGANDiscriminator, DCGANGenerator
 from research.nets.gan import DenseGenerator
@@ -59,50 +60,39 @@ LOSSES: dict[LossName, GANLoss] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GAN(Adversarial):
+class GAN(Adversarial, Generative):
     """An experiment with a generator and a discriminator. A step takes `num_updates` batches of `data.batch` images.
 
     Attributes:
-        data: the images
         generator: a Flax module: (noise, labels) -> images
         discriminator: a Flax module: (images, labels) -> scores [batch]
         latent: length of the noise vector, which is normally distributed
-        conditional: whether both nets read labels; a sample has the label of the image at its place in the batch
         loss: adversarial loss; non_saturating is the original one, least_squares that of LSGAN
         num_updates: updates of the discriminator for each update of the generator
         gradient_penalty: weight of the gradient penalty of WGAN-GP (Gulrajani et al. 2017, arXiv:1704.00028, with the
             loss wasserstein: 10); None for no penalty
         r1: weight gamma of the R1 penalty (Mescheder, Geiger & Nowozin 2018, arXiv:1801.04406); None for no penalty
         average: decay of the moving average of the generator that is evaluated; None to evaluate the last generator
-        inception: path of an .npz file of Inception-v3's weights, see research/evaluation/inception.py, for the
-            Inception FID
-        num_samples: samples that the sample metrics (FID, ...) are computed on; more than the features that the
-            classifier or Inception has
     """
 
     data: Images = field(default_factory=Images)
     generator: nn.Module = field(default_factory=DCGANGenerator)
     discriminator: nn.Module = field(default_factory=DCGANDiscriminator)
     latent: int = 100
-    conditional: bool = False
     loss: LossName = "non_saturating"
     num_updates: int = 1
     gradient_penalty: float | None = None
     r1: float | None = None
     average: float | None = None
     run: Run = field(default_factory=lambda: Run(metric="discriminator_loss", mode="min"))
-    inception: str | None = None
-    num_samples: int = 10_000
 
     adversaries = ("discriminator", "generator")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        positive(self, "", "latent", "num_updates", "num_samples")
+        positive(self, "", "latent", "num_updates")
         between(self, "", 0, 1, "average")
         between(self, "", 0, math.inf, "gradient_penalty", "r1")
-        if self.sample_metrics_every is not None and self.classifier_dir is None and self.inception is None:
-            raise UserError("sample_metrics_every needs classifier_dir or inception, which evaluates the samples")
         if self.penalised and getattr(self.discriminator, "norm", None) == "batch":
             raise UserError(
                 "gradient_penalty and r1 are of each image alone, and batch normalisation couples them: "

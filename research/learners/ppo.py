@@ -30,14 +30,20 @@ from research.core.optimizers import Optimizer
 from research.core.state import Batch, Learner, State, evaluated, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, UpdateConfig, updater
-from research.learners.reinforcement import Reinforcement, episode_reports, evaluation_environment, multiple
+from research.learners.reinforcement import (
+    Reinforcement,
+    episode_reports,
+    evaluation_environment,
+    multiple,
+    observation_inference,
+)
 from research.nets.actor_critic import ActorCritic
 from research.rl import normalisation
 from research.rl.advantages import explained_variance, gae, normalised
 from research.rl.distributions import Categorical, Gaussian
 from research.rl.environments import Environment, make
 from research.rl.epochs import scan_epochs
-from research.rl.evaluation import episode_keys, play
+from research.rl.evaluation import play
 from research.rl.normalisation import Moments, discounted_rewards, no_moments
 from research.rl.rollout import ActorState, Transition, reset, rollout
 from research.rl.vector import Box
@@ -134,16 +140,14 @@ class PPO(Reinforcement):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        environment, act, box = evaluation_environment(self), actor(self), make(self.environment).actions
-        starts = lambda batch: environment.reset(jax.vmap(episode_keys)(batch.index)[0])[1]
+        act, box = actor(self), make(self.environment).actions
         if isinstance(box, Box):
             function = lambda observation: unscaled_actions(box, act(state, observation).mode())
             output, about = "action", "The action is the most likely one."
         else:
             function = lambda observation: act(state, observation).logits
             output, about = "logits", "The action with the largest logit is the most likely one."
-        about = f"Observations are those of {self.environment.name}. {about}"
-        return {"inference": Inference(function, lambda batch: {"observation": starts(batch)}, output, about)}
+        return observation_inference(self, function, output, about)
 
 
 def actor_critic(config: PPO) -> tuple[Network, Callable[[Tree, jax.Array], tuple[Any, jax.Array]]]:

@@ -24,7 +24,7 @@ from research.learners.q_learning import QLearning, of_action, q_network
 from research.learners.reinforcement import multiple
 from research.nets.q import MLP
 from research.rl.advantages import lambda_returns
-from research.rl.environments import VectorEnv, make
+from research.rl.environments import make
 from research.rl.epochs import scan_epochs
 from research.rl.exploration import epsilon_greedy, probabilities
 from research.rl.rollout import Transition, reset
@@ -77,15 +77,16 @@ class PQN(QLearning):
 
     def build(self) -> Learner:
         """See `Experiment`."""
-        return pqn(self, make(self.environment))
+        return pqn(self)
 
     def divisible(self) -> dict[str, int]:
         """See `Experiment`."""
         return {**super().divisible(), "the minibatches": microbatch(self.batch, self.update)}
 
 
-def pqn(config: PQN, environment: VectorEnv) -> Learner:
+def pqn(config: PQN) -> Learner:
     """The learner: Algorithm 1 of Gallici et al. 2025. Q is `state.params["q"]`; the world is an `ActorState`."""
+    environment = make(config.environment)
     net = q_network(config, environment)
     updates = config.run.steps * config.epochs * config.minibatches
     init_state, update = updater(config.update, {"q": (config.optimizer, updates)}, {"q": config.average})
@@ -125,7 +126,7 @@ def pqn(config: PQN, environment: VectorEnv) -> Learner:
         state, learned = scan_epochs(
             update, state._replace(world=actor), "q", loss, rows, actor.env_id, config.epochs, config.minibatches
         )
-        return state, {**acted, **learned, "epsilon": mean(config.epsilon(state.step))}
+        return state, {**acted, **learned}
 
     return learner(init, step, net.evaluate)
 

@@ -10,16 +10,16 @@ import jax.numpy as jnp
 
 from research.core.errors import between
 from research.core.experiment import Inference, Load, Report
-from research.core.metrics import Metrics
+from research.core.metrics import Metrics, mean
 from research.core.modules import bind, network
 from research.core.state import Batch, State, evaluated, example_keys, rng
 from research.core.types import Tree
 from research.core.update import Dtype
 from research.evaluation.values import value_map
-from research.learners.reinforcement import Reinforcement, episode_reports
+from research.learners.reinforcement import Reinforcement, episode_reports, observation_inference
 from research.nets.q import MLP
 from research.rl.environments import VectorEnv, make
-from research.rl.evaluation import Prediction, episode_keys, play
+from research.rl.evaluation import Prediction, play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
 from research.rl.returns import Distribution, expectation
 from research.rl.rollout import ActorState, Transition, rollout
@@ -68,17 +68,8 @@ class QLearning(Reinforcement):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        q, environment = self.q(), make(self.environment)
-        starts = lambda seeds: environment.reset(jax.vmap(episode_keys)(seeds)[0])[1]
-        return {
-            "inference": Inference(
-                lambda observation: q(state, observation),
-                lambda batch: {"observation": starts(batch.index)},
-                "q",
-                f"Observations are those of {self.environment.name}. Each action has a value q; the largest is that of "
-                "the greedy action.",
-            )
-        }
+        q, about = self.q(), "Each action has a value q; the largest is that of the greedy action."
+        return observation_inference(self, lambda observation: q(state, observation), "q", about)
 
 
 class Outputs(Protocol):
@@ -125,11 +116,10 @@ def q_network(config: QLearning, environment: VectorEnv) -> QNetwork:
     def act(state: State, actor: ActorState) -> tuple[ActorState, Transition, Metrics]:
         # A noisy net keeps its noise for a rollout, each environment its own.
         keys = example_keys(rng(state, "noise"), actor.env_id) if getattr(module, "noisy", False) else None
-
-        def policy(observation: jax.Array, uniform: jax.Array) -> jax.Array:
-            return epsilon_greedy(q(state.params["q"], observation, keys), uniform, config.epsilon(state.step))
-
-        return rollout(environment, policy, actor, rng(state, "act"), config.rollout_length)
+        params, epsilon = state.params["q"], config.epsilon(state.step)
+        policy = lambda observation, uniform: epsilon_greedy(q(params, observation, keys), uniform, epsilon)
+        actor, transitions, metrics = rollout(environment, policy, actor, rng(state, "act"), config.rollout_length)
+        return actor, transitions, {**metrics, "epsilon": mean(epsilon)}
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         return greedy_episodes(config, unscaled, lambda observation: q(evaluated(state, "q"), observation), batch)

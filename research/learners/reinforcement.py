@@ -4,12 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import jax
+
 from research.core.errors import UserError, between, positive
-from research.core.experiment import Experiment, Feeds, Report, Run, multiples
+from research.core.experiment import Experiment, Feeds, Inference, Report, Run, multiples
 from research.core.optimizers import Optimizer
 from research.data.feed import Empty, episodes
 from research.evaluation.episodes import Act, episode
 from research.rl.environments import Environment, make
+from research.rl.evaluation import episode_keys
 from research.rl.vector import VectorEnv
 from research.rl.wrappers import rescaled_actions
 
@@ -68,6 +71,16 @@ def evaluation_environment(config: Reinforcement) -> VectorEnv:
     """The environments that episodes of evaluation are played in: their rewards are neither scaled nor clipped, and
     continuous actions are between -1 and 1."""
     return rescaled_actions(make(config.environment.unscaled))
+
+
+def observation_inference(
+    config: Reinforcement, function: Callable[[jax.Array], jax.Array], output: str, about: str
+) -> dict[str, Inference]:
+    """The `Experiment.inference` of an agent: a function of observations, of which starts of episodes are examples."""
+    environment = evaluation_environment(config)
+    starts = lambda batch: {"observation": environment.reset(jax.vmap(episode_keys)(batch.index)[0])[1]}
+    about = f"Observations are those of {config.environment.name}. {about}"
+    return {"inference": Inference(function, starts, output, about)}
 
 
 def _highway(config: Environment, environment: VectorEnv, act: Act) -> Report:

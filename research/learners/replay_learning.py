@@ -15,13 +15,15 @@ import optax
 
 from research.core.errors import UserError, between, positive
 from research.core.experiment import microbatch
-from research.core.metrics import Metrics, mean
-from research.core.state import Batch, State, Step
+from research.core.metrics import Metrics
+from research.core.state import Batch, State, Step, example_keys, rng
 from research.core.update import Updater, updater
 from research.learners.q_learning import QLearning
 from research.learners.reinforcement import Reinforcement, multiple
+from research.rl import priorities, replay
 from research.rl.replay import Buffer
-from research.rl.rollout import ActorState
+from research.rl.rollout import ActorState, Transition, reset
+from research.rl.vector import VectorEnv
 
 
 class World(NamedTuple):
@@ -105,16 +107,49 @@ class OffPolicy(Reinforcement):
         return {**super().divisible(), "batch": microbatch(self.batch, self.update)}
 
 
+def with_world(
+    config: OffPolicy, environment: VectorEnv, state: State, dtype: str = "float32", prioritised: bool = False
+) -> State:
+    """`state` with its first `World`: environments that begin an episode, and an empty replay buffer."""
+    return state._replace(
+        world=World(
+            reset(environment, rng(state, "first"), config.num_envs),
+            replay.empty(environment, config.num_envs, config.slots, dtype),
+            priorities.empty(config.num_envs, config.slots) if prioritised else (),
+        )
+    )
+
+
+def uniform_slots(config: OffPolicy, state: State) -> jax.Array:
+    """Where in the buffer the samples of a step begin, i32[num_envs, updates, share], drawn uniformly."""
+    keys, shape = example_keys(rng(state, "sample"), state.world.actor.env_id), (config.updates, config.share)
+    return replay.uniform(keys, state.step, config.rollout_length, config.slots, shape, config.window[1])
+
+
 def act_and_learn(
     config: OffPolicy,
-    act: Callable[[State], tuple[State, Metrics]],
+    act: Callable[[State], tuple[ActorState, Transition, Metrics]],
     learn: Callable[[State], tuple[State, Metrics]],
 ) -> Step:
-    """The step that acts, and learns once there is enough to learn from. The State's world is a `World`.
+    """The step that acts, stores, and learns once there is enough to learn from. The State's world is a `World`.
 
-    act    stores what it has seen in the world
-    learn  updates parameters, and returns the State with the world's priorities in place of the world
+    act    what `rollout` returns, of the environments of `state.world.actor`
+    learn  updates parameters, and the world's priorities if it has any
     """
+
+    def store(state: State, actor: ActorState, transitions: Transition) -> State:
+        """Store the transitions in D."""
+        _, buffer, trees = state.world
+        buffer = replay.write(buffer, transitions, state.step)
+        if not isinstance(trees, tuple):
+            length, slots = config.rollout_length, config.slots
+            trees = priorities.write(trees, state.step, length, slots, config.window[1])
+        return state._replace(world=World(actor, buffer, trees))
+
+    def learn_slim(state: State) -> tuple[State, Metrics]:
+        """`learn`, without what it leaves as it is: the branches of a condition copy what they return."""
+        learned, metrics = learn(state)
+        return learned._replace(world=learned.world.priorities), metrics
 
     def wait(state: State) -> tuple[State, Metrics]:
         """In place of `learn` before learning starts: nothing changes, and the metrics have a count of 0."""
@@ -123,9 +158,9 @@ def act_and_learn(
         return state._replace(world=state.world.priorities), zeros
 
     def step(state: State, _: Batch) -> tuple[State, Metrics]:
-        state, acted = act(state)
-        # The branches leave the buffer out of what they return, or they would copy it.
-        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn, wait, state)
+        actor, transitions, acted = act(state)
+        state = store(state, actor, transitions)
+        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn_slim, wait, state)
         return learned._replace(world=state.world._replace(priorities=learned.world)), {**acted, **metrics}
 
     return step
@@ -161,7 +196,6 @@ def with_target(config: ReplayLearning, step: Step) -> Step:
         target = state.collections["target"]
         moved = optax.incremental_update(state.params["q"], target, config.tau)
         target = optax.periodic_update(moved, target, state.step + 1, config.target_update_interval)
-        state = state._replace(collections=state.collections | {"target": target})
-        return state, {**metrics, "epsilon": mean(config.epsilon(state.step))}
+        return state._replace(collections=state.collections | {"target": target}), metrics
 
     return both

@@ -19,18 +19,18 @@ from research.core.experiment import Experiment, Inference, Load, Report, Run
 from research.core.metrics import Mean, Metrics, added, mean
 from research.core.modules import Network, bind, network
 from research.core.optimizers import Optimizer
-from research.core.state import Batch, Learner, State, evaluated, example_keys, learner, rng
+from research.core.state import Batch, Learner, State, evaluated, learner, rng
 from research.core.types import Tree
 from research.core.update import Aux, updater
-from research.learners.reinforcement import episode_reports, evaluation_environment
-from research.learners.replay_learning import OffPolicy, World, act_and_learn
+from research.learners.reinforcement import episode_reports, evaluation_environment, observation_inference
+from research.learners.replay_learning import OffPolicy, act_and_learn, uniform_slots, with_world
 from research.nets.q import MLP
 from research.rl import replay
 from research.rl.distributions import Gaussian, TanhGaussian
 from research.rl.environments import Environment, make
-from research.rl.evaluation import episode_keys, play
+from research.rl.evaluation import play
 from research.rl.replay import Sample
-from research.rl.rollout import reset, rollout
+from research.rl.rollout import ActorState, Transition, rollout
 from research.rl.vector import Box
 from research.rl.wrappers import rescaled_actions, unscaled_actions
 
@@ -107,11 +107,9 @@ class SAC(OffPolicy):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        environment, mode, box = evaluation_environment(self), self.mode(), self.box()
+        mode, box = self.mode(), self.box()
         function = lambda observation: unscaled_actions(box, mode(state, observation))
-        starts = lambda batch: {"observation": environment.reset(jax.vmap(episode_keys)(batch.index)[0])[1]}
-        about = f"Observations are those of {self.environment.name}. The action is that without noise."
-        return {"inference": Inference(function, starts, "action", about)}
+        return observation_inference(self, function, "action", "The action is that without noise.")
 
 
 def sac(config: SAC) -> Learner:
@@ -154,15 +152,12 @@ def sac(config: SAC) -> Learner:
             "temperature": ({"log_alpha": jnp.zeros(())}, {}),
         }
         state = init_state(key, parts, {"target": jax.tree.map(jnp.copy, critics)})
-        actors = reset(environment, rng(state, "first"), config.num_envs)
-        return state._replace(world=World(actors, replay.empty(environment, config.num_envs, config.slots)))
+        return with_world(config, environment, state)
 
-    def act(state: State) -> tuple[State, Metrics]:
-        """Act by the policy, and store the transitions in D."""
-        params, (actors, buffer, _) = state.params["actor"], state.world
-        choose = lambda observation, uniform: policy(params, observation).sample(uniform)
-        actors, transitions, metrics = rollout(environment, choose, actors, rng(state, "act"), config.rollout_length)
-        return state._replace(world=World(actors, replay.write(buffer, transitions, state.step))), metrics
+    def act(state: State) -> tuple[ActorState, Transition, Metrics]:
+        """Act by the policy."""
+        choose = lambda observation, uniform: policy(state.params["actor"], observation).sample(uniform)
+        return rollout(environment, choose, state.world.actor, rng(state, "act"), config.rollout_length)
 
     def critic_loss(params: Tree, state: State, batch: Sample, rng: jax.Array) -> tuple[Mean, Aux]:
         """Their equation 5: the squared soft temporal difference of both critics."""
@@ -192,13 +187,10 @@ def sac(config: SAC) -> Learner:
         return state, {**of_critic.metrics, **of_actor.metrics, **of_temperature.metrics, "alpha": mean(alpha(state))}
 
     def learn(state: State) -> tuple[State, Metrics]:
-        """A gradient step on each minibatch of the step; it takes the world away, see `act_and_learn`."""
-        actors, buffer, priorities = state.world
-        keys, shape = example_keys(rng(state, "sample"), actors.env_id), (config.updates, config.share)
-        slots = replay.uniform(keys, state.step, config.rollout_length, config.slots, shape, 1)
-        samples = replay.windows(buffer, slots, 1, config.gamma)
-        state, metrics = jax.lax.scan(gradient_step, state._replace(world=priorities), samples)
-        return state, added(metrics)
+        """A gradient step on each minibatch of the step."""
+        samples = replay.windows(state.world.buffer, uniform_slots(config, state), 1, config.gamma)
+        after, metrics = jax.lax.scan(gradient_step, state._replace(world=()), samples)
+        return after._replace(world=state.world), added(metrics)
 
     def evaluate(state: State, batch: Batch) -> Metrics:
         """One whole episode without noise for each seed of `batch.index`."""

@@ -18,7 +18,7 @@ from research.data.augment_masks import AugmentMasks, augment_masks
 from research.data.masks import VOID, Masks
 from research.data.pixels import scaled, standardised
 from research.evaluation import masks as reports
-from research.learners.supervised import Supervised, supervised
+from research.learners.supervised import Supervised, pixel_inference, supervised
 from research.nets.unet import UNet
 
 
@@ -79,16 +79,8 @@ class Segment(Supervised):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        return {
-            "inference": Inference(
-                lambda images: self.logits(state, images),
-                lambda batch: {"images": batch.inputs},
-                "logits",
-                "Images are pixels from 0 to 255, [batch, height, width, channels], which the program scales and "
-                "standardises. The largest of a pixel's logits is that of its predicted class.",
-                self.data.spec().images.names,
-            )
-        }
+        about, names = "The largest of a pixel's logits is that of its predicted class.", self.data.spec().images.names
+        return pixel_inference(lambda images: self.logits(state, images), "logits", about, names)
 
 
 def weights(shares: Sequence[float], balance: float) -> jax.Array:

@@ -11,7 +11,7 @@ from research.core.experiment import Inference, Load, Report, Run
 from research.core.state import State
 from research.data.images import Images
 from research.evaluation.representations import representation
-from research.learners.supervised import Supervised
+from research.learners.supervised import Supervised, pixel_inference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,12 +53,4 @@ class SelfSupervised(Supervised):
 
     def inference(self, state: State) -> dict[str, Inference]:
         """See `Experiment`."""
-        return {
-            "inference": Inference(
-                lambda images: self.features(state, images),
-                lambda batch: {"images": batch.inputs},
-                "features",
-                "Images are pixels from 0 to 255, [batch, height, width, channels], which the program scales and "
-                "standardises.",
-            )
-        }
+        return pixel_inference(lambda images: self.features(state, images), "features")

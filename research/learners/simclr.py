@@ -72,8 +72,7 @@ class SimCLR(SelfSupervised):
         def projections(
             params: Tree, own: dict[str, Tree], images: jax.Array, rng: jax.Array | None
         ) -> tuple[jax.Array, dict[str, Tree]]:
-            encoding = {name: x for name, x in params.items() if name != "projection"}
-            h, moved = encoder.apply(encoding, own, images, rng=rng)
+            h, moved = encoder.apply(encoding(params), own, images, rng=rng)
             z, _ = projection.apply(params["projection"], {}, h, rng=rng)
             return z, moved
 
@@ -105,8 +104,7 @@ class SimCLR(SelfSupervised):
 
     def features(self, state: State, images: jax.Array) -> jax.Array:
         """The features [batch, n] of u8[batch, height, width, channels], as they are evaluated."""
-        params = {name: x for name, x in evaluated(state, "net").items() if name != "projection"}
-        x = standardised(scaled(images), self.data.spec())
+        x, params = standardised(scaled(images), self.data.spec()), encoding(evaluated(state, "net"))
         return self.network(self.net.clone(outputs=0)).apply(params, owned(state, "net"), x)[0]
 
     def pictures(self) -> Report:
@@ -117,6 +115,11 @@ class SimCLR(SelfSupervised):
             return scaled(batch.inputs), both[::2], both[1::2]
 
         return image_rows("views", rows, None)
+
+
+def encoding(params: Tree) -> Tree:
+    """The parameters of the encoder, which are all but those of the projection."""
+    return {name: x for name, x in params.items() if name != "projection"}
 
 
 def nt_xent(z: jax.Array, temperature: float, mask: jax.Array) -> tuple[Mean, Mean]:

@@ -1,6 +1,6 @@
 """Supervised learning: one `update`. LSTM and Transformer differ in the net and the criterion alone."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 
 from research.core.errors import between
-from research.core.experiment import Experiment
+from research.core.experiment import Experiment, Inference
 from research.core.losses import Criterion, criterion_loss, criterion_metrics
 from research.core.metrics import Metrics
 from research.core.modules import Network, network
@@ -63,6 +63,20 @@ class Supervised(Experiment):
     def outputs(self, state: State, inputs: Any) -> Any:
         """What the net makes of inputs, leaves [batch, ...], with the weights that are evaluated."""
         return self.network(self.module()).apply(*weights(state, "net"), inputs)[0]
+
+
+def pixel_inference(
+    function: Callable[[jax.Array], jax.Array], output: str, about: str = "", names: Sequence[str] = ()
+) -> dict[str, Inference]:
+    """The `Experiment.inference` of a net for images: a function of u8[batch, height, width, channels].
+
+    about  whole sentences on what it returns; for the others see `Inference`
+    """
+    how = (
+        "Images are pixels from 0 to 255, [batch, height, width, channels], which the program scales and standardises."
+    )
+    images = lambda batch: {"images": batch.inputs}
+    return {"inference": Inference(function, images, output, f"{how} {about}".strip(), names)}
 
 
 def supervised(
