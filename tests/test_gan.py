@@ -127,7 +127,7 @@ def test_the_discriminators_loss_is_the_sum_of_its_parts():
     experiment = replace(
         TINY,
         generator=nets.DenseGenerator(widths=(8,)),
-        discriminator=nets.nets.DenseDiscriminator(widths=(8,)),
+        discriminator=nets.DenseDiscriminator(widths=(8,)),
         loss="wasserstein",
         gradient_penalty=10.0,
         r1=3.0,
@@ -142,7 +142,7 @@ def test_the_discriminators_loss_is_the_sum_of_its_parts():
     epsilon = jax.vmap(jax.random.uniform)(fold_name(keys, "epsilon"))
     made = experiment.samples(state, z, batch.targets)
     reals = batch.inputs / 127.5 - 1
-    critic = network(nets.nets.DenseDiscriminator(widths=(8,)))
+    critic = network(nets.DenseDiscriminator(widths=(8,)))
     score = lambda x: critic.apply(state.params["discriminator"], {}, (x, batch.targets))[0]
 
     @jax.jit
@@ -271,7 +271,7 @@ def test_nets_make_and_read_images_of_the_datas_size(side, channels, halvings, c
     for net in (
         dcgan.DCGANDiscriminator((4,) * halvings, classes=classes),
         residual.ResidualDiscriminator((4,) * 4, classes=classes),
-        nets.nets.DenseDiscriminator((4,), classes=classes),
+        nets.DenseDiscriminator((4,), classes=classes),
     ):
         assert shape_of(net, (jnp.zeros((2, *shape)), labels)) == (2,)
 
@@ -360,7 +360,7 @@ def test_the_label_matters_where_it_is_read():
     cases = [
         (dcgan.DCGANGenerator((4, 4), shape=(8, 8, 1)), z),
         (residual.ResidualDiscriminator((4, 4)), images),
-        (nets.nets.DenseDiscriminator((4,)), images),
+        (nets.DenseDiscriminator((4,)), images),
     ]
     for net, x in cases:
         for classes in (0, 3):
@@ -390,7 +390,7 @@ def test_a_ring_of_eight_gaussians_is_reached_all_round(optimised):
     experiment = GAN(
         data=Ring(batch=64),
         generator=nets.DenseGenerator((64, 64)),
-        discriminator=nets.nets.DenseDiscriminator((64, 64)),
+        discriminator=nets.DenseDiscriminator((64, 64)),
         latent=8,
         r1=0.05,
         average=0.99,
@@ -630,7 +630,7 @@ def trained(directory, rate, loss):
         TINY,
         data=Images(name="digits", batch=32, evaluation_batch=360),
         generator=nets.DenseGenerator((8,)),
-        discriminator=nets.nets.DenseDiscriminator((8,)),
+        discriminator=nets.DenseDiscriminator((8,)),
         loss=loss,
         generator_optimizer=adam,
         discriminator_optimizer=adam,
