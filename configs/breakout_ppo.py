@@ -16,18 +16,18 @@ from research.rl.environments import Environment
 
 
 def config() -> PPO:
-    """The experiment: 4,096 frames and 32 updates per step."""
+    """The experiment: 8,192 frames and 32 updates per step."""
     return PPO(
         environment=Environment("Breakout-MinAtar"),
         net=MinAtarActorCritic(channels=16, hidden=128),
-        num_envs=128,
-        rollout_length=32,
+        num_envs=64,
+        rollout_length=128,
         epochs=4,
         minibatches=8,
         gamma=0.99,
         entropy_coef=0.01,
         episodes=128,
         test_episodes=128,
-        optimizer=Optimizer(name="adamw", learning_rate=1e-3, schedule="linear", eps=1e-5),
-        run=Run(steps=2440, steps_per_dispatch=61, evaluate_every=122, save_every=122, metric="return"),
+        optimizer=Optimizer(name="adamw", learning_rate=5e-3, schedule="linear", eps=1e-5),
+        run=Run(steps=1220, steps_per_dispatch=61, evaluate_every=61, save_every=122, metric="return"),
     )
