@@ -27,7 +27,7 @@ from research.nets.q import MLP
 from research.rl import priorities, replay
 from research.rl.environments import make
 from research.rl.replay import Sample
-from research.rl.returns import Distribution, categorical, expectation, quantiles
+from research.rl.returns import ReturnDistribution, categorical, expectation, quantiles
 from research.rl.rollout import ActorState, Transition
 
 
@@ -91,7 +91,7 @@ class DQN(ReplayLearning):
         """See `Experiment`."""
         return dqn(self)
 
-    def distribution(self) -> Distribution:
+    def distribution(self) -> ReturnDistribution:
         """See `QLearning`."""
         match self.returns:
             case "expectation":

@@ -15,7 +15,7 @@ al. 2022 ("The 37 implementation details of proximal policy optimization"), exce
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -40,7 +40,7 @@ from research.learners.reinforcement import (
 from research.nets.actor_critic import ActorCritic
 from research.rl import normalisation
 from research.rl.advantages import explained_variance, gae, normalised
-from research.rl.distributions import Categorical, Gaussian
+from research.rl.distributions import Categorical, Distribution, Gaussian
 from research.rl.environments import Environment, make
 from research.rl.epochs import scan_epochs
 from research.rl.evaluation import play
@@ -145,12 +145,12 @@ class PPO(Reinforcement):
             function = lambda observation: unscaled_actions(box, act(state, observation).mode())
             output, about = "action", "The action is the most likely one."
         else:
-            function = lambda observation: act(state, observation).logits
+            function = lambda observation: cast(Categorical, act(state, observation)).logits
             output, about = "logits", "The action with the largest logit is the most likely one."
         return observation_inference(self, function, output, about)
 
 
-def actor_critic(config: PPO) -> tuple[Network, Callable[[Tree, jax.Array], tuple[Any, jax.Array]]]:
+def actor_critic(config: PPO) -> tuple[Network, Callable[[Tree, jax.Array], tuple[Distribution, jax.Array]]]:
     """The net, and (params, normalised observations [batch, ...]) -> (distribution of the action, values [batch]).
 
     Raises UserError where the net is not for the environment's actions.
@@ -165,7 +165,7 @@ def actor_critic(config: PPO) -> tuple[Network, Callable[[Tree, jax.Array], tupl
     outputs = actions.shape[0] if isinstance(actions, Box) else actions
     net = network(bind(config.net, outputs=outputs, continuous=continuous), config.update.dtype)
 
-    def apply(params: Tree, observation: jax.Array) -> tuple[Any, jax.Array]:
+    def apply(params: Tree, observation: jax.Array) -> tuple[Distribution, jax.Array]:
         policy, value = net.apply(params, {}, observation)[0]
         return Gaussian(*policy) if continuous else Categorical(policy), value
 
@@ -183,7 +183,7 @@ def seen(state: State, observation: jax.Array) -> jax.Array:
     return normalisation.normalised(moments["observation"], observation) if "observation" in moments else observation
 
 
-def actor(config: PPO) -> Callable[[State, jax.Array], Any]:
+def actor(config: PPO) -> Callable[[State, jax.Array], Distribution]:
     """What is evaluated: (state, observations [batch, ...]) -> the distribution of the action."""
     _, apply = actor_critic(config)
     return lambda state, observation: apply(evaluated(state, "policy"), seen(state, observation))[0]

@@ -21,7 +21,7 @@ from research.nets.q import MLP
 from research.rl.environments import VectorEnv, make
 from research.rl.evaluation import Prediction, play
 from research.rl.exploration import epsilon_greedy, linear_epsilon
-from research.rl.returns import Distribution, expectation
+from research.rl.returns import ReturnDistribution, expectation
 from research.rl.rollout import ActorState, Transition, rollout
 
 
@@ -51,7 +51,7 @@ class QLearning(Reinforcement):
         """The probability f32[] of a random action at a step i32[]."""
         return linear_epsilon(step, self.epsilon_start, self.epsilon_end, self.epsilon_fraction * self.run.steps)
 
-    def distribution(self) -> Distribution:
+    def distribution(self) -> ReturnDistribution:
         """How the net's outputs are read."""
         return expectation(huber=False)
 

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 
 
-class Distribution(NamedTuple):
-    """How the `atoms` numbers that a net gives for an action are read, and learned.
+class ReturnDistribution(NamedTuple):
+    """How the `atoms` numbers that a net gives for the return of an action are read, and learned.
 
     atoms  their number
     mean   f32[..., atoms] -> f32[...], the expected return
@@ -23,7 +23,7 @@ class Distribution(NamedTuple):
     error: Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
-def expectation(huber: bool) -> Distribution:
+def expectation(huber: bool) -> ReturnDistribution:
     """The expected return. The loss is the squared temporal difference, or Huber's: half of it up to 1, then linear."""
     loss = optax.huber_loss if huber else optax.squared_error
 
@@ -33,10 +33,10 @@ def expectation(huber: bool) -> Distribution:
         y = return_ + discount * next_[:, 0]
         return loss(predicted[:, 0], y), jnp.abs(y - predicted[:, 0])
 
-    return Distribution(1, lambda x: x[..., 0], error)
+    return ReturnDistribution(1, lambda x: x[..., 0], error)
 
 
-def categorical(atoms: int, v_min: float, v_max: float) -> Distribution:
+def categorical(atoms: int, v_min: float, v_max: float) -> ReturnDistribution:
     """Logits of `atoms` returns, evenly from v_min to v_max (C51; Bellemare, Dabney & Munos 2017, arXiv:1707.06887).
 
     The loss, which serves as the td_error too, is the cross-entropy to the target's distribution, projected onto these
@@ -58,10 +58,10 @@ def categorical(atoms: int, v_min: float, v_max: float) -> Distribution:
         share = jnp.clip(1 - jnp.abs(moved[:, None, :] - support[:, None]) / gap, 0, 1)
         return jnp.einsum("btf,bf->bt", share, probability, precision="highest")
 
-    return Distribution(atoms, lambda x: jnp.matmul(jax.nn.softmax(x), support, precision="highest"), error)
+    return ReturnDistribution(atoms, lambda x: jnp.matmul(jax.nn.softmax(x), support, precision="highest"), error)
 
 
-def quantiles(atoms: int) -> Distribution:
+def quantiles(atoms: int) -> ReturnDistribution:
     """Its quantiles at (i + 1/2) / atoms (QR-DQN; Dabney, Rowland, Bellemare & Munos 2018, arXiv:1710.10044).
 
     The loss is the quantile Huber loss of Algorithm 1 with kappa 1: summed over the predicted quantiles, a mean over
@@ -78,4 +78,4 @@ def quantiles(atoms: int) -> Distribution:
         loss = (weight * optax.huber_loss(u)).mean(-1).sum(-1)
         return loss, jnp.abs(y.mean(-1) - predicted.mean(-1))
 
-    return Distribution(atoms, lambda x: x.mean(-1), error)
+    return ReturnDistribution(atoms, lambda x: x.mean(-1), error)
