@@ -1,6 +1,6 @@
 """Image classification: cross-entropy, with augmentation and adversarial training inside the compiled step."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,17 +86,9 @@ class Classify(Supervised):
         def init(key: jax.Array) -> State:
             return init_state(key, {"net": net.init(key, jnp.zeros((1, *spec.shape)))})
 
-        def attacked(
-            how: AdversarialTraining,
-            net: Network,
-            params: Tree,
-            state: State,
-            batch: Batch,
-            keys: jax.Array,
-            radius: Any = None,
-        ) -> jax.Array:
-            logits = lambda images: net.apply(params, owned(state, "net"), standardised(images, spec))[0]
-            return changed(how, logits, batch, keys, radius)
+        def logits(net: Network, params: Tree, state: State) -> Callable[[jax.Array], jax.Array]:
+            """Of images in 0 ... 1, what an attack goes by."""
+            return lambda images: net.apply(params, owned(state, "net"), standardised(images, spec))[0]
 
         def step(state: State, batch: Batch) -> tuple[State, Metrics]:
             keys = example_keys(rng(state, "augment"), batch.index)
@@ -109,8 +101,8 @@ class Classify(Supervised):
             images: Any = standardised(batch.inputs, spec)
             if attack.steps:
                 keys, radius = fold_name(keys, "attack"), attack.radius_at(state.step)
-                others = attacked(attack, plain, state.params["net"], state, batch, keys, radius)
-                others = standardised(others, spec)
+                attacked = logits(plain, state.params["net"], state)
+                others = standardised(changed(attack, attacked, batch, keys, radius), spec)
                 images = (images, others) if attack.paired else others
             state, aux = update(state, "net", loss, batch._replace(inputs=images))
             return state, dict(aux.metrics)
@@ -123,8 +115,8 @@ class Classify(Supervised):
             metrics = seen(batch.inputs)
             if attack.steps:
                 keys = example_keys(fold_name(state.key, "attack"), batch.index)
-                params, by_label = evaluated(state, "net"), replace(attack, trades=None)
-                metrics["attacked_accuracy"] = seen(attacked(by_label, net, params, state, batch, keys))["accuracy"]
+                attacked, by_label = logits(net, evaluated(state, "net"), state), replace(attack, trades=None)
+                metrics["attacked_accuracy"] = seen(changed(by_label, attacked, batch, keys))["accuracy"]
             return metrics
 
         return learner(init, step, evaluate)
