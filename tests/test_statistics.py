@@ -71,6 +71,9 @@ def test_a_sweep_equals_its_runs(tmp_path, capsys, without_pictures):
     test = json.loads((tmp_path / "alone" / "summary.json").read_text())["test"]["accuracy"]["each"][0]
     np.testing.assert_allclose(one["each"][1], test, atol=0.01)
     assert abs(lines[-1]["loss"][0] - lines[-1]["loss"][2]) > 0.02  # the settings differ
+    summary = json.loads((tmp_path / "sweep" / "data.batch=16" / "summary.json").read_text())
+    assert summary["seeds"] == [0, 1, 0, 1]  # of each number of the metrics
+    assert [setting["optimizer.learning_rate"] for setting in summary["settings"]] == [1e-4, 1e-2]
     assert (tmp_path / "sweep" / "sweep.png").exists()
     assert swept(tmp_path / "sweep") == found
 

@@ -307,13 +307,15 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             step, state = checkpoint.restore(job.checkpoints, there, warn, True, job.group) or (step, state)
         test = summary(job.evaluate(state, job.feeds.test))
         numbers = reported(job.reports, lambda: report_state(job, state), Split("test", job.feeds.test), directory)
-        history = log.read(directory)
+        history, settings = log.read(directory), config.settings(job.command.over)
         result = {
             "test": test,
             **({"reports": numbers} if numbers else {}),
             "state": run.checkpoint_for_test,
             "step": step,
-            "seeds": list(range(run.seed, run.seed + (job.command.seeds or 1))),
+            # As `per_setting` has them: all seeds of the first setting of a sweep, then those of the next.
+            "seeds": list(range(run.seed, run.seed + (job.command.seeds or 1))) * len(settings),
+            **({"settings": settings} if job.command.over else {}),
             "seconds": sum(line["time"]["seconds"] for line in history if line["split"] == "train"),
             "steps_per_second": log.steps_per_second(history),
             "time": log.timing(history),
