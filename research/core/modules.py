@@ -31,8 +31,10 @@ def bind(net: nn.Module, **values: Any) -> nn.Module:
     return net.clone(**{field.name: values[field.name] for field in dataclasses.fields(net) if field.name in values})
 
 
-SIZES = {"widths": 1, "width": 1, "channels": 1, "embedding": 1}
-LEAST = SIZES | dict.fromkeys(("hidden", "blocks", "downsampling_blocks", "tower", "bigram_buckets"), 0)
+LEAST = {
+    **dict.fromkeys(("width", "widths", "channels", "embedding"), 1),
+    **dict.fromkeys(("hidden", "blocks", "downsampling_blocks", "tower", "bigram_buckets"), 0),
+}
 """The least values of the fields that nets call the sizes and numbers of their layers by; 0 of the latter is none."""
 
 
