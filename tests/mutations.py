@@ -671,7 +671,7 @@ DQN = [
         "evaluation/values.py",
         "np.where(right, 1.0, -1.0)",
         "np.where(right, -1.0, 1.0)",
-        "tests/test_rl_pictures.py -k map",
+        "tests/test_rl_pictures.py -k deep_sea",
         "arrows point to the other side",
     ),
     Mutation(
