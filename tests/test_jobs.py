@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -265,15 +266,14 @@ def test_a_workdir_is_in_use_while_it_is_locked(tmp_path):
     assert not locks.in_use(tmp_path)
 
 
-def test_a_look_at_a_lock_stops_no_run(tmp_path):
+def test_a_look_at_a_lock_stops_no_run(tmp_path, monkeypatch):
     """A process that looks whether a directory is in use holds its lock for a moment."""
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        timer = threading.Timer(0.02, fcntl.flock, (lock, fcntl.LOCK_UN))
-        timer.start()
-        with locks.locked(tmp_path):
-            assert locks.in_use(tmp_path)
-        timer.join()
+        with monkeypatch.context() as patch:
+            patch.setattr(locks, "time", SimpleNamespace(sleep=lambda _: fcntl.flock(lock, fcntl.LOCK_UN)))
+            with locks.locked(tmp_path):
+                assert locks.in_use(tmp_path)
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UserError, match="another process is training in"), locks.locked(tmp_path):
             pass

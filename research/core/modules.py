@@ -35,7 +35,7 @@ LEAST = {
     **dict.fromkeys(("width", "widths", "channels", "embedding"), 1),
     **dict.fromkeys(("hidden", "blocks", "downsampling_blocks", "tower", "bigram_buckets"), 0),
 }
-"""The least values of the fields that nets call the sizes and numbers of their layers by; 0 of the latter is none."""
+"""The least values of fields by name, in all nets: of the sizes of layers, and of what a net may have none of."""
 
 
 def check_sizes(module: nn.Module) -> None:

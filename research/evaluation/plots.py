@@ -1,4 +1,4 @@
-"""Pictures: learning curves, image grids, confusion matrices. Each is written to one file, atomically."""
+"""Pictures: learning curves, image grids, confusion matrices, films. Each is one file, written atomically."""
 
 import math
 import warnings

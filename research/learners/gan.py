@@ -3,7 +3,8 @@
 `gan` reads as their Algorithm 1 does: k updates of the discriminator on images and samples, then one of the generator.
 The losses are theirs (the generator's is not that of the box but -log D(G(z)), of their section 3), that of LSGAN (Mao
 et al. 2017, arXiv:1611.04076), the hinge (Lim & Ye 2017, arXiv:1705.02894) and Wasserstein's (Arjovsky, Chintala &
-Bottou 2017, arXiv:1701.07875), whose critic a penalty or spectral normalisation bounds here, and not clipped weights.
+Bottou 2017, arXiv:1701.07875). There, clipped weights bound the critic; here, a gradient penalty or spectral
+normalisation does.
 """
 
 import math
@@ -101,7 +102,7 @@ class GAN(Adversarial, Generative):
 
     @property
     def penalised(self) -> bool:
-        """Whether the gradient of the discriminator is."""
+        """Whether the loss of the discriminator has a penalty on its gradient."""
         return self.gradient_penalty is not None or self.r1 is not None
 
     def warnings(self) -> tuple[str, ...]:

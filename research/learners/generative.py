@@ -8,8 +8,8 @@ from research.data.images import Images
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged(Experiment):
-    """An experiment whose images a trained classifier evaluates, if there is one.
+class EvaluatedByClassifier(Experiment):
+    """An experiment whose generated images a trained classifier evaluates, where `classifier_dir` names one.
 
     Attributes:
         classifier_dir: directory of a finished run of an image classifier, which evaluates the generated images
@@ -31,7 +31,7 @@ class Judged(Experiment):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generative(Judged):
+class Generative(EvaluatedByClassifier):
     """An experiment in making images of noise: what `evaluation.samples.reports` reads.
 
     Attributes:

@@ -146,8 +146,8 @@ def act_and_learn(
             trees = priorities.write(trees, state.step, length, slots, config.window[1])
         return state._replace(world=World(actor, buffer, trees))
 
-    def learn_slim(state: State) -> tuple[State, Metrics]:
-        """`learn`, without what it leaves as it is: the branches of a condition copy what they return."""
+    def learn_without_buffer(state: State) -> tuple[State, Metrics]:
+        """`learn`, which returns the priorities alone of the world: a branch of a `cond` copies what it returns."""
         learned, metrics = learn(state)
         return learned._replace(world=learned.world.priorities), metrics
 
@@ -160,7 +160,7 @@ def act_and_learn(
     def step(state: State, _: Batch) -> tuple[State, Metrics]:
         actor, transitions, acted = act(state)
         state = store(state, actor, transitions)
-        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn_slim, wait, state)
+        learned, metrics = jax.lax.cond(state.step >= config.warmup_steps, learn_without_buffer, wait, state)
         return learned._replace(world=state.world._replace(priorities=learned.world)), {**acted, **metrics}
 
     return step
