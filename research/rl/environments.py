@@ -111,9 +111,10 @@ def unwrapped(config: Environment) -> tuple[Any, Any]:
 @lru_cache
 def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ...]) -> VectorEnv:
     """The environments called `name`, without wrappers."""
-    env, params = _made(name, max_steps, dict(given))
-    categories = check(name, env, params)
-    box = _actions(env.action_space(params))
+    with jax.ensure_compile_time_eval():  # also where a learner is being traced: what is cached here has no tracers
+        env, params = _made(name, max_steps, dict(given))
+        categories = check(name, env, params)
+        box, space = _actions(env.action_space(params)), env.observation_space(params)
     plain = _gymnax().environments.environment.Environment
     default_step, at_limit = type(env).step is plain.step, type(env).is_truncated is plain.is_truncated
 
@@ -151,7 +152,6 @@ def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ..
         states, timesteps = jax.vmap(step_one)(keys, states, actions, starts)
         return _strong(states), timesteps
 
-    space = env.observation_space(params)
     return VectorEnv(
         reset,
         step,
