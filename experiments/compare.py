@@ -60,8 +60,9 @@ def compare(
         raise UserError(f"there are {len(ours)} tasks, whose scores have different units: give --reference")
     minimised = (mode or run["mode"]) == "min" and not scales  # what is normalised is maximised
     both = _filled([_matrix(ours), _matrix(theirs)], [*ours], np.nanmax if minimised else np.nanmin)
-    show(both, metric, minimised, bool(scales))
-    _draw(both, f"normalised {metric}" if scales else metric, minimised, output)
+    label = f"normalised {metric}" if scales else metric
+    show(both, label, minimised, bool(scales))
+    _draw(both, label, minimised, output)
     print(output)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import tyro
 from rich.console import Console
 from rich.markup import escape
@@ -15,10 +16,15 @@ from research.core.errors import RunError, UserError
 from research.training.evaluate import summary
 from research.training.signals import Interrupted
 
+OUT_OF_MEMORY = (
+    "the devices are out of memory: try smaller batches, more --update.grad-accum-steps, fewer seeds or environments, "
+    "or --shard fsdp; experiments.compile NAME --fit looks for what fits"
+)
+
 
 def status(action: Callable[[], int | None]) -> int:
-    """Run `action` and return the exit status: that of `action` or 0, 1 for a RunError, 2 for a UserError, 128 + n for
-    signal n. Errors are printed in one message."""
+    """Run `action` and return the exit status: that of `action` or 0, 1 for a RunError or too little memory, 2 for a
+    UserError, 128 + n for signal n. Errors are printed in one message."""
     try:
         return action() or 0
     except UserError as mistake:
@@ -26,6 +32,11 @@ def status(action: Callable[[], int | None]) -> int:
         return 2
     except RunError as failure:
         console.print(f"[red]error:[/red] {escape(str(failure))}")
+        return 1
+    except jax.errors.JaxRuntimeError as failure:
+        if not any(text in str(failure) for text in ("RESOURCE_EXHAUSTED", "Out of memory")):
+            raise
+        console.print(f"[red]error:[/red] {OUT_OF_MEMORY} ({escape(str(failure).splitlines()[0])})")
         return 1
     except Interrupted as interrupted:
         console.print(str(interrupted))

@@ -16,7 +16,7 @@ from experiments.console import measured, number, print_table, status, unnamed
 from research.core.bucket import in_bucket, located
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError, nearest
-from research.core.experiment import Experiment, Run
+from research.core.experiment import Experiment
 from research.core.files import write_json
 from research.core.metrics import plain
 from research.evaluation import plots, statistics
@@ -180,10 +180,10 @@ def programs(name: str, over: Mapping[str, Sequence[str]], rest: list[str], dire
     found = []
     outers = config.settings([(field, over[field]) for field in over if field not in together])
     ones = [having(outer) for outer in outers]
-    if len(config.settings(inner)) > 1 and any(_decides(one.config.run) for one in ones):
+    if len(config.settings(inner)) > 1 and any(one.config.run.by_scores for one in ones):
         say("one setting a program: each has a best step or an early stop of its own (checkpoint_for_test, patience)")
     for outer, one in zip(outers, ones, strict=True):
-        for part in parts(inner, 1 if _decides(one.config.run) else command.settings_per_program):
+        for part in parts(inner, 1 if one.config.run.by_scores else command.settings_per_program):
             texts = {field: [text for text, _ in chosen] for field, chosen in part}
             ends = {field: "..".join(dict.fromkeys((texts[field][0], texts[field][-1]))) for field in texts}
             named = outer | {field: ends[field] for field in texts if len(texts[field]) < len(over[field])}
@@ -288,11 +288,6 @@ def _traceable(experiment: Experiment, path: str, values: Sequence[Any]) -> bool
         return False
     read = [*program.outvars, *(x for equation in program.eqns for x in equation.invars)]
     return any(x is program.invars[0] for x in read)  # otherwise data or reports alone read it
-
-
-def _decides(run: Run) -> bool:
-    """Whether the scores of a run decide which of its steps is evaluated, or where it stops."""
-    return run.checkpoint_for_test == "best" or run.patience is not None
 
 
 def _seeds_of(line: dict[str, Any], seeds: slice) -> dict[str, Any]:

@@ -630,7 +630,48 @@ def test_a_run_without_its_metrics_ends(copy, capsys):
         (copy / name).unlink()
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
     assert status == 0 and "0.0 s, no steps/s" in said
+    assert f"warning: {copy / 'metrics.jsonl'} lacks lines of steps 2 to 4: curves and times are of" in said
     assert json.loads((copy / "summary.json").read_text())["steps_per_second"] is None
+
+
+@pytest.mark.parametrize("lost", ["train", "validation"])
+def test_a_run_that_goes_by_its_scores_needs_them(copy, capsys, lost):
+    """Else another step than the best one would be evaluated."""
+    about = json.loads((copy / "config.json").read_text())
+    about["config"]["run"]["checkpoint_for_test"] = "best"
+    (copy / "config.json").write_text(json.dumps(about))
+    (copy / "summary.json").unlink()
+    command = ("digits_cnn", "--workdir", str(copy), *TINY, "--run.checkpoint-for-test", "best")
+    lines = (copy / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (copy / "metrics.jsonl").write_text("".join(line for line in lines if f'"{lost}"' not in line))
+    status, said = run(capsys, *command)
+    assert status == 2 and "lacks lines of steps" in said and "whose scores decide how the run goes on" in said
+    assert not (copy / "summary.json").exists()
+    (copy / "metrics.jsonl").write_text("".join(lines))
+    assert run(capsys, *command)[0] == 0
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a\udcff"])
+def test_a_name_that_checkpoints_can_not_be_read_from_is_refused(tmp_path, capsys, name):
+    """orbax takes it for a pattern, or can't encode it, and would say so once all was trained."""
+    status, said = run(capsys, "digits_cnn", "--workdir", str(tmp_path / name / "run"), *TINY)
+    assert status == 2 and "choose a --workdir without [, in UTF-8" in said and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("there", ["link", "file"])
+def test_checkpoints_that_are_elsewhere_are_not_taken_for_none(copy, capsys, there):
+    """The disk that a link leads to may not be mounted: the run is not begun anew, nor is another one."""
+    shutil.move(copy / "checkpoints", copy.parent / "kept")
+    (copy / "summary.json").unlink()
+    before = {name: (copy / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
+    if there == "link":
+        (copy / "checkpoints").symlink_to(copy.parent / "unmounted")
+    else:
+        (copy / "checkpoints").write_text("kept elsewhere")
+    for more in ((), ("--optimizer.learning-rate", "1")):
+        status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY, *more)
+        assert status == 2 and "is no directory, or a link to nothing: restore it" in said
+    assert {name: (copy / name).read_bytes() for name in before} == before
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
@@ -681,6 +722,21 @@ def test_published_results_are_those_of_the_configs_data():
     published = lambda *arguments: config.parse("mnist_cnn", list(arguments)).config.run.published
     assert published("--net.widths", "8") == config.load("mnist_cnn").run.published != ()
     assert published("--data.name", "digits") == ()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "same"),
+    [
+        (("--environment.reward-scale", "0.1"), True),
+        (("--environment.time-limit", "20"), False),
+        (("--environment.sticky-actions", "0.25"), False),
+        (("--environment.params", "gravity", "0"), False),
+    ],
+)
+def test_published_results_are_those_of_the_configs_environment(arguments, same):
+    """As it is reported of: rewards are scaled in training alone."""
+    published = config.parse("cartpole_ppo", list(arguments)).config.run.published
+    assert published == (config.load("cartpole_ppo").run.published if same else ())
 
 
 @pytest.mark.parametrize("steps", [4, 6])

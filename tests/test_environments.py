@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gymnax.environments import spaces
 
 from research.core.errors import RunError, UserError
 from research.learners.dqn import DQN
@@ -149,14 +150,92 @@ def test_a_class_that_is_no_environment_is_refused(name, says):
         make(Environment(name))
 
 
+def test_uint8_holds_whole_numbers_alone():
+    minatar = Environment("Breakout-MinAtar")
+    DQN(environment=minatar, buffer_dtype="uint8").build()
+    with pytest.raises(UserError, match=r"CartPole-v1 shows -?0\.0\d+: choose --buffer-dtype float32"):
+        DQN(buffer_dtype="uint8").build()
+
+
 def test_q_learning_refuses_continuous_actions():
     with pytest.raises(UserError, match=r"the actions of Pendulum-v1 are continuous.*PPO"):
         DQN(environment=Environment("Pendulum-v1")).build()
 
 
+@pytest.mark.parametrize("name", ["FrozenLake-misc", "DeepSea-bsuite", "Reacher-misc"])
+def test_an_environment_may_be_made_first_while_a_learner_is_traced(name, monkeypatch):
+    """As for a sweep of several settings. What is kept of it for later has no part of that trace."""
+    monkeypatch.setattr(environments, "_first_frame", lambda *_: (np.zeros(1), np.zeros(())))
+    vector = environments._vector.__wrapped__
+    made = []
+
+    def traced(x):
+        made.append(vector(name, None, ()))
+        return x + sum(leaf.sum() for leaf in jax.tree.leaves(made[0].reset(jax.random.split(jax.random.key(0), 2))[1]))
+
+    jax.make_jaxpr(traced)(1.0)
+    jax.block_until_ready(made[0].reset(jax.random.split(jax.random.key(0), 2)))
+    assert isinstance(made[0].actions, int) or isinstance(made[0].actions.low, np.ndarray)
+
+
+def test_few_long_decisions_still_make_an_episode():
+    assert make(Environment("highway:Highway", params=(("substeps", 500),))).max_steps == 1
+
+
 class Infinite(probes.Constant):
     def reward(self, x, action):
         return jnp.inf
+
+
+class Several(probes.Constant):
+    def observation_space(self, params=None):
+        return spaces.Dict({"x": super().observation_space(params)})
+
+
+class Unfinished(probes.Constant):
+    def action_space(self, params=None):
+        raise NotImplementedError("which actions?")
+
+
+class Short(probes.Constant):
+    def step_env(self, *arguments):
+        return super().step_env(*arguments)[:4]
+
+
+class Drifting(probes.Constant):
+    def step_env(self, *arguments):
+        observation, state, *rest = super().step_env(*arguments)
+        return observation, state.replace(time=state.time * 1.0), *rest
+
+
+class Rewards(probes.Constant):
+    def reward(self, x, action):
+        return jnp.ones(1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        (Several, "the observation space is a Dict, not one array: flatten what is observed"),
+        (Unfinished, r"action_space raises NotImplementedError: which actions\?"),
+        (Short, r"step_env returns 4 values, not 5: let it return \(observation, state, reward, terminated, info\)"),
+        (Drifting, r"state.time is \(\(\), .*int32.* after reset and .*float32.* after step_env: make them the same"),
+        (Rewards, r"the reward has shape \(1,\), not \(\): change it$"),
+    ],
+)
+def test_what_breaks_the_interface_is_named(kind, says):
+    with pytest.raises(RunError, match=f"environment mine: {says}"):
+        environments.check("mine", kind(), kind().default_params)
+
+
+def test_arguments_without_defaults_are_refused(monkeypatch):
+    class Needy(probes.Constant):
+        def __init__(self, size):
+            self.size = size
+
+    monkeypatch.setattr(environments, "_find", lambda name: Needy)
+    with pytest.raises(UserError, match=r"mine: .*'size': give each argument of its constructor a default"):
+        environments._made("mine", None, {})
 
 
 def test_rewards_that_are_not_finite_are_reported():

@@ -88,6 +88,22 @@ def test_an_interruption_anywhere_is_one_line(capsys):
     assert console.status(interrupted) == 130 and said(capsys) == "stopped by SIGINT"
 
 
+def test_too_little_memory_is_one_line(capsys):
+    """As the CPU says it; GPUs and TPUs say RESOURCE_EXHAUSTED. Other errors of the runtime are ours to see."""
+
+    def allocated():
+        jax.block_until_ready(jax.jit(lambda: jax.numpy.ones((2**20, 2**24)))())
+
+    assert console.status(allocated) == 1
+    assert said(capsys).startswith("error: the devices are out of memory: try smaller batches")
+
+    def failed():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        console.status(failed)
+
+
 def test_evaluate_uses_the_devices_that_training_does(finished, tmp_path, monkeypatch, capsys):
     """Batches and environments need not be divisible by all devices; another tokenizer is refused."""
     copy = shutil.copytree(finished, tmp_path / "copy")

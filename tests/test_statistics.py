@@ -265,9 +265,10 @@ def test_what_is_normalised_is_maximised(tmp_path, capsys, monkeypatch):
     assert compare.main([*compared, "--reference", str(tmp_path / "scores.json")]) == 0
     said = capsys.readouterr().out
     assert re.search(r" mean +│ 0.7 .*│ 0.2 ", said) and re.search(r"improvement +│ 1 ", said), said
-    assert "no interval" not in said and "[" in said
+    assert "no interval" not in said and "[" in said and said.startswith("normalised loss, with")
     assert compare.main(compared) == 0
     said = capsys.readouterr().out
+    assert said.startswith("loss, with")
     assert re.search(r" mean +│ 1.3 .*│ 1.8 ", said) and re.search(r"improvement +│ 1 ", said), said
     # Of the losses themselves it is the share below that is drawn, which grows.
     (_, normalised, *labels, _), (_, plain, *others, _) = drawn

@@ -38,6 +38,8 @@ def test_an_observation_is_the_last_frames_of_its_own_episode():
     np.testing.assert_array_equal(found.observation, np.tile(expected, (2, 1, 1)))
     following = [[max(t - k, 0) for k in (1, 0, -1)] for t in [*range(7), 0, 1, 2]]
     np.testing.assert_array_equal(found.next_observation, np.tile(following, (2, 1, 1)))  # 5, 6, 7 where it is cut
+    with pytest.raises(UserError, match="observations of echo have no axis to be joined along"):
+        wrappers.frame_stack(echo(5)._replace(observation_shape=(), name="echo"), 2)
     images = wrappers.frame_stack(echo(5)._replace(observation_shape=(10, 10, 4)), 4)
     assert images.observation_shape == (10, 10, 16)
 

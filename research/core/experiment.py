@@ -137,6 +137,11 @@ class Run:
         for name in ("evaluate_every", "save_every", "steps"):
             self.check_interval(f"run.{name}", getattr(self, name))
 
+    @property
+    def by_scores(self) -> bool:
+        """Whether scores on validation data decide which step is evaluated, or where the run stops."""
+        return self.checkpoint_for_test == "best" or self.patience is not None
+
     def check_interval(self, name: str, interval: int | None) -> None:
         """Raises UserError unless `interval`, option `name`, is None or a positive multiple of `steps_per_dispatch`."""
         unit = self.steps_per_dispatch

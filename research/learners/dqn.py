@@ -105,9 +105,12 @@ class DQN(ReplayLearning):
 def dqn(config: DQN) -> Learner:
     """The learner: Algorithm 1 of Mnih et al. 2015.
 
-    Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`.
+    Q is `state.params["q"]`, Q̂ is `state.collections["target"]`, D is `state.world.buffer`. Raises UserError where D
+    can't hold observations in their dtype.
     """
     environment, distribution = make(config.environment), config.distribution()
+    if config.buffer_dtype == "uint8":
+        replay.check_whole(environment)
     net = q_network(config, environment)
     (init_state, update), prioritised = config.updater(), config.priority_exponent > 0
 

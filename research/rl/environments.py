@@ -115,8 +115,8 @@ def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ..
         env, params = _made(name, max_steps, dict(given))
         categories = check(name, env, params)
         box, space = _actions(env.action_space(params)), env.observation_space(params)
-    plain = _gymnax().environments.environment.Environment
-    default_step, at_limit = type(env).step is plain.step, type(env).is_truncated is plain.is_truncated
+    default_step = _default_step(env)
+    at_limit = type(env).is_truncated is _gymnax().environments.environment.Environment.is_truncated
 
     def encoded(x: jax.Array) -> jax.Array:
         return x.astype(jnp.float32) if categories is None else jax.nn.one_hot(x, categories)
@@ -164,6 +164,11 @@ def _vector(name: str, max_steps: int | None, given: tuple[tuple[str, Value], ..
     )
 
 
+def _default_step(env: Any) -> bool:
+    """Whether its `step` is gymnax's own, of `step_env` and `is_truncated`."""
+    return type(env).step is _gymnax().environments.environment.Environment.step
+
+
 def _actions(space: Any) -> int | Box:
     """gymnax's action space as ours."""
     if hasattr(space, "n"):
@@ -189,6 +194,8 @@ def _made(kind: str, max_steps: int | None, given: dict[str, Value]) -> tuple[An
         env = constructor()
     except OSError as error:
         raise UserError(f"environment.name: {kind} downloads its data when it is made: {error}") from None
+    except TypeError as error:
+        raise UserError(f"environment.name: {kind}: {error}: give each argument of its constructor a default") from None
     # Those whose default says of what type they are.
     simple = lambda values: {name: x for name, x in values.items() if isinstance(x, Value)}
     # Those of another suite's constructor are not the adapter's.
@@ -290,36 +297,50 @@ def check(name: str, env: Any, params: Any) -> int | None:
             raise broken(f"{what} returns {found}, not {count}: let it return ({names})")
         return values
 
-    def array(what: str, value: Any, shape: tuple[int, ...]) -> None:
+    def array(what: str, value: Any, shape: tuple[int, ...], remedy: str = "change it") -> None:
         if not hasattr(value, "shape"):
             raise broken(f"{what} is a {type(value).__name__}, not one array: flatten it to an array of shape {shape}")
         if value.shape != shape:
-            raise broken(f"{what} has shape {value.shape}, not {shape}: change it or the observation space")
+            raise broken(f"{what} has shape {value.shape}, not {shape}: {remedy}")
 
-    actions, space = env.action_space(params), env.observation_space(params)
+    def seen(what: str, observation: Any) -> None:
+        array(what, observation, tuple(space.shape), "change it or the observation space")
+
+    def stepped(what: str, next_state: Any, reward: Any, flags: dict[str, Any]) -> None:
+        shapes = lambda tree: [(jax.tree_util.keystr(p), x.shape, x.dtype) for p, x in jax.tree.leaves_with_path(tree)]
+        for old, new in zip(shapes(state), shapes(next_state), strict=False):
+            if old != new:
+                raise broken(f"state{old[0]} is {old[1:]} after reset and {new[1:]} after {what}: make them the same")
+        if not jax.tree.structure(state) == jax.tree.structure(next_state):  # type: ignore[operator]
+            raise broken(f"the states of reset and {what} differ in structure: make them the same")
+        for name, value in {"the reward": reward, **flags}.items():
+            array(name, value, ())
+
+    actions = called("action_space", env.action_space, params)
+    space = called("observation_space", env.observation_space, params)
     if not hasattr(actions, "n") and not hasattr(actions, "low"):
         raise UserError(f"environment.name: the actions of {name} are a {type(actions).__name__}: choose another one")
+    if not hasattr(space, "shape"):
+        raise broken(f"the observation space is a {type(space).__name__}, not one array: flatten what is observed")
     key = jax.eval_shape(lambda: jax.random.key(0))
-    after_reset, after_step = "observation, state", "observation, state, reward, terminated, truncated, info"
-    observation, state = outputs("reset", called("reset", jax.eval_shape, env.reset, key, params), after_reset)
-    array("the observation of reset", observation, tuple(space.shape))
+    observation, state = outputs("reset", called("reset", jax.eval_shape, env.reset, key, params), "observation, state")
+    seen("the observation of reset", observation)
     some_action = np.int32(0) if hasattr(actions, "n") else np.zeros(actions.shape, np.float32)
     action = jax.ShapeDtypeStruct(some_action.shape, some_action.dtype)
+    if _default_step(env):  # gymnax's own step calls it, and would say less well what is wrong with it
+        values = called("step_env", jax.eval_shape, env.step_env, key, state, action, params)
+        values = outputs("step_env", values, "observation, state, reward, terminated, info")
+        observation, next_state, reward, terminated, _ = values
+        seen("the observation of step_env", observation)
+        stepped("step_env", next_state, reward, {"terminated": terminated})
     values = called("step", jax.eval_shape, env.step, key, state, action, params)
-    observation, next_state, reward, terminated, truncated, info = outputs("step", values, after_step)
+    values = outputs("step", values, "observation, state, reward, terminated, truncated, info")
+    observation, next_state, reward, terminated, truncated, info = values
     if "final_observation" not in info:
         raise broken("step's info has no 'final_observation': put the observation before any reset there")
-    array("the observation of step", observation, tuple(space.shape))
-    array("info['final_observation']", info["final_observation"], tuple(space.shape))
-    array("the reward", reward, ())
-    array("terminated", terminated, ())
-    array("truncated", truncated, ())
-    shapes = lambda tree: [(jax.tree_util.keystr(p), x.shape, x.dtype) for p, x in jax.tree.leaves_with_path(tree)]
-    for old, new in zip(shapes(state), shapes(next_state), strict=False):
-        if old != new:
-            raise broken(f"state{old[0]} is {old[1:]} after reset and {new[1:]} after step: make them the same")
-    if not jax.tree.structure(state) == jax.tree.structure(next_state):  # type: ignore[operator]
-        raise broken("the states of reset and step differ in structure: make them the same")
+    seen("the observation of step", observation)
+    seen("info['final_observation']", info["final_observation"])
+    stepped("step", next_state, reward, {"terminated": terminated, "truncated": truncated})
 
     if not getattr(env, "costly_reset", False):  # those of physics would compile for a minute
         observation, reward = called("a frame", _first_frame, env, params, some_action)
@@ -339,6 +360,5 @@ def _first_frame(env: Any, params: Any, action: np.ndarray) -> tuple[np.ndarray,
         observation, _, reward, *_ = env.step(key, state, jnp.asarray(action), params)
         return observation, reward
 
-    with jax.ensure_compile_time_eval():  # called, also where `build` is being traced
-        observation, reward = frame(jax.random.key(0))
-        return np.asarray(observation), np.asarray(reward)
+    observation, reward = frame(jax.random.key(0))
+    return np.asarray(observation), np.asarray(reward)

@@ -283,7 +283,7 @@ class Highway(environment.Environment[HighwayState, HighwayParams]):
     @property
     def default_params(self) -> HighwayParams:
         """40 seconds, on a road with a car for every 80 m of a lane."""
-        return HighwayParams(max_steps_in_episode=round(40 / (DT * self.substeps)), ring=80.0 * self.rows)
+        return HighwayParams(max_steps_in_episode=max(1, round(40 / (DT * self.substeps))), ring=80.0 * self.rows)
 
     def check_params(self, params: HighwayParams) -> None:
         """Raises UserError where the cars have no room on the road, it is too long for `ordered`, or they stand."""

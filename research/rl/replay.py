@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from research.core.errors import UserError
 from research.rl.rollout import Transition
 from research.rl.vector import VectorEnv
 
@@ -57,6 +59,18 @@ class Sample(NamedTuple):
     return_: jax.Array
     discount: jax.Array
     next_observation: jax.Array
+
+
+def check_whole(environment: VectorEnv) -> None:
+    """Raises UserError where an episode begins with other numbers than whole ones from 0 to 255."""
+    with jax.ensure_compile_time_eval():  # also where a learner is being traced
+        _, observation = jax.jit(environment.reset)(jax.random.split(jax.random.key(0), 1))
+        shown = np.asarray(observation)
+    if (wrong := shown[shown != shown.round().clip(0, 255)]).size:
+        raise UserError(
+            f"buffer_dtype uint8 is for observations of whole numbers from 0 to 255, and {environment.name} shows "
+            f"{wrong[0]:.4g}: choose --buffer-dtype float32"
+        )
 
 
 def empty(environment: VectorEnv, num_envs: int, slots: int, dtype: Any = jnp.float32) -> Buffer:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from research.core.errors import UserError
 from research.core.types import Tree
 from research.rl.vector import Box, Timestep, VectorEnv
 
@@ -84,8 +85,11 @@ def terminal_limit(environment: VectorEnv) -> VectorEnv:
 def frame_stack(environment: VectorEnv, frames: int) -> VectorEnv:
     """Observations are the last `frames` ones, joined along the last axis, the newest last (Mnih et al. 2015).
 
-    At the start of an episode its first observation stands in for those before it.
+    At the start of an episode its first observation stands in for those before it. Raises UserError where an
+    observation is one number, without an axis.
     """
+    if not environment.observation_shape:
+        raise UserError(f"environment.frame_stack: observations of {environment.name} have no axis to be joined along")
     *shape, size = environment.observation_shape
 
     def reset(keys: jax.Array) -> Starts:

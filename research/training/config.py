@@ -176,15 +176,16 @@ def parse(name: str, arguments: list[str], command: Any = Command, script: str =
         raise UserError(
             f"say whether {metric} is maximised or minimised: give --run.mode max or --run.mode min as well"
         )
-    if _subject(found.config) != _subject(default):  # what was published is of other data
+    if _task(found.config) != _task(default):  # what was published is of another one
         run = dataclasses.replace(found.config.run, published=())
         found = dataclasses.replace(found, config=dataclasses.replace(found.config, run=run))
     return found
 
 
-def _subject(experiment: Experiment) -> str | None:
-    """The name of the data, or of the environment."""
-    return getattr(getattr(experiment, "data", None) or getattr(experiment, "environment", None), "name", None)
+def _task(experiment: Experiment) -> Any:
+    """The name of the data, or the environment as returns are reported of it."""
+    environment = getattr(experiment, "environment", None)
+    return getattr(getattr(experiment, "data", None), "name", None) if environment is None else environment.unscaled
 
 
 def leaves(config: Any, values: Any = None, prefix: str = "") -> dict[str, Any]:

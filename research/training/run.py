@@ -81,7 +81,10 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     """
     directory = located(directory)
     about = workdir.run_in(directory)
-    experiment = config.from_json(about["name"], about["config"])
+    try:
+        experiment = config.from_json(about["name"], about["config"])
+    except UserError as error:
+        raise UserError(f"{directory / 'config.json'}: {error}") from None
     learner, key = build(experiment, about["seeds"], config.as_over(about))
     best = experiment.run.checkpoint_for_test == "best"
     found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), warn, best)
@@ -204,7 +207,24 @@ def begin(job: Job) -> tuple[int, State]:
         warn(f"nothing trains {', '.join(still)}, and without --init-from DIR its weights are random")
     provenance.check_deterministic()
     log.cut(job.directory, step)
+    check_history(job, step)
     return step, job.where.put(state)
+
+
+def check_history(job: Job, step: int) -> None:
+    """Warns where metrics.jsonl lacks lines up to `step`, which the run resumes from. Raises UserError where their
+    scores decide which checkpoint is evaluated, or when the run stops."""
+    run = job.experiment.run
+    intervals = {"train": run.steps_per_dispatch, "validation": run.evaluate_every}
+    there = {(line["split"], line["step"]) for line in log.read(job.directory)}
+    due = [(split, at) for split, every in intervals.items() for at in range(every, step + 1, every)]
+    missing = sorted(at for split, at in due if (split, at) not in there)
+    if not missing:
+        return
+    lacks = f"{job.run_directory / log.METRICS} lacks lines of steps {missing[0]} to {missing[-1]}"
+    if run.by_scores:
+        raise UserError(f"{lacks}, whose scores decide how the run goes on: restore it, or train anew with --overwrite")
+    warn(f"{lacks}: curves and times are of the other ones alone")
 
 
 def initial(job: Job, state: State, directory: Path, warn: Callable[[str], None]) -> State:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
     and is the same otherwise, it is extended. Raises UserError where another config or version saved something in it,
     or where it holds anything but a run; RunError where it can't be written. A directory in a bucket has no lock.
     """
+    _check_name(directory)
     with contextlib.ExitStack() as stack:
         if in_bucket(directory):
             check_bucket(directory)
@@ -45,11 +47,21 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
             raise
 
 
+def _check_name(directory: Path) -> None:
+    """Raise UserError where orbax could not read what it keeps below a directory of this name."""
+    name = str(resolved(directory))
+    if "[" in name or name.encode(errors="ignore").decode() != name:
+        raise UserError(f"no checkpoint can be read from {name!r}: choose a --workdir without [, in UTF-8")
+
+
 def _begin(directory: Path, name: str, command: config.Command[Experiment]) -> dict[str, Any] | None:
     """Make `directory` that of this run, see `owned`. Returns what config.json was before, where it was extended."""
     begun = (".lock", ".config.tmp.json")  # what a run that is killed as it begins leaves
     if _read(directory) is None and any(path.name not in begun for path in entries(directory)):
         raise UserError(f"{directory} holds something other than a run: choose another --workdir")
+    checkpoints = directory / "checkpoints"
+    if not in_bucket(directory) and os.path.lexists(checkpoints) and not checkpoints.is_dir():
+        raise UserError(f"{checkpoints} is no directory, or a link to nothing: restore it, or choose another --workdir")
     if command.overwrite:
         _clear(directory)
     there = about(directory)
