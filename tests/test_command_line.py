@@ -689,7 +689,7 @@ def test_a_run_that_stopped_early_is_not_extended(copy, steps):
     options = [*TINY, "--run.patience", "1", "--steps"]
     command = config.parse("digits_cnn", [*options, f"{steps}"])
     (copy / "config.json").write_text(json.dumps(workdir._describe("digits_cnn", command)))
-    lines = [{"step": step, "split": "validation", "accuracy": 1 / step} for step in (2, 4)]
+    lines = [{"step": step, "split": "validation", "accuracy": 1 / step, "time": {"unix": 0.0}} for step in (2, 4)]
     (copy / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with pytest.raises(UserError, match=rf"stopped early, at step 4 of {steps}, by --run\.patience"):
         owned(copy, *options, "8")
