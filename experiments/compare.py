@@ -14,7 +14,7 @@ from experiments.console import check_picture, measured, number, print_table, sc
 from research.core.errors import UserError
 from research.core.files import read_json
 from research.evaluation import plots, statistics
-from research.training import workdir
+from research.training import config, workdir
 from research.training.config import Directory
 
 Directories = Annotated[tuple[Directory, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
@@ -108,10 +108,11 @@ def _draw(scores: Sequence[np.ndarray], metric: str, minimised: bool, path: Path
 
 
 def _about(directory: Path) -> dict[str, Any]:
+    """The content of config.json, whose config has all fields. Raises UserError where it is that of a sweep."""
     about = workdir.run_in(directory)
     if about.get("over"):
         raise UserError(f"{directory} holds settings of a sweep, not seeds of one: train the one to compare by itself")
-    return about
+    return {**about, "config": config.to_json(workdir.experiment(directory))}
 
 
 def _reference(path: Path) -> dict[str, tuple[float, float]]:
@@ -139,7 +140,7 @@ def _scores(
         about = _about(directory)
         if not (directory / "summary.json").exists():
             raise UserError(f"{directory} is not finished: the command that began it goes on with it")
-        test = measured(read_json(directory / "summary.json"))
+        test = measured(workdir.summary(directory))
         if metric not in test:
             raise UserError(f"{directory} has no test metric {metric!r}: it has {', '.join(test)}")
         if len(test[metric]["each"]) < (about["seeds"] or 1):

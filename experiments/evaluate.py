@@ -9,7 +9,6 @@ import tyro
 import research
 from experiments.console import script, show
 from research.core.console import warn
-from research.core.files import read_json
 from research.core.placement import place
 from research.training import config, workdir
 from research.training.config import Directory
@@ -31,7 +30,7 @@ def evaluate(directory: Annotated[Directory, tyro.conf.Positional]) -> None:
     weights = here.put(state._replace(opt_state={}, world=()))
     test = summary(Evaluator(learner, here)(weights, feeds.test))
     done = directory / "summary.json"
-    recorded = {k: v["mean"] for k, v in read_json(done)["test"].items()} if done.exists() else {}
+    recorded = {k: v["mean"] for k, v in workdir.summary(directory)["test"].items()} if done.exists() else {}
     title = f"{directory}: test metrics of the {experiment.run.checkpoint_for_test} checkpoint, step {int(state.step)}"
     show(title, test, {"published": dict(experiment.run.published), **({"summary.json": recorded} if recorded else {})})
     for metric, value in recorded.items():

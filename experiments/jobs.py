@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +20,7 @@ from typing import Any, Literal
 
 from research.core.console import say
 from research.core.errors import NotInstalled, RunError, UserError, positive
-from research.core.files import write_json
+from research.core.files import failing, write_json
 from research.training import locks
 from research.training.signals import Interrupted, on_signal
 
@@ -144,13 +145,14 @@ def finish(
                logs in jobs/
     poll       seconds between two looks
 
-    Raises Interrupted after SIGTERM or SIGINT, and RunError where a job can't be submitted.
+    Raises Interrupted after SIGTERM or SIGINT, UserError where jobs.json is damaged, and RunError where a job can't be
+    submitted.
     """
     import submitit
 
     folder, record = (directory / "jobs").absolute(), directory / "jobs.json"
     kinds = {"slurm": submitit.SlurmJob, "local": submitit.LocalJob}
-    known = json.loads(record.read_text()) if record.exists() else {}
+    known = _known(record) if record.exists() else {}
     unfinished = [name for name in calls if not finished(name)]
     jobs = {name: kinds[known[name]["cluster"]](folder, known[name]["id"]) for name in unfinished if name in known}
 
@@ -180,3 +182,21 @@ def finish(
             time.sleep(DELAY)
     place = lambda name: jobs[name].paths.stdout if name in jobs else directory / name
     return {name: place(name) for name in unfinished if not finished(name)}
+
+
+def _known(record: Path) -> dict[str, Any]:
+    """The jobs in jobs.json, by name. Raises UserError where it is damaged."""
+    known: Any = None
+    with failing("read", record), suppress(ValueError, RecursionError):
+        known = json.loads(record.read_text())
+    if not isinstance(known, dict) or not all(map(_is_job, known.values())):
+        raise UserError(f"{record} is damaged: see that no job of it runs, then delete it")
+    return known
+
+
+def _is_job(job: Any) -> bool:
+    """Whether `job` is what jobs.json has of a job."""
+    match job:
+        case {"cluster": "slurm" | "local", "id": str()}:
+            return True
+    return False

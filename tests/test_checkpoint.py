@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import random
 import shutil
@@ -151,6 +152,43 @@ def test_a_damaged_step_is_told_in_one_line_and_the_one_before_used(two, tmp_pat
         assert len(told) == 1 and "\n" not in told[0], name
         what = "not complete (it has no checksum: it is being saved" if name == "no checksum" else "damaged ("
         assert f"{copy / '200'} is {what}" in told[0] and "using step 100 instead" in told[0]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *("/dev/zero", "../100.json", "a\0b", "\ud800", "default", ""),
+        *({"files": files} for files in (5, ["a"], None)),
+        *({"leaves": leaves} for leaves in (5, ["a"], {"step": 5}, {"step": {}})),
+        *({"best": best} for best in (5, None, "yes")),
+    ],
+    ids=repr,
+)
+def test_a_manifest_that_no_run_has_written_is_damaged(copy, change):
+    """Its digest is right: someone else has made it."""
+    path, told = copy / "200.json", []
+    sums = {"files": {change: checkpoint._sum(copy / "100.json")}} if isinstance(change, str) else change
+    content = json.loads(path.read_text())["manifest"] | sums
+    path.write_text(json.dumps({"sha256": checkpoint._digest(content), "manifest": content}))
+    assert restore(copy, ABSTRACT, told.append)[0] == 100
+    assert len(told) == 1 and f"{copy / '200'} is damaged (" in told[0]
+
+
+@pytest.mark.parametrize("kind", ["directory", "device", "deep"])
+def test_what_is_no_file_is_damaged_and_replaced(copy, kind):
+    path, told = copy / ("200/_CHECKPOINT_METADATA" if kind == "device" else "200.json"), []
+    path.unlink()
+    if kind == "directory":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        path.write_text("[" * 200_000)
+    step, _ = restore(copy, ABSTRACT, told.append)
+    assert step == 100 and "is damaged (" in told[0]
+    with Checkpoints(copy, 2, step) as checkpoints:
+        checkpoints.save(200, at(200))
+    assert restore(copy, ABSTRACT, pytest.fail)[0] == 200
 
 
 @pytest.mark.parametrize(

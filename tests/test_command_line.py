@@ -10,14 +10,15 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import printed
 import pytest
 import tyro
 from digits import TINY
 from learners import EXPERIMENTS
 
 import research
+from experiments import compare, evaluate, plot, sweep, train
 from experiments import compile as compile_for
-from experiments import evaluate, plot, sweep, train
 from experiments.train import main
 from research.core.errors import RunError, UserError
 from research.core.pruning import Pruning
@@ -30,6 +31,9 @@ from research.training.checks import usable_devices
 from research.training.processes import ProcessGroup
 
 pytestmark = pytest.mark.usefixtures("without_pictures")
+
+DEEP = "[" * 200_000
+"""JSON whose nesting is too deep to be read."""
 
 
 def run(capsys, *arguments: str) -> tuple[int, str]:
@@ -711,11 +715,32 @@ def test_another_tokenizer_says_what_to_choose_another_of(copy):
         workdir.keep(copy, texts)
 
 
-def test_a_damaged_summary_is_said_in_one_line(copy, capsys):
-    (copy / "summary.json").write_text("{")
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"test": test} for test in (5, {"loss": 1}, {"loss": {"mean": 1, "spread": None, "each": 5}})),
+        *({"state": None}, {"step": "4"}, {"published": []}, {"seconds": None}, {"reports": 5}),
+        *("{", "{}", "[]", "null", DEEP),
+    ],
+    ids=lambda damage: str(damage)[:40],
+)
+def test_a_damaged_summary_is_said_in_one_line(copy, capsys, damage):
+    path = copy / "summary.json"
+    path.write_text(damage if isinstance(damage, str) else json.dumps(json.loads(path.read_text()) | damage))
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
-    assert status == 2 and f"could not read {copy / 'summary.json'}" in said
-    assert evaluate.main([str(copy)]) == 2
+    remedy = "delete it, and the command that began the run makes it anew"
+    assert status == 2 and said == f"error: {path} is damaged: {remedy}"
+
+
+def test_a_damaged_summary_is_made_anew_once_it_is_deleted(copy, capsys):
+    path = copy / "summary.json"
+    test = workdir.summary(copy)["test"]
+    path.write_text("{}")
+    other = str(shutil.copytree(copy, copy.parent / "other"))
+    for script, options in ((evaluate, []), (compare, ["--against", other])):
+        assert script.main([str(copy), *options]) == 2 and f"{path} is damaged: delete it" in printed.said(capsys)
+    path.unlink()
+    assert run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)[0] == 0 and workdir.summary(copy)["test"] == test
 
 
 def test_published_results_are_those_of_the_configs_data():
@@ -745,7 +770,7 @@ def test_a_run_that_stopped_early_is_not_extended(copy, steps):
     options = [*TINY, "--run.patience", "1", "--steps"]
     command = config.parse("digits_cnn", [*options, f"{steps}"])
     (copy / "config.json").write_text(json.dumps(workdir._describe("digits_cnn", command)))
-    lines = [{"step": step, "split": "validation", "accuracy": 1 / step} for step in (2, 4)]
+    lines = [{"step": step, "split": "validation", "accuracy": 1 / step, "time": {"unix": 0.0}} for step in (2, 4)]
     (copy / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     with pytest.raises(UserError, match=rf"stopped early, at step 4 of {steps}, by --run\.patience"):
         owned(copy, *options, "8")
@@ -767,6 +792,47 @@ def test_damaged_config_json(copy):
     (copy / "config.json").write_text(json.dumps(about))
     with pytest.raises(UserError, match="widths"):
         research.load(copy)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *({"name": name} for name in (5, None)),
+        *({"config": config} for config in (None, {}, {"run": {"steps": "abc"}}, {"run": {"steps": {}}})),
+        *({"seeds": seeds} for seeds in ("3", [1], 0, -1, 2.0, True)),
+        *({"over": over} for over in (5, None, ["ab"], [["optimizer.learning_rate", []]], [["a", ["b"]]])),
+        *({"init_from": 5}, {"init_paths": 5}, {"code": 5}, {"topology": 5}, {"extended_from": 5}),
+        *("init_from", "code", DEEP),
+    ],
+    ids=lambda damage: str(damage)[:40],
+)
+def test_a_config_json_that_no_run_has_written_is_said_in_one_line(copy, capsys, damage):
+    path = copy / "config.json"
+    about = json.loads(path.read_text())
+    left = {name: value for name, value in about.items() if name != damage}
+    path.write_text(damage if damage == DEEP else json.dumps(left if isinstance(damage, str) else about | damage))
+    status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
+    assert status == 2 and said.startswith(f"error: {path} ") and "choose another --workdir" in said
+    for read in (research.load, workdir.evaluates_best):
+        with pytest.raises(UserError, match=rf"{path} (was not written by a run, or is damaged|can't be read \()"):
+            read(copy)
+
+
+def test_a_run_from_before_a_field_was_there_is_gone_by(copy, capsys):
+    about = json.loads((copy / "config.json").read_text())
+    for name in ("checkpoint_for_test", "mode"):
+        del about["config"]["run"][name]
+    (copy / "config.json").write_text(json.dumps(about))
+    assert not workdir.evaluates_best(copy)
+    shutil.copytree(copy, copy.parent / "other")
+    output = ["--output", str(copy.parent / "compare.png")]
+    assert compare.main([str(copy), "--against", str(copy.parent / "other"), *output]) == 0
+    del about["config"]["run"]["steps_per_dispatch"], about["config"]["net"]
+    about["config"]["update"] = None
+    (copy / "config.json").write_text(json.dumps(about))
+    message = rf"{copy / 'config.json'} does not fit this version of samestep \(.*\): restore it, or use the version"
+    with pytest.raises(UserError, match=message):
+        workdir.evaluates_best(copy)
 
 
 def test_a_damaged_newest_checkpoint_falls_back(copy, capsys):

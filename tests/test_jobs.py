@@ -248,6 +248,22 @@ def test_a_run_that_is_no_job_and_ends_unfinished_is_named(tmp_path, monkeypatch
     assert jobs.finish(calls, lambda name: False, tmp_path, "local", jobs.JobOptions()) == {"a": tmp_path / "a"}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "[]", "null", '{"all": 5}', '{"all": {"cluster": "x", "id": "1"}}', '{"all": {"cluster": "local"}}'),
+        "[" * 200_000,
+    ],
+    ids=lambda text: text[:40],
+)
+def test_a_damaged_record_of_jobs_says_what_to_do(tmp_path, text):
+    pytest.importorskip("submitit", reason="submitit is in the extras jobs and dev")
+    record = tmp_path / "jobs.json"
+    record.write_text(text)
+    with pytest.raises(UserError, match=f"{record} is damaged: see that no job of it runs, then delete it"):
+        jobs.finish({"all": jobs.Call("script", ())}, lambda name: False, tmp_path, "local", jobs.JobOptions())
+
+
 def test_waiting_for_jobs_ends_without_a_claim_that_they_were_saved(tmp_path, monkeypatch):
     pytest.importorskip("submitit", reason="submitit is in the extras jobs and dev")
     monkeypatch.setattr(locks, "in_use", lambda directory: True)

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -79,6 +80,57 @@ def test_a_damaged_line_is_named(tmp_path):
     for reading in (lambda: log.read(tmp_path), lambda: log.cut(tmp_path, 3)):
         with pytest.raises(UserError, match=f"could not read {path}: line 2 is damaged"):
             reading()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *("5", "[]", '{"a": 1}', "[" * 200_000, '{"step": 2, "split": "train", "loss": 1.0}'),
+        *(
+            f'{{"step": {step}, "split": "train", "loss": {loss}, "time": {time}}}'
+            for step, loss, time in (
+                *(('"x"', 1, '{"unix": 1}'), (2, 1, "5"), (2, 1, "{}"), (2, '"x"', '{"unix": 1}')),
+                *((2, '[1, "x"]', '{"unix": 1}'), (2, "NaN", '{"unix": 1}'), (2, 1, '{"unix": null}')),
+                *((2, 1, '{"unix": 1, "seconds": Infinity}'), (2, 1, '{"unix": 1, "seconds": 1e999}')),
+            )
+        ),
+    ],
+    ids=lambda line: line[:70],
+)
+def test_a_line_that_no_run_has_written_is_damaged(tmp_path, line):
+    write(tmp_path, [1])
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        file.write(f"{line}\n")
+    for reading in (lambda: log.read(tmp_path), lambda: log.cut(tmp_path, 3)):
+        with pytest.raises(UserError, match=f"could not read {path}: line 2 is damaged"):
+            reading()
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_pictures_outlive_a_damaged_event_and_a_kill(tmp_path, killed):
+    """The kill is one after the old directory was deleted, before the new one was renamed."""
+    grid, directory = tmp_path / "grid.png", tmp_path / "tensorboard"
+    plot.image_grid(np.zeros((1, 4, 6, 3), np.uint8), None, grid)
+    with log.Log(tmp_path) as lines:
+        for step in (1, 2, 3):
+            lines.line(step, "train", {"loss": 1.0})
+            lines.picture(step, grid)
+    file = next(directory.iterdir())
+    data = file.read_bytes()
+    at = data.index(b"grid", data.index(b"grid") + 1)  # in the tag of the second
+    file.write_bytes(data[:at] + b"\xff" + data[at + 1 :])
+    (directory / "events.directory").mkdir()
+    (directory / "events.link").symlink_to("nowhere")
+    if killed:
+        shutil.copytree(directory, tmp_path / ".tensorboard.tmp", symlinks=True)
+        file.unlink()
+        for path in directory.iterdir():
+            path.unlink() if path.is_symlink() else path.rmdir()
+    with log.Log(tmp_path):
+        pass
+    assert [step for step, tag, _ in events(tmp_path) if tag == "grid"] == [1, 3]
+    assert not (tmp_path / ".tensorboard.tmp").exists()
 
 
 def test_tensorboard_has_every_event_once_after_a_resume(tmp_path):

@@ -363,6 +363,27 @@ def test_numbers_of_a_file(tmp_path):
         dataclasses.replace(config, seed=2).spec()
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"PK\x03\x04 of a zip",
+        *(
+            b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+            for header in (
+                *(b"{'descr': ((((", b"{[]: 1}"),
+                b"{'descr': '<i4', 'fortran_order': False, 'shape': (1180591620717411303424,)}",
+            )
+        ),
+    ],
+    ids=["zip", "brackets", "key", "size"],
+)
+def test_numbers_of_a_damaged_file(tmp_path, content):
+    path = tmp_path / "tokens.npy"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=f"data.name {path}: it is damaged or no such file .*expected a .npy file"):
+        Text(name=str(path)).spec()
+
+
 def test_texts_are_cached_by_their_path(tmp_path, monkeypatch):
     for folder, text in (("a", "abc" * 99), ("b", "defgh" * 99)):
         (tmp_path / folder).mkdir()

@@ -5,7 +5,9 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any, Literal, NamedTuple
+from zipfile import BadZipFile
 
 import jax.numpy as jnp
 import numpy as np
@@ -273,7 +275,7 @@ def _numbers(text: Text) -> np.ndarray:
         tokens = np.load(expanded(text.name), mmap_mode="r", allow_pickle=False)
     except OSError as error:
         raise UserError(f"{what}: can't read it ({error.strerror or error}); {expected}") from error
-    except (ValueError, EOFError) as error:
+    except (ValueError, TypeError, OverflowError, EOFError, BadZipFile, TokenError) as error:
         raise UserError(f"{what}: it is damaged or no such file ({str(error).splitlines()[0]}); {expected}") from error
     if not isinstance(tokens, np.ndarray):
         raise UserError(f"{what}: it holds several arrays; {expected}")

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import TracebackType
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -387,9 +387,20 @@ def _manifest(directory: Path, step: int) -> Manifest:
         written = json.loads(_manifest_path(directory, step).read_bytes())
         if written["sha256"] != _digest(written["manifest"]):
             raise ValueError
-        return Manifest(**written["manifest"])
-    except (ValueError, KeyError, TypeError, FileNotFoundError):
+        manifest = Manifest(**written["manifest"])
+        texts = [*manifest.leaves.items(), *manifest.files.items()]
+        typed = isinstance(manifest.best, bool) and all(isinstance(text, str) for pair in texts for text in pair)
+        if not typed or not all(map(_inside, manifest.files)):
+            raise ValueError
+        return manifest
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, FileNotFoundError, IsADirectoryError):
         raise _Damaged(f"{step}.json is not as it was written") from None
+
+
+def _inside(name: str) -> bool:
+    """Whether `name` can be that of a file in the directory of a step."""
+    path = PurePath(name)
+    return name.isprintable() and not path.is_absolute() and ".." not in path.parts
 
 
 def _write_manifest(directory: Path, step: int, manifest: Manifest) -> None:
@@ -423,6 +434,8 @@ def _verify(path: Path, manifest: Manifest, group: ProcessGroup) -> None:
 
 def _damage(path: Path, name: str, expected: str) -> str | None:
     """What is wrong with the file at `path`, which has this name in the checkpoint."""
+    if not in_bucket(path) and not path.is_file():  # a device, say, would be read without end
+        return f"{name} is missing"
     try:
         return None if _sum(path) == expected else f"{name} is not as it was written"
     except FileNotFoundError:
@@ -447,8 +460,16 @@ def _rotate(directory: Path, keep: int) -> None:
 
 def _delete(directory: Path, step: int) -> None:
     """Delete the checksums first, so that a step deleted in part does not count as saved."""
-    _manifest_path(directory, step).unlink(missing_ok=True)
+    _delete_file(_manifest_path(directory, step))
     delete_tree(directory / str(step))
+
+
+def _delete_file(path: Path) -> None:
+    """Delete a file where there is one, or the directory in its place."""
+    try:
+        path.unlink(missing_ok=True)
+    except IsADirectoryError:
+        delete_tree(path)
 
 
 def _tidy(directory: Path, step: int) -> None:
@@ -467,4 +488,4 @@ def _clear(directory: Path) -> None:
         if ".orbax-checkpoint-tmp" in path.name and path.is_dir():
             delete_tree(path)
         elif (path.suffix == ".json" and path.stem not in names) or path.name.startswith(_SPEED):
-            path.unlink()
+            _delete_file(path)

@@ -9,11 +9,13 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from google.protobuf.message import DecodeError
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Column
@@ -102,11 +104,23 @@ def _whole(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for number, text in enumerate(path.read_bytes().splitlines(keepends=True), 1):
         if text.endswith(b"\n"):
             try:
-                yield text, json.loads(text)
-            except ValueError:
+                yield text, _line(text)
+            except (ValueError, RecursionError):
                 raise UserError(
                     f"could not read {path}: line {number} is damaged: restore the file, or delete the line"
                 ) from None
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    """What a line says. Raises ValueError, or RecursionError, where `Log.line` has not written it."""
+    line = json.loads(text)
+    match line:
+        case {"step": int(), "split": str(), "time": {"unix": float() | int()} as time, **values}:
+            found = [*time.values(), *values.values()]
+            each = [x for value in found for x in (value if isinstance(value, list) else [value])]
+            if all(x is None or (isinstance(x, int | float) and abs(x) <= sys.float_info.max) for x in each):
+                return line
+    raise ValueError("it is no line of metrics")
 
 
 class Log:
@@ -191,15 +205,20 @@ class _Events:
     """
 
     def __init__(self, directory: Path, lines: Iterable[dict[str, Any]], last: int) -> None:
+        # The new directory is written beside the old one, then replaces it: of a run that was killed in between, there
+        # is the new one alone.
+        new = directory.with_name(f".{directory.name}.tmp")
+        if new.exists() and not any(directory.glob("events.*")):
+            shutil.rmtree(directory, ignore_errors=True)
+            new.rename(directory)
         pictures = {
             (event.step, event.summary.value[0].tag): event.SerializeToString()
             for path in sorted(directory.glob("events.*"))
+            if path.is_file()
             for event in _events(path)
             if event.step <= last and event.summary.value and event.summary.value[0].HasField("image")
         }
         self._pictured = set(pictures)
-        # The new directory is written beside the old one, then replaces it.
-        new = directory.with_name(f".{directory.name}.tmp")
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
         name = f"events.out.tfevents.{int(time.time()):010d}.samestep"
@@ -241,13 +260,14 @@ class _Events:
 
 
 def _events(path: Path) -> Iterator[Event]:
-    """The events of a file, without the last one where a killed run left it incomplete."""
+    """The events of a file, without damaged ones, and the last one where a killed run left it incomplete."""
     data, at = path.read_bytes(), 0
     while at + 16 <= len(data):
         (size,) = struct.unpack_from("<Q", data, at)  # then its checksum, the event, and that one's
         if at + size + 16 > len(data):
             return
-        yield Event.FromString(data[at + 12 : at + 12 + size])
+        with suppress(DecodeError):
+            yield Event.FromString(data[at + 12 : at + 12 + size])
         at += size + 16
 
 

@@ -14,7 +14,7 @@ from research.core.bucket import located
 from research.core.console import say, warn
 from research.core.errors import UserError
 from research.core.experiment import Experiment, Feeds, Report, Split
-from research.core.files import read_json, write_json
+from research.core.files import write_json
 from research.core.layout import Layout, make_mesh
 from research.core.metrics import Numbers, plain
 from research.core.placement import Place, place
@@ -63,11 +63,12 @@ def train(name: str, command: config.Command[Experiment]) -> dict[str, Any]:
         files = stack.enter_context(own_files.shared(directory, name, command, group))
         done = files.directory / "summary.json"
         if done.exists():
+            result = workdir.summary(directory)
             say(f"{directory} is already finished: these are its results; --overwrite trains anew")
             options = {"--profile": command.profile, "--log.wandb": command.log.wandb}
             if asked := [option for option, given in options.items() if given]:
                 warn(f"nothing was trained: {' and '.join(asked)} had nothing to do")
-            return read_json(done)
+            return result
         job = (checked or prepare(command, directory, group))._replace(files=files)
         step, state = begin(job)
         step, state = loop(job, step, state)

@@ -138,7 +138,38 @@ def repeated(source: Path, command: config.Command[Experiment]) -> bool:
 
 def evaluates_best(directory: Path) -> bool:
     """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
-    return run_in(directory)["config"]["run"]["checkpoint_for_test"] == "best"
+    return experiment(directory).run.checkpoint_for_test == "best"
+
+
+def experiment(directory: Path) -> Experiment:
+    """The config of the run in `directory`. Raises UserError where there is no run, or it does not fit this version."""
+    there = run_in(directory)
+    try:
+        return config.from_json(there["name"], there["config"])
+    except UserError as error:
+        raise UserError(
+            f"{directory / 'config.json'} does not fit this version of samestep ({error}): restore it, or use the "
+            "version that the run was made with"
+        ) from None
+
+
+def summary(directory: Path) -> dict[str, Any]:
+    """The content of summary.json. Raises UserError where it is damaged, RunError where it can't be read."""
+    path = directory / "summary.json"
+    content: Any = None
+    with failing("read", path), contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(path.read_text())
+    match content:
+        case {"test": dict(test), "state": str(), "step": int(), "published": dict(), "seconds": int() | float()}:
+            complete = {"steps_per_second", "device"} <= content.keys() and all(map(_over_seeds, test.values()))
+            if complete and isinstance(content.get("reports", {}), dict):
+                return content
+    raise UserError(f"{path} is damaged: delete it, and the command that began the run makes it anew")
+
+
+def _over_seeds(value: Any) -> bool:
+    """Whether `value` is as `evaluate.over_seeds` makes it."""
+    return isinstance(value, dict) and {"mean", "spread"} <= value.keys() and isinstance(value.get("each"), list)
 
 
 def _read(directory: Path) -> dict[str, Any] | None:
@@ -148,13 +179,49 @@ def _read(directory: Path) -> dict[str, Any] | None:
         content = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except errors(path, ValueError) as error:
-        if in_bucket(path) and not isinstance(error, ValueError):
+    except errors(path, ValueError, RecursionError) as error:
+        if in_bucket(path) and not isinstance(error, ValueError | RecursionError):
             raise RunError(f"could not read {path}: {reason(error, path)}") from error
         raise UserError(f"{path} can't be read ({error}): restore it, or choose another --workdir") from None
-    if not isinstance(content, dict) or not {"format", "name", "config", "seeds"} <= content.keys():
+    if not _written(content):
         raise UserError(f"{path} was not written by a run, or is damaged: choose another --workdir")
     return content
+
+
+def _written(content: Any) -> bool:
+    """Whether `content` is that of a config.json: one of another version, or one with the types of `_describe`.
+
+    Of the config, only the number of steps is looked at; `config.from_json` checks the others.
+    """
+    match content:
+        case {"format": version, "name": _, "config": _, "seeds": _} if version != FORMAT:
+            return True
+        case {
+            "format": _,
+            "name": str(),
+            "config": {"run": {"steps": int()}},
+            "seeds": seeds,
+            "init_from": None | str(),
+            "code": str(),
+            **more,
+        }:
+            over, paths = more.get("over", []), more.get("init_paths", [])
+            return (
+                (seeds is None or (type(seeds) is int and seeds > 0))
+                and (isinstance(over, list) and all(map(_varied, over)))
+                and (isinstance(paths, list) and all(isinstance(path, str) for path in paths))
+                and isinstance(more.get("extended_from", []), list)
+                and isinstance(more.get("topology", {}), dict)
+            )
+    return False
+
+
+def _varied(value: Any) -> bool:
+    """Whether `value` is one of the fields that a sweep varies, and its values."""
+    match value:
+        case [str(), [_, *_] as values]:
+            return all(isinstance(x, int | float) for x in values)
+    return False
 
 
 def keep(directory: Path, texts: Mapping[str, str], run: Path | None = None) -> None:
@@ -326,7 +393,7 @@ def _source(path: Path | str | None) -> Path | None:
 
 def _clear(directory: Path) -> None:
     """Delete the run in `directory`, config.json last: after a deletion that failed, it still counts as a run."""
-    for part in ("checkpoints", "tensorboard", "history", "profile", "export", "wandb"):
+    for part in ("checkpoints", "tensorboard", ".tensorboard.tmp", "history", "profile", "export", "wandb"):
         delete_tree(directory / part)
     patterns = ("*.json", "metrics.jsonl", "*.png", "*.gif", "*.txt")
     found = [path for pattern in patterns for path in directory.glob(pattern)]
