@@ -74,7 +74,7 @@ def test_each_way_has_the_rate_that_is_best_on_validation_data(tmp_path, monkeyp
         assert experiment.data.draw == experiment.run.seed
         rate, seed = experiment.optimizer.learning_rate, experiment.run.seed
         command.workdir.mkdir(parents=True, exist_ok=True)
-        line = {"step": 1, "split": "validation", "accuracy": 0.5 + rate}
+        line = {"step": 1, "split": "validation", "accuracy": 0.5 + rate, "time": {"unix": 0.0}}
         (command.workdir / "metrics.jsonl").write_text(json.dumps(line) + "\n")
         accuracy = experiment.data.labels / 100 - rate + seed / 1000
         return {"test": {"accuracy": {"mean": accuracy}}, "reports": {}, "seconds": 2.0}
