@@ -14,7 +14,7 @@ from experiments.console import check_picture, measured, number, print_table, sc
 from research.core.errors import UserError
 from research.core.files import read_json
 from research.evaluation import plots, statistics
-from research.training import config, workdir
+from research.training import workdir
 from research.training.config import Directory
 
 Directories = Annotated[tuple[Directory, ...], tyro.conf.arg(metavar="DIR [DIR ...]")]
@@ -108,11 +108,11 @@ def _draw(scores: Sequence[np.ndarray], metric: str, minimised: bool, path: Path
 
 
 def _about(directory: Path) -> dict[str, Any]:
-    """The content of config.json, whose config has all fields. Raises UserError where it is that of a sweep."""
+    """The content of config.json. Raises UserError where it is that of a sweep."""
     about = workdir.run_in(directory)
     if about.get("over"):
         raise UserError(f"{directory} holds settings of a sweep, not seeds of one: train the one to compare by itself")
-    return {**about, "config": config.to_json(workdir.experiment(directory))}
+    return about
 
 
 def _reference(path: Path) -> dict[str, tuple[float, float]]:

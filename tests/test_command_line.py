@@ -818,21 +818,21 @@ def test_a_config_json_that_no_run_has_written_is_said_in_one_line(copy, capsys,
             read(copy)
 
 
-def test_a_run_from_before_a_field_was_there_is_gone_by(copy, capsys):
+def test_a_run_whose_config_is_older_is_gone_by_where_none_is_built(copy, capsys):
+    """`--init-from` and `compare` read what they need, also where its config is no longer there."""
     about = json.loads((copy / "config.json").read_text())
-    for name in ("checkpoint_for_test", "mode"):
-        del about["config"]["run"][name]
+    del about["config"]["run"]["checkpoint_for_test"]
+    about["name"] = "gone"
     (copy / "config.json").write_text(json.dumps(about))
     assert not workdir.evaluates_best(copy)
     shutil.copytree(copy, copy.parent / "other")
     output = ["--output", str(copy.parent / "compare.png")]
     assert compare.main([str(copy), "--against", str(copy.parent / "other"), *output]) == 0
-    del about["config"]["run"]["steps_per_dispatch"], about["config"]["net"]
-    about["config"]["update"] = None
+    about |= {"name": "digits_cnn", "config": about["config"] | {"update": None}}
     (copy / "config.json").write_text(json.dumps(about))
     message = rf"{copy / 'config.json'} does not fit this version of samestep \(.*\): restore it, or use the version"
     with pytest.raises(UserError, match=message):
-        workdir.evaluates_best(copy)
+        research.load(copy)
 
 
 def test_a_damaged_newest_checkpoint_falls_back(copy, capsys):

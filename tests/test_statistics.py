@@ -16,7 +16,6 @@ from research.core.errors import RunError, UserError
 from research.evaluation import statistics
 from research.rl.environments import Environment
 from research.training import workdir
-from research.training.config import load, to_json
 from research.training.log import read
 
 SCORES = np.array([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0], [9.0, 7.0]])
@@ -218,10 +217,9 @@ def finished(directory, metrics, config) -> str:
     """The directory of a run of several seeds that ended with these values of its test metrics."""
     directory.mkdir()
     seeds = max(map(len, metrics.values()))
-    name = "cartpole_ppo" if "environment" in config else "digits_cnn"
-    values = to_json(load(name))
-    values |= {part: values[part] | changed for part, changed in config.items()}
-    about = {"format": workdir.FORMAT, "name": name, "config": values, "seeds": seeds, "init_from": None, "code": ""}
+    run = {"steps": 1, "metric": "loss", "mode": "min"} | config.get("run", {})
+    about = {"format": workdir.FORMAT, "name": "alike", "seeds": seeds, "init_from": None, "code": ""}
+    about["config"] = {**config, "run": run}
     (directory / "config.json").write_text(json.dumps(about))
     measured = {metric: {"mean": None, "spread": None, "each": each} for metric, each in metrics.items()}
     about = {"state": "last", "step": 1, "published": {}, "seconds": 1.0, "steps_per_second": 1.0, "device": ""}

@@ -306,7 +306,7 @@ def check(name: str, env: Any, params: Any) -> int | None:
     def seen(what: str, observation: Any) -> None:
         array(what, observation, tuple(space.shape), "change it or the observation space")
 
-    def stepped(what: str, next_state: Any, reward: Any, flags: dict[str, Any]) -> None:
+    def stepped(what: str, next_state: Any, reward: Any, **flags: Any) -> None:
         shapes = lambda tree: [(jax.tree_util.keystr(p), x.shape, x.dtype) for p, x in jax.tree.leaves_with_path(tree)]
         for old, new in zip(shapes(state), shapes(next_state), strict=False):
             if old != new:
@@ -332,7 +332,7 @@ def check(name: str, env: Any, params: Any) -> int | None:
         values = outputs("step_env", values, "observation, state, reward, terminated, info")
         observation, next_state, reward, terminated, _ = values
         seen("the observation of step_env", observation)
-        stepped("step_env", next_state, reward, {"terminated": terminated})
+        stepped("step_env", next_state, reward, terminated=terminated)
     values = called("step", jax.eval_shape, env.step, key, state, action, params)
     values = outputs("step", values, "observation, state, reward, terminated, truncated, info")
     observation, next_state, reward, terminated, truncated, info = values
@@ -340,7 +340,7 @@ def check(name: str, env: Any, params: Any) -> int | None:
         raise broken("step's info has no 'final_observation': put the observation before any reset there")
     seen("the observation of step", observation)
     seen("info['final_observation']", info["final_observation"])
-    stepped("step", next_state, reward, {"terminated": terminated, "truncated": truncated})
+    stepped("step", next_state, reward, terminated=terminated, truncated=truncated)
 
     if not getattr(env, "costly_reset", False):  # those of physics would compile for a minute
         observation, reward = called("a frame", _first_frame, env, params, some_action)

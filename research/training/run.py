@@ -81,7 +81,14 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     Of a run of several seeds, State and learner have their axis. Raises UserError where there is no such run.
     """
     directory = located(directory)
-    about, experiment = workdir.run_in(directory), workdir.experiment(directory)
+    about = workdir.run_in(directory)
+    try:
+        experiment = config.from_json(about["name"], about["config"])
+    except UserError as error:
+        raise UserError(
+            f"{directory / 'config.json'} does not fit this version of samestep ({error}): restore it, or use the "
+            "version that the run was made with"
+        ) from None
     learner, key = build(experiment, about["seeds"], config.as_over(about))
     best = experiment.run.checkpoint_for_test == "best"
     found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), warn, best)

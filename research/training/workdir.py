@@ -12,7 +12,7 @@ import jax
 from research.core.bucket import check_bucket, errors, in_bucket, located
 from research.core.console import say, warn
 from research.core.errors import RunError, UserError
-from research.core.experiment import Experiment
+from research.core.experiment import Experiment, Run
 from research.core.files import delete_tree, entries, failing, reason, rename, replacing, write_json
 from research.training import checkpoint, config, log, provenance
 from research.training.evaluate import exhausted, scores
@@ -138,19 +138,7 @@ def repeated(source: Path, command: config.Command[Experiment]) -> bool:
 
 def evaluates_best(directory: Path) -> bool:
     """Whether the run in `directory` evaluates its best checkpoint, not its last (`Run.checkpoint_for_test`)."""
-    return experiment(directory).run.checkpoint_for_test == "best"
-
-
-def experiment(directory: Path) -> Experiment:
-    """The config of the run in `directory`. Raises UserError where there is no run, or it does not fit this version."""
-    there = run_in(directory)
-    try:
-        return config.from_json(there["name"], there["config"])
-    except UserError as error:
-        raise UserError(
-            f"{directory / 'config.json'} does not fit this version of samestep ({error}): restore it, or use the "
-            "version that the run was made with"
-        ) from None
+    return run_in(directory)["config"]["run"].get("checkpoint_for_test", Run.checkpoint_for_test) == "best"
 
 
 def summary(directory: Path) -> dict[str, Any]:
@@ -191,7 +179,7 @@ def _read(directory: Path) -> dict[str, Any] | None:
 def _written(content: Any) -> bool:
     """Whether `content` is that of a config.json: one of another version, or one with the types of `_describe`.
 
-    Of the config, only the number of steps is looked at; `config.from_json` checks the others.
+    Of the config, only what is read without building it is looked at; `config.from_json` checks the rest.
     """
     match content:
         case {"format": version, "name": _, "config": _, "seeds": _} if version != FORMAT:
@@ -199,7 +187,7 @@ def _written(content: Any) -> bool:
         case {
             "format": _,
             "name": str(),
-            "config": {"run": {"steps": int()}},
+            "config": {"run": {"steps": int(), "metric": str(), "mode": "max" | "min"}},
             "seeds": seeds,
             "init_from": None | str(),
             "code": str(),
