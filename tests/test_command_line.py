@@ -634,7 +634,9 @@ def test_a_run_without_its_metrics_ends(copy, capsys):
         (copy / name).unlink()
     status, said = run(capsys, "digits_cnn", "--workdir", str(copy), *TINY)
     assert status == 0 and "0.0 s, no steps/s" in said
-    assert f"warning: {copy / 'metrics.jsonl'} lacks lines of steps 2 to 4: curves and times are of" in said
+    assert (
+        f"warning: {copy / 'metrics.jsonl'} lacks lines of steps 2 to 4: curves and times leave these steps out" in said
+    )
     assert json.loads((copy / "summary.json").read_text())["steps_per_second"] is None
 
 

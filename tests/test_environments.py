@@ -153,7 +153,7 @@ def test_a_class_that_is_no_environment_is_refused(name, says):
 def test_uint8_holds_whole_numbers_alone():
     minatar = Environment("Breakout-MinAtar")
     DQN(environment=minatar, buffer_dtype="uint8").build()
-    with pytest.raises(UserError, match=r"CartPole-v1 shows -?0\.0\d+: choose --buffer-dtype float32"):
+    with pytest.raises(UserError, match=r"those of CartPole-v1 have -?0\.0\d+: choose --buffer-dtype float32"):
         DQN(buffer_dtype="uint8").build()
 
 

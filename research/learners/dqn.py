@@ -110,7 +110,7 @@ def dqn(config: DQN) -> Learner:
     """
     environment, distribution = make(config.environment), config.distribution()
     if config.buffer_dtype == "uint8":
-        replay.check_whole(environment)
+        replay.check_whole_numbers(environment)
     net = q_network(config, environment)
     (init_state, update), prioritised = config.updater(), config.priority_exponent > 0
 

@@ -303,10 +303,10 @@ def check(name: str, env: Any, params: Any) -> int | None:
         if value.shape != shape:
             raise broken(f"{what} has shape {value.shape}, not {shape}: {remedy}")
 
-    def seen(what: str, observation: Any) -> None:
+    def check_observation(what: str, observation: Any) -> None:
         array(what, observation, tuple(space.shape), "change it or the observation space")
 
-    def stepped(what: str, next_state: Any, reward: Any, **flags: Any) -> None:
+    def check_step(what: str, next_state: Any, reward: Any, **flags: Any) -> None:
         shapes = lambda tree: [(jax.tree_util.keystr(p), x.shape, x.dtype) for p, x in jax.tree.leaves_with_path(tree)]
         for old, new in zip(shapes(state), shapes(next_state), strict=False):
             if old != new:
@@ -324,23 +324,23 @@ def check(name: str, env: Any, params: Any) -> int | None:
         raise broken(f"the observation space is a {type(space).__name__}, not one array: flatten what is observed")
     key = jax.eval_shape(lambda: jax.random.key(0))
     observation, state = outputs("reset", called("reset", jax.eval_shape, env.reset, key, params), "observation, state")
-    seen("the observation of reset", observation)
+    check_observation("the observation of reset", observation)
     some_action = np.int32(0) if hasattr(actions, "n") else np.zeros(actions.shape, np.float32)
     action = jax.ShapeDtypeStruct(some_action.shape, some_action.dtype)
     if _default_step(env):  # gymnax's own step calls it, and would say less well what is wrong with it
         values = called("step_env", jax.eval_shape, env.step_env, key, state, action, params)
         values = outputs("step_env", values, "observation, state, reward, terminated, info")
         observation, next_state, reward, terminated, _ = values
-        seen("the observation of step_env", observation)
-        stepped("step_env", next_state, reward, terminated=terminated)
+        check_observation("the observation of step_env", observation)
+        check_step("step_env", next_state, reward, terminated=terminated)
     values = called("step", jax.eval_shape, env.step, key, state, action, params)
     values = outputs("step", values, "observation, state, reward, terminated, truncated, info")
     observation, next_state, reward, terminated, truncated, info = values
     if "final_observation" not in info:
         raise broken("step's info has no 'final_observation': put the observation before any reset there")
-    seen("the observation of step", observation)
-    seen("info['final_observation']", info["final_observation"])
-    stepped("step", next_state, reward, terminated=terminated, truncated=truncated)
+    check_observation("the observation of step", observation)
+    check_observation("info['final_observation']", info["final_observation"])
+    check_step("step", next_state, reward, terminated=terminated, truncated=truncated)
 
     if not getattr(env, "costly_reset", False):  # those of physics would compile for a minute
         observation, reward = called("a frame", _first_frame, env, params, some_action)

@@ -61,15 +61,15 @@ class Sample(NamedTuple):
     next_observation: jax.Array
 
 
-def check_whole(environment: VectorEnv) -> None:
-    """Raises UserError where an episode begins with other numbers than whole ones from 0 to 255."""
+def check_whole_numbers(environment: VectorEnv) -> None:
+    """Raises UserError where the first observation of an episode has other numbers than whole ones from 0 to 255."""
     with jax.ensure_compile_time_eval():  # also where a learner is being traced
         _, observation = jax.jit(environment.reset)(jax.random.split(jax.random.key(0), 1))
-        shown = np.asarray(observation)
-    if (wrong := shown[shown != shown.round().clip(0, 255)]).size:
+        values = np.asarray(observation)
+    if (wrong := values[values != values.round().clip(0, 255)]).size:
         raise UserError(
-            f"buffer_dtype uint8 is for observations of whole numbers from 0 to 255, and {environment.name} shows "
-            f"{wrong[0]:.4g}: choose --buffer-dtype float32"
+            f"buffer_dtype uint8 is for observations of whole numbers from 0 to 255, and those of {environment.name} "
+            f"have {wrong[0]:.4g}: choose --buffer-dtype float32"
         )
 
 

@@ -260,7 +260,7 @@ class _Events:
 
 
 def _events(path: Path) -> Iterator[Event]:
-    """The events of a file, without damaged ones, and the last one where a killed run left it incomplete."""
+    """The intact events of a file. The last one is left out too where a killed run left it incomplete."""
     data, at = path.read_bytes(), 0
     while at + 16 <= len(data):
         (size,) = struct.unpack_from("<Q", data, at)  # then its checksum, the event, and that one's

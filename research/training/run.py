@@ -220,15 +220,15 @@ def check_history(job: Job, step: int) -> None:
     scores decide which checkpoint is evaluated, or when the run stops."""
     run = job.experiment.run
     intervals = {"train": run.steps_per_dispatch, "validation": run.evaluate_every}
-    there = {(line["split"], line["step"]) for line in log.read(job.directory)}
+    logged = {(line["split"], line["step"]) for line in log.read(job.directory)}
     due = [(split, at) for split, every in intervals.items() for at in range(every, step + 1, every)]
-    missing = sorted(at for split, at in due if (split, at) not in there)
+    missing = sorted(at for split, at in due if (split, at) not in logged)
     if not missing:
         return
     lacks = f"{job.run_directory / log.METRICS} lacks lines of steps {missing[0]} to {missing[-1]}"
     if run.by_scores:
         raise UserError(f"{lacks}, whose scores decide how the run goes on: restore it, or train anew with --overwrite")
-    warn(f"{lacks}: curves and times are of the other ones alone")
+    warn(f"{lacks}: curves and times leave these steps out")
 
 
 def initial(job: Job, state: State, directory: Path, warn: Callable[[str], None]) -> State:

@@ -48,7 +48,7 @@ def owned(directory: Path, name: str, command: config.Command[Experiment]) -> It
 
 
 def _check_name(directory: Path) -> None:
-    """Raise UserError where orbax could not read what it keeps below a directory of this name."""
+    """Raise UserError where orbax could not read checkpoints from a directory of this name."""
     name = str(resolved(directory))
     if "[" in name or name.encode(errors="ignore").decode() != name:
         raise UserError(f"no checkpoint can be read from {name!r}: choose a --workdir without [, in UTF-8")
@@ -342,8 +342,8 @@ def _extend(directory: Path, experiment: Experiment, there: dict[str, Any]) -> N
     extended = [*there.get("extended_from", ()), before]
     write_json(directory / "config.json", {**there, "config": values, "extended_from": extended})
     say(f"{directory}: extended from {before} to {after} steps")
-    judged = [line["step"] for line in lines if line["split"] == "validation" and experiment.run.metric in line]
-    if before in judged and before % judged[0]:
+    evaluated = [line["step"] for line in lines if line["split"] == "validation" and experiment.run.metric in line]
+    if before in evaluated and before % evaluated[0]:
         warn(
             f"step {before} was evaluated as the last one: this counts for the best step and --run.patience, "
             f"and a run of {after} steps from its start does without it"
