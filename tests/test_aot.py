@@ -99,9 +99,24 @@ def test_compiles(name, where, how, dtype):
 @pytest.mark.parametrize("net, inputs", NETS, ids=name)
 def test_every_net_compiles(net, inputs, where, dtype):
     """Its gradient, with the quick effort: learners' tiny settings have but some of the nets."""
+    program = gradient(net, inputs, 8, where, dtype)
+    assert 0 < program.memory_analysis().argument_size_in_bytes < devices(where).memory
+    assert set(collectives(program.as_text())) == ({"all-reduce"} if where == "v5e:2x4" else set())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_strided_residual_block_of_few_images_compiles_for_v6e(dtype):
+    """Where the sum of its gradients and the norms before it were one fusion, the compiler ran out of stack."""
+    images = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    program = gradient(ResNet(widths=(16, 32), blocks=(1, 1), outputs=10), images, 8 * 16, "v6e:2x4", dtype)
+    assert convolutions(program.as_text()) > 0
+
+
+def gradient(net, inputs, batch, where, dtype):
+    """The gradient of the sum of squares of a net's outputs, of so many inputs, compiled with the quick effort."""
     layout = Layout(make_mesh(devices(where).devices))
     cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
-    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((8, *x.shape[1:]), x.dtype), inputs)
+    inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), inputs)
     variables = jax.eval_shape(net.init, jax.random.key(0), inputs)
 
     def loss(params, collections, inputs, key):
@@ -115,9 +130,7 @@ def test_every_net_compiles(net, inputs, where, dtype):
     options = {"exec_time_optimization_effort": -1.0}
     if where == "h100":  # without a card, Triton's tiles can't be tuned
         options["xla_gpu_enable_triton_gemm"] = False
-    program = step.lower(*arguments).compile(compiler_options=options)
-    assert 0 < program.memory_analysis().argument_size_in_bytes < devices(where).memory
-    assert set(collectives(program.as_text())) == ({"all-reduce"} if where == "v5e:2x4" else set())
+    return step.lower(*arguments).compile(compiler_options=options)
 
 
 def test_an_axis_of_a_mesh_may_be_a_part_of_one_of_the_slice():

@@ -173,6 +173,8 @@ def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SA
 
 
 def _lax(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    if stride > 1:  # for TPUs v6e: of few images, the gradient and that of a norm before it are too large a fusion
+        x = lax.optimization_barrier(x)
     return lax.conv_general_dilated(
         x, w, (stride, stride), padding, None, None, ("CHWN", "HWIO", "CHWN"), preferred_element_type=wide(x.dtype)
     )
