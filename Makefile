@@ -9,12 +9,13 @@ BIN = $(VENV)/bin
 demo: $(VENV)/demo
 	$(BIN)/python -m experiments.demo
 
-# `make test` checks style and types, then runs every test.
+# `make test` checks style, and then types beside running every test.
 test: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/mypy
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/mypy & types=$$!; \
+	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder; tests=$$?; \
+	wait $$types || { echo "mypy found errors: see above"; exit 1; }; exit $$tests
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -23,6 +23,9 @@ from typing import Any
 FRAMES = 250_000
 """Frames of a round of reinforcement learning."""
 
+TEST_ENVIRONMENTS = 128
+"""Of a greedy return, as in `breakout_pqn`."""
+
 SOLVED, EPISODES = 475, 20
 """The return at which CartPole counts as solved, as the mean of so many episodes of training."""
 
@@ -124,22 +127,65 @@ def purejaxql_pqn_minatar(clone: Path) -> Callable[[], float]:
 
 
 def _purejaxql(clone: Path, script: str, setting: str, environment: str) -> Callable[[], float]:
+    config = _purejaxql_setting(clone, setting, environment)
+    rollout = config["NUM_ENVS"] * config["NUM_STEPS"]
+    frames = FRAMES // rollout * rollout
+    config |= {"TOTAL_TIMESTEPS": frames, "TOTAL_TIMESTEPS_DECAY": frames}
+    return training(module(clone / "purejaxql" / f"pqn_{script}.py", "wandb").make_train, config, frames)
+
+
+def purejaxql_return(clone: Path, game: str) -> Callable[[], float]:
+    """A whole run of its PQN on a game of MinAtar, and then the mean greedy return of the first whole episode of each
+    of 128 environments. A round is a seed: 0, 1, and so on. The mean that it logs itself, over all episodes that end in
+    the 1,000 frames of its test, is printed to standard error.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    config = _purejaxql_setting(clone, "minatar", game)
+    script = module(clone / "purejaxql" / "pqn_minatar.py", "wandb")
+    environment, params = script.gymnax.make(game)
+    environment = script.LogWrapper(environment)
+    net = script.QNetwork(action_dim=environment.action_space(params).n, norm_type=config["NORM_TYPE"])
+    train = jax.jit(script.make_train(config))
+
+    @jax.jit
+    def play(state: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """The returns of the episodes that end `[frame, environment]`, and whether one ends."""
+        weights = {"params": state.params, "batch_stats": state.batch_stats}
+
+        def frame(carry: tuple[jax.Array, Any], key: jax.Array) -> tuple[tuple[jax.Array, Any], Any]:
+            action = net.apply(weights, carry[0], train=False).argmax(-1)
+            keys = jax.random.split(key, TEST_ENVIRONMENTS)
+            observation, world, _, _, info = jax.vmap(environment.step, (0, 0, 0, None))(keys, carry[1], action, params)
+            return (observation, world), (info["returned_episode_returns"], info["returned_episode"])
+
+        first, *keys = jax.random.split(key, 1 + params.max_steps_in_episode)
+        start = jax.vmap(environment.reset, (0, None))(jax.random.split(first, TEST_ENVIRONMENTS), params)
+        return jax.lax.scan(frame, start, jnp.stack(keys))[1]
+
+    seeds = itertools.count()
+
+    def once() -> float:
+        seed = jax.random.PRNGKey(next(seeds))
+        returns, ends = play(train(seed)["runner_state"][0], jax.random.fold_in(seed, 1))
+        if not ends.any(0).all():
+            raise RuntimeError("an environment's first episode did not end")
+        print("over all episodes:", returns[ends].mean(), file=sys.stderr, flush=True)
+        return float(jnp.take_along_axis(returns, ends.argmax(0)[None], 0).mean())
+
+    return once
+
+
+def _purejaxql_setting(clone: Path, setting: str, environment: str) -> dict[str, Any]:
+    """What a file of its configurations says, without tests while it trains."""
     import jax
     from omegaconf import OmegaConf
 
     vars(jax).setdefault("tree_map", jax.tree.map)
     path = clone / "purejaxql" / "config" / "alg" / f"pqn_{setting}.yaml"
     config = {key: _number(x) for key, x in OmegaConf.to_container(OmegaConf.load(path)).items()}
-    rollout = config["NUM_ENVS"] * config["NUM_STEPS"]
-    frames = FRAMES // rollout * rollout
-    config |= {
-        "ENV_NAME": environment,
-        "TOTAL_TIMESTEPS": frames,
-        "TOTAL_TIMESTEPS_DECAY": frames,
-        "TEST_DURING_TRAINING": False,
-        "WANDB_MODE": "disabled",
-    }
-    return training(module(clone / "purejaxql" / f"pqn_{script}.py", "wandb").make_train, config, frames)
+    return config | {"ENV_NAME": environment, "TEST_DURING_TRAINING": False, "WANDB_MODE": "disabled"}
 
 
 def _number(x: Any) -> Any:
@@ -233,7 +279,13 @@ def main(arguments: list[str]) -> None:
         f.__name__: f
         for f in (purejaxrl_dqn, purejaxrl_ppo, purejaxql_pqn, purejaxql_pqn_minatar, cleanrl_ppo, sb3_ppo)
     }
-    once = gymnasium_cartpole(int(where)) if name == "gymnasium_cartpole" else peers[name](Path(where))
+    games = {f"purejaxql_{game}": f"{game.capitalize()}-MinAtar" for game in ("asterix", "breakout", "freeway")}
+    if name == "gymnasium_cartpole":
+        once = gymnasium_cartpole(int(where))
+    elif name in games:
+        once = purejaxql_return(Path(where), games[name])
+    else:
+        once = peers[name](Path(where))
     for _ in sys.stdin:
         print(once(), flush=True)
 

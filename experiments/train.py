@@ -2,24 +2,29 @@
 
 import sys
 
-import jax
-
-from experiments.console import measured, number, show, status, unnamed
-from research.training import config
-from research.training.processes import supervised
-from research.training.run import train
+from research.training.supervisor import supervised
 
 
 def main(arguments: list[str]) -> int:
     """Return the exit status, see `console.status`."""
-    if (ended := unnamed(arguments, "experiments.train", _list)) is not None:
-        return ended
-    run = lambda: status(lambda: _train(*arguments))
     together = any(argument.startswith("--processes") for argument in arguments)
+    run = lambda: _main(arguments)
     return supervised("experiments.train", arguments, run) if together else run()
 
 
+# The functions below import what they need: of a process that trains with others, the parent is to stay small.
+
+
+def _main(arguments: list[str]) -> int:
+    from experiments.console import status, unnamed
+
+    ended = unnamed(arguments, "experiments.train", _list)
+    return status(lambda: _train(*arguments)) if ended is None else ended
+
+
 def _list() -> None:
+    from research.training import config
+
     width = max(map(len, config.names()))
     print(f"{__doc__}\n\nconfigs:")
     for name in config.names():
@@ -27,6 +32,12 @@ def _list() -> None:
 
 
 def _train(name: str, *arguments: str) -> None:
+    import jax
+
+    from experiments.console import measured, number, show
+    from research.training import config
+    from research.training.run import train
+
     result = train(name, config.parse(name, list(arguments)))
     if jax.process_index():  # one of several processes shows what came out
         return

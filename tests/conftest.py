@@ -59,7 +59,8 @@ LONGEST = (
 """Files that are begun first, so that both workers end at about the same time; except in random order."""
 
 PARTS = {"test_resume": "whole", "test_laws": "name", "test_golden": "name", "test_configs": "name"}
-"""Files whose tests need not share a process where this parameter differs."""
+"""Files whose tests need not share a process where the first word of this parameter differs: it is the data set or the
+environment of a config, which a process reads or checks once."""
 
 
 @pytest.fixture
@@ -103,7 +104,8 @@ def pytest_collection_modifyitems(config, items):
         return
     for item in items:
         file, values = item.path.stem, item.callspec.params if hasattr(item, "callspec") else {}
-        item.add_marker(pytest.mark.xdist_group(f"{file} {values.get(PARTS.get(file), '')}"))
+        part = str(values.get(PARTS.get(file), "")).partition("_")[0]
+        item.add_marker(pytest.mark.xdist_group(f"{file} {part}"))
     if not config.pluginmanager.hasplugin("randomly"):
         items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 

@@ -101,6 +101,11 @@ def wait_for(path, seconds=120):
         time.sleep(0.05)
 
 
+def test_the_parent_of_a_process_imports_no_jax():
+    script = "import sys, experiments.train; print(*({'jax', 'matplotlib', 'tyro'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
+
+
 def test_a_pair_trains_as_one_process_and_resumes_to_the_same_bit(tmp_path, without_pictures):
     whole, stopped, alone = tmp_path / "whole", tmp_path / "stopped", tmp_path / "alone"
     assert [status for status, _ in Pair(whole).ended()] == [0, 0]

@@ -27,6 +27,10 @@ POINTS = 400
 
 SPLITS = ("train", "validation", "test")
 
+DPI = 130
+GAP = 0.04
+"""Inches between the images of a grid."""
+
 
 class Curve(NamedTuple):
     """steps [n] and values [n, seeds]; a missing value is NaN."""
@@ -100,16 +104,20 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
     rows = math.ceil(n / columns)
     longest = max((len(line) for text in captions or () for line in text.splitlines()), default=0)
     lines = max((text.count("\n") + 1 for text in captions or ()), default=0)
-    across = max(1.0, 0.075 * longest)
-    figure = _figure(columns * across, rows * (across * height / width + 0.16 * lines))
-    figure.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
-    for i, ax in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
-        ax.axis("off")
-        if i < n:
-            limit = 255 if images.dtype == np.uint8 else 1
-            ax.imshow(drawable(images[i]), cmap="gray", vmin=0, vmax=limit, interpolation="nearest")
-            if captions:
-                ax.set_title(captions[i], fontsize=8, pad=2)
+    # In inches, on one pair of axes: a pair for each image would take a second of hundreds of them.
+    across, above = max(1.0, 0.075 * longest), 0.16 * lines
+    down = across * height / width
+    figure = Figure(figsize=(columns * (across + GAP) + GAP, rows * (above + down + GAP) + GAP), dpi=DPI)
+    ax = figure.add_axes((0, 0, 1, 1))
+    for i, image in enumerate(images):
+        left, top = GAP + i % columns * (across + GAP), GAP + above + i // columns * (above + down + GAP)
+        limit = 255 if images.dtype == np.uint8 else 1
+        place = (left, left + across, top + down, top)
+        ax.imshow(drawable(image), cmap="gray", vmin=0, vmax=limit, interpolation="nearest", extent=place)
+        if captions:
+            ax.text(left + across / 2, top - 0.03, captions[i], fontsize=8, ha="center", va="bottom")
+    ax.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0), aspect="auto")
+    ax.axis("off")
     write(figure, path)
 
 
@@ -384,7 +392,7 @@ def _scale(ax: Axes, name: str, curves: Sequence[Curve]) -> None:
 
 
 def _figure(width: float, height: float) -> Figure:
-    return Figure(figsize=(width, height), dpi=130, layout="constrained")
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def _chart(width: float, height: float) -> tuple[Figure, Axes]:

@@ -6,32 +6,25 @@ JAX's coordination service, which does not wait for the devices.
 """
 
 import contextlib
-import os
-import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NoReturn
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
-from research.core.console import console, warn
+from research.core.console import console
 from research.core.errors import RunError, UserError
-from research.training.signals import SIGNALS, Interrupted
-
-CONNECT = 300
-"""Seconds that a process waits for the others at the start."""
+from research.training.signals import Interrupted
+from research.training.supervisor import CONNECT, exit_at_once
 
 HEARTBEAT = 30
 """Seconds without a heartbeat after which a process is considered dead."""
 
 _EVER = 2**31 - 1  # milliseconds; dead processes are found by heartbeats
 _FAILED = "samestep/failed"
-_PARENT = "SAMESTEP_PARENT"
 
 
 class ProcessGroup:
@@ -114,7 +107,7 @@ class ProcessGroup:
             return
         with contextlib.suppress(jax.errors.JaxRuntimeError):
             self._before_exit()
-        _exit(f"error: process {index} of {self.size} has failed: {error}", int(status))
+        exit_at_once(f"error: process {index} of {self.size} has failed: {error}", int(status))
 
 
 def check(processes: str | None, coordinator: str | None, process: int | None) -> None:
@@ -222,44 +215,3 @@ def _wait_for(coordinator: str, timeout: float) -> None:
                     "the host of process 0, which must be running, and a port that is open between the hosts"
                 ) from None
         time.sleep(0.5)
-
-
-def _exit(line: str, status: int) -> NoReturn:
-    os.write(2, f"{line}\n".encode())
-    os._exit(status)
-
-
-def supervised(module: str, arguments: Sequence[str], run: Callable[[], int]) -> int:
-    """Call `run` in a child process, `python -m module arguments`, and return its exit status.
-
-    JAX aborts a process (SIGABRT) when another one of the run has died; the parent then prints one clear line. Signals
-    are passed on to the child, and the child exits with its parent.
-    """
-    parent = os.environ.get(_PARENT)
-    if parent is not None:
-        threading.Thread(target=_exit_with_parent, args=(int(parent),), name="parent", daemon=True).start()
-        status = run()
-        if status and status < 128:  # a normal exit would wait for the other processes
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        return status
-    reader, writer = os.pipe()
-    command, environment = [sys.executable, "-m", module, *arguments], {**os.environ, _PARENT: str(reader)}
-    child = subprocess.Popen(command, env=environment, pass_fds=[reader])
-    for number in SIGNALS:
-        signal.signal(number, lambda number, _: child.send_signal(number))
-    status = child.wait()
-    os.close(writer)
-    if status == -signal.SIGABRT:
-        warn(
-            f"another process of this run has died, or did not start within {CONNECT} s, so this one has exited: "
-            "the same command in all processes resumes from the newest checkpoint"
-        )
-    return status if status >= 0 else 128 - status
-
-
-def _exit_with_parent(descriptor: int) -> None:
-    """Exit once the parent, which holds the other end of the pipe, has exited."""
-    os.read(descriptor, 1)
-    _exit("error: the parent process has exited", 1)
