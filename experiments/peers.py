@@ -2,8 +2,9 @@
 
     PYTHON -m experiments.peers NAME [DIR]
 
-NAME is a function below and DIR a clone of its repository. Nothing of ours is imported. A line of standard input plays
-a round, and its figure is printed: frames/s, or seeds/h.
+NAME is a function below, or purejaxql_asterix, purejaxql_breakout or purejaxql_freeway, and DIR a clone of its
+repository. Nothing of ours is imported. A line of standard input plays a round, and its figure is printed: frames/s,
+seeds/h, or for these games a greedy return.
 """
 
 import importlib.util

@@ -1,4 +1,5 @@
-"""The peers of the benchmark `solved`: a script of CleanRL's shape is read until its last episodes are solved."""
+"""The peers of the benchmarks: a script of CleanRL's shape is read until its last episodes are solved, and one of
+purejaxql's shape is trained and then evaluated."""
 
 import sys
 import time
@@ -37,6 +38,53 @@ def test_cleanrl_that_is_never_solved_has_no_figure(tmp_path):
 def test_solved_is_the_mean_of_so_many_episodes():
     assert peers._solved([475.0] * 20) and peers._solved([450.0] * 10 + [500.0] * 10)
     assert not peers._solved([500.0] * 19) and not peers._solved([475.0] * 19 + [474.0])
+
+
+PUREJAXQL = """
+import types
+from typing import Any, NamedTuple
+import jax.numpy as jnp
+
+class State(NamedTuple):
+    params: Any
+    batch_stats: Any
+
+class Game:
+    def action_space(self, params):
+        return types.SimpleNamespace(n=2)
+
+    def reset(self, key, params):
+        return jnp.zeros(1), jnp.int32(0)
+
+    def step(self, key, frames, action, params):
+        "The first episode has three frames, of as much reward as the action; each frame after it is one of 100."
+        ends = frames >= 2
+        info = {"returned_episode": ends, "returned_episode_returns": jnp.where(frames > 2, 100.0, 3.0 * action)}
+        return jnp.zeros(1), frames + 1, action, ends, info
+
+class QNetwork:
+    def __init__(self, action_dim, norm_type):
+        assert (action_dim, norm_type) == (2, "layer_norm")
+
+    def apply(self, weights, observation, train):
+        return observation * 0 + weights["params"]
+
+gymnax = types.SimpleNamespace(make=lambda game: (Game(), types.SimpleNamespace(max_steps_in_episode=6)))
+LogWrapper = lambda environment: environment
+
+def make_train(config):
+    return lambda seed: {"runner_state": (State(jnp.array([0.0, 1.0]), ()), seed)}
+"""
+
+
+def test_the_return_of_purejaxql_is_that_of_the_first_episodes(tmp_path, monkeypatch, capsys):
+    (tmp_path / "purejaxql").mkdir()
+    (tmp_path / "purejaxql" / "pqn_minatar.py").write_text(PUREJAXQL)
+    monkeypatch.setattr(peers, "_purejaxql_setting", lambda *_: {"NORM_TYPE": "layer_norm"})
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    once = peers.purejaxql_return(tmp_path, "Breakout-MinAtar")
+    assert [once(), once()] == [3.0, 3.0]
+    assert "over all episodes: 75.75" in capsys.readouterr().err, "of four episodes in six frames"
 
 
 def contender(code):
