@@ -224,10 +224,15 @@ def _value(field: dataclasses.Field, name: str, values: Any) -> Any:
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """`config` with other values of fields by dotted name. They are not checked, and so may be traced."""
+    """`config` with other values of fields by dotted name. They are not checked, and so may be traced.
+
+    Raises UserError for a field that it lacks.
+    """
     changed = copy.copy(config)
     for name, value in values.items():
         first, _, rest = name.partition(".")
+        if not hasattr(changed, first):
+            raise UserError(f"there is no field {first!r} to vary")
         inner = with_values(getattr(changed, first), {rest: value}) if rest else value
         object.__setattr__(changed, first, inner)
     return changed

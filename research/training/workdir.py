@@ -195,7 +195,7 @@ def _written(content: Any) -> bool:
         }:
             over, paths = more.get("over", []), more.get("init_paths", [])
             return (
-                (seeds is None or (type(seeds) is int and seeds > 0))
+                (seeds is None or (type(seeds) is int and 0 < seeds < 2**31))
                 and (isinstance(over, list) and all(map(_varied, over)))
                 and (isinstance(paths, list) and all(isinstance(path, str) for path in paths))
                 and isinstance(more.get("extended_from", []), list)
