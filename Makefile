@@ -9,13 +9,13 @@ BIN = $(VENV)/bin
 demo: $(VENV)/demo
 	$(BIN)/python -m experiments.demo
 
-# `make test` checks style, and then types beside running every test.
+# `make test` checks style, and then types while it runs every test; what mypy found is printed at the end.
 test: $(VENV)/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	@$(BIN)/mypy & types=$$!; \
+	@$(BIN)/mypy > $(VENV)/mypy.txt 2>&1 & types=$$!; trap 'kill $$types 2> /dev/null; exit 130' INT TERM; \
 	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder; tests=$$?; \
-	wait $$types || { echo "mypy found errors: see above"; exit 1; }; exit $$tests
+	wait $$types; types=$$?; cat $(VENV)/mypy.txt; exit $$((tests | types))
 
 $(VENV)/demo: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -25,7 +25,7 @@ FRAMES = 250_000
 """Frames of a round of reinforcement learning."""
 
 TEST_ENVIRONMENTS = 128
-"""Of a greedy return, as in `breakout_pqn`."""
+"""Environments that a greedy return is averaged over, as in `breakout_pqn`."""
 
 SOLVED, EPISODES = 475, 20
 """The return at which CartPole counts as solved, as the mean of so many episodes of training."""
@@ -135,10 +135,10 @@ def _purejaxql(clone: Path, script: str, setting: str, environment: str) -> Call
     return training(module(clone / "purejaxql" / f"pqn_{script}.py", "wandb").make_train, config, frames)
 
 
-def purejaxql_return(clone: Path, game: str) -> Callable[[], float]:
+def _purejaxql_return(clone: Path, game: str) -> Callable[[], float]:
     """A whole run of its PQN on a game of MinAtar, and then the mean greedy return of the first whole episode of each
-    of 128 environments. A round is a seed: 0, 1, and so on. The mean that it logs itself, over all episodes that end in
-    the 1,000 frames of its test, is printed to standard error.
+    of 128 environments. A round is a seed: 0, 1, and so on. The mean over all episodes that end meanwhile, which is
+    what its tests log, is printed to standard error.
     """
     import jax
     import jax.numpy as jnp
@@ -161,9 +161,9 @@ def purejaxql_return(clone: Path, game: str) -> Callable[[], float]:
             observation, world, _, _, info = jax.vmap(environment.step, (0, 0, 0, None))(keys, carry[1], action, params)
             return (observation, world), (info["returned_episode_returns"], info["returned_episode"])
 
-        first, *keys = jax.random.split(key, 1 + params.max_steps_in_episode)
-        start = jax.vmap(environment.reset, (0, None))(jax.random.split(first, TEST_ENVIRONMENTS), params)
-        return jax.lax.scan(frame, start, jnp.stack(keys))[1]
+        keys = jax.random.split(key, 1 + params.max_steps_in_episode)
+        start = jax.vmap(environment.reset, (0, None))(jax.random.split(keys[0], TEST_ENVIRONMENTS), params)
+        return jax.lax.scan(frame, start, keys[1:])[1]
 
     seeds = itertools.count()
 
@@ -179,7 +179,7 @@ def purejaxql_return(clone: Path, game: str) -> Callable[[], float]:
 
 
 def _purejaxql_setting(clone: Path, setting: str, environment: str) -> dict[str, Any]:
-    """What a file of its configurations says, without tests while it trains."""
+    """One of its files of configuration, with its tests during training turned off."""
     import jax
     from omegaconf import OmegaConf
 
@@ -284,7 +284,7 @@ def main(arguments: list[str]) -> None:
     if name == "gymnasium_cartpole":
         once = gymnasium_cartpole(int(where))
     elif name in games:
-        once = purejaxql_return(Path(where), games[name])
+        once = _purejaxql_return(Path(where), games[name])
     else:
         once = peers[name](Path(where))
     for _ in sys.stdin:

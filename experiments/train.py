@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> int:
     return supervised("experiments.train", arguments, run) if together else run()
 
 
-# The functions below import what they need: of a process that trains with others, the parent is to stay small.
+# The functions below import what they need, so that the parent that `supervised` makes stays small.
 
 
 def _main(arguments: list[str]) -> int:

@@ -59,8 +59,8 @@ LONGEST = (
 """Files that are begun first, so that both workers end at about the same time; except in random order."""
 
 PARTS = {"test_resume": "whole", "test_laws": "name", "test_golden": "name", "test_configs": "name"}
-"""Files whose tests need not share a process where the first word of this parameter differs: it is the data set or the
-environment of a config, which a process reads or checks once."""
+"""Files whose tests need not share a process where the first word of this parameter differs. Of a config it is the data
+set or the environment, which a process reads or checks once."""
 
 
 @pytest.fixture

@@ -113,7 +113,7 @@ def test_a_strided_residual_block_of_few_images_compiles_for_v6e(dtype):
 
 
 def gradient(net, inputs, batch, where, dtype):
-    """The gradient of the sum of squares of a net's outputs, of so many inputs, compiled with the quick effort."""
+    """The gradient of the mean square of a net's outputs for a batch, compiled with the quick effort."""
     layout = Layout(make_mesh(devices(where).devices))
     cast = lambda tree: jax.tree.map(lambda x: x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
     inputs = jax.tree.map(lambda x: jax.ShapeDtypeStruct((batch, *x.shape[1:]), x.dtype), inputs)

@@ -30,7 +30,19 @@ from research.training import run
 from research.training.run import validate
 
 PRUNED = ["--update.pruning.sparsity", "0.75", "--update.pruning.every", "10", "--update.pruning.end", "0.6"]
-NET = ["--net.widths", "16", "32", "--net.depth", "1", "--average", "0.9", "--optimizer.schedule", "constant", "--data.batch", "32"]
+NET = [
+    "--net.widths",
+    "16",
+    "32",
+    "--net.depth",
+    "1",
+    "--average",
+    "0.9",
+    "--optimizer.schedule",
+    "constant",
+    "--data.batch",
+    "32",
+]
 
 
 def length(steps: int, dispatch: int, every: int) -> list[str]:

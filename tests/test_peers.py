@@ -73,7 +73,7 @@ gymnax = types.SimpleNamespace(make=lambda game: (Game(), types.SimpleNamespace(
 LogWrapper = lambda environment: environment
 
 def make_train(config):
-    return lambda seed: {"runner_state": (State(jnp.array([0.0, 1.0]), ()), seed)}
+    return lambda seed: {"runner_state": (State(jnp.array([0.5, 1.0 - seed[-1]]), ()), seed)}
 """
 
 
@@ -82,8 +82,9 @@ def test_the_return_of_purejaxql_is_that_of_the_first_episodes(tmp_path, monkeyp
     (tmp_path / "purejaxql" / "pqn_minatar.py").write_text(PUREJAXQL)
     monkeypatch.setattr(peers, "_purejaxql_setting", lambda *_: {"NORM_TYPE": "layer_norm"})
     monkeypatch.setattr(sys, "path", list(sys.path))
-    once = peers.purejaxql_return(tmp_path, "Breakout-MinAtar")
-    assert [once(), once()] == [3.0, 3.0]
+    monkeypatch.setitem(sys.modules, "wandb", None)  # what takes its place is gone after the test
+    once = peers._purejaxql_return(tmp_path, "Breakout-MinAtar")
+    assert [once(), once()] == [3.0, 0.0], "by the weights of seeds 0 and 1"
     assert "over all episodes: 75.75" in capsys.readouterr().err, "of four episodes in six frames"
 
 

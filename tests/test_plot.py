@@ -78,6 +78,32 @@ def test_image_grid(tmp_path, channels, dtype):
     assert picture.shape[1] > 3 * picture.shape[0]
 
 
+@pytest.mark.parametrize("captions", [None, [f"a\nb {i}" for i in range(7)]])
+def test_images_of_a_grid_are_where_they_belong(tmp_path, captions):
+    """Each is grey above and black below; its corners are told from the sizes in inches."""
+    greys, across, above = 60 + 25 * np.arange(7), 1.0, 0.32 if captions else 0.0
+    images = np.zeros((7, 20, 10, 1), np.uint8)
+    images[:, :10] = greys[:, None, None, None]
+    plot.image_grid(images, captions, tmp_path / "grid.png", columns=3)
+    picture = 255 * drawn(tmp_path / "grid.png")[..., 0]
+    for i, grey in enumerate(greys):
+        left = plot.GAP + i % 3 * (across + plot.GAP)
+        top = plot.GAP + above + i // 3 * (above + 2 * across + plot.GAP)
+        at = lambda down, right, left=left, top=top: picture[
+            int((top + down) * plot.DPI), int((left + right) * plot.DPI)
+        ]
+        for right in (0.02, 0.5, 0.98):
+            assert [at(down, right) for down in (0.02, 0.98)] == pytest.approx([grey, grey], abs=0.6)
+            assert [at(down, right) for down in (1.02, 1.98)] == [0, 0]
+    empty = picture[int((2.5 * plot.GAP + 3 * above + 4 * across) * plot.DPI) :, int(1.5 * plot.DPI) :]
+    assert (empty == 255).all(), "of three rows the last has one image"
+
+
+def test_no_images_no_picture(tmp_path):
+    plot.image_grid(np.zeros((0, 4, 4, 1)), None, tmp_path / "grid.png")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("n", [2, 10, 40])
 def test_confusion(tmp_path, n):
     matrix = np.eye(n, dtype=int) * 50

@@ -102,8 +102,15 @@ def wait_for(path, seconds=120):
 
 
 def test_the_parent_of_a_process_imports_no_jax():
-    script = "import sys, experiments.train; print(*({'jax', 'matplotlib', 'tyro'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "\n"
+    script = """
+import subprocess, sys, types
+from experiments.train import main
+subprocess.Popen = lambda command, **_: types.SimpleNamespace(wait=lambda: print(command[2:]) or 7)
+assert main(["digits_cnn", "--processes", "2"]) == 7
+print({"jax", "matplotlib", "tyro"} & set(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "['experiments.train', 'digits_cnn', '--processes', '2']\nset()\n"
 
 
 def test_a_pair_trains_as_one_process_and_resumes_to_the_same_bit(tmp_path, without_pictures):

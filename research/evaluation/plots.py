@@ -28,6 +28,8 @@ POINTS = 400
 SPLITS = ("train", "validation", "test")
 
 DPI = 130
+"""Pixels an inch."""
+
 GAP = 0.04
 """Inches between the images of a grid."""
 
@@ -95,6 +97,8 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
     scaled by the same factor to fit.
     """
     images = np.asarray(images)
+    if not len(images):
+        return
     if images.dtype != np.uint8:
         images = images.astype(np.float32)
         low, high = min(0.0, float(np.nanmin(images))), max(1.0, float(np.nanmax(images)))
@@ -104,7 +108,7 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
     rows = math.ceil(n / columns)
     longest = max((len(line) for text in captions or () for line in text.splitlines()), default=0)
     lines = max((text.count("\n") + 1 for text in captions or ()), default=0)
-    # In inches, on one pair of axes: a pair for each image would take a second of hundreds of them.
+    # Positions are in inches, on one pair of axes: with a pair for each image, 240 images take two seconds.
     across, above = max(1.0, 0.075 * longest), 0.16 * lines
     down = across * height / width
     figure = Figure(figsize=(columns * (across + GAP) + GAP, rows * (above + down + GAP) + GAP), dpi=DPI)
@@ -112,8 +116,8 @@ def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, co
     for i, image in enumerate(images):
         left, top = GAP + i % columns * (across + GAP), GAP + above + i // columns * (above + down + GAP)
         limit = 255 if images.dtype == np.uint8 else 1
-        place = (left, left + across, top + down, top)
-        ax.imshow(drawable(image), cmap="gray", vmin=0, vmax=limit, interpolation="nearest", extent=place)
+        extent = (left, left + across, top + down, top)
+        ax.imshow(drawable(image), cmap="gray", vmin=0, vmax=limit, interpolation="nearest", extent=extent)
         if captions:
             ax.text(left + across / 2, top - 0.03, captions[i], fontsize=8, ha="center", va="bottom")
     ax.set(xlim=(0, figure.get_figwidth()), ylim=(figure.get_figheight(), 0), aspect="auto")

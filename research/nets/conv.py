@@ -173,7 +173,9 @@ def convolve(x: jax.Array, w: jax.Array, stride: int = 1, padding: Padding = "SA
 
 
 def _lax(x: jax.Array, w: jax.Array, stride: int, padding: Padding) -> jax.Array:
-    if stride > 1:  # for TPUs v6e: of few images, the gradient and that of a norm before it are too large a fusion
+    # With few images on a device, the compiler of TPUs v6e runs out of stack where this gradient and that of the norm
+    # before it are one fusion. The barrier keeps them apart, on GPUs too.
+    if stride > 1:
         x = lax.optimization_barrier(x)
     return lax.conv_general_dilated(
         x, w, (stride, stride), padding, None, None, ("CHWN", "HWIO", "CHWN"), preferred_element_type=wide(x.dtype)

@@ -224,15 +224,10 @@ def _value(field: dataclasses.Field, name: str, values: Any) -> Any:
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """`config` with other values of fields by dotted name. They are not checked, and so may be traced.
-
-    Raises UserError for a field that it lacks.
-    """
+    """`config` with other values of fields by dotted name. They are not checked, and so may be traced."""
     changed = copy.copy(config)
     for name, value in values.items():
         first, _, rest = name.partition(".")
-        if not hasattr(changed, first):
-            raise UserError(f"there is no field {first!r} to vary")
         inner = with_values(getattr(changed, first), {rest: value}) if rest else value
         object.__setattr__(changed, first, inner)
     return changed
@@ -241,6 +236,14 @@ def with_values(config: Any, values: Mapping[str, Any]) -> Any:
 def as_over(about: Mapping[str, Any]) -> Over:
     """What a run varies, from the content of its config.json; () where it is no sweep."""
     return tuple((name, tuple(found)) for name, found in about.get("over", ()))
+
+
+def check_over(config: Any, over: Over) -> None:
+    """Raise UserError where a field that `over` varies is no number of `config`."""
+    numbers = {name for name, value in leaves(config).items() if type(value) in (int, float)}
+    for name, _ in over:
+        if name not in numbers:
+            raise UserError(f"it varies {name}, which is no number of its config")
 
 
 def settings(over: Iterable[tuple[str, Sequence[T]]]) -> list[dict[str, T]]:

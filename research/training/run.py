@@ -82,14 +82,16 @@ def load(directory: Path | str) -> tuple[Experiment, Learner, State]:
     """
     directory = located(directory)
     about = workdir.run_in(directory)
+    over = config.as_over(about)
     try:
         experiment = config.from_json(about["name"], about["config"])
+        config.check_over(experiment, over)
     except UserError as error:
         raise UserError(
             f"{directory / 'config.json'} does not fit this version of samestep ({error}): restore it, or use the "
             "version that the run was made with"
         ) from None
-    learner, key = build(experiment, about["seeds"], config.as_over(about))
+    learner, key = build(experiment, about["seeds"], over)
     best = experiment.run.checkpoint_for_test == "best"
     found = checkpoint.restore(directory / "checkpoints", jax.eval_shape(learner.init, key), warn, best)
     if found is None:

@@ -1,4 +1,4 @@
-"""The parent of a process that trains together with others: it says why the child was aborted, and imports no JAX."""
+"""The parent of a process that trains together with others. It says why the child was aborted, and imports no JAX."""
 
 import os
 import signal
