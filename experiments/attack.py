@@ -19,7 +19,7 @@ import tyro
 
 from experiments.console import print_table, script
 from experiments.runs import first_images, image_classifier
-from research.core.errors import between, positive
+from research.core.errors import UserError, between, positive
 from research.core.files import write_json
 from research.core.losses import cross_entropy
 from research.core.state import Batch, example_keys
@@ -71,6 +71,9 @@ class Options:
     def __post_init__(self) -> None:
         positive(self, "", "steps", "restarts", "queries", "limit", "curves")
         between(self, "", 0, 1, "radius", "step_size")
+        for name in ("radius", "step_size"):
+            if getattr(self, name) == 0:
+                raise UserError(f"{name} must be above 0: an attack of 0 changes nothing")
 
 
 def attack(options: Options) -> None:

@@ -87,9 +87,9 @@ def show(found: Sequence[np.ndarray], metric: str, minimised: bool, normalised: 
 
 
 def _with_interval(aggregate: Any, *scores: np.ndarray) -> str:
-    """The aggregate and its interval as text; without an interval of one run a task."""
+    """The aggregate and its interval as text; without an interval where any of `scores` is of one run a task."""
     value = number(float(aggregate(*scores)))
-    if all(len(x) == 1 for x in scores):
+    if any(len(x) == 1 for x in scores):
         return value
     low, high = statistics.interval(aggregate, *scores)
     return f"{value} [{number(float(low))}, {number(float(high))}]"

@@ -79,8 +79,12 @@ def check_picture(output: Path) -> None:
 
 
 def check_output(output: Path | None) -> None:
-    """Raises UserError where `output` is in a directory that is not there, before anything is measured."""
-    if output is not None and not output.parent.is_dir():
+    """Raises UserError where `output` is a directory or in one that is not there, before anything is measured."""
+    if output is None:
+        return
+    if output.is_dir():
+        raise UserError(f"--output {output} is a directory: name a file")
+    if not output.parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}")
 
 

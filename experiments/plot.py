@@ -7,6 +7,7 @@ from typing import Annotated
 import tyro
 
 from experiments.console import check_picture, script
+from research.core.console import warn
 from research.core.errors import UserError
 from research.evaluation import plots as plot
 from research.training import log, workdir
@@ -33,6 +34,9 @@ def curves(
     runs = {label: log.read(directory) for label, directory in zip(labels, directories, strict=True)}
     if not any(runs.values()):
         raise UserError(f"there is nothing to plot yet in {', '.join(map(str, directories))}")
+    for label in (label for label, lines in runs.items() if not lines):
+        warn(f"there is nothing to plot yet in {label}")
+    runs = {label: lines for label, lines in runs.items() if lines}
     plot.curves(runs, output)
     print(output)
 

@@ -67,8 +67,9 @@ def write(options: Options) -> None:
             raise UserError(f"translations are the likeliest ones, not drawn: leave out --{given[0].replace('_', '-')}")
         print(translated(experiment, state, options.prompt))
         return
-    print(options.prompt, end="", flush=True)
-    for piece in written(experiment, state, options):
+    pieces = written(experiment, state, options)
+    print(options.prompt + next(pieces), end="", flush=True)  # the first piece says what is wrong with the prompt
+    for piece in pieces:
         print(piece, end="", flush=True)
     print()
 

@@ -25,6 +25,15 @@ from research.training.run import train
 
 PRETRAINED, TUNED = "cifar10_first_five_resnet20", "cifar10_last_five_resnet20"
 
+OWN = {
+    "pretraining": ("workdir", "seeds", "data.classes"),
+    "tuning": (
+        *("workdir", "seeds", "data.classes", "data.labels", "data.draw", "seed", "run.seed"),
+        *("freeze", "update.freeze", "init-from", "init-paths", "optimizer.learning-rate"),
+    ),
+}
+"""Options of the runs that the script gives itself: what it compares, and where the runs are."""
+
 
 class Way(NamedTuple):
     """A way to train on few images: its options, whether it starts from the pre-trained net, and learning rates."""
@@ -50,7 +59,7 @@ class Options:
         images: numbers of images of each class
         seeds: number of seeds, each with other images
         output: file for the numbers; by default transfer.json in the directory
-        pretraining: further options of the pre-training, in one text, such as --pretraining="--steps 1000"
+        pretraining: further options of the pre-training, in one text after =, such as --pretraining="--steps 1000"
         tuning: further options of all other runs, likewise
     """
 
@@ -67,11 +76,14 @@ class Options:
             check_output(self.output)
         if len(set(self.images)) < len(self.images):
             raise UserError("--images has a number twice")
-        for name in ("pretraining", "tuning"):
+        for name, own in OWN.items():
             try:
-                shlex.split(getattr(self, name))
+                words = shlex.split(getattr(self, name))
             except ValueError as error:
                 raise UserError(f"--{name}: {error}") from error
+            for word in words:
+                if word.partition("=")[0] in {f"--{option}" for option in own}:
+                    raise UserError(f"--{name}: this script gives {word.partition('=')[0]} itself: leave it out")
 
 
 def transfer(options: Options) -> None:

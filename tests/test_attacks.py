@@ -176,6 +176,13 @@ def test_a_change_of_a_pixel_is_within_its_range(option, value, capsys):
     assert f"{option} must be between 0 and 1, not {value}" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("option", ["radius", "step_size"])
+def test_an_attack_that_changes_nothing_is_refused(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        script.main(["runs/x", f"--{option}=0"])
+    assert f"{option} must be above 0" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_first_images_are_read_once_and_counted():
     read = []
 

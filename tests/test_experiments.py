@@ -204,6 +204,19 @@ def test_a_file_in_a_directory_that_is_not_there_is_refused_first(script, argume
     assert "--output nowhere/found.json: there is no directory nowhere" in said(capsys)
 
 
+def test_an_output_that_is_a_directory_is_refused_first(tmp_path, capsys):
+    assert dtypes.main(["nothing", "--output", str(tmp_path)]) == 2
+    assert f"--output {tmp_path} is a directory: name a file" in said(capsys)
+
+
+def test_a_run_without_metrics_is_left_out_of_a_picture(finished, tmp_path, capsys):
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "config.json").symlink_to(finished / "config.json")
+    output = tmp_path / "curves.png"
+    assert plot.main([str(finished), str(tmp_path / "begun"), "--output", str(output)]) == 0 and output.exists()
+    assert "warning: there is nothing to plot yet in begun" in said(capsys)
+
+
 def test_transfer_may_write_to_the_directory_that_it_makes(tmp_path):
     directory = tmp_path / "transfer"
     assert transfer.Options(directory=directory, output=directory / "found.json").output

@@ -274,4 +274,23 @@ def test_a_step_that_only_rounds_otherwise_is_written_with_a_warning(tmp_path, m
     batch = experiment.feeds().train.batch_at(0)
     written = programs.write_step(tmp_path / "step.stablehlo", learner, state, batch, ("cpu",))
     assert len(found) == 2 and found[1] == written.difference <= programs.TOLERANCE and written.path.exists()
-    assert "step.stablehlo differs from the run by 1.0e-03, more than 1e-06, by rounding alone" in said(capsys)
+    assert "step.stablehlo differs from the run by 1.0e-03, more than 1e-05, by rounding alone" in said(capsys)
+
+
+@pytest.mark.parametrize("apart", [5e-6, 1e-4])
+def test_one_example_may_be_rounded_otherwise_than_a_batch(tmp_path, apart):
+    """The run's own function is compiled for each size, and the program for any."""
+
+    def function(x):
+        return x * (1 + apart) if x.shape[0] == 1 else x
+
+    inference = Inference(function, lambda batch: {"x": batch.inputs}, "y", "")
+    inputs = np.linspace(1, 2, 12, dtype=np.float32).reshape(4, 3)
+    write = lambda: programs.write_inference(
+        tmp_path / "inference.stablehlo", inference, Batch(np.arange(4), np.ones(4), inputs, None), ("cpu",)
+    )
+    if apart > programs.TOLERANCE:
+        with pytest.raises(programs.Differs, match=r"differs from the run by 1\.0e-04"):
+            write()
+    else:
+        assert 0 < write().difference < 1e-5

@@ -296,6 +296,7 @@ def test_one_run_a_task_has_no_interval(tmp_path, capsys):
     assert compare.main([one, "--against", two, *output]) == 0
     said = capsys.readouterr().out
     assert re.search(r" mean +│ 1 +│ 2.5 \[2, 3\]", said) and "There is no interval of one run a task" in said, said
+    assert "[" not in next(line for line in said.splitlines() if "probability" in line), "one side has one run"
 
 
 def test_what_can_not_be_compared_is_said(tmp_path, capsys):

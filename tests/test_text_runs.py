@@ -96,7 +96,8 @@ def test_what_can_not_be_sampled(language, capsys):
         (["--prompt", "the moon and the stars"], "1 to 15 tokens"),
     ):
         assert sample.main([str(language), *arguments]) == 2
-        assert message in said(capsys)
+        out, error = capsys.readouterr()
+        assert message in error and not out
     assert sample.main([str(language.parent / "nothing")]) == 2
     for option in ("--top-p=0", "--temperature=nan", "--temperature=inf"):
         with pytest.raises(SystemExit, match="2"):

@@ -1,11 +1,13 @@
 """Images of some classes, and the experiment that fine-tunes on them."""
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from printed import said
 
 from experiments import results, transfer
 from research.core.errors import UserError
@@ -133,3 +135,18 @@ def test_the_table_by_hand():
         ["2", "0.600 (0.500, 0.700)", "0.250 (0.250)"],
         ["5", "0.800 (0.800)", "0.500 (0.500)"],
     ]
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--tuning=--data.labels 5",
+        "--tuning=--optimizer.name sgd --freeze=stem/*",
+        "--pretraining=--workdir runs/x",
+        "--pretraining=--data.classes 0 1",
+    ],
+)
+def test_what_the_script_compares_is_not_set_besides(option, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        transfer.main([option])
+    assert re.search(r"--(tuning|pretraining): this script gives --\S+ itself: leave it out", said(capsys))

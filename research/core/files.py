@@ -125,7 +125,7 @@ def reason(error: BaseException, path: Path | str = "") -> str:
     if number in (errno.ENOSPC, errno.EDQUOT) or "No space left" in text or "RESOURCE_EXHAUSTED" in text:
         return "the disk is full; free some space and start again, the run goes on from its last checkpoint"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM) or "Permission denied" in text or "Read-only" in text:
-        return "permission is denied, or the disk is read-only; check its permissions, or choose another --workdir"
+        return "permission is denied, or the disk is read-only; check its permissions, or choose another place"
     if number in (errno.ENOTDIR, errno.EEXIST) or "Not a directory" in text:
-        return "there is a file where a directory should be; move it, or choose another --workdir"
+        return "there is a file where a directory should be; move it, or choose another place"
     return f"{type(error).__name__}: {text[:300]}"

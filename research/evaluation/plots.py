@@ -76,8 +76,10 @@ def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) ->
         return Line2D([], [], color=colour, label=label, **style)
 
     split_handles = [handle(s, "#444444" if several else colours[s], _style(s, several)) for s in splits]
-    count = "seeds" if several else f"{seeds} seeds"
-    note = f"thin lines: {count}; bold: their mean, shaded: its 95 % interval" if seeds > 1 else ""
+    note = ""
+    if seeds > 1:  # of several runs, the width of a line tells training from validation
+        note = "faint lines: seeds" if several else f"thin lines: {seeds} seeds; bold: their mean"
+        note += ", shaded: the 95 % interval of their mean" if several else ", shaded: its 95 % interval"
     above = partial(figure.legend, loc="outside upper center", frameon=False, title_fontsize=12)
     if several:
         run_handles = [handle(label, colours[label], _style("", False)) for label in runs]

@@ -19,14 +19,14 @@ def locked(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("w")
     except OSError as error:
-        raise RunError(f"{directory} can't be written ({error.strerror}): choose another with --workdir") from error
+        raise RunError(f"{directory} can't be written ({error.strerror}): choose another one") from error
     with lock:
         taken = _taken(lock)
         if taken:
             time.sleep(0.1)  # a process that only looks, by `in_use`, has it for a moment
             taken = _taken(lock)
         if taken:
-            raise UserError(f"another process is training in {directory}: wait for it, or choose another --workdir")
+            raise UserError(f"another process is training in {directory}: wait for it, or choose another directory")
         if taken is None:
             warn(f"this disk has no locks: see to it that no other process trains in {directory}")
         yield
