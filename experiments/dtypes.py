@@ -18,7 +18,7 @@ import jax
 import numpy as np
 import tyro
 
-from experiments.console import check_output, markdown, script
+from experiments.console import check_output, markdown, script, thousands
 from experiments.results import dtype_rows, provenance
 from research.core.console import say
 from research.core.errors import UserError
@@ -83,13 +83,13 @@ def compare(
             raise UserError(f"--{option} must be at least 1, not {value}")
     check_output(output)
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16")
-    cells = [(name, dtype) for name in names for dtype in dtypes]
+    cells = [(name, dtype) for name in dict.fromkeys(names) for dtype in dtypes]
     with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(workers) as pool:
         programs = pool.map(lambda cell: compiled(cell[0], cell[1], directory), cells)
         found: dict[str, dict[str, Any]] = {}
         for (name, dtype), program in zip(cells, list(programs), strict=True):
             found.setdefault(name, {})[dtype] = timed(program, rounds)
-            say(f"{name} {dtype}: {found[name][dtype]}")
+            say(f"{name} {dtype}: {thousands(found[name][dtype]['speed'])} {found[name][dtype]['unit']}/s")
     header, *rows = dtype_rows(found)
     print(markdown(header, rows), end="")
     if output is not None:

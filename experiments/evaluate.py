@@ -31,6 +31,8 @@ def evaluate(directory: Annotated[Directory, tyro.conf.Positional]) -> None:
     test = summary(Evaluator(learner, here)(weights, feeds.test))
     done = directory / "summary.json"
     recorded = {k: v["mean"] for k, v in workdir.summary(directory)["test"].items()} if done.exists() else {}
+    if not done.exists():
+        warn(f"the run has not finished: it has {experiment.run.steps} steps")
     title = f"{directory}: test metrics of the {experiment.run.checkpoint_for_test} checkpoint, step {int(state.step)}"
     show(title, test, {"published": dict(experiment.run.published), **({"summary.json": recorded} if recorded else {})})
     for metric, value in recorded.items():

@@ -147,7 +147,10 @@ def test_evaluate_tells_what_differs_and_what_is_no_run(finished, tmp_path, monk
     assert evaluate.main([str(tmp_path / "copy")]) == 0
     out = said(capsys)
     assert "warning: accuracy is" in out and "0.75 in" in out and "warning: loss" not in out
-    assert "warning: speed is no longer computed; it is 0.5 in" in out
+    assert "warning: speed is no longer computed; it is 0.5 in" in out and "has not finished" not in out
+    (tmp_path / "copy" / "summary.json").unlink()
+    assert evaluate.main([str(tmp_path / "copy")]) == 0
+    assert "warning: the run has not finished: it has 4 steps" in said(capsys)
     (tmp_path / "file").write_text("")
     for name in ("nowhere", "file"):
         assert evaluate.main([str(tmp_path / name)]) == 2
