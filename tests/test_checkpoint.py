@@ -505,7 +505,7 @@ def test_a_process_killed_at_any_moment_leaves_its_newest_save(tmp_path):
 def test_a_directory_that_cannot_be_made_is_a_failure(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file", tmp_path / "file" / "checkpoints"):
-        with pytest.raises(RunError, match=rf"could not save to {path}.*--workdir"), Checkpoints(path, 2, 0):
+        with pytest.raises(RunError, match=rf"could not save to {path}.*choose another place"), Checkpoints(path, 2, 0):
             pass
 
 

@@ -19,7 +19,7 @@ def locked(directory: Path) -> Iterator[None]:
         directory.mkdir(parents=True, exist_ok=True)
         lock = (directory / ".lock").open("w")
     except OSError as error:
-        raise RunError(f"{directory} can't be written ({error.strerror}): choose another one") from error
+        raise RunError(f"{directory} can't be written ({error.strerror}): choose another directory") from error
     with lock:
         taken = _taken(lock)
         if taken:
