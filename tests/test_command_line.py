@@ -698,6 +698,7 @@ def test_a_sweep_over_what_is_no_number_of_its_config_is_not_loaded(copy, field)
     (copy / "config.json").write_text(json.dumps({**about, "seeds": 1, "over": [[field, [0.1, 0.2]]]}))
     with pytest.raises(UserError, match=f"config.json does not fit this version of samestep .it varies {field}, which"):
         research.load(copy)
+    config.check_over(config.load("digits_cnn"), (("optimizer.learning_rate", (0.1,)), ("update.clip", (1.0, 2.0))))
 
 
 def test_seeds_start_from_a_run_without_seeds_and_others_have_as_many(copy, capsys):

@@ -239,8 +239,8 @@ def as_over(about: Mapping[str, Any]) -> Over:
 
 
 def check_over(config: Any, over: Over) -> None:
-    """Raise UserError where a field that `over` varies is no number of `config`."""
-    numbers = {name for name, value in leaves(config).items() if type(value) in (int, float)}
+    """Raise UserError where a field that `over` varies is no number of `config`, nor None, as without a value."""
+    numbers = {name for name, value in leaves(config).items() if type(value) in (int, float, type(None))}
     for name, _ in over:
         if name not in numbers:
             raise UserError(f"it varies {name}, which is no number of its config")
