@@ -18,6 +18,7 @@ import time
 import types
 from collections import deque
 from collections.abc import Callable, Collection
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -280,13 +281,9 @@ def main(arguments: list[str]) -> None:
         f.__name__: f
         for f in (purejaxrl_dqn, purejaxrl_ppo, purejaxql_pqn, purejaxql_pqn_minatar, cleanrl_ppo, sb3_ppo)
     }
-    games = {f"purejaxql_{game}": f"{game.capitalize()}-MinAtar" for game in ("asterix", "breakout", "freeway")}
-    if name == "gymnasium_cartpole":
-        once = gymnasium_cartpole(int(where))
-    elif name in games:
-        once = _purejaxql_return(Path(where), games[name])
-    else:
-        once = peers[name](Path(where))
+    for game in ("asterix", "breakout", "freeway"):
+        peers[f"purejaxql_{game}"] = partial(_purejaxql_return, game=f"{game.capitalize()}-MinAtar")
+    once = gymnasium_cartpole(int(where)) if name == "gymnasium_cartpole" else peers[name](Path(where))
     for _ in sys.stdin:
         print(once(), flush=True)
 

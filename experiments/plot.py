@@ -9,7 +9,7 @@ import tyro
 from experiments.console import check_picture, script
 from research.core.console import warn
 from research.core.errors import UserError
-from research.evaluation import plots as plot
+from research.evaluation.curves import learning_curves
 from research.training import log, workdir
 from research.training.config import Directory
 
@@ -34,10 +34,11 @@ def curves(
     runs = {label: log.read(directory) for label, directory in zip(labels, directories, strict=True)}
     if not any(runs.values()):
         raise UserError(f"there is nothing to plot yet in {', '.join(map(str, directories))}")
-    for label in (label for label, lines in runs.items() if not lines):
-        warn(f"there is nothing to plot yet in {label}")
+    for label, lines in runs.items():
+        if not lines:
+            warn(f"there is nothing to plot yet in {label}")
     runs = {label: lines for label, lines in runs.items() if lines}
-    plot.curves(runs, output)
+    learning_curves(runs, output)
     print(output)
 
 

@@ -19,7 +19,8 @@ from research.core.errors import RunError, UserError, nearest
 from research.core.experiment import Experiment
 from research.core.files import write_json
 from research.core.metrics import plain
-from research.evaluation import plots, statistics
+from research.evaluation import statistics
+from research.evaluation.curves import learning_curves
 from research.training import config, log, workdir
 from research.training.run import train
 
@@ -315,7 +316,7 @@ def _report(results: Sequence[Result], experiment: Experiment, directory: Path) 
     print_table(columns, shown, f"{run.metric} on test data, the best first")
     write_json(directory / "sweep.json", rows)
     label = lambda one: ", ".join(f"{field.rpartition('.')[2]} {text}" for field, text in one.setting.items())
-    plots.curves({label(one): one.history for one in results}, directory / "sweep.png")
+    learning_curves({label(one): one.history for one in results}, directory / "sweep.png")
     print(directory / "sweep.png")
 
 

@@ -12,7 +12,7 @@ def main(arguments: list[str]) -> int:
     return supervised("experiments.train", arguments, run) if together else run()
 
 
-# The functions below import what they need, so that the parent that `supervised` makes stays small.
+# The functions below import what they need: a process that only watches its child, see `supervised`, stays small.
 
 
 def _main(arguments: list[str]) -> int:

@@ -25,14 +25,14 @@ from research.training.run import train
 
 PRETRAINED, TUNED = "cifar10_first_five_resnet20", "cifar10_last_five_resnet20"
 
-OWN = {
+RESERVED = {
     "pretraining": ("workdir", "seeds", "data.classes"),
     "tuning": (
         *("workdir", "seeds", "data.classes", "data.labels", "data.draw", "seed", "run.seed"),
         *("freeze", "update.freeze", "init-from", "init-paths", "optimizer.learning-rate"),
     ),
 }
-"""Options of the runs that the script gives itself: what it compares, and where the runs are."""
+"""Options that --pretraining and --tuning can't have: the script sets them itself, or compares them."""
 
 
 class Way(NamedTuple):
@@ -76,14 +76,14 @@ class Options:
             check_output(self.output)
         if len(set(self.images)) < len(self.images):
             raise UserError("--images has a number twice")
-        for name, own in OWN.items():
+        for name, reserved in RESERVED.items():
             try:
                 words = shlex.split(getattr(self, name))
             except ValueError as error:
                 raise UserError(f"--{name}: {error}") from error
             for word in words:
-                if word.partition("=")[0] in {f"--{option}" for option in own}:
-                    raise UserError(f"--{name}: this script gives {word.partition('=')[0]} itself: leave it out")
+                if word.partition("=")[0] in {f"--{option}" for option in reserved}:
+                    raise UserError(f"--{name}: this script sets {word.partition('=')[0]} itself: leave it out")
 
 
 def transfer(options: Options) -> None:

@@ -4,7 +4,6 @@ import gc
 import os
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 # The suite runs one process a core, and so do the processes it starts: one thread each, and a core of its own.
 worker = os.environ.get("PYTEST_XDIST_WORKER")
@@ -93,7 +92,7 @@ def without_pictures():
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run, "reported", lambda *_: {})
-        patch.setattr(run, "plots", SimpleNamespace(curves=lambda *_: None))
+        patch.setattr(run, "learning_curves", lambda *_: None)
         yield
 
 

@@ -30,19 +30,8 @@ from research.training import run
 from research.training.run import validate
 
 PRUNED = ["--update.pruning.sparsity", "0.75", "--update.pruning.every", "10", "--update.pruning.end", "0.6"]
-NET = [
-    "--net.widths",
-    "16",
-    "32",
-    "--net.depth",
-    "1",
-    "--average",
-    "0.9",
-    "--optimizer.schedule",
-    "constant",
-    "--data.batch",
-    "32",
-]
+NET = ["--net.widths", "16", "32", "--net.depth", "1", "--average", "0.9"]
+TRAINING = ["--data.batch", "32", "--optimizer.schedule", "constant"]
 
 
 def length(steps: int, dispatch: int, every: int) -> list[str]:
@@ -51,7 +40,7 @@ def length(steps: int, dispatch: int, every: int) -> list[str]:
     return [x for name, n in zip(names, (steps, dispatch, every, every), strict=True) for x in (f"--{name}", str(n))]
 
 
-SMALL, TUNED = [*NET, *length(200, 25, 100)], [*NET, *length(2, 2, 2)]
+SMALL, TUNED = [*NET, *TRAINING, *length(200, 25, 100)], [*NET, *TRAINING, *length(2, 2, 2)]
 
 
 def test_the_schedule_by_hand():

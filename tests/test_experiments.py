@@ -160,8 +160,8 @@ def test_evaluate_tells_what_differs_and_what_is_no_run(finished, tmp_path, monk
 def test_plot_draws_the_runs_by_name(finished, tmp_path, monkeypatch, capsys):
     (tmp_path / "other").symlink_to(finished)
     drawn = []
-    curves = plot.plot.curves
-    monkeypatch.setattr(plot.plot, "curves", lambda runs, path: (drawn.append(runs), curves(runs, path)))
+    draw = plot.learning_curves
+    monkeypatch.setattr(plot, "learning_curves", lambda runs, path: (drawn.append(runs), draw(runs, path)))
     picture = tmp_path / "both.png"
     assert plot.main([str(finished), str(tmp_path / "other"), "--output", str(picture)]) == 0
     # Two directories of one name are told apart by their paths.

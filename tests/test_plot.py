@@ -4,7 +4,9 @@ import pytest
 from matplotlib.image import imread
 
 from research.core.errors import RunError
+from research.evaluation import curves
 from research.evaluation import plots as plot
+from research.evaluation.curves import learning_curves
 
 
 def lines(n=30, seeds=None, **more):
@@ -34,35 +36,35 @@ def test_curves_of_one_run(tmp_path, seeds):
     if seeds:
         for line in each[15:]:
             line["loss"][1] = None  # it diverged
-    plot.curves({"run": each}, tmp_path / "curves.png")
+    learning_curves({"run": each}, tmp_path / "curves.png")
     assert drawn(tmp_path / "curves.png").shape[1] > 800
 
 
 def test_curves_side_by_side_and_long(tmp_path):
     runs = {"a": list(lines(1000)), "b": list(lines(20, seeds=4)), "c": list(lines(1, other=1.0)), "empty": []}
-    plot.curves(runs, tmp_path / "curves.png")
+    learning_curves(runs, tmp_path / "curves.png")
     drawn(tmp_path / "curves.png")
 
 
 def test_no_lines_no_picture(tmp_path):
-    plot.curves({"run": []}, tmp_path / "curves.png")
+    learning_curves({"run": []}, tmp_path / "curves.png")
     assert not list(tmp_path.iterdir())
 
 
 def test_panels_are_by_metric_and_long_lines_are_averaged():
-    panels = plot._panels({"run": list(lines(1000))})
+    panels = curves._panels({"run": list(lines(1000))})
     assert list(panels) == ["loss", "accuracy", "learning_rate"]
     curve = panels["loss"]["run", "train"]
-    assert curve.values.shape == (plot.POINTS, 1) and (np.diff(curve.steps) > 0).all()
+    assert curve.values.shape == (curves.POINTS, 1) and (np.diff(curve.steps) > 0).all()
     assert np.isnan(panels["accuracy"]["run", "validation"].values).all()
 
 
 def test_a_long_line_of_which_most_values_are_missing_is_there():
     each = [{"step": n, "split": "train", "return": 2.0 if n % 4 == 0 else None} for n in range(2000)]
-    values = plot._panels({"run": each})["return"]["run", "train"].values
-    assert values.shape == (plot.POINTS, 1) and (values == 2).all()
+    values = curves._panels({"run": each})["return"]["run", "train"].values
+    assert values.shape == (curves.POINTS, 1) and (values == 2).all()
     few = [{**line, "return": None} if line["step"] > 1000 else line for line in each]
-    missing = np.isnan(plot._panels({"run": few})["return"]["run", "train"].values[:, 0])
+    missing = np.isnan(curves._panels({"run": few})["return"]["run", "train"].values[:, 0])
     assert missing[-1] and 0.4 < missing.mean() < 0.6
 
 
@@ -80,7 +82,7 @@ def test_image_grid(tmp_path, channels, dtype):
 
 @pytest.mark.parametrize("captions", [None, [f"a\nb {i}" for i in range(7)]])
 def test_images_of_a_grid_are_where_they_belong(tmp_path, captions):
-    """Each is grey above and black below; its corners are told from the sizes in inches."""
+    """Each is grey above and black below; where its corners must be follows from the sizes in inches."""
     greys, across, above = 60 + 25 * np.arange(7), 1.0, 0.32 if captions else 0.0
     images = np.zeros((7, 20, 10, 1), np.uint8)
     images[:, :10] = greys[:, None, None, None]
@@ -114,14 +116,14 @@ def test_confusion(tmp_path, n):
 
 def test_no_global_state(tmp_path):
     before = dict(matplotlib.rcParams)
-    plot.curves({"run": list(lines())}, tmp_path / "curves.png")
+    learning_curves({"run": list(lines())}, tmp_path / "curves.png")
     assert dict(matplotlib.rcParams) == before
 
 
 def test_a_directory_that_is_none_is_a_failure(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"could not write .*curves\.png"):
-        plot.curves({"run": list(lines())}, tmp_path / "file" / "curves.png")
+        learning_curves({"run": list(lines())}, tmp_path / "file" / "curves.png")
 
 
 def test_growth(tmp_path):

@@ -149,4 +149,4 @@ def test_the_table_by_hand():
 def test_what_the_script_compares_is_not_set_besides(option, capsys):
     with pytest.raises(SystemExit, match="2"):
         transfer.main([option])
-    assert re.search(r"--(tuning|pretraining): this script gives --\S+ itself: leave it out", said(capsys))
+    assert re.search(r"--(tuning|pretraining): this script sets --\S+ itself: leave it out", said(capsys))

@@ -1,19 +1,17 @@
-"""Pictures: learning curves, image grids, confusion matrices, films. Each is one file, written atomically."""
+"""Pictures: image grids, confusion matrices, charts, films. Each is one file, written atomically. curves.py has
+learning curves."""
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from research.core.bucket import located
@@ -22,74 +20,11 @@ from research.core.files import failing, replacing
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 """Okabe and Ito's palette, which colour-blind readers can distinguish."""
 
-POINTS = 400
-"""Points of a line at most; longer curves are averaged in bins, so that they are readable."""
-
-SPLITS = ("train", "validation", "test")
-
 DPI = 130
-"""Pixels an inch."""
+"""Pixels per inch."""
 
 GAP = 0.04
 """Inches between the images of a grid."""
-
-
-class Curve(NamedTuple):
-    """steps [n] and values [n, seeds]; a missing value is NaN."""
-
-    steps: np.ndarray
-    values: np.ndarray
-
-
-def curves(runs: Mapping[str, Sequence[Mapping[str, Any]]], path: Path | str) -> None:
-    """Draws the learning curves of runs, given by label as the lines of their metrics.jsonl: one panel for each metric.
-
-    Training and validation share a panel. Each seed is a thin line; their mean is drawn too, with its 95 % bootstrap
-    interval.
-    """
-    panels = _panels(runs)
-    if not panels:
-        return
-    columns = min(3, math.ceil(math.sqrt(len(panels))))
-    rows = math.ceil(len(panels) / columns)
-    figure = _figure(4.6 * columns, 3.2 * rows + 0.6)
-    several = len(runs) > 1
-    found = {split for by_run in panels.values() for _, split in by_run}
-    splits = [*(s for s in SPLITS if s in found), *sorted(found - set(SPLITS))]
-    colours = dict(zip(runs if several else splits, palette(len(runs if several else splits)), strict=True))
-    seeds = max(curve.values.shape[1] for by_run in panels.values() for curve in by_run.values())
-
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for ax, (name, by_run) in zip(axes, panels.items(), strict=False):
-        for (label, split), curve in by_run.items():
-            _draw(ax, curve, colours[label if several else split], _style(split, several))
-        _scale(ax, name, list(by_run.values()))
-        ax.set_title(name.replace("_", " "), fontsize=11)
-        ax.set_xlabel("steps")
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.xaxis.set_major_locator(MaxNLocator(5))
-        _despine(ax)
-    for ax in axes[len(panels) :]:
-        ax.remove()
-
-    def handle(label: str, colour: str, style: dict[str, Any]) -> Line2D:
-        return Line2D([], [], color=colour, label=label, **style)
-
-    split_handles = [handle(s, "#444444" if several else colours[s], _style(s, several)) for s in splits]
-    note = ""
-    if seeds > 1:  # of several runs, the width of a line tells training from validation
-        note = "faint lines: seeds" if several else f"thin lines: {seeds} seeds; bold: their mean"
-        note += ", shaded: the 95 % interval of their mean" if several else ", shaded: its 95 % interval"
-    above = partial(figure.legend, loc="outside upper center", frameon=False, title_fontsize=12)
-    if several:
-        run_handles = [handle(label, colours[label], _style("", False)) for label in runs]
-        across = int(4.6 * columns / (0.7 + 0.09 * max(map(len, runs))))  # labels side by side, in inches
-        above(handles=run_handles, ncols=max(1, min(len(runs), 2 * columns, across)))
-        figure.legend(handles=split_handles, ncols=len(splits), title=note, loc="outside lower center", frameon=False)
-    else:
-        above(handles=split_handles, ncols=len(splits), title=next(iter(runs)))
-        figure.supxlabel(note, fontsize=10)
-    write(figure, path)
 
 
 def image_grid(images: Any, captions: Sequence[str] | None, path: Path | str, columns: int | None = None) -> None:
@@ -141,7 +76,7 @@ def masks(images: Any, truths: Any, predictions: Any, names: Sequence[str], path
     n, height, width, _ = images.shape
     palette = np.array([colormaps["tab20"]((2 * k + k // 10) % 20)[:3] for k in range(len(names))])
     coloured = lambda numbers: np.concatenate([palette, np.ones((256 - len(names), 3))])[numbers]
-    figure = _figure(9.0, n * (3.0 * height / width + 0.05) + 0.6 + 0.2 * math.ceil(len(names) / 6))
+    figure = new_figure(9.0, n * (3.0 * height / width + 0.05) + 0.6 + 0.2 * math.ceil(len(names) / 6))
     axes = figure.subplots(n, 3, squeeze=False)
     for row, pictures in zip(axes, zip(images, coloured(truths), coloured(predictions), strict=True), strict=True):
         for ax, picture in zip(row, pictures, strict=True):
@@ -168,7 +103,7 @@ def attributions(
     n, height, width, _ = images.shape
     side = min(1.5, 9.0 / (len(maps) + 1))
     above = 0.1 + 0.12 * (1 + max(caption.count("\n") for caption in captions))
-    figure = _figure(side * (len(maps) + 1) + 0.2, n * (side * height / width + above) + 0.2)
+    figure = new_figure(side * (len(maps) + 1) + 0.2, n * (side * height / width + above) + 0.2)
     axes = figure.subplots(n, len(maps) + 1, squeeze=False)
     for row, image, caption, correct, numbers in zip(axes, images, captions, right, range(n), strict=True):
         row[0].imshow(drawable(image), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -211,7 +146,7 @@ def bars(found: Mapping[str, tuple[Any, Any]], labels: Sequence[str], path: Path
     """
     columns = math.ceil(math.sqrt(len(found)))
     rows = math.ceil(len(found) / columns)
-    figure = _figure(3.6 * columns, rows * (0.24 * len(labels) + 0.9))
+    figure = new_figure(3.6 * columns, rows * (0.24 * len(labels) + 0.9))
     axes = list(figure.subplots(rows, columns, squeeze=False, sharey=True).flat)
     places = np.arange(len(labels))
     for ax, (name, (values, (low, high))) in zip(axes, found.items(), strict=False):
@@ -226,7 +161,7 @@ def bars(found: Mapping[str, tuple[Any, Any]], labels: Sequence[str], path: Path
         ax.xaxis.set_major_locator(MaxNLocator(4))
         ax.set_title(name, fontsize=10)
         ax.set_yticks(places, labels, fontsize=8)
-        _despine(ax, "x")
+        despine(ax, "x")
     axes[0].invert_yaxis()  # shared: the first label is at the top
     for ax in axes[len(found) :]:
         ax.remove()
@@ -240,7 +175,7 @@ def confusion(matrix: Any, names: Sequence[str], path: Path | str) -> None:
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     large = n > 30  # too many numbers to read
     size = 8.0 if large else max(4.0, 0.5 * n + 1.5)
-    figure = _figure(size + 0.8, size)
+    figure = new_figure(size + 0.8, size)
     ax = figure.subplots()
     image = ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=ax, label="share of the true class", shrink=0.8)
@@ -330,86 +265,25 @@ def film(frames: Sequence[Image.Image], duration: int | Sequence[int], path: Pat
         frames[0].save(temporary, save_all=True, append_images=frames[1:], duration=duration, loop=0)
 
 
-def _panels(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[tuple[str, str], Curve]]:
-    """The curves by metric, then by (run, split); metrics are in the order of their first appearance."""
-    points: dict[str, dict[tuple[str, str], list[tuple[int, list[Any]]]]] = {}
-    for label, lines in runs.items():
-        for line in lines:
-            for name, value in line.items():
-                if name in ("step", "split", "time"):
-                    continue
-                each = value if isinstance(value, list) else [value]
-                if all(x is None or isinstance(x, int | float) for x in each):
-                    points.setdefault(name, {}).setdefault((label, line["split"]), []).append((line["step"], each))
-    return {name: {key: _curve(pairs) for key, pairs in by_run.items()} for name, by_run in points.items()}
-
-
 def palette(count: int) -> list[Any]:
     """So many colours: those of the palette, or of a scale from blue to red where it has too few."""
     return list(COLOURS[:count] if count <= len(COLOURS) else colormaps["turbo"](np.linspace(0.05, 0.95, count)))
 
 
-def _curve(points: list[tuple[int, list[Any]]]) -> Curve:
-    steps = np.array([step for step, _ in points])
-    values = np.array([[np.nan if x is None else x for x in each] for _, each in points], float)
-    if len(steps) > POINTS:
-        bins = np.array_split(np.arange(len(steps)), POINTS)
-        steps = np.array([steps[b].mean() for b in bins])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a bin without a value
-            values = np.stack([np.nanmean(values[b], 0) for b in bins])
-    return Curve(steps, values)
-
-
-def _style(split: str, several: bool) -> dict[str, Any]:
-    """Line properties. A single run has a colour for each split; of several runs, training is the lighter line."""
-    if split == "test":
-        return {"lw": 0, "marker": "o", "ms": 5}
-    return {"lw": 0.9, "alpha": 0.6} if several and split == "train" else {"lw": 1.8}
-
-
-def _draw(ax: Axes, curve: Curve, colour: str, style: dict[str, Any]) -> None:
-    valid = ~np.isnan(curve.values).all(1)
-    steps, values = curve.steps[valid], curve.values[valid]
-    if not len(steps):
-        return
-    mean = np.nanmean(values, 1)
-    if values.shape[1] > 1:
-        # A bootstrap interval lies between the least and the greatest seed: on a log axis it stays above 0.
-        drawn = np.random.default_rng(0).integers(0, values.shape[1], (500, values.shape[1]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # a mean of seeds that have all diverged
-            low, high = np.nanquantile(np.nanmean(values[:, drawn], -1), (0.025, 0.975), axis=1)
-        ax.fill_between(steps, low, high, color=colour, alpha=0.2, lw=0)
-        if style["lw"]:
-            ax.plot(steps, values, color=colour, lw=0.5, alpha=0.3)
-    if len(steps) == 1:
-        style = {**style, "marker": "o", "ms": 5}
-    ax.plot(steps, mean, color=colour, **style)
-
-
-def _scale(ax: Axes, name: str, curves: Sequence[Curve]) -> None:
-    """Makes the axis logarithmic for losses and the like that are positive and span a factor of more than 20."""
-    values = np.concatenate([curve.values.ravel() for curve in curves])
-    values = values[~np.isnan(values)]
-    kind = any(word in name for word in ("loss", "perplexity", "norm", "error"))
-    if kind and len(values) and values.min() > 0 and values.max() > 20 * values.min():
-        ax.set_yscale("log")
-
-
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, whose parts make room for each other."""
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
 
 
 def _chart(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of one panel."""
-    figure = _figure(width, height)
+    figure = new_figure(width, height)
     ax = figure.subplots()
-    _despine(ax)
+    despine(ax)
     return figure, ax
 
 
-def _despine(ax: Axes, grid: Literal["both", "x"] = "both") -> None:
+def despine(ax: Axes, grid: Literal["both", "x"] = "both") -> None:
     """Leaves the axes two sides, and draws a grid: across both, or x alone."""
     ax.grid(alpha=0.25, axis=grid)
     ax.spines[["top", "right"]].set_visible(False)

@@ -239,7 +239,7 @@ def as_over(about: Mapping[str, Any]) -> Over:
 
 
 def check_over(config: Any, over: Over) -> None:
-    """Raise UserError where a field that `over` varies is no number of `config`, nor None, as without a value."""
+    """Raise UserError for a field in `over` that `config` lacks, or that holds neither a number nor None."""
     numbers = {name for name, value in leaves(config).items() if type(value) in (int, float, type(None))}
     for name, _ in over:
         if name not in numbers:

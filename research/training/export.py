@@ -32,7 +32,7 @@ Platform = Literal["cpu", "cuda", "tpu"]
 
 TOLERANCE = 1e-5
 """Largest difference of a program's outputs that passes the check; see `difference`. A program for batches of any size
-sums in another order than one for a single example, which is some 1e-6."""
+and one for a single example sum in different orders, which changes results by about 1e-6."""
 
 MAX_BYTES = 2**31 - 2**20
 """Size of the largest program that can be written: `jax.export` uses a format of at most 2 GiB."""

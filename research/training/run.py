@@ -20,7 +20,7 @@ from research.core.metrics import Numbers, plain
 from research.core.placement import Place, place
 from research.core.state import Learner, State
 from research.core.transformations import per_seed, per_setting
-from research.evaluation import plots
+from research.evaluation.curves import learning_curves
 from research.training import checkpoint, config, log, own_files, provenance, workdir
 from research.training.checks import check_contract, check_divisible, check_dtype, usable_devices
 from research.training.dispatch import dispatches
@@ -348,7 +348,7 @@ def finish(job: Job, step: int, state: State) -> dict[str, Any]:
             "device": provenance.device(job.where.devices),
             "published": dict(run.published),
         }
-        plots.curves({directory.name: history}, directory / "curves.png")
+        learning_curves({directory.name: history}, directory / "curves.png")
         with _log(job) as lines:
             for picture, written in pictures().items():
                 if written != before.get(picture):
